@@ -1,0 +1,491 @@
+"""What several of the numbered scripts need: images, the dataset, the model, options, outputs.
+
+Pixel space everywhere: float32, RGB, (N, 3, H, W), values in [0, 1]; normalisation is inside the
+model. Importing this file does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from classifier import Classifier, load_model
+from errors import UserError, one_line, unknown
+
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+MAX_PIXELS = 80_000_000  # a decoded image of that size takes 240 MB; larger ones are refused unread
+TEST_FOLDERS = ("test_images", "test images", "test", "ILSVRC2012_img_test")  # spellings met in the wild
+
+
+# ------------------------------------------------------------------------------------------------
+# Images
+
+
+def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
+    """Read a picture as 8-bit RGB, whatever it was stored as.
+
+    `upright` turns it as its EXIF orientation says. What was done to the stored pixels beyond
+    decoding is listed in `image.info["notes"]`. Raises UserError where the file cannot be read.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file: give an image file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            image = Image.open(path, formats=IMAGE_FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(
+                f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first"
+            )
+        notes = ["first frame of several"] if getattr(image, "n_frames", 1) > 1 else []
+        image.load()
+        if image.getexif().get(0x0112, 1) != 1:  # the EXIF tag Orientation; 1 is upright
+            notes.append("turned upright by EXIF" if upright else "EXIF orientation ignored")
+            image = ImageOps.exif_transpose(image) if upright else image
+        image, note = _to_rgb(image)
+    except UserError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{path} is no image in {', '.join(IMAGE_FORMATS)}: convert or remove it") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}): replace or remove it") from None
+    image.info["notes"] = notes + note
+    return image
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image, []
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"32-bit values {values.min()}..{values.max()} have no defined white")
+        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB"), ["16-bit to 8-bit"]
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined white")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB"), ["transparency laid over white"]
+    return image.convert("RGB"), [] if image.mode == "P" else [f"{image.mode} to RGB"]
+
+
+class ImageFile(NamedTuple):
+    """One image of a run: `index` in the list, `key` as it stands in rows and tables, where it is."""
+
+    index: int
+    key: str
+    path: Path
+
+
+def list_files(folder: Path) -> list[Path]:
+    """All files below a folder but the hidden ones (.DS_Store, ._photo.jpg), in a fixed order."""
+    return sorted(
+        Path(root, name)
+        for root, folders, names in os.walk(folder)
+        if not any(part.startswith(".") for part in Path(root).relative_to(folder).parts)
+        for name in names
+        if not name.startswith(".")
+    )
+
+
+def find_folder(parent: Path, spellings: Sequence[str]) -> Path | None:
+    """The first of the spellings that is a folder in `parent`, upper and lower case alike."""
+    folders = {p.name.casefold(): p for p in parent.iterdir() if p.is_dir()} if parent.is_dir() else {}
+    return next((folders[s.casefold()] for s in spellings if s.casefold() in folders), None)
+
+
+def test_images(options: argparse.Namespace) -> list[ImageFile]:
+    """The files and folders given as arguments, else the dataset's test images; the first --limit of them."""
+    base = Path(options.dataset)
+    if options.images:
+        paths = []
+        for given in map(Path, options.images):
+            if not os.path.lexists(given):
+                raise UserError(f"{given} does not exist: give image files or folders of images")
+            paths += list_files(given) if given.is_dir() else [given]
+        files = [ImageFile(i, str(path), path) for i, path in enumerate(paths)]
+        source = " ".join(options.images)
+    else:
+        folder = find_folder(base / "DL_data", TEST_FOLDERS)
+        if folder is None:
+            raise UserError(
+                f"{base / 'DL_data'} has no folder {TEST_FOLDERS[0]}: give image files as arguments, "
+                "or run `python process_data.py --sample` for a sample dataset"
+            )
+        files = [ImageFile(i, path.relative_to(base).as_posix(), path) for i, path in enumerate(list_files(folder))]
+        source = str(folder)
+    if not files:
+        raise UserError(f"{source} holds no file: put images there or give them as arguments")
+    return files[: options.limit]
+
+
+def validation_images(dataset: str | os.PathLike) -> list[ImageFile]:
+    """The validation images as `process_data.py` split them, by class id, then name; see `class_of`."""
+    base = Path(dataset)
+    split = base / "DL_data_p"
+    folders = sorted((p for p in split.glob("*") if p.is_dir() and p.name.isdecimal()), key=lambda p: int(p.name))
+    paths = [path for folder in folders for path in list_files(folder)]
+    if not paths:
+        raise UserError(
+            f"{split} holds no validation images: run `python process_data.py` first, "
+            "with --sample where there is no dataset"
+        )
+    return [ImageFile(i, path.relative_to(base).as_posix(), path) for i, path in enumerate(paths)]
+
+
+def class_of(file: ImageFile) -> int:
+    """The class id of a split validation image: DL_data_p/<class id>/..."""
+    return int(file.key.split("/")[1])
+
+
+# ------------------------------------------------------------------------------------------------
+# The class score
+
+
+def find_class(text: str, categories: Sequence[str]) -> int:
+    """A class id from an id or a name; raises UserError with the near or ambiguous names."""
+    if re.fullmatch(r"[+-]?\d+", text):
+        if not 0 <= int(text) < len(categories):
+            raise UserError(f"class {text} does not exist: ids go from 0 to {len(categories) - 1}")
+        return int(text)
+    wanted = text.replace("_", " ").strip().casefold()
+    found = [i for i, name in enumerate(categories) if wanted in [n.strip() for n in name.casefold().split(",")]]
+    if len(found) > 1:
+        raise UserError(f"{text!r} names the classes {', '.join(map(str, found))}: give the id")
+    if not found:
+        raise UserError(unknown("class", wanted, [name.casefold() for name in categories]) + " (ids work too)")
+    return found[0]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode inside; afterwards each as it was, also after an error."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def class_score_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of each image's class logit by its pixels.
+
+    images (N, 3, H, W), classes (N,) -> gradient (N, 3, H, W), scores (N,) (logits). One backward
+    pass serves the batch: no image's logit depends on another image. The caller's tensors, the
+    model's state and every `.grad` stay as they are. Raises UserError for a class out of range.
+    Simonyan et al. 2014, section 3.
+    """
+    leaf = images.detach().requires_grad_()
+    with evaluation_mode(model), torch.enable_grad():
+        logits = model(leaf.clone())  # (N, classes); a clone, since a model may write into its input
+        if classes.min() < 0 or classes.max() >= logits.shape[1]:
+            raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {classes.tolist()}")
+        scores = logits.gather(1, classes.to(logits.device)[:, None])[:, 0]  # (N,)
+        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+    return gradient, scores.detach()
+
+
+# ------------------------------------------------------------------------------------------------
+# From image files to rows
+
+
+def explain_images(
+    model: Classifier,
+    files: Sequence[ImageFile],
+    explain: Callable[[Tensor, list[ImageFile]], list[dict]],
+    options: argparse.Namespace,
+    upright: bool = True,
+) -> tuple[list[dict], list[dict]]:
+    """Run `explain` over the images in batches; returns one row per image, and what was skipped.
+
+    `explain(images (B, 3, S, S), files)` returns a dict of plain values per image. A file that
+    cannot be read is skipped with its reason, and is a UserError with --strict or where none is left.
+    """
+    rows, skipped = [], []
+    with tqdm(total=len(files), unit="image", disable=None) as progress:
+        for start in range(0, len(files), options.batch_size):
+            batch, pixels, notes = [], [], []
+            for file in files[start : start + options.batch_size]:
+                try:
+                    image = read_image(file.path, upright)
+                except UserError as error:
+                    if options.strict:
+                        raise
+                    skipped.append({"path": file.key, "reason": str(error)})
+                    continue
+                batch.append(file)
+                pixels.append(model.preprocess(image))
+                notes.append(image.info["notes"])
+            if batch:
+                found = explain(torch.stack(pixels).to(model.mean.device), batch)
+                rows += [
+                    {"index": file.index, "path": file.key, "notes": note, **row}
+                    for file, note, row in zip(batch, notes, found, strict=True)
+                ]
+            progress.update(min(options.batch_size, len(files) - start))
+    if not rows:
+        reason = skipped[0]["reason"] if skipped else "there are none"
+        raise UserError(f"none of the {len(files)} images can be used, the first because {reason}")
+    return rows, skipped
+
+
+# ------------------------------------------------------------------------------------------------
+# Options
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 (argparse type)."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)
+
+
+# One name, one meaning, one default in every script that has them.
+SHARED_OPTIONS: dict[str, dict[str, Any]] = {
+    "images": dict(nargs="*", metavar="IMAGE", help="image files or folders, in place of the dataset's test images"),
+    "--dataset": dict(default="dataset", metavar="DIR", help="folder that holds DL_data and DL_data_p"),
+    "--output": dict(default="output", metavar="DIR", help="results go to DIR/<name of the script>/"),
+    "--model": dict(
+        default="efficientnet_lite0",
+        metavar="NAME",
+        help="efficientnet_lite0 (installed with its weights), a torchvision model (vgg16, resnet50, ...) or timm/NAME",
+    ),
+    "--weights": dict(metavar="FILE", help="state dict to load in place of the published weights, or `random`"),
+    "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto takes an accelerator where there is one"),
+    "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
+    "--seed": dict(default=0, type=int, metavar="N", help="seed of all that is random; each image has its own stream"),
+    "--limit": dict(type=positive, metavar="N", help="only the first N images"),
+    "--strict": dict(action="store_true", help="stop at an image that cannot be read, in place of skipping it"),
+    "--classes": dict(
+        nargs="+",
+        metavar="CLASS",
+        help="class to explain, id or name: one for all images or one each (default: each image's likeliest)",
+    ),
+    "--show": dict(default=12, type=positive, metavar="N", help="pictures drawn in a figure; tables have all"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; `python {self.prog} --help` explains the options")
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
+
+
+def option_parser(doc: str, *shared: str) -> argparse.ArgumentParser:
+    """A parser with the script's docstring as its description and the shared options named."""
+    parser = _Parser(description=doc, formatter_class=_HelpFormatter)
+    for name in shared:
+        parser.add_argument(name, **SHARED_OPTIONS[name])
+    return parser
+
+
+def load_from_options(options: argparse.Namespace) -> Classifier:
+    """The model that --model, --weights and --device ask for; `auto` is resolved in `options`."""
+    if options.device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        options.device = accelerator.type if accelerator else "cpu"
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
+    return load_model(options.model, options.weights, options.device)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's main(): what a user can put right becomes one sentence and exit status 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'the system'}: {error.strerror or error}; check the path and its disk")
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped before the results were written: start the same command again\n")
+        sys.exit(130)
+
+
+# ------------------------------------------------------------------------------------------------
+# Outputs
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write all or nothing; a file that already holds these bytes is left alone (so is its time)."""
+    data = data.encode() if isinstance(data, str) else data
+    if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
+    """Save a matplotlib figure as a PNG that is the same bytes for the same content."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    write_file(path, buffer.getvalue())
+
+
+def panel_grid(items: int, columns: int, per_line: int, size: float = 2.1) -> tuple[Figure, np.ndarray]:
+    """A figure for `items` pictures of `columns` panels each, `per_line` of them side by side.
+
+    Returns the figure and its axes as an array (items, columns); `size` is a panel's side in inches.
+    """
+    per_line = min(per_line, items)
+    lines = -(-items // per_line)
+    figure = Figure(figsize=(per_line * columns * size, lines * size * 1.18 + 0.6), layout="constrained")
+    axes = figure.subplots(lines, per_line * columns, squeeze=False).reshape(lines * per_line, columns)
+    for unused in axes[items:].flat:
+        unused.remove()
+    return figure, axes[:items]
+
+
+def draw_image(axes: Axes, image: Tensor | np.ndarray, title: str = "", **settings: Any) -> None:
+    """Draw (3, H, W) in [0, 1], or a map (H, W) with matplotlib's own settings, without ticks."""
+    axes.imshow(to_pixels(image) if image.ndim == 3 else image, **settings)
+    axes.set_title(title, fontsize=7.5)
+    axes.axis("off")
+
+
+def short(text: str, length: int = 24) -> str:
+    """A name cut to `length` characters, for a title."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, for drawing and saving."""
+    return (image.detach().cpu() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def csv_text(table: Sequence[dict]) -> str:
+    """A table as CSV: the first row's keys are the header, numbers have 6 significant digits."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in table:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    return text.getvalue()
+
+
+class Report:
+    """The output folder of one script: figures, files and tables first, metrics.json last."""
+
+    def __init__(self, options: argparse.Namespace, script: str):
+        self.options, self.script = options, Path(script).stem
+        self.folder = Path(options.output) / self.script
+        self.files: list[str] = []
+        self.started = time.perf_counter()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is no folder: remove it or choose another --output")
+
+    def path(self, name: str) -> Path:
+        """Where the file goes; it is named in metrics.json from now on."""
+        self.files.append(name)
+        return self.folder / name
+
+    def finish(
+        self,
+        rows: Sequence[dict],
+        skipped: Sequence[dict],
+        results: dict[str, Any],
+        tables: dict[str, Sequence[dict]],
+        model: Classifier | None = None,
+    ) -> None:
+        """Write rows.jsonl, the tables and metrics.json; remove what only an earlier run wrote."""
+        write_file(self.path("rows.jsonl"), "".join(json_line(row) for row in rows))
+        for name, table in tables.items():
+            write_file(self.path(name), csv_text(table))
+        metrics_path = self.folder / "metrics.json"
+        try:
+            earlier = json.loads(metrics_path.read_text())["files"]
+        except (OSError, ValueError, KeyError, TypeError):
+            earlier = []
+        for name in set(earlier) - set(self.files):
+            if Path(name).suffix in (".png", ".npy", ".csv") and ".." not in Path(name).parts:
+                (self.folder / name).unlink(missing_ok=True)
+        notes = Counter(note for row in rows for note in row.get("notes", []))
+        metrics = {
+            "script": self.script,
+            "settings": vars(self.options),
+            "seed": getattr(self.options, "seed", None),
+            "device": getattr(self.options, "device", None),
+            "versions": versions(),
+            "images": {
+                "found": len(rows) + len(skipped),
+                "used": len(rows),
+                "skipped": list(skipped),
+                "notes": dict(notes),
+            },
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "results": results,
+            "files": sorted(self.files),
+        }
+        if model is not None:
+            metrics["model"] = {
+                "name": model.name,
+                "weights": model.weights,
+                "sha256": model.sha256,
+                "input_size": model.input_size,
+                "classes": len(model.categories),
+            }
+        write_file(metrics_path, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        if skipped:
+            print(f"skipped {len(skipped)} of {len(rows) + len(skipped)} images; metrics.json says why")
+        print(metrics_path)
+
+
+def json_line(row: dict) -> str:
+    """A row as one line; floats in full, so that what is computed from rows is exact."""
+    return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on: interpreter, libraries, this project's commit where known."""
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "commit": commit,
+    }
