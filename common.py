@@ -213,6 +213,58 @@ def class_score_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> t
     return gradient, scores.detach()
 
 
+def classes_asked(
+    given: Sequence[str] | None, files: Sequence[ImageFile], categories: Sequence[str]
+) -> list[int | None]:
+    """The class to explain for each file: the one given, or None for the image's likeliest."""
+    if not given:
+        return [None] * len(files)
+    classes = [find_class(text, categories) for text in given]
+    if len(classes) not in (1, len(files)):
+        raise UserError(f"{len(classes)} classes for {len(files)} images: give one class for all, or one for each")
+    return classes * len(files) if len(classes) == 1 else classes
+
+
+def explained_classes(model: nn.Module, images: Tensor, asked: Sequence[int | None]) -> tuple[Tensor, list[dict]]:
+    """images (N, 3, H, W) -> classes (N,), the likeliest where none was asked for, and what the model says of each."""
+    with evaluation_mode(model), torch.inference_mode():
+        logits = model(images)  # (N, classes)
+    likeliest = logits.argmax(1)
+    classes = torch.tensor([int(best) if c is None else c for c, best in zip(asked, likeliest, strict=True)])
+    classes = classes.to(images.device)
+    chosen = classes[:, None]
+    columns = {
+        "class": classes,
+        "logit": logits.gather(1, chosen)[:, 0],
+        "probability": logits.softmax(1).gather(1, chosen)[:, 0],
+        "rank": (logits > logits.gather(1, chosen)).sum(1),  # 0: the likeliest
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return classes.clone(), [dict(zip(columns, row, strict=True)) for row in values]
+
+
+def describe_map(saliency: np.ndarray) -> dict[str, Any]:
+    """What can be measured on a saliency map (H, W).
+
+    `half_mass_area`: share of the pixels that hold half of the map's sum (0.5: even; small:
+    concentrated). `roughness`: mean difference of neighbours over the mean (0: flat; 2/3:
+    independent uniform noise). `status` is "ok", "zero gradient" or "not finite": such a map says
+    nothing, and its measures are None.
+    """
+    values = saliency.astype(np.float64)
+    status = "not finite" if not np.isfinite(values).all() else "ok" if values.any() else "zero gradient"
+    if status != "ok":
+        return {"status": status, "largest": None, "half_mass_area": None, "roughness": None}
+    mass = np.cumsum(np.sort(values, axis=None)[::-1])
+    steps = np.concatenate([np.abs(np.diff(values, axis=axis)).ravel() for axis in (0, 1)])
+    return {
+        "status": "ok",
+        "largest": float(values.max()),
+        "half_mass_area": float(np.searchsorted(mass, mass[-1] / 2) + 1) / values.size,
+        "roughness": float(steps.mean() / values.mean()),
+    }
+
+
 # ------------------------------------------------------------------------------------------------
 # From image files to rows
 
@@ -382,6 +434,18 @@ def draw_image(axes: Axes, image: Tensor | np.ndarray, title: str = "", **settin
     axes.axis("off")
 
 
+MAP_PERCENTILE = 99.5  # a few pixels stand out so far that the rest would be black beside them
+
+
+def draw_map(axes: Axes, saliency: np.ndarray, white: float, title: str, status: str = "ok") -> None:
+    """Draw a saliency map (H, W): linear from 0 (black) to `white`; a map that says nothing is named, not drawn."""
+    if status == "ok":
+        draw_image(axes, saliency, title, cmap="inferno", vmin=0, vmax=white)
+    else:
+        draw_image(axes, np.zeros_like(saliency), title, cmap="gray")
+        axes.text(0.5, 0.5, status, color="white", ha="center", transform=axes.transAxes)
+
+
 def short(text: str, length: int = 24) -> str:
     """A name cut to `length` characters, for a title."""
     return text if len(text) <= length else text[: length - 1] + "…"
@@ -390,6 +454,13 @@ def short(text: str, length: int = 24) -> str:
 def to_pixels(image: Tensor) -> np.ndarray:
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8, for drawing and saving."""
     return (image.detach().cpu() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Save an array as .npy, all or nothing."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_file(path, buffer.getvalue())
 
 
 def csv_text(table: Sequence[dict]) -> str:

@@ -1,0 +1,322 @@
+"""2h: how sure is the network?
+
+Monte Carlo dropout: T passes with dropout kept on are T samples of the predictive distribution
+(Gal and Ghahramani 2016, Dropout as a Bayesian Approximation, section 4). For each image: the mean
+p of the passes' probabilities p_t, the predictive entropy H[p] (all uncertainty), its part that
+the passes disagree about, the mutual information H[p] - mean_t H[p_t] (Houlsby et al. 2011,
+section 2), and the spread of the leading classes, beside the single deterministic pass. Entropies are in nats.
+
+    python 2h_mc_dropout.py                         # the dataset's test images, T = 100
+    python 2h_mc_dropout.py photo.jpg --passes 20   # your own picture, no dataset needed; the fast one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import common
+
+TOP = 5  # leading classes, by mean probability, whose spread is kept
+# Passes run together, as many as keep the first dropout's input of one image below this many numbers
+# (16 MB). A rule without the batch in it: an image's masks must not depend on its company.
+NUMBERS_TOGETHER = 1 << 22
+
+# Where each dropout has its input and its probability.
+DROPOUTS: dict[str, Callable] = {
+    name: lambda input, p=0.5, *_, **__: (input, p)
+    for name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout")
+    + ("alpha_dropout", "feature_alpha_dropout")
+}
+WHOLE_CHANNELS = {"dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout"}
+ALPHA = -1.7580993408473766  # SELU's limit at minus infinity: Klambauer et al. 2017, section 3
+
+
+class _DropoutMode(TorchFunctionMode):
+    """Dropout on, wherever a forward pass calls it, by a module or a function, in training mode or not.
+
+    What comes before the first active dropout is the same in every pass, so it runs once for the N
+    images; there the batch grows to (passes * N), and the rest of the network runs on that.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator], at_most: int, grown: bool = False):
+        super().__init__()
+        self.generators, self.at_most = generators, at_most
+        self.grown = grown  # has the batch grown already?
+        self.passes = at_most if grown else 0
+        self.probabilities: list[float] = []  # of every dropout met
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        spelling = getattr(function, "__name__", "")
+        name = spelling.removesuffix("_")
+        if name not in DROPOUTS:
+            return function(*args, **kwargs)
+        input, p = DROPOUTS[name](*args, **kwargs)
+        self.probabilities.append(p)
+        if p == 0:
+            return input
+        output = self.drop(input, p, name)
+        if spelling.endswith("_") or kwargs.get("inplace") or args[3:4] == (True,):
+            # later readers of the input must see what was dropped; where the batch has just grown
+            # they cannot, and the NaN makes such a reader known
+            input.copy_(output) if input.shape == output.shape else input.fill_(torch.nan)
+        return output
+
+    def drop(self, input: Tensor, p: float, name: str) -> Tensor:
+        """(rows, ...) -> (passes * N * k, ...), where each image has k rows (one, or its windows)."""
+        images = len(self.generators)
+        if not self.passes:
+            numbers = input.numel() // images
+            self.passes = min(self.at_most, max(1, NUMBERS_TOGETHER // numbers))
+        there = self.passes if self.grown and len(input) % (self.passes * images) == 0 else 1
+        self.grown = True
+        input = input.reshape(there, images, -1, *input.shape[1:])  # (1 or passes, N, k, ...)
+        shape = (self.passes, *input.shape[2:])  # of one image's mask
+        if name in WHOLE_CHANNELS:
+            shape = (*shape[:3], *(1 for _ in shape[3:]))
+        masks = [torch.rand(shape, generator=g, device=g.device) >= p for g in self.generators]
+        mask = torch.stack(masks, 1).to(input)  # (passes, N, k, ...): 1 is kept
+        if "alpha" not in name:
+            output = input * mask.mul_(1 / (1 - p) if p < 1 else 0)
+        else:  # Klambauer et al. 2017, section 3: dropped values become ALPHA, then mean and variance are restored
+            a = ((1 - p) * (1 + p * ALPHA**2)) ** -0.5 if p < 1 else 0
+            output = a * (input * mask + ALPHA * (1 - mask)) - a * ALPHA * p
+        return output.flatten(0, 2)
+
+
+def mc_dropout_logits(
+    model: nn.Module,
+    images: Tensor,
+    passes: int,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> Tensor:
+    """images (N, 3, H, W) -> logits (passes, N, classes) with every dropout on, and only dropout.
+
+    With a list of generators, one per image, an image's passes do not depend on the others in the
+    batch. Raises UserError for a network without active dropout. Gal and Ghahramani 2016, section 4.
+    """
+    if generator is None:
+        generator = torch.default_generator
+    generators = [generator] * len(images) if isinstance(generator, torch.Generator) else list(generator)
+    if len(generators) != len(images):
+        raise common.UserError(f"{len(generators)} generators for {len(images)} images: give one, or one for each")
+    done: list[Tensor] = []
+    with common.evaluation_mode(model), torch.inference_mode():
+        while (missing := passes - sum(map(len, done))) > 0:
+            done.append(_some_passes(model, images, missing, generators))
+    return torch.cat(done)
+
+
+def _some_passes(model: nn.Module, images: Tensor, at_most: int, generators: list[torch.Generator]) -> Tensor:
+    """As many of the passes as fit together: (some, N, classes)."""
+    states = [g.get_state() for g in generators]
+    mode = _DropoutMode(generators, at_most)
+    try:
+        with mode:
+            logits = model(images)
+        if not mode.passes:
+            raise common.UserError(_no_dropout(mode.probabilities))
+        if len(logits) == mode.passes * len(images) and logits.isfinite().all():
+            return logits.reshape(mode.passes, len(images), -1)
+    except (RuntimeError, ValueError, AssertionError):
+        if not mode.passes:
+            raise
+    # A network in which the grown batch meets the one before it, as at a skip connection around the
+    # first dropout: whole passes, image by image, with the same masks.
+    columns = []
+    for image, generator, state in zip(images, generators, states, strict=True):
+        generator.set_state(state)
+        with _DropoutMode([generator], mode.passes, grown=True):
+            columns.append(model(image.expand(mode.passes, *image.shape)))
+    return torch.stack(columns, 1)
+
+
+def _no_dropout(probabilities: list[float]) -> str:
+    what = f"{len(probabilities)} dropouts, all with p = 0" if probabilities else "no dropout"
+    return (
+        f"this network has {what}, so all passes would be the same: give --dropout P where it has dropouts, or use "
+        "efficientnet_lite0, torchvision's alexnet, vgg16, squeezenet1_0, googlenet, inception_v3, mobilenet_v2, "
+        "efficientnet_b0, or a timm model with --dropout"
+    )
+
+
+def set_dropout(model: nn.Module, p: float) -> int:
+    """Give every dropout of a network that has p = 0 the probability p; returns how many there were.
+
+    torchvision's and timm's networks keep p in modules, or as a number `drop_rate`.
+    """
+    count = 0
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0:
+            module.p, count = p, count + 1
+        elif getattr(module, "drop_rate", None) == 0:
+            module.drop_rate, count = p, count + 1
+    return count
+
+
+def entropy(probabilities: np.ndarray) -> np.ndarray:
+    """Entropy in nats over the last axis; 0 log 0 is 0."""
+    return -(probabilities * np.log(np.maximum(probabilities, 1e-300))).sum(-1)
+
+
+def uncertainty(logits: Tensor, deterministic: Tensor) -> dict[str, Any]:
+    """What the passes (T, classes) of one image say, beside the deterministic pass (classes,)."""
+    p = logits.double().softmax(1).cpu().numpy()  # (T, classes)
+    single = deterministic.double().softmax(0).cpu().numpy()
+    mean = p.mean(0)
+    leading = np.argsort(-mean, kind="stable")[:TOP]
+    predictive, expected = float(entropy(mean)), float(entropy(p).mean())
+    return {
+        "class": int(leading[0]),
+        "deterministic_class": int(single.argmax()),
+        "deterministic_probability": float(single.max()),
+        "deterministic_entropy": float(entropy(single)),
+        "mean_probability": float(mean[leading[0]]),
+        "variance": float(p[:, leading[0]].var(ddof=1)) if len(p) > 1 else None,
+        "agreement": float((p.argmax(1) == leading[0]).mean()),
+        "predictive_entropy": predictive,
+        "mutual_information": max(predictive - expected, 0.0),  # below 0 by rounding alone
+        "leading": [
+            {
+                "class": int(c),
+                "mean": float(mean[c]),
+                "standard_deviation": float(p[:, c].std(ddof=1)) if len(p) > 1 else None,
+                "deterministic": float(single[c]),
+                "quantiles": [float(q) for q in np.quantile(p[:, c], (0, 0.25, 0.5, 0.75, 1))],
+            }
+            for c in leading
+        ],
+    }
+
+
+def main() -> None:
+    parser = common.option_parser(
+        __doc__,
+        *("images", "--dataset", "--output", "--model", "--weights", "--device"),
+        *("--batch-size", "--seed", "--limit", "--strict", "--show"),
+    )
+    parser.add_argument("--passes", default=100, type=common.positive, metavar="T", help="passes with dropout on")
+    parser.add_argument(
+        "--dropout", type=float, metavar="P", help="p for the dropouts whose own is 0, above 0, below 1"
+    )
+    options = parser.parse_args()
+    if options.dropout is not None and not 0 < options.dropout < 1:
+        raise common.UserError(f"--dropout {options.dropout} is no probability between 0 and 1")
+    files = common.test_images(options)
+    report = common.Report(options, __file__)
+    model = common.load_from_options(options)
+    if options.dropout is not None and not set_dropout(model, options.dropout):
+        raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
+
+    def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
+        # a stream per image, whatever the batch: the seed and the image's index in one number
+        generators = [torch.Generator().manual_seed((options.seed << 32) + file.index) for file in batch]
+        logits = mc_dropout_logits(model, images, options.passes, generators)  # (T, N, classes)
+        with torch.inference_mode():
+            deterministic = model(images)
+        return [uncertainty(logits[:, n], deterministic[n]) for n in range(len(batch))]
+
+    rows, skipped = common.explain_images(model, files, explain, options)
+    ordered = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))
+    shown = ordered[: options.show]
+    common.save_figure(draw(shown, len(rows), files, model, options.passes), report.path("mc_dropout.png"))
+    common.save_figure(draw_order(ordered, files, model, options.passes), report.path("uncertainty.png"))
+    table = [
+        {
+            "order": order,
+            "name": model.categories[row["class"]],
+            "deterministic_name": model.categories[row["deterministic_class"]],
+            **{k: v for k, v in row.items() if k not in ("leading", "notes")},
+        }
+        for order, row in enumerate(ordered, start=1)
+    ]
+    spread = [
+        {"index": row["index"], "path": row["path"], "name": model.categories[c["class"]]}
+        | {k: v for k, v in c.items() if k != "quantiles"}
+        | dict(zip(("min", "quartile_1", "median", "quartile_3", "max"), c["quantiles"], strict=True))
+        for row in rows
+        for c in row["leading"]
+    ]
+    tables = {"uncertainty.csv": table, "leading_classes.csv": spread}
+    report.finish(rows, skipped, summary(rows, options.passes, len(model.categories)), tables, model)
+
+
+def summary(rows: list[dict], passes: int, classes: int) -> dict:
+    """The metrics, from sums over rows."""
+    keys = ("deterministic_probability", "mean_probability", "agreement", "deterministic_entropy")
+    keys += ("predictive_entropy", "mutual_information")
+    return {
+        "images": len(rows),
+        "passes": passes,
+        "mean_and_single_pass_disagree": sum(row["class"] != row["deterministic_class"] for row in rows),
+        "most_uncertain": max(rows, key=lambda row: row["mutual_information"])["path"],
+        "entropy_of_chance": float(np.log(classes)),
+        **{f"mean_{key.removeprefix('mean_')}": sum(row[key] for row in rows) / len(rows) for key in keys},
+    }
+
+
+def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier, passes: int) -> Figure:
+    """Each picture beside the box plots of its leading classes over the passes."""
+    figure, axes = common.panel_grid(len(rows), columns=2, per_line=3)
+    for (left, right), row in zip(axes, rows, strict=True):
+        picture = model.preprocess(common.read_image(files[row["index"]].path))
+        title = f"MI {row['mutual_information']:.3f}, H {row['predictive_entropy']:.2f}\n{row['agreement']:.0%} agree"
+        common.draw_image(left, picture, title)
+        boxes = [
+            dict(zip(("whislo", "q1", "med", "q3", "whishi"), c["quantiles"], strict=True), mean=c["mean"])
+            for c in row["leading"]
+        ]
+        positions = range(len(boxes))
+        right.bxp(boxes, positions, orientation="horizontal", showfliers=False, widths=0.3, showmeans=True)
+        right.plot([c["deterministic"] for c in row["leading"]], positions, "|", color="tab:red", markersize=12)
+        for position, c in zip(positions, row["leading"], strict=True):
+            name = common.short(model.categories[c["class"]])
+            right.text(
+                0.0, position - 0.27, f"{name}  {c['mean']:.3f} ± {c['standard_deviation'] or 0:.3f}", fontsize=6.5
+            )
+        right.set(xlim=(-0.03, 1.03), ylim=(len(boxes) - 0.5, -0.75), yticks=[])
+        right.set_box_aspect(0.95)
+        right.tick_params(labelsize=6)
+        right.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"{model.name}: {passes} passes with dropout on; the {len(rows)} most uncertain of {total} images, by mutual "
+        "information (MI, nats; H: predictive entropy)\nclass, mean ± standard deviation of its probability; "
+        "box: quartiles, whiskers: least and largest, triangle: mean, red: the single deterministic pass",
+        fontsize=9,
+    )
+    return figure
+
+
+def draw_order(rows: list[dict], files: list[common.ImageFile], model: common.Classifier, passes: int) -> Figure:
+    """All images ordered by uncertainty: the two parts of the predictive entropy."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(1, len(rows) + 1)
+    mutual = np.array([row["mutual_information"] for row in rows])
+    expected = np.array([row["predictive_entropy"] for row in rows]) - mutual
+    axes.bar(places, mutual, 0.8, label="mutual information: the passes disagree")
+    axes.bar(
+        places, expected, 0.8, bottom=mutual, color="lightsteelblue", label="expected entropy: each pass is unsure"
+    )
+    axes.plot(
+        places, [row["deterministic_entropy"] for row in rows], "r_", label="entropy of the single deterministic pass"
+    )
+    if len(rows) <= 40:
+        axes.set_xticks(
+            places, [common.short(files[row["index"]].path.name, 20) for row in rows], rotation=90, fontsize=7
+        )
+    axes.set(xlabel="images, ordered by mutual information", ylabel="predictive entropy (nats)")
+    axes.legend(fontsize=7, frameon=False)
+    axes.set_title(f"{model.name}: predictive entropy of {len(rows)} images over {passes} passes", fontsize=9)
+    return figure
+
+
+if __name__ == "__main__":
+    common.run(main)

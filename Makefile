@@ -1,0 +1,58 @@
+# `make` makes the report, `make test` checks it; both install what they need into .venv first.
+# PYTHON chooses the interpreter (3.10 to 3.13): make PYTHON=python3.12
+
+.DEFAULT_GOAL := report
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: report test test-long clean FORCE
+
+OUTPUT := output
+SCRIPTS := 2b_evaluate 2c_class_visualization 2d_predict 2e_saliency 2f_guided_saliency 2h_mc_dropout
+METRICS := $(SCRIPTS:%=$(OUTPUT)/%/metrics.json)
+SHARED_CODE := common.py classifier.py errors.py
+# what the data is; process_data.py leaves the file as it was where nothing changed
+DATA := $(OUTPUT)/process_data/rows.jsonl
+
+# With PYTHON given, the environment is made anew unless it was made with that interpreter.
+ifdef PYTHON
+INSTALLED := .venv/installed-$(notdir $(PYTHON))
+else
+PYTHON := python3
+INSTALLED := .venv/installed
+endif
+RUN := .venv/bin/python
+
+report: $(METRICS)
+	@echo; echo "The report, in $(OUTPUT)/:"
+	@find $(OUTPUT) -type f \( -name '*.png' -o -name '*.csv' -o -name metrics.json \) | LC_ALL=C sort
+
+$(INSTALLED): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}: take 3.10 to 3.13, as in make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear .venv
+	$(RUN) -m pip install -q --disable-pip-version-check -r requirements.txt
+	@touch .venv/installed $@
+
+.venv/installed-dev: $(INSTALLED) requirements-dev.txt
+	$(RUN) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+# The user's own dataset where there is one, else the sample from the installed packages.
+$(DATA): process_data.py $(SHARED_CODE) $(INSTALLED) FORCE
+	$(RUN) process_data.py $(if $(wildcard dataset/DL_data),,--sample)
+
+$(OUTPUT)/%/metrics.json: %.py $(SHARED_CODE) $(INSTALLED) $(DATA)
+	$(RUN) $<
+	@touch $@
+
+test: .venv/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest -q -m "not long"
+
+test-long: .venv/installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest -q
+
+clean:
+	rm -rf $(OUTPUT) dataset/DL_data_p .pytest_cache .ruff_cache

@@ -1,0 +1,113 @@
+"""What the tests share: the scripts by their names (which begin with digits), small images, small nets."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"  # real photos and a second network; may be absent
+
+
+def load_script(name: str):
+    """The module of a script, by its name without .py."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a script as a user would, in the folder `cwd`."""
+    command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+
+
+def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same inside this process (no four seconds of imports): calls main(), lets its errors through."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+    load_script(name).main()
+
+
+def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 80), **settings) -> Path:
+    """A small smooth picture, different for each seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, 5, 6, generator=generator)
+    pixels = nn.functional.interpolate(coarse, size=size[::-1], mode="bilinear")[0]
+    Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy()).save(path, **settings)
+    return path
+
+
+def state_of(model: nn.Module) -> list:
+    """All that a method must leave as it was: values, flags, hooks, `.grad`, and the objects themselves."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [
+        [(name, id(t), t._version, t.clone(), t.requires_grad, t.grad) for name, t in tensors],
+        [
+            (name, id(m), m.training, type(m), len(m._forward_hooks), len(m._forward_pre_hooks))
+            + (len(m._backward_hooks), len(m._backward_pre_hooks), sorted(m.__dict__))
+            for name, m in model.named_modules()
+        ],
+    ]
+
+
+def assert_same_state(before: list, after: list) -> None:
+    for (name, ident, version, value, requires, grad), now in zip(before[0], after[0], strict=True):
+        assert (name, ident, version, requires, grad) == (now[0], now[1], now[2], now[4], now[5])
+        assert torch.equal(value, now[3])
+    assert before[1] == after[1]
+
+
+class Raises(nn.Module):
+    """A module that fails on the way forward or on the way back."""
+
+    def __init__(self, where: str):
+        super().__init__()
+        self.where = where
+
+    def forward(self, x):
+        if self.where == "forward":
+            raise RuntimeError("broken forward")
+        if x.requires_grad:
+            x = x.clone()
+            x.register_hook(self._backward)
+        return x
+
+    def _backward(self, gradient):
+        raise RuntimeError("broken backward")
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Five images (5, 3, 8, 8) in [0, 1]."""
+    return torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def toy() -> nn.Module:
+    """Convolution, batch norm, rectifiers of both forms, dropout, 4 classes; left in training mode."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 8, 3, stride=2),
+        nn.ReLU6(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.5),
+        nn.Linear(32, 4),
+    )
+    model[1].running_mean.uniform_(-0.1, 0.1)
+    return model.train()

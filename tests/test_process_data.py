@@ -1,0 +1,688 @@
+"""process_data.py: what it reads, what it refuses, what it writes and leaves alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import SHARED, load_script, run_main, run_script, save_photo
+from PIL import Image
+
+from errors import UserError
+
+process_data = load_script("process_data")
+
+NAMES = ["tench, Tinca tinca", "goldfish", "great white shark"]
+WNIDS = ["n01440764", "n01443537", "n01484850"]
+LABELS = {"a.jpg": 0, "b b.png": 2, "c.jpg": 2}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """Three validation images of two classes out of three, one test image."""
+    data = tmp_path / "dataset" / "DL_data"
+    for seed, name in enumerate(LABELS):
+        save_photo(data / "validation_images" / name, seed)
+    save_photo(data / "test_images" / "t.png", 9)
+    write_lists(data)
+    return tmp_path / "dataset"
+
+
+def write_lists(data: Path, labels: str | bytes | None = None, names: str | bytes | None = None) -> None:
+    """val.txt and synset_words.txt; the plain form of both unless given."""
+    labels = "".join(f"{name} {c}\n" for name, c in LABELS.items()) if labels is None else labels
+    names = "".join(f"{name}\n" for name in NAMES) if names is None else names
+    for path, text in ((data / "val.txt", labels), (data / "synset_words.txt", names)):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+@pytest.fixture
+def split(dataset, monkeypatch):
+    """Runs the script on the toy dataset, in this process; returns (rows, metrics)."""
+
+    def run(*arguments):
+        run_main("process_data", *arguments, cwd=dataset.parent, monkeypatch=monkeypatch)
+        folder = dataset.parent / "output" / "process_data"
+        rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+        return rows, json.loads((folder / "metrics.json").read_text())
+
+    return run
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def state_below(folder: Path) -> dict[str, tuple]:
+    """What tells whether a file was written again."""
+    paths = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    return {p.relative_to(folder).as_posix(): (p.stat().st_mtime_ns, p.stat().st_ino) for p in paths}
+
+
+def refused(split, dataset: Path, *arguments: str) -> str:
+    """The message of a run that must fail without having written anything."""
+    before = state_below(dataset.parent)
+    with pytest.raises(UserError) as error:
+        split(*arguments)
+    assert state_below(dataset.parent) == before
+    assert not (dataset / "DL_data_p").exists()
+    assert not (dataset.parent / "output").exists()
+    return str(error.value)
+
+
+def val(dataset: Path, *lines: str) -> None:
+    """A val.txt with the three good lines and these."""
+    write_lists(dataset / "DL_data", "".join(f"{line}\n" for line in ("a.jpg 0", "b b.png 2", "c.jpg 2", *lines)))
+
+
+# --------------------------------------------------------------------------------------------
+# What is written
+
+
+def test_splits_by_class_and_describes_every_image(dataset, split):
+    rows, metrics = split()
+    folder = dataset / "DL_data" / "validation_images"
+    assert files_below(dataset / "DL_data_p") == {
+        "0/a.jpg": (folder / "a.jpg").read_bytes(),
+        "2/b b.png": (folder / "b b.png").read_bytes(),
+        "2/c.jpg": (folder / "c.jpg").read_bytes(),
+    }
+    assert (dataset / "DL_data_p/0/a.jpg").stat().st_ino != (folder / "a.jpg").stat().st_ino
+    assert [(r["index"], r["path"], r["role"], r["class"], r["name"]) for r in rows] == [
+        (0, "DL_data_p/0/a.jpg", "validation", 0, "tench, Tinca tinca"),
+        (1, "DL_data_p/2/b b.png", "validation", 2, "great white shark"),
+        (2, "DL_data_p/2/c.jpg", "validation", 2, "great white shark"),
+        (0, "DL_data/test_images/t.png", "test", None, None),
+    ]
+    for row in rows:
+        assert row["bytes"] == (dataset / row["path"]).stat().st_size
+        assert row["sha256"] == process_data.sha256(dataset / row["path"])
+        assert set(row) == {"index", "path", "role", "class", "name", "bytes", "sha256", "notes"}
+    assert metrics["results"] == {
+        "classes": 2,
+        "validation_images": 3,
+        "test_images": 1,
+        "listed": 3,
+        "listed_but_absent": 0,
+        "written": 3,
+        "unchanged": 0,
+        "no_longer_belong": 0,
+        "pruned": 0,
+        "problems": 0,
+        "bad_lines": [],
+    }
+    with (dataset.parent / "output/process_data/classes.csv").open() as file:
+        assert list(csv.reader(file)) == [
+            ["class", "name", "images"],
+            ["0", "tench, Tinca tinca", "1"],
+            ["2", "great white shark", "2"],
+        ]
+    with Image.open(dataset.parent / "output/process_data/classes.png") as figure:
+        assert figure.width > 500
+        assert len(figure.convert("RGB").getcolors(1 << 20)) > 1000  # photos, not an empty sheet
+
+
+def test_rows_are_numbered_as_the_scripts_read_the_images(dataset, split, monkeypatch):
+    import common
+
+    for number, name in enumerate(["z.png", "y.png", "x.png"]):
+        save_photo(dataset / "DL_data/validation_images" / name, 20 + number)
+    names = "".join(f"name {i}\n" for i in range(12))
+    write_lists(dataset / "DL_data", "a.jpg 10\nb b.png 9\nc.jpg 10\nz.png 0\ny.png 2\nx.png 10\n", names)
+    rows, _ = split()
+    read = common.validation_images(dataset)
+    assert [(f.index, f.key) for f in read] == [(r["index"], r["path"]) for r in rows if r["role"] == "validation"]
+    assert [common.class_of(f) for f in read] == [0, 2, 9, 10, 10, 10]
+
+
+def test_second_run_changes_nothing(dataset, split):
+    """No file of the split nor of the output moves, metrics.json (which has the seconds) aside."""
+    split()
+    before = state_below(dataset.parent)
+    rows, metrics = split()
+    after = state_below(dataset.parent)
+    del before["output/process_data/metrics.json"], after["output/process_data/metrics.json"]
+    assert after == before
+    assert (metrics["results"]["written"], metrics["results"]["unchanged"]) == (0, 3)
+
+
+def test_copy_keeps_the_modification_time(dataset, split):
+    source = dataset / "DL_data/validation_images/a.jpg"
+    os.utime(source, ns=(10**18, 10**18 + 12345))
+    split()
+    assert (dataset / "DL_data_p/0/a.jpg").stat().st_mtime_ns == source.stat().st_mtime_ns == 10**18 + 12345
+
+
+@pytest.mark.parametrize("change", ["validation", "test", "class", "name", "touched", "list reordered"])
+def test_rows_change_when_and_only_when_the_data_change(dataset, split, change):
+    before, _ = split()
+    data = dataset / "DL_data"
+    if change == "validation":
+        save_photo(data / "validation_images/a.jpg", 77)
+    elif change == "test":
+        save_photo(data / "test_images/t.png", 77)
+    elif change == "class":
+        write_lists(data, "a.jpg 1\nb b.png 2\nc.jpg 2\n")
+    elif change == "name":
+        write_lists(data, names="other\ngoldfish\nshark\n")
+    elif change == "touched":
+        os.utime(data / "validation_images/a.jpg")
+    else:
+        write_lists(data, "c.jpg,2\r\na.jpg\t0\r\nb b.png 2\r\n")
+    after, metrics = split()
+    assert (after == before) == (change in ("touched", "list reordered"))
+    assert metrics["results"]["written"] == (change in ("validation", "class"))
+    if change == "validation":
+        assert (dataset / "DL_data_p/0/a.jpg").read_bytes() == (data / "validation_images/a.jpg").read_bytes()
+
+
+def test_link_makes_hard_links_also_of_what_was_copied(dataset, split):
+    split()
+    _, metrics = split("--link")
+    assert metrics["results"]["written"] == 3
+    for name, class_id in LABELS.items():
+        assert (dataset / f"DL_data_p/{class_id}/{name}").samefile(dataset / "DL_data/validation_images" / name)
+    before = state_below(dataset / "DL_data_p")
+    _, metrics = split("--link")
+    assert metrics["results"]["written"] == 0
+    assert state_below(dataset / "DL_data_p") == before
+    assert [p.name for p in (dataset / "DL_data_p").rglob(".*")] == []  # no temporary left
+
+
+def test_new_photo_does_not_write_into_a_hard_link(dataset, split):
+    """A replaced source leaves the old inode to the split until it is linked again."""
+    split("--link")
+    source, target = dataset / "DL_data/validation_images/a.jpg", dataset / "DL_data_p/0/a.jpg"
+    old = target.read_bytes()
+    os.replace(save_photo(dataset.parent / "new.jpg", 50), source)
+    assert target.read_bytes() == old != source.read_bytes()
+    split()
+    assert target.read_bytes() == source.read_bytes()
+    assert not target.samefile(source)
+
+
+def test_link_across_devices_names_the_cure(dataset, split, monkeypatch):
+    def link(source, target):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(UserError, match="cross-device link.*leave --link away"):
+        split("--link")
+    assert files_below(dataset / "DL_data_p") == {}
+
+
+def test_failed_copy_leaves_no_half_file(dataset, split, monkeypatch):
+    """A full disk in the middle of the second image: the first stays, the second is whole after a rerun."""
+    real, calls = shutil.copyfile, []
+
+    def copyfile(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            Path(target).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return real(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(OSError, match="No space left"):
+        split()
+    assert list(files_below(dataset / "DL_data_p")) == ["0/a.jpg"]
+    _, metrics = split()
+    assert (metrics["results"]["written"], metrics["results"]["unchanged"]) == (2, 1)
+
+
+def test_file_that_changes_after_the_check_is_not_taken(dataset, split, monkeypatch):
+    real = shutil.copyfile
+
+    def copyfile(source, target):
+        save_photo(Path(source), 99)
+        return real(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(UserError, match="changed while it was read"):
+        split()
+    assert files_below(dataset / "DL_data_p") == {}
+
+
+def test_no_longer_belonging_is_reported_then_moved_never_deleted(dataset, split, capsys):
+    clean, _ = split()
+    old = (dataset / "DL_data_p/0/a.jpg").read_bytes()
+    write_lists(dataset / "DL_data", "a.jpg 1\nb b.png 2\nc.jpg 2\n")
+    capsys.readouterr()
+    reported, metrics = split()
+    assert (metrics["results"]["no_longer_belong"], metrics["results"]["pruned"]) == (1, 0)
+    assert "'0/a.jpg'" in capsys.readouterr().out
+    assert (dataset / "DL_data_p/0/a.jpg").read_bytes() == old
+    pruned, metrics = split("--prune")
+    assert (metrics["results"]["no_longer_belong"], metrics["results"]["pruned"]) == (1, 1)
+    assert files_below(dataset / "DL_data_p_pruned") == {"0/a.jpg": old}
+    assert sorted(p.name for p in (dataset / "DL_data_p").iterdir()) == ["1", "2"]
+    # 2b reads what lies in DL_data_p, so pruning changes the data and must change the rows
+    assert pruned != reported != clean
+    assert [r["role"] for r in reported] == ["validation"] * 3 + ["test", "leftover"]
+    assert [r["role"] for r in pruned] == ["validation"] * 3 + ["test"]
+
+
+def test_prune_never_overwrites(dataset, split):
+    split()
+    for content in (b"first", b"second", b"third"):
+        (dataset / "DL_data_p/0/old.jpg").write_bytes(content)
+        split("--prune")
+    assert files_below(dataset / "DL_data_p_pruned/0") == {
+        "old.jpg": b"first",
+        "old.1.jpg": b"second",
+        "old.2.jpg": b"third",
+    }
+    assert list(files_below(dataset / "DL_data_p")) == ["0/a.jpg", "2/b b.png", "2/c.jpg"]
+
+
+def test_class_folder_that_links_out_is_refused(dataset, split):
+    outside = dataset.parent / "outside"
+    outside.mkdir()
+    (dataset / "DL_data_p").mkdir()
+    (dataset / "DL_data_p/0").symlink_to(outside)
+    with pytest.raises(UserError, match="is a link that leaves"):
+        split()
+    assert list(outside.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------
+# What is accepted
+
+
+@pytest.mark.parametrize(
+    "folder", ["validation_images", "validation images", "val", "ILSVRC2012_img_val", "Validation_Images", "VAL"]
+)
+@pytest.mark.parametrize("suffix", [".txt", ""])
+def test_spellings(dataset, folder, suffix):
+    data = dataset / "DL_data"
+    if folder.lower() == "val" and not suffix:
+        suffix = ".TXT"  # a folder and a file cannot both be `val`
+    (data / "validation_images").rename(data / folder)
+    (data / "val.txt").rename(data / f"val{suffix}")
+    (data / "synset_words.txt").rename(data / f"synset_words{suffix}")
+    expected = (data / folder, data / f"val{suffix}", data / f"synset_words{suffix}", data / "test_images")
+    assert process_data.find_source(data) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.jpg 0\nb b.png 2\nc.jpg 2\n",
+        "a.jpg,0\nb b.png,2\nc.jpg,2",
+        "a.jpg , 0\nb b.png , 2\nc.jpg, 2",
+        "a.jpg\t0\nb b.png\t\t2\nc.jpg\t2\n",
+        "a.jpg 0\r\nb b.png 2\r\nc.jpg 2\r\n",
+        "a.jpg 0\rb b.png 2\rc.jpg 2\r",
+        "\ufeffa.jpg 0\nb b.png 2\nc.jpg 2\n",
+        "\n\na.jpg 0\n  \nb b.png    2\n\nc.jpg 2\n\n\n",
+        "  a.jpg 0  \n./b b.png 002\nc.jpg 2\nc.jpg 2\n",
+        "a.jpg n01440764\nb b.png,n01484850\nc.jpg 2\n",
+        "a.jpg 0\nb b.png 2\nc.jpg 2\nabsent, with comma.jpg 1\n",
+    ],
+)
+def test_forms_of_val_txt(tmp_path, text):
+    (tmp_path / "val.txt").write_bytes(text.encode())
+    names = list(zip(WNIDS, NAMES, strict=True))
+    labels, bad = process_data.read_labels(tmp_path / "val.txt", names)
+    if "absent" in text:
+        assert labels.pop("absent, with comma.jpg") == 1
+    assert (labels, bad) == (LABELS, {})
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("wnids", [WNIDS, ["", "", ""]])
+def test_forms_of_synset_words(tmp_path, start, end, wnids):
+    lines = [f"{wnid} {name}".strip() for wnid, name in zip(wnids, NAMES, strict=True)]
+    (tmp_path / "synset_words.txt").write_bytes((start + end.join(lines) + end + end).encode())
+    assert process_data.read_names(tmp_path / "synset_words.txt") == list(zip(wnids, NAMES, strict=True))
+
+
+def test_only_a_whole_wnid_is_taken_off_a_name(tmp_path):
+    (tmp_path / "names").write_text("n0144076 x\nn01440764tench\nnail\n")
+    assert process_data.read_names(tmp_path / "names") == [("", "n0144076 x"), ("", "n01440764tench"), ("", "nail")]
+
+
+def test_wnids_split_the_images(dataset, split):
+    names = "".join(f"{wnid} {name}\n" for wnid, name in zip(WNIDS, NAMES, strict=True))
+    write_lists(dataset / "DL_data", "a.jpg n01440764\nb b.png n01484850\nc.jpg n01484850\n", names)
+    rows, _ = split()
+    assert [(r["class"], r["name"]) for r in rows[:3]] == [(0, NAMES[0]), (2, NAMES[2]), (2, NAMES[2])]
+
+
+def test_name_of_255_bytes_and_names_in_subfolders(dataset, split):
+    data = dataset / "DL_data"
+    long = "x" * 251 + ".jpg"
+    save_photo(data / "validation_images" / long, 5)
+    save_photo(data / "validation_images/sub/-a.jpg", 6)
+    val(dataset, f"{long} 1", "sub/-a.jpg 0")
+    split()
+    assert (dataset / "DL_data_p/1" / long).is_file()
+    assert (dataset / "DL_data_p/0/sub/-a.jpg").is_file()
+
+
+def test_hidden_files_are_no_images(dataset, split):
+    (dataset / "DL_data/validation_images/.DS_Store").write_bytes(b"x")
+    _, metrics = split()
+    assert metrics["results"]["validation_images"] == 3
+
+
+def test_dataset_without_test_images(dataset, split):
+    shutil.rmtree(dataset / "DL_data/test_images")
+    rows, metrics = split()
+    assert len(rows) == 3
+    assert metrics["results"]["test_images"] == 0
+
+
+def test_unreadable_test_image_is_listed_but_no_failure(dataset, split):
+    (dataset / "DL_data/test_images/s.png").write_text("no image")
+    rows, metrics = split()
+    assert [(r["path"], r["index"]) for r in rows if r["role"] == "test"] == [("DL_data/test_images/t.png", 1)]
+    assert [s["path"] for s in metrics["images"]["skipped"]] == ["DL_data/test_images/s.png"]
+    assert metrics["results"]["test_images"] == 1
+
+
+def test_listed_but_absent_is_counted_and_an_error_only_with_strict(dataset, split, capsys):
+    val(dataset, "absent1.jpg 0", "absent2.jpg 1")
+    message = refused(split, dataset, "--strict")
+    assert "'absent1.jpg'" in message
+    assert "'absent2.jpg'" in message
+    _, metrics = split()
+    assert (metrics["results"]["listed"], metrics["results"]["listed_but_absent"]) == (5, 2)
+    assert "2 of the 5 listed files are not there" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------
+# What is refused
+
+
+def test_none_of_the_listed_is_there(dataset, split):
+    write_lists(dataset / "DL_data", "x.jpg 0\ny.jpg 1\n")
+    assert "no file that" in refused(split, dataset)
+    assert "no file that" in refused(split, dataset, "--skip-bad")
+
+
+def test_empty_folder_is_refused(dataset, split):
+    for path in (dataset / "DL_data/validation_images").iterdir():
+        path.unlink()
+    assert "put the images there" in refused(split, dataset)
+
+
+# how to make it, what is said, which of the files that are there is left out
+PROBLEMS = {
+    "not listed": (lambda d: save_photo(d / "DL_data/validation_images/new.jpg", 3), "'new.jpg' is in", "new.jpg"),
+    "id too large": (lambda d: val(d, "x.jpg 3"), "the class 3, but the names are of 0 to 2", None),
+    "id negative": (lambda d: val(d, "x.jpg -1"), "the class -1, but", None),
+    "id with sign": (lambda d: val(d, "x.jpg +1"), "the class '+1': give a class id", None),
+    "id of 5000 digits": (lambda d: val(d, "x.jpg " + "9" * 5000), "give a class id", None),
+    "other digits": (lambda d: val(d, "x.jpg ١"), "give a class id", None),
+    "header": (lambda d: val(d, "name,class"), "the class 'class'", None),
+    "two ids": (lambda d: val(d, "a.jpg 1"), "'a.jpg' the class 1, another line 0", "a.jpg"),
+    "two ids by ./": (lambda d: val(d, "./a.jpg 1"), "'a.jpg' the class 1, another line 0", "a.jpg"),
+    "wnid without names": (lambda d: val(d, "x.jpg n01440764"), "the wnid n01440764, with which no line", None),
+    "no id": (lambda d: val(d, "x.jpg"), "line 4 of dataset/DL_data/val.txt is 'x.jpg': give a file name and", None),
+    "no name": (lambda d: val(d, ", 1"), "give a file name and a class id", None),
+    "absolute": (lambda d: val(d, "/etc/passwd 1"), "'/etc/passwd', which leaves the folder", None),
+    "parent": (lambda d: val(d, "../../etc/passwd 1"), "'../../etc/passwd', which leaves the folder", None),
+    "parent inside": (lambda d: val(d, "x/../../y.jpg 1"), "which leaves the folder", None),
+    "backslash": (lambda d: val(d, "..\\x.jpg 1"), "which leaves the folder", None),
+    "text": (lambda d: (d / "DL_data/validation_images/a.jpg").write_text("no image"), "is no image in JPEG", "a.jpg"),
+    "empty": (lambda d: (d / "DL_data/validation_images/a.jpg").write_bytes(b""), "is no image in JPEG", "a.jpg"),
+    "truncated": (lambda d: truncate(d / "DL_data/validation_images/a.jpg"), "a.jpg cannot be read", "a.jpg"),
+    "link out": (lambda d: link_out(d / "DL_data/validation_images/a.jpg"), "'a.jpg' is a link that leaves", "a.jpg"),
+    "dangling link": (
+        lambda d: relink(d / "DL_data/validation_images/a.jpg", "nothing"),
+        "a.jpg cannot be read",
+        "a.jpg",
+    ),
+    "link loop": (lambda d: relink(d / "DL_data/validation_images/a.jpg", "a.jpg"), "a.jpg cannot be read", "a.jpg"),
+    "fifo": (lambda d: fifo(d / "DL_data/validation_images/a.jpg"), "no regular file", "a.jpg"),
+}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def relink(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def link_out(path: Path) -> None:
+    path.rename(path.parents[3] / "outside.jpg")
+    path.symlink_to(path.parents[3] / "outside.jpg")
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_problem_is_refused_and_skipped_on_request(dataset, split, problem, capsys):
+    make, expected, left_out = PROBLEMS[problem]
+    make(dataset)
+    message = refused(split, dataset)
+    assert expected in message
+    assert len(message.splitlines()) == 2
+    _, metrics = split("--skip-bad")
+    assert expected in capsys.readouterr().err
+    assert metrics["results"]["problems"] == 1
+    skipped, bad_lines = metrics["images"]["skipped"], metrics["results"]["bad_lines"]
+    assert [s["path"] for s in skipped] == ([f"DL_data/validation_images/{left_out}"] if left_out else [])
+    assert len(bad_lines) == (0 if left_out else 1)
+    assert expected in (skipped[0]["reason"] if left_out else bad_lines[0])
+    assert set(files_below(dataset / "DL_data_p")) == {"0/a.jpg", "2/b b.png", "2/c.jpg"} - {f"0/{left_out}"}
+
+
+def test_link_inside_the_folder_is_an_image(dataset, split):
+    folder = dataset / "DL_data/validation_images"
+    (folder / "d.jpg").symlink_to("c.jpg")
+    val(dataset, "d.jpg 1")
+    split()
+    target = dataset / "DL_data_p/1/d.jpg"
+    assert target.read_bytes() == (folder / "c.jpg").read_bytes()
+    assert not target.is_symlink()
+
+
+def test_all_problems_are_listed_at_once(dataset, split):
+    data = dataset / "DL_data"
+    save_photo(data / "validation_images/new.jpg", 3)
+    (data / "validation_images/c.jpg").write_text("no image")
+    val(dataset, "../x 1", "y.jpg 17", "a.jpg 2", "z.jpg n99999999", "absent.jpg 1")
+    message = refused(split, dataset, "--strict")
+    for expected in ("'../x'", "'y.jpg'", "'a.jpg'", "n99999999", "'new.jpg'", "c.jpg is no image", "'absent.jpg'"):
+        assert expected in message
+    assert len(message.splitlines()) == 1 + 7
+
+
+def test_twenty_problems_are_shown_and_the_rest_counted(dataset, split):
+    val(dataset, *(f"x{i}.jpg 9" for i in range(25)))
+    lines = refused(split, dataset).splitlines()
+    assert "problems, 25" in lines[0]
+    assert len(lines) == 1 + 20 + 1
+    assert lines[-1].strip() == "and 5 more"
+
+
+def test_skip_bad_with_nothing_left_is_refused(dataset, split):
+    write_lists(dataset / "DL_data", "a.jpg 7\nb b.png 7\nc.jpg 7\n")
+    assert "no image in" in refused(split, dataset, "--skip-bad")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (b"caf\xe9\n", "not UTF-8 .byte 3.: save it"),
+        ("a\nb\n".encode("utf-16"), "not UTF-8"),
+        (b"a\0\nb\n", "is no text"),
+        (b"\n \n", "is empty"),
+        (b"a\n\nb\n", "line 2 of .* has a name of 0 letters"),
+        (b"n01440764\n", "line 1 of .* has a name of 0 letters"),
+        (b"a\n" + b"b" * 1001, "line 2 of .* has a name of 1001 letters"),
+        (b"n01440764 a\nn01440764 b\n", "wnid n01440764 on 2 lines"),
+        (b"a\n" * 8_000_001, "more than 16,000,000 bytes"),
+    ],
+    ids=["latin-1", "utf-16", "NUL", "empty", "blank line", "wnid alone", "long", "wnid twice", "huge"],
+)
+def test_bad_synset_words(dataset, split, names, expected):
+    write_lists(dataset / "DL_data", names=names)
+    with pytest.raises(UserError, match=expected):
+        split()
+    assert not (dataset / "DL_data_p").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [(b"a\0.jpg 0\n", "is no text"), (b"\xff\xfe", "not UTF-8"), (b"x 1\n" * 10_000_000, "more than 16,000,000 bytes")],
+    ids=["NUL", "not UTF-8", "10 million lines"],
+)
+def test_bad_val_txt(dataset, split, labels, expected):
+    write_lists(dataset / "DL_data", labels)
+    with pytest.raises(UserError, match=expected):
+        split()
+    assert not (dataset / "DL_data_p").exists()
+
+
+def test_one_line_of_separators_takes_no_time(tmp_path):
+    """A line that a regular expression with two loops would chew on for hours."""
+    (tmp_path / "val.txt").write_text("x" + " ," * 1_000_000 + "y z 1\n")
+    labels, bad = process_data.read_labels(tmp_path / "val.txt", [("", "a"), ("", "b")])
+    assert (len(labels), bad) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        ("val.txt", "has no file val.txt"),
+        ("synset_words.txt", "has no file synset_words.txt"),
+        ("validation_images", "has no folder validation_images"),
+        (".", "does not exist.*--sample"),
+    ],
+)
+def test_missing_part_is_named(dataset, split, missing, expected):
+    path = dataset / "DL_data" / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UserError, match=expected):
+        split()
+
+
+def test_dollar_signs_in_a_class_name_are_no_formula(dataset, split):
+    """matplotlib takes text between dollar signs for a formula, and fails on a bad one."""
+    write_lists(dataset / "DL_data", names="$\\bad{$\n=x\n$_^$\n")
+    rows, _ = split()
+    assert rows[0]["name"] == "$\\bad{$"
+
+
+@pytest.mark.parametrize("classes", [1, 30, 130])
+def test_figure_shows_as_many_photos_as_asked(tmp_path, classes):
+    photo = save_photo(tmp_path / "a.png")
+    table = [{"class": 2 * i, "name": f"name {i}", "images": i + 1} for i in range(classes)]
+    figure = process_data.draw_classes(table, {2 * i: photo for i in range(classes)}, show=10)
+    upper, lower = figure.subfigs
+    assert [bar.get_height() for bar in upper.axes[0].patches] == [line["images"] for line in table]
+    assert sum(bool(axes.images) for axes in lower.axes) == min(10, classes)
+
+
+# --------------------------------------------------------------------------------------------
+# The sample, and the command itself
+
+
+def test_sample_as_a_command_then_again(tmp_path):
+    first = run_script("process_data", "--sample", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    assert first.stdout.splitlines()[0] == "20 images of 19 classes -> dataset/DL_data_p (20 written, 0 unchanged)"
+    assert first.stdout.splitlines()[-1] == "output/process_data/metrics.json"
+    split = {p.name: len(list(p.iterdir())) for p in (tmp_path / "dataset/DL_data_p").iterdir()}
+    assert len(split) == 19
+    assert split.pop("609") == 2
+    assert set(split.values()) == {1}
+    tests = sorted(p.name for p in (tmp_path / "dataset/DL_data/test_images").iterdir())
+    assert tests == ["china.jpg", "flower.jpg", "grace_hopper.jpg"]
+    words = (tmp_path / "dataset/DL_data/synset_words.txt").read_text().splitlines()
+    assert len(words) == 1000
+    assert (words[0], words[609]) == ("n01440764 tench", "n03594945 jeep")
+    rows = (tmp_path / "output/process_data/rows.jsonl").read_text().splitlines()
+    assert len(rows) == 23
+
+    before = state_below(tmp_path)
+    again = run_script("process_data", "--sample", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "(0 written, 20 unchanged)" in again.stdout
+    after = state_below(tmp_path)
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed <= {"output/process_data/metrics.json"}
+    assert set(after) == set(before)
+
+
+def test_sample_completes_a_sample_that_was_interrupted(tmp_path):
+    process_data.write_sample(tmp_path / "DL_data")
+    whole = files_below(tmp_path)
+    (tmp_path / "DL_data/val.txt").unlink()
+    (tmp_path / "DL_data/test_images/china.jpg").unlink()
+    process_data.write_sample(tmp_path / "DL_data")
+    assert files_below(tmp_path) == whole
+
+
+def test_sample_leaves_another_dataset_alone(dataset, split):
+    assert "holds another dataset" in refused(split, dataset, "--sample")
+
+
+def test_sample_leaves_a_changed_sample_alone(tmp_path):
+    process_data.write_sample(tmp_path / "DL_data")
+    (tmp_path / "DL_data/val.txt").write_text("mine")
+    before = state_below(tmp_path)
+    with pytest.raises(UserError, match="'val.txt' is not of the sample"):
+        process_data.write_sample(tmp_path / "DL_data")
+    assert state_below(tmp_path) == before
+
+
+def test_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(process_data.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="package foolbox is missing: pip install"):
+        process_data.sample_files()
+
+
+def test_problems_as_a_command(dataset):
+    val(dataset, "../../etc/passwd 1", "x.jpg 9")
+    result = run_script("process_data", cwd=dataset.parent)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: dataset has problems, 2; nothing was written")
+    assert "Traceback" not in result.stderr
+    assert not (dataset / "DL_data_p").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are bytes only there")
+def test_names_of_bytes_and_of_lines_are_said_in_one_line(dataset, split, capsys):
+    folder = dataset / "DL_data/validation_images"
+    try:
+        for name in (b"\xff.jpg", b"new\nline.jpg", b"<script>.jpg", b"q'\".jpg"):
+            shutil.copy(folder / "a.jpg", os.path.join(os.fsencode(folder), name))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert len(refused(split, dataset).splitlines()) == 1 + 4
+    _, metrics = split("--skip-bad", "--strict")
+    assert len(metrics["images"]["skipped"]) == 4
+    shutil.copy(folder / "a.jpg", os.path.join(os.fsencode(dataset / "DL_data_p/0"), b"\xff.jpg"))
+    rows, _ = split("--skip-bad")
+    assert rows[-1]["path"] == "DL_data_p/0/\udcff.jpg"
+    assert "\\udcff.jpg" in capsys.readouterr().out
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not (SHARED / "data/DL_data").is_dir(), reason="../shared has no photos")
+def test_real_photos(tmp_path, monkeypatch):
+    shutil.copytree(SHARED / "data/DL_data", tmp_path / "dataset/DL_data")
+    run_main("process_data", cwd=tmp_path, monkeypatch=monkeypatch)
+    folders = list((tmp_path / "dataset/DL_data_p").iterdir())
+    assert len(folders) == 91
+    assert {"55", "76"} <= {folder.name for folder in folders}
+    assert all(len(list(folder.iterdir())) == 1 for folder in folders)
+    results = json.loads((tmp_path / "output/process_data/metrics.json").read_text())["results"]
+    assert (results["validation_images"], results["test_images"], results["problems"]) == (91, 12, 0)
