@@ -204,9 +204,11 @@ def confusion_figure(rows: list[dict], model: common.Classifier) -> Figure:
     figure = Figure(figsize=(3.4 + 0.17 * len(columns), 2.6 + 0.17 * len(shown)), layout="constrained")
     axes = figure.subplots()
     drawn = axes.imshow(matrix / matrix.sum(1, keepdims=True), cmap="Blues", vmin=0, vmax=1)
-    axes.set_yticks(range(len(shown)), [f"{common.short(model.categories[c], 22)} {c}" for c in shown], fontsize=6)
+    axes.set_yticks(
+        range(len(shown)), [f"{common.short(model.categories[c], 22)} {c}" for c in shown], fontsize=6, parse_math=False
+    )
     names = [f"{common.short(model.categories[c], 22)} {c}" for c in predicted]
-    axes.set_xticks(range(len(columns)), [*names, "any other class"], rotation=90, fontsize=6)
+    axes.set_xticks(range(len(columns)), [*names, "any other class"], rotation=90, fontsize=6, parse_math=False)
     axes.set_xticks(np.arange(len(columns)) + 0.5, minor=True)
     axes.set_yticks(np.arange(len(shown)) + 0.5, minor=True)
     axes.grid(which="minor", color="0.85", linewidth=0.5)

@@ -70,7 +70,11 @@ def main() -> None:
         names = [common.short(model.categories[c], 20) for c in row["classes"]]
         bars = right.barh(range(len(names)), row["probabilities"], color=["tab:blue"] + ["lightsteelblue"] * 4)
         right.bar_label(
-            bars, [f"{n}  {p:.3f}" for n, p in zip(names, row["probabilities"], strict=True)], padding=3, fontsize=7
+            bars,
+            [f"{n}  {p:.3f}" for n, p in zip(names, row["probabilities"], strict=True)],
+            padding=3,
+            fontsize=7,
+            parse_math=False,
         )
         right.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6), yticks=[])
         right.set_box_aspect(0.9)

@@ -42,6 +42,9 @@ RECTIFIERS: dict[str, Callable] = {
     "max": lambda input, *other, **_: (input, *(other or (None,))[:1], None, False),
 }
 
+# Their own derivative is 0 at both ends. clamp's is 1 there, and maximum's a half.
+OPEN = {"relu", "relu6", "hardtanh", "threshold"}
+
 # These have no half on which they are flat at 0: they are left as they are, and counted.
 OTHER_ACTIVATIONS = {
     *("leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish"),
@@ -65,7 +68,7 @@ class _GuidedMode(TorchFunctionMode):
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         spelling = getattr(function, "__name__", "")
-        name = spelling.removesuffix("_")
+        name = spelling.strip("_")  # relu_ works in place, F.threshold calls itself _threshold
         found = _rectifier(name, args, kwargs)
         if found is None:
             if name in OTHER_ACTIVATIONS and _on_the_path(args):
@@ -73,16 +76,15 @@ class _GuidedMode(TorchFunctionMode):
             return function(*args, **kwargs)
         self.rectifiers[name] += 1
         input, high, in_place = found
-        if not in_place and not spelling.endswith("_"):
-            output = _rectify(input, high)
-        elif input._is_view():  # a hook on a view misses the gradient that comes through its base
-            output = _rectify(input, high)
+        in_place = in_place or spelling.endswith("_")
+        if name in OPEN and not (in_place and input._is_view()):
+            output = function(*args, **kwargs)
             output.register_hook(_positive)
-            return input.copy_(output)
-        else:
-            output = input.relu_() if high is None else F.hardtanh_(input, 0, high)
+            return output
+        # in place on a view: a hook there would miss the gradient that comes through the view's base
+        output = _rectify(input.clone() if in_place else input, high)
         output.register_hook(_positive)
-        return output
+        return input.copy_(output) if in_place else output
 
 
 def _rectifier(name: str, args: tuple, kwargs: dict) -> tuple[Tensor, float | None, bool] | None:
@@ -100,11 +102,11 @@ def _rectifier(name: str, args: tuple, kwargs: dict) -> tuple[Tensor, float | No
 
 
 def _rectify(input: Tensor, high: float | Tensor | None) -> Tensor:
-    """The rectifier by the operation whose own derivative is 0 at both ends, as the open interval asks."""
+    """The rectifier, by an operation whose own derivative is 0 at both ends, as the open interval asks."""
     if high is None:
-        return F.relu(input)
+        return F.threshold(input, 0, 0)
     if isinstance(high, Tensor):
-        return torch.where(input < high, F.relu(input), high)
+        return torch.where(input < high, F.threshold(input, 0, 0), high)
     return F.hardtanh(input, 0, high)
 
 

@@ -279,7 +279,11 @@ def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: com
         for position, c in zip(positions, row["leading"], strict=True):
             name = common.short(model.categories[c["class"]])
             right.text(
-                0.0, position - 0.27, f"{name}  {c['mean']:.3f} ± {c['standard_deviation'] or 0:.3f}", fontsize=6.5
+                0.0,
+                position - 0.27,
+                f"{name}  {c['mean']:.3f} ± {c['standard_deviation'] or 0:.3f}",
+                fontsize=6.5,
+                parse_math=False,
             )
         right.set(xlim=(-0.03, 1.03), ylim=(len(boxes) - 0.5, -0.75), yticks=[])
         right.set_box_aspect(0.95)
@@ -310,7 +314,11 @@ def draw_order(rows: list[dict], files: list[common.ImageFile], model: common.Cl
     )
     if len(rows) <= 40:
         axes.set_xticks(
-            places, [common.short(files[row["index"]].path.name, 20) for row in rows], rotation=90, fontsize=7
+            places,
+            [common.short(files[row["index"]].path.name, 20) for row in rows],
+            rotation=90,
+            fontsize=7,
+            parse_math=False,
         )
     axes.set(xlabel="images, ordered by mutual information", ylabel="predictive entropy (nats)")
     axes.legend(fontsize=7, frameon=False)

@@ -52,15 +52,14 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
     decoding is listed in `image.info["notes"]`. Raises UserError where the file cannot be read.
     """
     path = Path(path)
+    name = str(path) if str(path).isprintable() else repr(str(path))
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no regular file: give an image file")
+        raise UserError(f"{name} is no regular file: give an image file")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
-            image = Image.open(path, formats=IMAGE_FORMATS)
+        image = Image.open(path, formats=IMAGE_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise UserError(
-                f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first"
+                f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first"
             )
         notes = ["first frame of several"] if getattr(image, "n_frames", 1) > 1 else []
         image.load()
@@ -71,9 +70,9 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
     except UserError:
         raise
     except Image.UnidentifiedImageError:
-        raise UserError(f"{path} is no image in {', '.join(IMAGE_FORMATS)}: convert or remove it") from None
+        raise UserError(f"{name} is no image in {', '.join(IMAGE_FORMATS)}: convert or remove it") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}): replace or remove it") from None
+        raise UserError(f"{name} cannot be read ({one_line(error)}): replace or remove it") from None
     image.info["notes"] = notes + note
     return image
 
@@ -107,11 +106,15 @@ def list_files(folder: Path) -> list[Path]:
     """All files below a folder but the hidden ones (.DS_Store, ._photo.jpg), in a fixed order."""
     return sorted(
         Path(root, name)
-        for root, folders, names in os.walk(folder)
+        for root, _, names in os.walk(folder, onerror=_raise)
         if not any(part.startswith(".") for part in Path(root).relative_to(folder).parts)
         for name in names
         if not name.startswith(".")
     )
+
+
+def _raise(error: OSError) -> NoReturn:  # os.walk passes over folders that it may not read
+    raise error
 
 
 def find_folder(parent: Path, spellings: Sequence[str]) -> Path | None:
@@ -377,6 +380,7 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's main(): what a user can put right becomes one sentence and exit status 1."""
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image refuses such files itself
     try:
         main()
     except UserError as error:
@@ -398,7 +402,7 @@ def write_file(path: Path, data: bytes | str) -> None:
     if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{os.getpid()}.tmp")  # a longer name might be too long
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
@@ -430,7 +434,7 @@ def panel_grid(items: int, columns: int, per_line: int, size: float = 2.1) -> tu
 def draw_image(axes: Axes, image: Tensor | np.ndarray, title: str = "", **settings: Any) -> None:
     """Draw (3, H, W) in [0, 1], or a map (H, W) with matplotlib's own settings, without ticks."""
     axes.imshow(to_pixels(image) if image.ndim == 3 else image, **settings)
-    axes.set_title(title, fontsize=7.5)
+    axes.set_title(title, fontsize=7.5, parse_math=False)
     axes.axis("off")
 
 

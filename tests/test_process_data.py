@@ -476,18 +476,21 @@ def test_problem_is_refused_and_skipped_on_request(dataset, split, problem, caps
     skipped, bad_lines = metrics["images"]["skipped"], metrics["results"]["bad_lines"]
     assert [s["path"] for s in skipped] == ([f"DL_data/validation_images/{left_out}"] if left_out else [])
     assert len(bad_lines) == (0 if left_out else 1)
+    assert metrics["results"]["listed"] == 3 + len(bad_lines)
     assert expected in (skipped[0]["reason"] if left_out else bad_lines[0])
     assert set(files_below(dataset / "DL_data_p")) == {"0/a.jpg", "2/b b.png", "2/c.jpg"} - {f"0/{left_out}"}
 
 
-def test_link_inside_the_folder_is_an_image(dataset, split):
+@pytest.mark.parametrize("options", [[], ["--link"]])
+def test_link_inside_the_folder_is_an_image(dataset, split, options):
     folder = dataset / "DL_data/validation_images"
     (folder / "d.jpg").symlink_to("c.jpg")
     val(dataset, "d.jpg 1")
-    split()
+    split(*options)
     target = dataset / "DL_data_p/1/d.jpg"
     assert target.read_bytes() == (folder / "c.jpg").read_bytes()
     assert not target.is_symlink()
+    assert target.samefile(folder / "c.jpg") == bool(options)
 
 
 def test_all_problems_are_listed_at_once(dataset, split):

@@ -1,0 +1,125 @@
+"""Evaluation: exact counts and losses against a loop of one image at a time."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, Raises, assert_same_state, load_script, run_main, save_photo, state_of
+from PIL import Image
+from sklearn.metrics import log_loss, top_k_accuracy_score
+from torch import nn
+
+import common
+
+script = load_script("2b_evaluate")
+
+
+def test_against_scikit_learn(images):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
+    classes = torch.tensor([0, 3, 7, 2, 2])
+    found = script.evaluate(net, images, classes)
+    rows = [{"class": int(c), **{k: v[n].item() for k, v in found.items()}} for n, c in enumerate(classes)]
+    results = script.summary(rows, 8)
+    p = net(images).softmax(1).detach().double().numpy()
+    labels = range(8)
+    assert results["loss"] == pytest.approx(log_loss(classes, p / p.sum(1, keepdims=True), labels=labels), abs=1e-6)
+    assert results["top1_accuracy"] == top_k_accuracy_score(classes, p, k=1, labels=labels)
+    assert results["top5_accuracy"] == top_k_accuracy_score(classes, p, k=5, labels=labels)
+
+
+def test_a_constant_network_has_no_accuracy(images):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8)).requires_grad_(False)
+    net[1].weight.zero_(), net[1].bias.zero_()
+    found = script.evaluate(net, images, torch.tensor([0, 1, 2, 3, 4]))
+    assert found["rank"].tolist() == [7] * 5
+    assert found["loss"].tolist() == pytest.approx([np.log(8)] * 5)
+
+
+def test_calibration_by_hand():
+    confidence = np.array([0.95, 0.97, 0.55, 0.52, 1.0, 0.2])
+    correct = np.array([True, False, True, True, True, False])
+    error, table = script.calibration(confidence, correct, bins=5)
+    # (0.8, 1]: 3 images, accuracy 2/3; (0.4, 0.6]: 2, accuracy 1; (0, 0.2]: 1, accuracy 0
+    expected = 3 / 6 * abs(2 / 3 - 2.92 / 3) + 2 / 6 * abs(1 - 0.535) + 1 / 6 * 0.2
+    assert error == pytest.approx(expected)
+    assert [b["images"] for b in table] == [1, 0, 2, 0, 3] and table[1]["accuracy"] is None
+
+
+def test_nothing_is_left_behind(toy, images):
+    before = state_of(toy)
+    script.evaluate(toy, images, torch.zeros(5, dtype=torch.long))
+    assert_same_state(before, state_of(toy))
+    with pytest.raises(RuntimeError, match="broken"):
+        script.evaluate(nn.Sequential(toy, Raises("forward")), images, torch.zeros(5, dtype=torch.long))
+    assert_same_state(before, state_of(toy))
+
+
+def split_dataset(folder, count=9):
+    """A split dataset: `count` pictures over three classes, one of them turned by EXIF."""
+    for i in range(count):
+        save_photo(folder / "dataset/DL_data_p" / str((5, 76, 130)[i % 3]) / f"v{i}.png", i)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = folder / "dataset/DL_data_p/130/v2.png"
+    Image.open(path).save(path, exif=exif)
+
+
+def test_equal_to_a_loop_of_one_image_at_a_time(tmp_path, monkeypatch):
+    split_dataset(tmp_path)
+    model = common.load_model("squeezenet1_0", "random")
+    losses, first, among_five = [], 0, 0
+    for path in (tmp_path / "dataset/DL_data_p").rglob("*.png"):
+        image = model.preprocess(Image.open(path).convert("RGB"))[None]  # as it is stored
+        logits = model(image)[0]
+        c = int(path.parent.name)
+        losses.append(float(-logits.double().log_softmax(0)[c]))
+        first += int(logits.argmax()) == c
+        among_five += c in logits.topk(5).indices
+    for batch_size in (1, 7, 64):
+        arguments = ["--model", "squeezenet1_0", "--weights", "random", "--batch-size", batch_size]
+        run_main("2b_evaluate", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+        metrics = json.loads((tmp_path / "output/2b_evaluate/metrics.json").read_text())
+        assert metrics["results"]["top1_correct"] == first
+        assert metrics["results"]["top5_correct"] == among_five
+        assert metrics["results"]["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
+        assert metrics["images"]["notes"] == {"EXIF orientation ignored": 1}
+
+
+def test_run(tmp_path, monkeypatch):
+    split_dataset(tmp_path)
+    (tmp_path / "dataset/DL_data_p/76/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    run_main("2b_evaluate", cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "output/2b_evaluate"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["images"]["found"] == 10 and metrics["images"]["used"] == 9
+    assert metrics["results"]["images"] == 9 and metrics["results"]["classes_present"] == 3
+    per_class = list(csv.DictReader((folder / "classes.csv").open()))
+    assert [(row["class"], row["images"]) for row in per_class] == [("5", "3"), ("76", "3"), ("130", "3")]
+    assert sum(int(row["images"]) for row in csv.DictReader((folder / "confusion.csv").open())) == 9
+    assert sum(int(row["images"]) for row in csv.DictReader((folder / "calibration.csv").open())) == 9
+    assert {p.name for p in folder.glob("*.png")} == {"reliability.png", "confusion.png", "mistakes.png"}
+    with pytest.raises(common.UserError, match="broken.png"):
+        run_main("2b_evaluate", "--strict", cwd=tmp_path, monkeypatch=monkeypatch)
+
+
+def test_without_a_dataset(tmp_path, monkeypatch):
+    with pytest.raises(common.UserError, match="run `python process_data.py` first"):
+        run_main("2b_evaluate", cwd=tmp_path, monkeypatch=monkeypatch)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared with its photos is not there")
+def test_the_default_model_on_real_photos(tmp_path, monkeypatch):
+    labels = dict(line.split() for line in (SHARED / "data/DL_data/val.txt").read_text().splitlines())
+    for name, c in labels.items():
+        folder = tmp_path / "dataset/DL_data_p" / c
+        folder.mkdir(parents=True)
+        (folder / name).symlink_to(SHARED / "data/DL_data/validation_images" / name)
+    run_main("2b_evaluate", cwd=tmp_path, monkeypatch=monkeypatch)
+    results = json.loads((tmp_path / "output/2b_evaluate/metrics.json").read_text())["results"]
+    assert results["images"] == 91 and results["top1_accuracy"] >= 0.85

@@ -1,0 +1,65 @@
+"""Predictions: the five likeliest classes, their order, and the report of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+from conftest import Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
+from torch import nn
+
+import common
+
+script = load_script("2d_predict")
+
+
+def test_top_classes_by_hand():
+    logits = torch.tensor([[0.0, 3.0, 1.0], [2.0, -1.0, 0.0]])
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3, 3, bias=False)).requires_grad_(False)
+    net[1].weight.copy_(torch.eye(3))
+    classes, probabilities = script.top_classes(net, logits.view(2, 3, 1, 1), 2)
+    assert classes.tolist() == [[1, 2], [0, 2]]
+    torch.testing.assert_close(probabilities, logits.softmax(1).gather(1, classes))
+    assert script.top_classes(net, logits.view(2, 3, 1, 1), 5)[0].shape == (2, 3)  # no more than there are
+
+
+def test_nothing_is_left_behind(toy, images):
+    before = state_of(toy)
+    script.top_classes(toy, images)
+    assert_same_state(before, state_of(toy))
+    with pytest.raises(RuntimeError, match="broken"):
+        script.top_classes(nn.Sequential(toy, Raises("forward")), images)
+    assert_same_state(before, state_of(toy))
+
+
+def test_run(tmp_path, monkeypatch):
+    for i in range(3):
+        save_photo(tmp_path / "photos" / f"{i}.png", i)
+    save_photo(tmp_path / "photos" / ".hidden.png")
+    arguments = ["photos", "--batch-size", "2", "--show", "2"]
+    run_main("2d_predict", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "output" / "2d_predict"
+    table = list(csv.DictReader((folder / "predictions.csv").open()))
+    assert len(table) == 15 and [row["rank"] for row in table[:5]] == list("12345")
+    model = common.load_model()
+    image = model.preprocess(common.read_image(tmp_path / "photos/1.png"))[None]
+    expected = model(image).softmax(1)[0].topk(5)
+    assert [int(row["class"]) for row in table[5:10]] == expected.indices.tolist()
+    for row, p in zip(table[5:10], expected.values.tolist(), strict=True):
+        assert float(row["probability"]) == pytest.approx(p, rel=1e-4)
+        assert row["name"] == model.categories[int(row["class"])]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["settings"]["show"] == 2 and metrics["settings"]["device"] == "cpu"
+    assert set(metrics) == {
+        *("script", "settings", "model", "seed", "device", "versions", "images", "seconds", "results", "files")
+    }
+    assert (folder / "predictions.png").stat().st_size > 10_000
+
+
+def test_help_teaches(tmp_path):
+    done = run_script("2d_predict", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for words in ("python 2d_predict.py photo.jpg", "(default: efficientnet_lite0)", "--strict", "Guo et al. 2017"):
+        assert words in done.stdout

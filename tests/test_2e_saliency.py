@@ -1,0 +1,201 @@
+"""The class saliency map: gradients known by hand, one image at a time, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
+from torch import nn
+
+import common
+
+script = load_script("2e_saliency")
+CLASSES = torch.tensor([0, 1, 2, 3, 0])
+
+
+def test_a_linear_network_has_its_weights_as_gradient(images):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    gradient, scores = common.class_score_gradient(net, images, CLASSES)
+    rows = net[1].weight.detach()[CLASSES].view(5, 3, 8, 8)
+    torch.testing.assert_close(gradient, rows)
+    torch.testing.assert_close(scores, net(images).detach().gather(1, CLASSES[:, None])[:, 0])
+    torch.testing.assert_close(script.saliency_maps(net, images, CLASSES), rows.abs().amax(1))
+
+
+def test_central_differences(toy, images):
+    toy, images = toy.double().eval(), images.double()
+    gradient, _ = common.class_score_gradient(toy, images, CLASSES)
+    for n, c, y, x in [(0, 0, 3, 3), (1, 2, 0, 5), (4, 1, 6, 1)]:
+        step = torch.zeros_like(images)
+        step[n, c, y, x] = 1e-6
+        difference = (toy(images + step) - toy(images - step))[n, CLASSES[n]] / 2e-6
+        assert float(gradient[n, c, y, x]) == pytest.approx(difference.item(), abs=1e-8)
+
+
+def test_batch_of_n_is_n_single_ones(toy, images):
+    together = script.saliency_maps(toy, images, CLASSES)
+    backwards = script.saliency_maps(toy, images.flip(0), CLASSES.flip(0)).flip(0)
+    for n in range(5):
+        alone = script.saliency_maps(toy, images[n : n + 1], CLASSES[n : n + 1])[0]
+        assert (together[n] - alone).norm() <= 1e-6 * alone.norm()
+        assert (backwards[n] - alone).norm() <= 1e-6 * alone.norm()
+
+
+def test_nothing_is_left_behind(toy, images):
+    """The toy is in training mode: its batch norm must neither mix the images nor move its averages."""
+    for parameter in toy.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before, given = state_of(toy), images.clone()
+    script.saliency_maps(toy, images, CLASSES)
+    assert_same_state(before, state_of(toy))
+    assert torch.equal(images, given) and images.grad is None and not images.requires_grad
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_nothing_is_left_behind_after_an_error_in_the_model(where, toy, images):
+    broken = nn.Sequential(*toy, Raises(where)).train()
+    before = state_of(broken)
+    with pytest.raises(RuntimeError, match=f"broken {where}"):
+        script.saliency_maps(broken, images, CLASSES)
+    assert_same_state(before, state_of(broken))
+
+
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_a_class_out_of_range(wrong, toy, images):
+    before = state_of(toy)
+    with pytest.raises(common.UserError, match="class ids must be 0 to 3"):
+        script.saliency_maps(toy, images, torch.full((5,), wrong))
+    assert_same_state(before, state_of(toy))
+
+
+def test_the_callers_tensor_may_require_a_gradient(toy, images):
+    images.requires_grad_()
+    script.saliency_maps(toy, images, CLASSES)
+    assert images.grad is None and images.requires_grad
+
+
+def test_a_model_that_writes_into_its_input(images):
+    class Writes(nn.Module):
+        def forward(self, x):
+            return x.mul_(2).flatten(1)[:, :4]
+
+    given = images.clone()
+    maps = script.saliency_maps(Writes(), images, CLASSES)
+    assert torch.equal(images, given) and maps.max() == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "status"), [(np.zeros((4, 4)), "zero gradient"), (np.full((4, 4), np.nan), "not finite")]
+)
+def test_a_map_that_says_nothing_is_named(values, status):
+    assert common.describe_map(values) == {
+        "status": status,
+        "largest": None,
+        "half_mass_area": None,
+        "roughness": None,
+    }
+
+
+def test_measures_of_a_map_by_hand():
+    values = np.zeros((10, 10))
+    values[3, 4] = 2.0
+    found = common.describe_map(values)
+    assert found["half_mass_area"] == 0.01 and found["largest"] == 2
+    assert found["roughness"] == pytest.approx(4 * 2 / 180 / 0.02)
+    even = common.describe_map(np.ones((10, 10)))
+    assert even["half_mass_area"] == 0.5 and even["roughness"] == 0
+    noise = common.describe_map(np.random.default_rng(0).random((300, 300)))
+    assert noise["roughness"] == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_run(tmp_path, monkeypatch):
+    for i in range(3):
+        save_photo(tmp_path / f"{i}.png", i)
+    (tmp_path / "broken.jpg").write_text("no picture")
+    files = ["0.png", "broken.jpg", "1.png", "2.png"]
+    run_main("2e_saliency", *files, "--batch-size", "2", "--limit", "3", cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "output" / "2e_saliency"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["images"]["found"] == 3 and metrics["images"]["used"] == 2
+    assert metrics["images"]["skipped"][0]["path"] == "broken.jpg"
+    assert metrics["results"]["status"] == {"ok": 2}
+    assert 0 < metrics["results"]["mean_half_mass_area"] < 0.5
+    assert (folder / "saliency.png").stat().st_size > 10_000
+    # the map on disk is the method's, of the picture as the network sees it
+    model = common.load_model()
+    images = model.preprocess(common.read_image(tmp_path / "1.png"))[None]
+    expected = script.saliency_maps(model, images, model(images).argmax(1))[0]
+    torch.testing.assert_close(torch.from_numpy(np.load(folder / "maps" / "00002.npy")), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_class_asked_for(tmp_path, monkeypatch):
+    save_photo(tmp_path / "a.png")
+    save_photo(tmp_path / "b.png", 1)
+    arguments = ["a.png", "b.png", "--model", "squeezenet1_0", "--weights", "random"]
+    asked = ["--classes", "tarantula", "55"]
+    run_main("2e_saliency", *arguments, *asked, cwd=tmp_path, monkeypatch=monkeypatch)
+    rows = [json.loads(line) for line in (tmp_path / "output/2e_saliency/rows.jsonl").read_text().splitlines()]
+    assert [row["class"] for row in rows] == [76, 55]
+    with pytest.raises(common.UserError, match="3 classes for 2 images"):
+        run_main("2e_saliency", *arguments, *asked, "7", cwd=tmp_path, monkeypatch=monkeypatch)
+
+
+def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
+    for i in range(2):
+        save_photo(tmp_path / f"{i}.png", i)
+    arguments = ["--model", "squeezenet1_0", "--weights", "random"]
+
+    def contents():
+        return {p: p.read_bytes() for p in (tmp_path / "output").rglob("*") if p.is_file() and p.name != "metrics.json"}
+
+    run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    first = contents()
+    run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert contents() == first and len(first) == 5
+    run_main("2e_saliency", "0.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert len(contents()) == 4  # the second picture's map is gone
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["missing.jpg"], "missing.jpg does not exist"),
+        ([], "process_data.py --sample"),
+        (["a.png", "--classes", "tarantla"], "did you mean tarantula"),
+        (["a.png", "--classes", "1000"], "ids go from 0 to 999"),
+        (["a.png", "--batch-size", "0"], "'0' is no whole number from 1"),
+        (["text.jpg", "--limit", "1"], "is no image in JPEG"),
+    ],
+)
+def test_errors_are_one_sentence(arguments, says, tmp_path, monkeypatch, capsys):
+    save_photo(tmp_path / "a.png")
+    (tmp_path / "text.jpg").write_text("text")
+    with pytest.raises(SystemExit) as caught:
+        common.run(lambda: run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch))
+    message = str(caught.value.code)
+    assert message.startswith("error: ") and says in message and "\n" not in message
+    assert not (tmp_path / "output").exists()
+
+
+def test_from_a_shell(tmp_path):
+    save_photo(tmp_path / "a b.png")
+    done = run_script("2e_saliency", "a b.png", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == ""  # no progress bar where there is no terminal
+    assert done.stdout.splitlines()[-1] == "output/2e_saliency/metrics.json"
+    done = run_script("2e_saliency", "a b.png", "--model", "resnet19", cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "resnet18" in done.stderr
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared with its photos is not there")
+def test_real_photos_and_the_second_network(tmp_path, monkeypatch):
+    photos = sorted((SHARED / "data/DL_data/test_images").iterdir())[:2]
+    weights = SHARED / "models/squeezenet1_0.pth"
+    arguments = [*photos, "--model", "squeezenet1_0", "--weights", weights]
+    run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    metrics = json.loads((tmp_path / "output/2e_saliency/metrics.json").read_text())
+    assert metrics["model"]["weights"] == "squeezenet1_0.pth" and len(metrics["model"]["sha256"]) == 64
+    assert metrics["results"]["status"] == {"ok": 2}

