@@ -3,7 +3,8 @@
 The class saliency map again, but on the way back every rectifier lets only positive signals pass:
 R_in = 1[0 < x] * 1[0 < R_out] * R_out (Springenberg et al. 2015, Striving for Simplicity, section
 3.4). The map is less noisy, and less faithful: it depends little on the upper layers (Adebayo et
-al. 2018, Sanity Checks for Saliency Maps), so read it as "which edges", not as "why".
+al. 2018, Sanity Checks for Saliency Maps), so read it as "which edges", not as "why": the second
+figure randomises the network's layers from the top down and shows how much of each map survives.
 
     python 2f_guided_saliency.py                # the dataset's test images
     python 2f_guided_saliency.py photo.jpg      # your own picture, no dataset needed; the fast one
@@ -11,6 +12,7 @@ al. 2018, Sanity Checks for Saliency Maps), so read it as "which edges", not as 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -166,12 +168,78 @@ def guided_saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> T
     return gradient.abs().amax(1)
 
 
+def randomised_layers(model: nn.Module, image: Tensor, stages: int) -> list[list[tuple[str, nn.Module]]]:
+    """The layers with parameters of their own, last executed first, in at most `stages` groups of like size."""
+    order: dict[nn.Module, str] = {}
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    }
+    hooks = [m.register_forward_hook(lambda m, *_: order.setdefault(m, names[m]) and None) for m in names]
+    try:
+        with common.evaluation_mode(model), torch.no_grad():
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers = [(name, module) for module, name in reversed(order.items())]
+    count = min(stages, len(layers))
+    return [layers[len(layers) * k // count : len(layers) * (k + 1) // count] for k in range(count)]
+
+
+def cascading_randomisation(
+    model: nn.Module, images: Tensor, classes: Tensor, stages: int, generator: torch.Generator
+) -> tuple[list[str], list[list[list[float | None]]]]:
+    """Randomise the layers from the top down, and see how much of the maps survives.
+
+    images (N, 3, H, W), classes (N,) -> the lowest layer randomised at each stage, and the rank
+    correlation of plain and guided maps with those of the intact model, [stage][plain, guided][n];
+    None where a map is constant or not finite. Every parameter is drawn anew from the normal
+    distribution with its own mean and standard deviation, so that activations keep their scale.
+    Works on a copy of the model. Adebayo et al. 2018, section 3.1 (there: a new initialisation).
+    """
+
+    def both_maps() -> np.ndarray:
+        plain, _ = common.class_score_gradient(model, images, classes)
+        guided, _ = guided_gradient(model, images, classes)
+        return torch.stack([plain, guided]).abs().amax(2).cpu().numpy()  # (2, N, H, W)
+
+    model = copy.deepcopy(model)
+    intact = both_maps()
+    names, correlations = [], []
+    for layers in randomised_layers(model, images[:1], stages):
+        for _, module in layers:
+            for parameter in module.parameters(recurse=False):
+                spread = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
+                drawn = torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.detach().copy_(drawn * spread + parameter.mean())
+        names.append(layers[-1][0])
+        kinds = zip(both_maps(), intact, strict=True)
+        correlations.append([[rank_correlation(*pair) for pair in zip(now, then, strict=True)] for now, then in kinds])
+    return names, correlations
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's, over all pixels; None where a map is constant or not finite."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and np.ptp(a) and np.ptp(b)):
+        return None
+    return float(spearmanr(a, b, axis=None).statistic)
+
+
 def main() -> None:
-    options = common.option_parser(
+    parser = common.option_parser(
         __doc__,
         *("images", "--classes", "--dataset", "--output", "--model", "--weights", "--device"),
         *("--batch-size", "--seed", "--limit", "--strict", "--show"),
-    ).parse_args()
+    )
+    parser.add_argument(
+        "--stages", default=12, type=common.positive, metavar="N", help="steps in which the layers are randomised"
+    )
+    parser.add_argument(
+        "--randomise", default=8, type=int, metavar="N", help="randomise for the first N images; 0 leaves it out"
+    )
+    options = parser.parse_args()
     files = common.test_images(options)
     report = common.Report(options, __file__)
     model = common.load_from_options(options)
@@ -185,18 +253,25 @@ def main() -> None:
             pair = torch.stack(gradients).abs().amax(1).cpu().numpy()  # (2, H, W): plain, guided
             for kind, saliency in zip(("plain", "guided"), pair, strict=True):
                 row.update({f"{kind}_{key}": value for key, value in common.describe_map(saliency).items()})
-            row["rank_correlation"] = None
-            if row["plain_status"] == row["guided_status"] == "ok":
-                row["rank_correlation"] = float(spearmanr(pair[0], pair[1], axis=None).statistic)
+            row["rank_correlation"] = rank_correlation(*pair)
             row["rectifiers"], row["left_as_they_are"] = dict(seen.rectifiers), dict(seen.others)
             common.write_array(report.path(map_name(file.index)), pair)
+        tested = sum(file.index < options.randomise for file in batch)
+        if tested:
+            generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every batch
+            layers, left = cascading_randomisation(model, images[:tested], classes[:tested], options.stages, generator)
+            for n, row in enumerate(rows[:tested]):
+                curves = {kind: [stage[k][n] for stage in left] for k, kind in enumerate(("plain", "guided"))}
+                row["randomised"] = {"down_to": layers, **curves}
         return rows
 
     rows, skipped = common.explain_images(model, files, explain, options)
     results = summary(rows)
     figure = draw(rows[: options.show], results, files, model, report)
     common.save_figure(figure, report.path("guided_saliency.png"))
-    hidden = ("notes", "rectifiers", "left_as_they_are")
+    if "randomised" in results:
+        common.save_figure(draw_randomised(rows, results, model), report.path("randomisation.png"))
+    hidden = ("notes", "rectifiers", "left_as_they_are", "randomised")
     table = [
         {"name": model.categories[row["class"]], **{k: v for k, v in row.items() if k not in hidden}} for row in rows
     ]
@@ -218,7 +293,25 @@ def summary(rows: list[dict]) -> dict:
         **{f"mean_{key}": sum(row[key] for row in good) / len(good) for key in (*keys, "rank_correlation") if good},
         "rectifiers": rows[0]["rectifiers"],
         "left_as_they_are": rows[0]["left_as_they_are"],
+        **(
+            {"randomised": survival(tested)}
+            if (tested := [row["randomised"] for row in rows if "randomised" in row])
+            else {}
+        ),
     }
+
+
+def survival(tested: list[dict]) -> list[dict]:
+    """Per stage of randomisation: how many maps could be compared, and their mean rank correlation."""
+    stages = []
+    for k, name in enumerate(tested[0]["down_to"]):
+        stage: dict[str, Any] = {"down_to": name}
+        for kind in ("plain", "guided"):
+            known = [row[kind][k] for row in tested if row[kind][k] is not None]
+            stage[f"{kind}_maps"] = len(known)
+            stage[kind] = sum(known) / len(known) if known else None
+        stages.append(stage)
+    return stages
 
 
 def draw(rows: list[dict], results: dict, files: list[common.ImageFile], model: common.Classifier, report) -> Figure:
@@ -240,6 +333,30 @@ def draw(rows: list[dict], results: dict, files: list[common.ImageFile], model: 
         f"one scale for both maps of a picture: linear from 0 (black) to the larger {common.MAP_PERCENTILE}th "
         f"percentile; {len(rows)} of {results['maps']} images\n"
         "guided maps depend little on the upper layers (Adebayo et al. 2018): they show edges, not reasons",
+        fontsize=9,
+    )
+    return figure
+
+
+def draw_randomised(rows: list[dict], results: dict, model: common.Classifier) -> Figure:
+    """Rank correlation with the intact network's maps, as its layers are randomised from the top down."""
+    stages = results["randomised"]
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    tested = [row["randomised"] for row in rows if "randomised" in row]
+    for kind, colour in (("plain", "tab:blue"), ("guided", "tab:orange")):
+        for row in tested:
+            axes.plot([1.0, *(np.nan if r is None else r for r in row[kind])], color=colour, alpha=0.2, linewidth=0.8)
+        means = [1.0, *(np.nan if stage[kind] is None else stage[kind] for stage in stages)]
+        axes.plot(means, "o-", color=colour, label=f"{kind} saliency map", markersize=4)
+    axes.axhline(0, color="gray", linewidth=0.8, linestyle="--", label="chance")
+    names = ["none", *(stage["down_to"].removeprefix("network.") for stage in stages)]
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+    axes.set(xlabel="layers randomised, from the output down to", ylabel="rank correlation with the intact map")
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_title(
+        f"{model.name}: what is left of the maps when layers are randomised (Adebayo et al. 2018)\n"
+        f"mean over {len(tested)} images, thin: each image; a faithful map falls at once",
         fontsize=9,
     )
     return figure

@@ -56,6 +56,8 @@ class _DropoutMode(TorchFunctionMode):
         kwargs = kwargs or {}
         spelling = getattr(function, "__name__", "")
         name = spelling.removesuffix("_")
+        if name == "multi_head_attention_forward":
+            _refuse_hidden(kwargs.get("dropout_p", args[10] if len(args) > 10 else 0))
         if name not in DROPOUTS:
             return function(*args, **kwargs)
         input, p = DROPOUTS[name](*args, **kwargs)
@@ -107,6 +109,8 @@ def mc_dropout_logits(
     generators = [generator] * len(images) if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != len(images):
         raise common.UserError(f"{len(generators)} generators for {len(images)} images: give one, or one for each")
+    for module in model.modules():
+        _refuse_hidden(getattr(_fused(module), "p", 0))
     done: list[Tensor] = []
     with common.evaluation_mode(model), torch.inference_mode():
         while (missing := passes - sum(map(len, done))) > 0:
@@ -138,6 +142,19 @@ def _some_passes(model: nn.Module, images: Tensor, at_most: int, generators: lis
     return torch.stack(columns, 1)
 
 
+def _refuse_hidden(p: float) -> None:
+    if p > 0:
+        raise common.UserError(
+            f"this network drops attention weights (p = {p}) inside a fused operation, where no mask can be set: "
+            "build it without attention dropout"
+        )
+
+
+def _fused(module: nn.Module) -> nn.Module | None:
+    """timm's attention dropout where the fused kernel, in which it cannot be switched on, takes its place."""
+    return getattr(module, "attn_drop", None) if getattr(module, "fused_attn", False) else None
+
+
 def _no_dropout(probabilities: list[float]) -> str:
     what = f"{len(probabilities)} dropouts, all with p = 0" if probabilities else "no dropout"
     return (
@@ -150,10 +167,14 @@ def _no_dropout(probabilities: list[float]) -> str:
 def set_dropout(model: nn.Module, p: float) -> int:
     """Give every dropout of a network that has p = 0 the probability p; returns how many there were.
 
-    torchvision's and timm's networks keep p in modules, or as a number `drop_rate`.
+    torchvision's and timm's networks keep p in modules, or as a number `drop_rate`. Dropout of
+    attention weights stays off.
     """
+    hidden = {_fused(module) for module in model.modules()}
     count = 0
     for module in model.modules():
+        if module in hidden:
+            continue
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0:
             module.p, count = p, count + 1
         elif getattr(module, "drop_rate", None) == 0:

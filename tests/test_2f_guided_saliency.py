@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
+import architectures
 import captum.attr
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
 from conftest import Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
 from reference import guided_gradient as reference_gradient
+from scipy.stats import spearmanr
 from torch import nn
 
 import common
@@ -278,6 +282,92 @@ def test_batch_of_n_is_n_single_ones(toy, images):
         assert (together[n] - alone).norm() <= 1e-6 * alone.norm()
 
 
+def test_layers_are_randomised_from_the_top_down(toy, images):
+    """In the order of execution, whatever the order of definition; each layer in one group."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = nn.Linear(192, 4), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.last(F.relu(self.first(x)).flatten(1))
+
+    groups = script.randomised_layers(Turned(), images[:1], 9)
+    assert [[name for name, _ in group] for group in groups] == [["last"], ["first"]]
+    groups = script.randomised_layers(toy, images[:1], 2)
+    assert [[name for name, _ in group] for group in groups] == [["8", "3"], ["1", "0"]]
+
+
+def test_cascading_randomisation(images):
+    torch.manual_seed(0)
+    toy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+    before = state_of(toy)
+    runs = [
+        script.cascading_randomisation(toy, images, CLASSES % 4, 3, torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert_same_state(before, state_of(toy))
+    names, left = runs[0]
+    assert names == ["5", "2", "0"] and np.shape(left) == (3, 2, 5)
+    assert runs[0] == runs[1] != runs[2]
+    assert max(abs(r) for kind in left[-1] for r in kind) < 0.95  # nothing is intact in the end
+    # by hand: the last layer drawn anew
+    copied = copy.deepcopy(toy)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in copied[5].parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * parameter.std() + parameter.mean()
+    pairs = [
+        [m[0].abs().amax(1) for m in (method(toy, images, CLASSES % 4), method(copied, images, CLASSES % 4))]
+        for method in (common.class_score_gradient, script.guided_gradient)
+    ]
+    expected = [[spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(*pair, strict=True)] for pair in pairs]
+    np.testing.assert_allclose(left[0], expected, atol=1e-6)
+
+
+def test_a_constant_map_has_no_rank_correlation():
+    assert script.rank_correlation(np.zeros((3, 3)), np.arange(9.0).reshape(3, 3)) is None
+    assert script.rank_correlation(np.full((3, 3), np.nan), np.arange(9.0).reshape(3, 3)) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("alexnet", "vgg11", "resnet18", "squeezenet1_1", "googlenet", "inception_v3", "densenet121"),
+        *(
+            "mobilenet_v2",
+            "mobilenet_v3_small",
+            "mnasnet0_5",
+            "shufflenet_v2_x0_5",
+            "regnet_y_400mf",
+            "efficientnet_b0",
+        ),
+    ],
+)
+def test_on_real_architectures(name):
+    """A telling dozen of docs/architectures.md, which has all of them; bounds from float64 rounding."""
+    row = architectures.check(name)
+    assert row["finite_difference"] < 1e-4
+    if name == "efficientnet_b0":
+        assert row["rectifiers"] == 0 and "silu" in row["others"]
+        return
+    assert row["reference"] < 1e-9 and row["logits_equal"] and row["plain"] > 0.1
+    wrong = {"googlenet", "inception_v3", "mobilenet_v2"}
+    expected = "the plain gradient" if name in wrong else "differs" if name == "densenet121" else "the same"
+    assert architectures.verdict(row).startswith(expected)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet18", "mobilenetv2_050", "regnetx_002"])
+def test_rectifiers_inside_timms_fused_layers(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=5).double().eval()
+    images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    gradient, seen = script.guided_gradient(model, images, torch.tensor([2]))
+    expected = reference_gradient(model, images, torch.tensor([2]))
+    assert (gradient - expected).norm() < 1e-9 * expected.norm()
+    assert sum(seen.rectifiers.values()) >= 17
+
+
 def test_run(tmp_path, monkeypatch):
     save_photo(tmp_path / "one.png", 1)
     save_photo(tmp_path / "two.jpg", 2)
@@ -290,6 +380,9 @@ def test_run(tmp_path, monkeypatch):
     assert results["rectifiers"] == {"relu": 14}
     assert results["left_as_they_are"] == {"hardswish": 19, "hardsigmoid": 9}
     assert results["guided_status"] == {"ok": 2} and -1 <= results["mean_rank_correlation"] < 0.999
+    stages = results["randomised"]
+    assert len(stages) == 12 and stages[0]["guided_maps"] == 2 and -1 <= stages[-1]["plain"] <= 1
+    assert (folder / "randomisation.png").is_file()
     plain, guided = np.load(folder / "maps" / "00000.npy")
     assert plain.shape == (224, 224) and np.abs(plain - guided).max() > 0.1 * plain.max()
     assert (folder / "guided_saliency.png").stat().st_size > 10_000

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -236,6 +237,37 @@ def test_real_architectures(name):
     assert_same_state(before, state_of(model))
     assert both.shape == (6, 2, 1000) and len(both[:, 0].unique(dim=0)) == 6
     torch.testing.assert_close(both[:, 1], alone[:, 0], rtol=1e-4, atol=1e-5 * float(both.abs().max()))
+
+
+def test_attention_dropout_is_refused_not_left_off():
+    """Inside the fused kernel no mask can be set; to go on would be a pass with part of the dropout off."""
+    images = torch.rand(1, 3, 32, 32)
+    ours = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, dropout=0.1, attention_dropout=0.1, num_classes=3)
+    with pytest.raises(common.UserError, match="drops attention weights .p = 0.1"):
+        script.mc_dropout_logits(ours, images, 3)
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, attn_drop_rate=0.2)
+    with pytest.raises(common.UserError, match="drops attention weights .p = 0.2"):
+        script.mc_dropout_logits(theirs, images, 3)
+
+
+def test_vision_transformers():
+    """Dropout in every block, from the embedding on: the residual connections lie behind the first one."""
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    models = [
+        torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, dropout=0.1, num_classes=3),
+        timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3),
+        timm.create_model(
+            "swin_tiny_patch4_window7_224", img_size=32, window_size=4, depths=(1, 1, 1, 1), num_classes=3
+        ),
+    ]
+    assert script.set_dropout(models[1], 0.1) >= 5 and script.set_dropout(models[2], 0.1) >= 5
+    nn.init.normal_(models[0].heads.head.weight)
+    for model in models:
+        both = script.mc_dropout_logits(model, images, 9, streams(1, 2))
+        alone = script.mc_dropout_logits(model, images[1:], 9, streams(2))
+        torch.testing.assert_close(both[:, 1], alone[:, 0], rtol=1e-4, atol=1e-5)
+        assert len(both[:, 0].unique(dim=0)) == 9
 
 
 def test_number_of_generators(images):

@@ -1,0 +1,344 @@
+"""2c: what does the network take a class to be?
+
+Gradient ascent from seeded noise to an image I that the network scores high for class c:
+argmax_I S_c(I) - l2 * ||I - grey||^2, with S_c the class's logit (Simonyan et al. 2014, Deep Inside
+Convolutional Networks, section 2). "plain" is just that; "gaussian" also applies a Gaussian kernel
+every few iterations, which keeps out the high frequencies that please the network and look like
+noise to us (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization, section 3).
+
+    python 2c_class_visualization.py                                           # six classes, both methods
+    python 2c_class_visualization.py --classes tarantula --steps 60            # a rough one; the fast one
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import io
+import itertools
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import common
+
+# green snake and tarantula are the report's; then strawberry, dalmatian, spoonbill, bald eagle
+CLASSES = ["55", "76", "949", "251", "129", "22"]
+GREY = 0.5  # normalised pixel 0, the mean image, is within 0.1 of it in all the networks here
+NOISE = 0.02  # standard deviation of the start around grey: enough to tell the seeds apart
+SCORE_EVERY = 5  # iterations between the scores kept in a row
+SURE = 0.9  # probability from which metrics.json counts an archetype as the network's own
+
+
+def not_negative(text: str, kind: Callable[[str], float] = float) -> float:
+    """A finite number from 0 (argparse type)."""
+    try:
+        if 0 <= kind(text) < math.inf:
+            return kind(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number from 0")
+
+
+whole = functools.partial(not_negative, kind=int)
+
+
+def _setting(default: float, meaning: str, kind: Callable[[str], float] = not_negative) -> Any:
+    return dataclasses.field(default=default, metadata={"help": meaning, "type": kind})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How an archetype is made. What moves from a first to a final value moves along a power curve."""
+
+    steps: int = _setting(120, "iterations of gradient ascent", common.positive)
+    rate: float = _setting(0.04, "first step: root mean square change of a pixel (1 is black to white)")
+    final_rate: float = _setting(0.004, "last step, likewise")
+    l2: float = _setting(0.002, "weight of the squared distance to grey, in logits")
+    jitter_px: int = _setting(
+        0, "the network sees the image rolled by up to so many pixels, anew in each iteration", whole
+    )
+    blur_every: int = _setting(0, "apply the Gaussian kernel every so many iterations; 0: never", whole)
+    blur_px: float = _setting(0.0, "the kernel's standard deviation in the first iteration, in pixels")
+    final_blur_px: float = _setting(0.0, "the kernel's standard deviation in the last iteration, in pixels")
+
+
+# Chosen by eye on goldfish 1, flamingo 130, tiger 292, zebra 340, balloon 417 and tennis ball 852, which are
+# neither default classes nor in DL_data, with efficientnet_lite0. The wide kernel at first makes the object
+# large, the narrow one at last lets its texture in; jitter takes away the grid of the network's strides, also
+# in the last step: the tiger's probability was 0.03 without it there (280 steps), 0.96 with it (240 steps);
+# a rate that begins large gives colour, and ending small it leaves little noise.
+METHODS: dict[str, Settings] = {
+    "plain": Settings(),
+    "gaussian": Settings(
+        steps=280, rate=0.2, final_rate=0.02, l2=1e-4, jitter_px=32, blur_every=4, blur_px=3.0, final_blur_px=0.5
+    ),
+}
+
+
+def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
+    """images (N, C, H, W), blurred: a depthwise convolution down the columns, then along the rows.
+
+    The image continues at the opposite edge, as under `torch.roll`: so the blur commutes with the
+    jitter, darkens no frame, and keeps every channel's mean.
+    """
+    for axis, size in (2, images.shape[2]), (3, images.shape[3]):
+        radius = min(math.ceil(3 * sigma_px), (size - 1) // 2)
+        if radius == 0:
+            continue
+        offsets = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+        kernel = torch.exp(-0.5 * (offsets / sigma_px) ** 2)
+        shape, padding = ((-1, 1), (0, 0, radius, radius)) if axis == 2 else ((1, -1), (radius, radius, 0, 0))
+        weight = (kernel / kernel.sum()).view(1, 1, *shape).expand(images.shape[1], 1, *shape)
+        images = F.conv2d(F.pad(images, padding, mode="circular"), weight, groups=images.shape[1])
+    return images
+
+
+def visualize_classes(
+    model: nn.Module,
+    classes: Sequence[int],
+    method: str,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    size: int | None = None,
+    observe: Callable[[int, Tensor], None] | None = None,
+    **settings: float,
+) -> Tensor:
+    """An image of each class by gradient ascent: (N, 3, size, size) in [0, 1], all in one batch.
+
+    `method` is one of METHODS, `settings` replace some of its Settings. `size` is the model's
+    `input_size` where it has one. With a list of generators, one per class, an image depends
+    neither on the other classes nor on their order. `observe(step, scores (N,))` is called in each
+    step with the logits before it, of the image as the network saw it (jittered). Raises UserError
+    where a class's gradient is zero or not finite. Simonyan et al. 2014, section 2.
+    """
+    if method not in METHODS:
+        raise common.UserError(f"no method is named {method!r}: valid are {', '.join(METHODS)}")
+    how = dataclasses.replace(METHODS[method], **settings)
+    size = size or getattr(model, "input_size", None)
+    if size is None:
+        raise common.UserError("this model has no input_size: give size, in pixels")
+    if generator is None:
+        generator = torch.default_generator
+    generators = [generator] * len(classes) if isinstance(generator, torch.Generator) else list(generator)
+    if len(generators) != len(classes):
+        raise common.UserError(f"{len(generators)} generators for {len(classes)} classes: give one, or one for each")
+    device = next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
+    targets = torch.tensor(classes, device=device)
+
+    # 1. start from grey with a little noise
+    images = torch.stack([torch.randn(3, size, size, generator=g, device=g.device) for g in generators])
+    images = (GREY + NOISE * images).to(device).clamp(0, 1)  # (N, 3, S, S)
+    for step in range(how.steps):
+        done, last = step / max(how.steps - 1, 1), step == how.steps - 1
+
+        # 2. the logits' gradient, seen through the jitter
+        shifts = [
+            torch.randint(-how.jitter_px, how.jitter_px + 1, (2,), generator=g, device=g.device).tolist()
+            for g in generators
+        ]
+        gradient, scores = common.class_score_gradient(model, _roll(images, shifts), targets)
+        gradient = _roll(gradient, [(-down, -right) for down, right in shifts])
+        scale = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()  # (N, 1, 1, 1)
+        for c, value in zip(classes, scale.flatten().tolist(), strict=True):
+            if not 0 < value < math.inf:
+                what = "zero" if value == 0 else "not finite"
+                raise common.UserError(
+                    f"the gradient of class {c} is {what} in step {step}: try another --seed or --rate"
+                )
+        if observe is not None:
+            observe(step, scores)
+
+        # 3. one step uphill. The logit's gradient sets the unit of length, so that one rate suits all
+        # networks; the L2 term is scaled with it, so that the objective stays what it says.
+        uphill = gradient - 2 * how.l2 * (images - GREY)
+        images = images + _between(how.rate, how.final_rate, done) / scale * uphill
+
+        # 4. the Gaussian kernel; not in the last step, so that what was climbed last is in the picture
+        if how.blur_every and (step + 1) % how.blur_every == 0 and not last:
+            images = gaussian_blur(images, _between(how.blur_px, how.final_blur_px, done))
+
+        # 5. back to what a picture can show: projection onto [0, 1], a part of the method
+        images = images.clamp(0, 1)
+    return images
+
+
+def _roll(images: Tensor, shifts: Sequence[Sequence[int]]) -> Tensor:
+    """Each image moved down and right by its own number of pixels, re-entering at the other edge."""
+    return torch.stack([image.roll(tuple(shift), (1, 2)) for image, shift in zip(images, shifts, strict=True)])
+
+
+def _between(first: float, final: float, done: float) -> float:
+    """From first to final, in equal ratios where both are above 0."""
+    return first * (final / first) ** done if first > 0 and final > 0 else first + (final - first) * done
+
+
+def measure(model: nn.Module, picture: Image.Image, c: int) -> dict[str, float]:
+    """What the network gives class c for an 8-bit picture of its own input size: no pixel is resampled."""
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255  # (1, 3, S, S)
+    with common.evaluation_mode(model), torch.inference_mode():
+        logits = model(pixels.to(next(model.parameters()).device))[0].double().cpu()  # (classes,)
+    rank = 1 + int((logits > logits[c]).sum())  # 1 is the likeliest class
+    return {"logit": logits[c].item(), "probability": logits.softmax(0)[c].item(), "rank": rank}
+
+
+def real_photos(model: common.Classifier, classes: Sequence[int], dataset: str) -> tuple[dict[int, dict], list[dict]]:
+    """The first readable photo of each class in the split dataset, if any, and what was skipped."""
+    photos: dict[int, dict] = {}
+    skipped = []
+    try:
+        files = common.validation_images(dataset)
+    except common.UserError:
+        files = []  # no dataset: the archetypes do without
+    for file in files:
+        c = common.class_of(file)
+        if c not in classes or c in photos:
+            continue
+        try:
+            crop = Image.fromarray(common.to_pixels(model.preprocess(common.read_image(file.path))))
+        except common.UserError as error:
+            skipped.append({"path": file.key, "reason": str(error)})
+            continue
+        photos[c] = {"path": file.key, "crop": crop, "probability": measure(model, crop, c)["probability"]}
+    return photos, skipped
+
+
+def settings_of(method: str, options: argparse.Namespace) -> dict[str, Any]:
+    """The method's settings with those given as options; a method without a kernel gets none by them."""
+    default = METHODS[method]
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Settings)}
+    kept = {k: v for k, v in given.items() if v is not None and (default.blur_every or "blur" not in k)}
+    return dataclasses.asdict(dataclasses.replace(default, **kept))
+
+
+def draw_archetypes(rows: list[dict], photos: dict[int, dict], folder: Path) -> Figure:
+    """A line of panels per class: a real photo of it, then its archetype by each method."""
+    by_class = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["class"])]
+    figure, axes = common.panel_grid(len(by_class), columns=1 + len(by_class[0]), per_line=2)
+    for (left, *panels), group in zip(axes, by_class, strict=True):
+        c, name = group[0]["class"], common.short(group[0]["name"])
+        if c in photos:
+            left.imshow(photos[c]["crop"])
+            left.set_title(f"{c} {name}\nphoto: p = {photos[c]['probability']:.3f}", fontsize=7.5)
+        else:
+            left.text(0.5, 0.5, "no photo", ha="center", va="center", fontsize=7.5, transform=left.transAxes)
+            left.set_title(f"{c} {name}\n", fontsize=7.5)
+            left.set_box_aspect(1)
+        left.axis("off")
+        for panel, row in zip(panels, group, strict=True):
+            panel.imshow(common.read_image(folder / row["path"]))
+            panel.set_title(f"{row['method']}\np = {row['probability']:.3f}", fontsize=7.5)
+            panel.axis("off")
+    return figure
+
+
+def draw_scores(rows: list[dict]) -> Figure:
+    """The class's logit over the iterations: a panel per method, a line per class."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    figure = Figure(figsize=(4.5 * len(methods), 3.6), layout="constrained")
+    for panel, method in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
+        for row in rows:
+            if row["method"] == method:
+                panel.plot(*zip(*row["scores"], strict=True), label=f"{row['class']} {common.short(row['name'])}", lw=1)
+        panel.set_title(method, fontsize=8)
+        panel.set_xlabel("iteration", fontsize=8)
+        panel.set_ylabel("logit of the class", fontsize=8)
+        panel.tick_params(labelsize=7)
+        panel.legend(fontsize=6)
+    return figure
+
+
+def main() -> None:
+    parser = common.option_parser(
+        __doc__,
+        *("--dataset", "--output", "--model", "--weights", "--device", "--batch-size", "--seed", "--show"),
+    )
+    parser.add_argument("--classes", nargs="+", default=CLASSES, metavar="CLASS", help="classes, by id or name")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="ways to visualize them")
+    for field in dataclasses.fields(Settings):
+        defaults = ", ".join(f"{name} {getattr(how, field.name):g}" for name, how in METHODS.items())
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=field.metadata["type"],
+            metavar="N",
+            help=f"{field.metadata['help']} (default: {defaults})",
+        )
+    options = parser.parse_args()
+    report = common.Report(options, __file__)
+    model = common.load_from_options(options)
+    classes = list(dict.fromkeys(common.find_class(text, model.categories) for text in options.classes))
+    methods = list(dict.fromkeys(options.methods))
+    photos, skipped = real_photos(model, classes, options.dataset)
+
+    found: dict[tuple[int, str], dict] = {}  # rows by class and method
+    settings = {method: settings_of(method, options) for method in methods}
+    total = sum(settings[method]["steps"] for method in methods) * len(classes)
+    with tqdm(total=total, unit="step", disable=None) as progress:
+        for method, start in itertools.product(methods, range(0, len(classes), options.batch_size)):
+            batch = classes[start : start + options.batch_size]
+            history: list[list[float]] = []  # (steps, B)
+
+            def observe(step: int, scores: Tensor, history: list = history) -> None:
+                history.append(scores.tolist())
+                progress.update(len(scores))
+
+            # a stream per class, whatever the batch: the seed and the class id in one number
+            generators = [torch.Generator().manual_seed((options.seed << 32) + c) for c in batch]
+            images = visualize_classes(model, batch, method, generators, observe=observe, **settings[method])
+            for c, image, scores in zip(batch, images, zip(*history, strict=True), strict=True):
+                name = model.categories[c]
+                path = f"archetypes/{c}_{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}_{method}.png"
+                png = io.BytesIO()
+                Image.fromarray(common.to_pixels(image)).save(png, format="PNG")
+                common.write_file(report.path(path), png.getvalue())
+                saved = measure(model, common.read_image(report.folder / path), c)
+                found[c, method] = {
+                    "class": c,
+                    "name": name,
+                    "method": method,
+                    "path": path,
+                    **saved,
+                    "photo": photos[c]["path"] if c in photos else None,
+                    "photo_probability": photos[c]["probability"] if c in photos else None,
+                    "settings": settings[method],
+                    "scores": [[i, scores[i]] for i in range(0, len(scores), SCORE_EVERY)]
+                    + [[len(scores), saved["logit"]]],
+                }
+    rows = [found[c, method] for c in classes for method in methods]
+
+    # the summary is a function of the rows
+    results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
+    for method in methods:
+        own = [row for row in rows if row["method"] == method]
+        results[method] = {
+            "classes": len(own),
+            "mean_probability": sum(row["probability"] for row in own) / len(own),
+            "mean_logit": sum(row["logit"] for row in own) / len(own),
+            f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
+            "settings": settings[method],
+        }
+    columns = [key for key in rows[0] if key not in ("settings", "scores")]
+    table = [{"steps": row["settings"]["steps"], **{key: row[key] for key in columns}} for row in rows]
+    shown = [row for row in rows if row["class"] in classes[: options.show]]
+    note = f"({min(options.show, len(classes))} of {len(classes)} classes)"
+    figure = draw_archetypes(shown, photos, report.folder)
+    figure.suptitle(f"{model.name}: archetypes, and the probability p it gives their class {note}", fontsize=9)
+    common.save_figure(figure, report.path("archetypes.png"))
+    figure = draw_scores(shown)
+    figure.suptitle(f"{model.name}: the climb, of the image as the network sees it {note}", fontsize=9)
+    common.save_figure(figure, report.path("scores.png"))
+    report.finish(rows, skipped, results, {"archetypes.csv": table}, model)
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,176 @@
+"""Plain and guided gradients on every classification architecture of torchvision, in float64.
+
+For each: the plain gradient against central finite differences, the guided one against the
+reference in reference.py, the logits with and without the guided mode, and captum beside it.
+
+    python tests/architectures.py resnet18 vgg11     # some, printed
+    python tests/architectures.py --all              # all, written to docs/architectures.md (40 minutes)
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import captum
+import captum.attr
+import torch
+import torchvision
+from conftest import ROOT, load_script
+from reference import guided_gradient as reference_gradient
+from torch import nn
+from tqdm import tqdm
+
+import common
+
+PIXELS = 6  # pixels at which the gradient is compared with a finite difference
+STEP = 1e-7  # of a pixel value: small beside the distance to the next kink, large beside rounding
+NAMES = torchvision.models.list_models(module=torchvision.models)
+
+guided = load_script("2f_guided_saliency")
+
+
+def build(name: str) -> tuple[nn.Module, int]:
+    """The network with seeded random weights, and the side of a small input that it takes.
+
+    Batch norm's averages are taken from one random batch: with those of a new network (0 and 1) the
+    signal of a deep one vanishes, and with it any comparison.
+    """
+    torch.manual_seed(0)
+    size = 96
+    settings = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vit_"):
+        size = 112 if name.endswith("14") else 128 if name.endswith("32") else 96
+        settings["image_size"] = size
+    elif name == "maxvit_t":
+        size = 224
+    model = torchvision.models.get_model(name, num_classes=20, **settings).double().eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():  # the vision transformers' heads begin as zero
+            nn.init.normal_(parameter, std=0.02)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    with torch.no_grad():
+        model(torch.rand(4, 3, size, size, dtype=torch.float64))
+    return model.eval().requires_grad_(False), size
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def check(name: str) -> dict:
+    """All comparisons for one architecture, as relative differences."""
+    model, size = build(name)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(1, 3, size, size, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        logits = model(image)
+    classes = logits.argmax(1)  # SqueezeNet's last rectifier leaves other logits at 0, without any gradient
+    plain, _ = common.class_score_gradient(model, image, classes)
+
+    places = plain.abs().flatten().topk(PIXELS).indices  # where it is largest, rounding matters least
+    worst = 0.0
+    with torch.no_grad():
+        for place in places.tolist():
+            step = torch.zeros_like(image)
+            step.view(-1)[place] = STEP
+            difference = float((model(image + step) - model(image - step))[0, classes] / (2 * STEP))
+            exact = float(plain.view(-1)[place])
+            worst = max(worst, abs(difference - exact) / abs(exact))
+    found = {"name": name, "finite_difference": worst}
+    try:
+        gradient, seen = guided.guided_gradient(model, image, classes)
+    except common.UserError as error:
+        assert "has none" in str(error)
+        return {**found, "rectifiers": 0, "others": str(error).split("(")[1].split(")")[0]}
+    with guided.guided_rectifiers():
+        found["logits_equal"] = bool(torch.equal(model(image.clone().requires_grad_() * 1), logits))
+    found["rectifiers"] = sum(seen.rectifiers.values())
+    found["others"] = ", ".join(f"{n} {kind}" for kind, n in seen.others.items())
+    found["reference"] = relative(gradient, reference_gradient(model, image, classes))
+    found["plain"] = relative(plain, gradient)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = captum.attr.GuidedBackprop(model).attribute(image.clone().requires_grad_(), target=classes)
+        found["captum"] = relative(theirs, gradient)
+        found["captum_is_plain"] = relative(theirs, plain) < 1e-9
+    except Exception as error:  # whatever captum stumbles over is the finding
+        found["captum"] = f"{type(error).__name__}"
+    return found
+
+
+def verdict(row: dict) -> str:
+    """What captum gives, in words."""
+    if isinstance(row.get("captum"), str):
+        return f"fails ({row['captum']})"
+    if row["captum"] < 1e-9:
+        return "the same"
+    return "the plain gradient" if row["captum_is_plain"] else f"differs by {row['captum']:.1g}"
+
+
+def table(rows: list[dict]) -> str:
+    lines = [
+        "| architecture | rectifiers guided | left as they are | plain vs. finite difference | guided vs. reference "
+        "| logits equal | plain vs. guided | captum |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        start = f"| {row['name']} | {row['rectifiers']} | {row['others']} | {row['finite_difference']:.0e} |"
+        if row["rectifiers"]:
+            lines.append(
+                f"{start} {row['reference']:.0e} | {'yes' if row['logits_equal'] else 'no'} "
+                f"| {row['plain']:.2g} | {verdict(row)} |"
+            )
+        else:
+            lines.append(f"{start} error that says so | | | |")
+    return "\n".join(lines) + "\n"
+
+
+HEAD = """# Gradients on every architecture
+
+Written by `make architectures`: the {count} classification architectures of torchvision {torchvision} with seeded
+random weights, in float64, at a reduced input size (PyTorch {torch}, captum {captum}).
+All numbers but the counts are relative differences.
+
+- *plain vs. finite difference*: the gradient of a class's logit against central differences, the worst of
+  {pixels} among the pixels where it is largest. What remains is rounding and the kinks of the rectifiers.
+- *guided vs. reference*: guided backpropagation against a reference made by other means, hooks on the nodes of
+  autograd's graph (`tests/reference.py`).
+- *logits equal*: the same numbers, to the bit, with and without the guided mode.
+- *plain vs. guided*: how far the two gradients are apart: they are not one under two names.
+- *captum*: what captum's GuidedBackprop gives in place of the guided gradient.
+
+A network without rectifiers has no guided gradient; asking for one is an error that names its activations.
+
+"""
+
+
+def main() -> None:
+    names = NAMES if "--all" in sys.argv else sys.argv[1:]
+    rows = []
+    for name in tqdm(names, disable=None):
+        rows.append(check(name))
+        print(table(rows).splitlines()[-1], flush=True)
+    text = table(rows)
+    if "--all" in sys.argv:
+        head = HEAD.format(
+            count=len(rows),
+            pixels=PIXELS,
+            torch=torch.__version__.split("+")[0],
+            torchvision=torchvision.__version__.split("+")[0],
+            captum=captum.__version__,
+        )
+        Path(ROOT, "docs", "architectures.md").write_text(head + text)
+    bad = [row["name"] for row in rows if row["finite_difference"] > 1e-3]
+    bad += [row["name"] for row in rows if row["rectifiers"] and (row["reference"] > 1e-9 or not row["logits_equal"])]
+    sys.exit(f"wrong: {', '.join(bad)}" if bad else None)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()

@@ -1,0 +1,390 @@
+"""2c: gradient ascent worked out by hand on small nets, and the script run for a few steps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+import torch
+from conftest import Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
+from PIL import Image
+from torch import nn
+
+import common
+
+script = load_script("2c_class_visualization")
+SIZE = 8
+
+
+class Linear(nn.Module):
+    """logits = W x, one row of W per class; counts its forward passes."""
+
+    def __init__(self, weights: torch.Tensor):
+        super().__init__()
+        self.register_buffer("weights", weights)  # (classes, 3 * S * S)
+        self.calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return images.flatten(1) @ self.weights.T
+
+
+@pytest.fixture
+def linear() -> Linear:
+    return Linear(torch.randn(4, 3 * SIZE * SIZE, generator=torch.Generator().manual_seed(3)))
+
+
+def seeds(*classes: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(c) for c in classes]
+
+
+def start_of(c: int) -> torch.Tensor:
+    """Where the ascent of class c begins: its own noise around grey."""
+    noise = torch.randn(3, SIZE, SIZE, generator=seeds(c)[0])
+    return 0.5 + script.NOISE * noise
+
+
+def test_plain_ascent_moves_along_the_weight_row(linear):
+    found = script.visualize_classes(
+        linear, [2, 0], "plain", seeds(2, 0), size=SIZE, steps=5, rate=0.01, final_rate=0.01, l2=0
+    )
+    for image, c in zip(found, [2, 0], strict=True):
+        row = linear.weights[c].view(3, SIZE, SIZE)
+        expected = start_of(c) + 5 * 0.01 * row / row.square().mean().sqrt()
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
+
+
+def test_the_rate_moves_from_first_to_final_in_equal_ratios(linear):
+    found = script.visualize_classes(
+        linear, [1], "plain", seeds(1), size=SIZE, steps=3, rate=0.04, final_rate=0.01, l2=0
+    )
+    row = linear.weights[1].view(3, SIZE, SIZE)
+    expected = start_of(1) + (0.04 + 0.02 + 0.01) * row / row.square().mean().sqrt()
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("l2", [5.0, 20.0])
+def test_with_the_l2_term_the_ascent_ends_at_w_over_two_lambda(linear, l2):
+    """The maximum of w.x - l2 |x - grey|^2 is at grey + w / (2 l2), for any scale of the step."""
+    found = script.visualize_classes(
+        linear, [0, 3], "plain", size=SIZE, l2=l2, steps=400, rate=0.5 / l2, final_rate=0.1 / l2
+    )
+    expected = 0.5 + linear.weights[[0, 3]].view(2, 3, SIZE, SIZE) / (2 * l2)
+    torch.testing.assert_close(found, expected.clamp(0, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", script.METHODS)
+@pytest.mark.parametrize("steps", [1, 7])
+def test_exactly_n_steps_each_observed(linear, method, steps):
+    seen = []
+    script.visualize_classes(
+        linear, [0, 1], method, size=SIZE, steps=steps, observe=lambda step, scores: seen.append((step, scores))
+    )
+    assert linear.calls == steps
+    assert [step for step, _ in seen] == list(range(steps))
+    assert all(scores.shape == (2,) and not scores.requires_grad for _, scores in seen)
+
+
+def test_the_first_score_observed_is_that_of_the_start(linear):
+    seen = []
+    script.visualize_classes(
+        linear, [3], "plain", seeds(3), size=SIZE, steps=2, observe=lambda step, scores: seen.append(scores)
+    )
+    assert seen[0].item() == pytest.approx((linear.weights[3] @ start_of(3).flatten()).item(), rel=1e-4)
+    assert seen[1] > seen[0]
+
+
+@pytest.mark.parametrize("method", script.METHODS)
+def test_a_class_depends_neither_on_its_company_nor_on_the_order(toy, method):
+    def images_of(*classes: int) -> torch.Tensor:
+        return script.visualize_classes(toy, classes, method, seeds(*classes), size=SIZE, steps=12)
+
+    alone, together, reversed_ = images_of(2), images_of(0, 2, 3), images_of(3, 2, 0)
+    torch.testing.assert_close(alone[0], together[1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(together, reversed_.flip(0), rtol=0, atol=1e-4)
+    assert (together[0] - together[1]).abs().max() > 0.01  # and they are not all the same picture
+
+
+def test_another_seed_is_another_picture_and_the_same_seed_the_same(toy):
+    first, again, other = (
+        script.visualize_classes(toy, [1], "gaussian", seeds(seed), size=SIZE, steps=6) for seed in (0, 0, 5)
+    )
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", script.METHODS)
+def test_values_stay_in_0_1_and_nothing_hangs_on_the_result(toy, method):
+    found = script.visualize_classes(toy, [0, 1, 2], method, size=SIZE, steps=30, rate=0.5, final_rate=0.5)
+    assert found.shape == (3, 3, SIZE, SIZE) and found.dtype == torch.float32
+    assert found.min() == 0 and found.max() == 1  # steps this large reach both ends, and go no farther
+    assert not found.requires_grad and found.grad is None
+
+
+@pytest.mark.parametrize("method", script.METHODS)
+def test_the_model_stays_as_it_was(toy, method):
+    before = state_of(toy)
+    script.visualize_classes(toy, [0, 1], method, size=SIZE, steps=3)
+    assert_same_state(before, state_of(toy))
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_the_model_stays_as_it_was_after_an_error_inside_it(toy, where):
+    model = nn.Sequential(toy, Raises(where)).train()
+    before = state_of(model)
+    with pytest.raises(RuntimeError, match=f"broken {where}"):
+        script.visualize_classes(model, [0], "plain", size=SIZE, steps=3)
+    assert_same_state(before, state_of(model))
+
+
+def test_an_error_in_the_observer_is_let_through(toy):
+    def observe(step, scores):
+        raise KeyError("mine")
+
+    before = state_of(toy)
+    with pytest.raises(KeyError, match="mine"):
+        script.visualize_classes(toy, [0], "plain", size=SIZE, observe=observe)
+    assert_same_state(before, state_of(toy))
+
+
+class Blurred(nn.Module):
+    """A class score that wants one bright pixel."""
+
+    def forward(self, images):
+        return images[:, :1, 4, 4]
+
+
+def test_the_kernel_is_applied_every_k_steps_and_not_in_the_last():
+    """The score is one pixel's value: only a blur moves any other pixel."""
+
+    def spread(steps: int, every: int) -> torch.Tensor:
+        settings = dict(jitter_px=0, l2=0, rate=1.0, final_rate=1.0, blur_every=every, blur_px=1.0, final_blur_px=1.0)
+        found = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), size=SIZE, steps=steps, **settings)
+        return (found[0] - start_of(0)).abs().flatten()
+
+    assert (spread(steps=2, every=2) > 1e-6).sum() == 1  # the second step is the last
+    assert (spread(steps=3, every=4) > 1e-6).sum() == 1
+    assert (spread(steps=3, every=2) > 1e-6).sum() > 100
+    assert spread(steps=3, every=1).sum() > spread(steps=3, every=2).sum()
+
+
+def test_the_kernel_narrows_from_first_to_final(linear, monkeypatch):
+    used = []
+    monkeypatch.setattr(script, "gaussian_blur", lambda images, sigma: used.append(sigma) or images)
+    script.visualize_classes(linear, [0], "gaussian", size=SIZE, steps=5, blur_every=2, blur_px=4.0, final_blur_px=1.0)
+    assert used == pytest.approx([4 * 0.25**0.25, 4 * 0.25**0.75])  # in steps 1 and 3 of 0 to 4
+
+
+def test_the_jitter_is_undone_on_the_way_back():
+    """A score that adds all pixels with equal weight does not see the jitter; nor does the result."""
+    model = Linear(torch.ones(1, 3 * SIZE * SIZE))
+    settings = dict(size=SIZE, steps=4, l2=0.0, rate=0.01, final_rate=0.01)
+    found = script.visualize_classes(model, [0], "plain", seeds(0), jitter_px=3, **settings)
+    torch.testing.assert_close(found[0], start_of(0) + 0.04, rtol=0, atol=1e-6)
+
+
+def test_the_gradient_comes_back_to_the_pixel_it_belongs_to():
+    """The score is the pixel (4, 4) of what the network sees: under a roll by s that is the image's pixel 4 - s."""
+    settings = dict(size=SIZE, steps=2, l2=0.0, rate=0.1, final_rate=0.1, jitter_px=2)
+    found = script.visualize_classes(Blurred(), [0], "plain", seeds(1), **settings)[0] - start_of(1)
+    generator = seeds(1)[0]
+    torch.randn(3, SIZE, SIZE, generator=generator)
+    shifts = [torch.randint(-2, 3, (2,), generator=generator).tolist() for _ in range(2)]
+    assert shifts[0] != shifts[1]
+    moved = {tuple(i) for i in (found.abs() > 1e-6).nonzero().tolist()}
+    assert moved == {(0, 4 - down, 4 - right) for down, right in shifts}
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 2.5])
+def test_blur_is_the_direct_convolution_in_two_dimensions(sigma):
+    images = torch.rand(2, 3, 24, 19, generator=torch.Generator().manual_seed(0)).double()
+    radius = math.ceil(3 * sigma)
+    offsets = range(-radius, radius + 1)
+    weights = {(y, x): math.exp(-(y * y + x * x) / (2 * sigma**2)) for y in offsets for x in offsets}
+    expected = sum(w * images.roll(shift, (2, 3)) for shift, w in weights.items()) / sum(weights.values())
+    torch.testing.assert_close(script.gaussian_blur(images, sigma), expected)
+
+
+@pytest.mark.parametrize("size", [3, 8, 40])
+def test_blur_keeps_constants_and_the_mean(size):
+    """Also where the kernel is wider than the image."""
+    constant = torch.tensor([0.1, 0.5, 1.0]).view(1, 3, 1, 1).expand(2, 3, size, size)
+    torch.testing.assert_close(script.gaussian_blur(constant, 3.0), constant, rtol=0, atol=1e-6)
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    blurred = script.gaussian_blur(images, 3.0)
+    torch.testing.assert_close(blurred.mean((2, 3)), images.mean((2, 3)))
+    assert blurred.std() < 0.6 * images.std()
+    assert torch.equal(script.gaussian_blur(images, 0.0), images)
+
+
+def test_a_zero_gradient_is_an_error_that_names_the_class():
+    weights = torch.ones(3, 3 * SIZE * SIZE)
+    weights[1] = 0
+    with pytest.raises(common.UserError, match="gradient of class 1 is zero in step 0"):
+        script.visualize_classes(Linear(weights), [0, 1, 2], "plain", size=SIZE)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_class(bad):
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient[1, 2, 3, 4] = bad  # one pixel of the second image
+        return gradient
+
+    class Spoiled(Linear):
+        def forward(self, images):
+            images = images.clone()
+            images.register_hook(spoil)
+            return super().forward(images)
+
+    with pytest.raises(common.UserError, match="gradient of class 2 is not finite in step 0"):
+        script.visualize_classes(Spoiled(torch.ones(3, 3 * SIZE * SIZE)), [0, 2, 1], "plain", size=SIZE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(classes=[0], method="cubist", size=SIZE), "no method is named 'cubist'"),
+        (dict(classes=[0], method="plain"), "no input_size"),
+        (dict(classes=[0, 4], method="plain", size=SIZE), "class ids must be 0 to 3"),
+        (dict(classes=[0, 1], method="plain", size=SIZE, generator=seeds(0)), "1 generators for 2 classes"),
+    ],
+)
+def test_what_cannot_be_asked_for(linear, arguments, message):
+    with pytest.raises(common.UserError, match=message):
+        script.visualize_classes(linear, **arguments)
+
+
+def test_the_size_is_the_models_own_where_it_has_one(linear):
+    linear.input_size = SIZE
+    assert script.visualize_classes(linear, [0], "plain", steps=1).shape == (1, 3, SIZE, SIZE)
+
+
+def test_a_picture_is_measured_as_it_was_saved(linear):
+    """8 bits, no pixel resampled; rank 1 is the likeliest class."""
+    linear.probe = nn.Parameter(torch.zeros(1))  # says where the model is
+    pixels = torch.randint(0, 256, (SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).byte()
+    logits = linear(pixels.permute(2, 0, 1)[None] / 255)[0].double()
+    for c in range(4):
+        found = script.measure(linear, Image.fromarray(pixels.numpy()), c)
+        assert found["logit"] == pytest.approx(logits[c].item())
+        assert found["probability"] == pytest.approx((logits[c].exp() / logits.exp().sum()).item())
+        assert found["rank"] == 1 + logits.argsort(descending=True).tolist().index(c)
+
+
+# ------------------------------------------------------------------------------------------------
+# The script
+
+TINY = ("--classes", "tarantula", "1", "--steps", "2", "--device", "cpu")
+
+
+def outputs(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_command_line(tmp_path):
+    """Without a dataset; a second run writes the same bytes."""
+    runs = []
+    for _ in range(2):
+        done = run_script("2c_class_visualization", *TINY, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        folder = tmp_path / "output" / "2c_class_visualization"
+        assert done.stdout.splitlines()[-1] == "output/2c_class_visualization/metrics.json"
+        files = outputs(folder)
+        metrics = json.loads(files.pop("metrics.json"))
+        runs.append(files)
+        for file in folder.rglob("*.png"):
+            file.unlink()  # so that the second run has to write them again
+    assert runs[0] == runs[1]
+    archetypes = {f"archetypes/{c}_{m}.png" for c in ("76_tarantula", "1_goldfish") for m in ("plain", "gaussian")}
+    assert set(files) == archetypes | {"archetypes.png", "scores.png", "archetypes.csv", "rows.jsonl"}
+    for name in archetypes:
+        assert Image.open(io.BytesIO(files[name])).size == (224, 224)
+    rows = [json.loads(line) for line in files["rows.jsonl"].decode().splitlines()]
+    assert [(row["class"], row["method"]) for row in rows] == [
+        (76, "plain"),
+        (76, "gaussian"),
+        (1, "plain"),
+        (1, "gaussian"),
+    ]
+    for row in rows:
+        assert row["settings"]["steps"] == 2 and row["photo"] is None
+        assert 0 < row["probability"] < 1 and 1 <= row["rank"] <= 1000 and math.isfinite(row["logit"])
+        assert [step for step, _ in row["scores"]] == [0, 2] and row["scores"][-1][1] == row["logit"]
+    assert [int(line["class"]) for line in csv.DictReader(files["archetypes.csv"].decode().splitlines())] == [
+        76,
+        76,
+        1,
+        1,
+    ]
+    results = metrics["results"]
+    assert results["chance_probability"] == 0.001 and results["plain"]["classes"] == 2
+    mean = sum(row["probability"] for row in rows if row["method"] == "gaussian") / 2
+    assert results["gaussian"]["mean_probability"] == pytest.approx(mean)
+    assert metrics["images"]["used"] == 4
+
+
+def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
+    """A kernel given as an option does not turn the plain method into the other one."""
+    seen = {}
+
+    def pretend(model, classes, method, generator, observe, **settings):
+        seen[method] = settings
+        for step in range(settings["steps"]):
+            observe(step, torch.ones(len(classes)))
+        return torch.rand(len(classes), 3, 224, 224)
+
+    monkeypatch.setattr(script, "visualize_classes", pretend)
+    run_main(
+        "2c_class_visualization",
+        *(*TINY, "--weights", "random", "--blur-every", "3", "--blur-px", "1.5", "--l2", "0.25"),
+        cwd=tmp_path,
+        monkeypatch=monkeypatch,
+    )
+    assert (seen["plain"]["blur_every"], seen["plain"]["l2"], seen["plain"]["steps"]) == (0, 0.25, 2)
+    assert (seen["gaussian"]["blur_every"], seen["gaussian"]["blur_px"], seen["gaussian"]["l2"]) == (3, 1.5, 0.25)
+    assert seen["gaussian"]["jitter_px"] == script.METHODS["gaussian"].jitter_px
+
+
+def test_the_real_photo_stands_beside_the_archetype(tmp_path, monkeypatch):
+    broken = tmp_path / "dataset" / "DL_data_p" / "76" / "a.jpg"
+    save_photo(tmp_path / "dataset" / "DL_data_p" / "76" / "b.jpg")
+    broken.write_bytes(b"no image")
+    run_main(
+        "2c_class_visualization",
+        *(*TINY, "--methods", "plain"),
+        cwd=tmp_path,
+        monkeypatch=monkeypatch,
+    )
+    folder = tmp_path / "output" / "2c_class_visualization"
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert [row["photo"] for row in rows] == ["DL_data_p/76/b.jpg", None]
+    assert 0 < rows[0]["photo_probability"] < 1 and rows[1]["photo_probability"] is None
+    (skipped,) = json.loads((folder / "metrics.json").read_text())["images"]["skipped"]
+    assert skipped["path"] == "DL_data_p/76/a.jpg" and "is no image" in skipped["reason"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--classes", "tarantulla"), "did you mean tarantula"),
+        (("--classes", "1000"), "ids go from 0 to 999"),
+        (("--methods", "cubist"), "invalid choice: 'cubist'"),
+        (("--rate", "-1"), "no number from 0"),
+        (("--jitter-px", "0.5"), "no whole number from 0"),
+        (("--steps", "0"), "no whole number from 1"),
+    ],
+)
+def test_wrong_options(tmp_path, monkeypatch, arguments, message):
+    with pytest.raises(common.UserError, match=message):
+        run_main("2c_class_visualization", "--weights", "random", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert not (tmp_path / "output").exists()
+
+
+def test_an_unknown_class_is_one_line_and_exit_status_1(tmp_path):
+    done = run_script("2c_class_visualization", "--weights", "random", "--classes", "tarantulla", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no class is named 'tarantulla'") and len(done.stderr.splitlines()) == 1
