@@ -230,7 +230,7 @@ def mistakes_figure(wrong: list[dict], mistakes: int, images: int, files, model:
             f"loss {row['loss']:.2f}, rank {row['rank'] + 1}"
         )
         common.draw_image(panel, picture, title)
-    figure.suptitle(f"{model.name}: the {len(wrong)} costliest of {mistakes} mistakes in {images} images", fontsize=9)
+    common.draw_title(figure, f"{model.name}: the {len(wrong)} costliest of {mistakes} mistakes in {images} images")
     return figure
 
 

@@ -80,10 +80,10 @@ def main() -> None:
         right.set_box_aspect(0.9)
         right.tick_params(labelsize=6)
         right.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{model.name}: the likeliest classes and their softmax probability\n"
-        f"({len(shown)} of {len(rows)} images, cropped as the network sees them)",
-        fontsize=9,
+    common.draw_title(
+        figure,
+        f"{model.name}: the likeliest classes and their softmax probability",
+        f"{len(shown)} of {len(rows)} images, cropped as the network sees them",
     )
     common.save_figure(figure, report.path("predictions.png"))
     report.finish(rows, skipped, results, {"predictions.csv": table}, model)

@@ -86,11 +86,12 @@ def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: com
             # the stronger the saliency, the more of the colour covers the grey picture
             alpha = np.clip(saliency / white, 0, 1)
             right.imshow(saliency, cmap="inferno", vmin=0, vmax=white, alpha=alpha)
-    figure.suptitle(
+    common.draw_title(
+        figure,
         f"{model.name}: class saliency maps, max over channels of |gradient of the class's logit|, "
-        f"in logits per unit of pixel value\nlinear from 0 (black) to the map's {common.MAP_PERCENTILE}th "
+        f"in logits per unit of pixel value",
+        f"linear from 0 (black) to the map's {common.MAP_PERCENTILE}th "
         f"percentile (brightest, as are the {100 - common.MAP_PERCENTILE:.1f} % above); {len(rows)} of {total} images",
-        fontsize=9,
     )
     return figure
 

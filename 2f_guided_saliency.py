@@ -327,13 +327,13 @@ def draw(rows: list[dict], results: dict, files: list[common.ImageFile], model: 
         common.draw_map(middle, pair[0], white, f"plain\nbrightest ≥ {white:.2g}", row["plain_status"])
         common.draw_map(right, pair[1], white, f"guided\nbrightest ≥ {white:.2g}", row["guided_status"])
     left_alone = ", ".join(f"{n} {name}" for name, n in results["left_as_they_are"].items())
-    figure.suptitle(
+    common.draw_title(
+        figure,
         f"{model.name}: saliency maps by plain and by guided backpropagation ({sum(results['rectifiers'].values())} "
-        f"rectifiers guided{f'; left as they are: {left_alone}' if left_alone else ''})\n"
+        f"rectifiers guided{f'; left as they are: {left_alone}' if left_alone else ''})",
         f"one scale for both maps of a picture: linear from 0 (black) to the larger {common.MAP_PERCENTILE}th "
-        f"percentile; {len(rows)} of {results['maps']} images\n"
+        f"percentile; {len(rows)} of {results['maps']} images",
         "guided maps depend little on the upper layers (Adebayo et al. 2018): they show edges, not reasons",
-        fontsize=9,
     )
     return figure
 

@@ -237,8 +237,7 @@ def main() -> None:
         raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
-        # a stream per image, whatever the batch: the seed and the image's index in one number
-        generators = [torch.Generator().manual_seed((options.seed << 32) + file.index) for file in batch]
+        generators = common.streams(options.seed, (file.index for file in batch))
         logits = mc_dropout_logits(model, images, options.passes, generators)  # (T, N, classes)
         with torch.inference_mode():
             deterministic = model(images)
@@ -310,11 +309,12 @@ def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: com
         right.set_box_aspect(0.95)
         right.tick_params(labelsize=6)
         right.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
+    common.draw_title(
+        figure,
         f"{model.name}: {passes} passes with dropout on; the {len(rows)} most uncertain of {total} images, by mutual "
-        "information (MI, nats; H: predictive entropy)\nclass, mean ± standard deviation of its probability; "
+        "information (MI, nats; H: predictive entropy)",
+        "class, mean ± standard deviation of its probability; "
         "box: quartiles, whiskers: least and largest, triangle: mean, red: the single deterministic pass",
-        fontsize=9,
     )
     return figure
 

@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := report
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: report test test-long clean FORCE
+.PHONY: report test test-long architectures docs clean FORCE
 
 OUTPUT := output
 SCRIPTS := 2b_evaluate 2c_class_visualization 2d_predict 2e_saliency 2f_guided_saliency 2h_mc_dropout
@@ -53,6 +53,19 @@ test-long: .venv/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest -q
+
+# every classification architecture of torchvision, written to docs/architectures.md: 20 minutes
+architectures: .venv/installed-dev
+	PYTHONPATH=. $(RUN) tests/architectures.py --all
+
+# the pictures of the README: archetypes, and a photo in the public domain
+PICTURES := $(OUTPUT)/docs
+HOPPER = $$($(RUN) -c 'import matplotlib; print(matplotlib.get_data_path())')/sample_data/grace_hopper.jpg
+docs: $(INSTALLED)
+	$(RUN) 2c_class_visualization.py --dataset none --output $(PICTURES)
+	$(RUN) 2f_guided_saliency.py $(HOPPER) --classes "military uniform" --output $(PICTURES)
+	cp $(PICTURES)/2c_class_visualization/archetypes.png docs/archetypes.png
+	cp $(PICTURES)/2f_guided_saliency/guided_saliency.png docs/guided_saliency.png
 
 clean:
 	rm -rf $(OUTPUT) dataset/DL_data_p .pytest_cache .ruff_cache

@@ -15,10 +15,11 @@ import platform
 import re
 import subprocess
 import sys
+import textwrap
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -323,6 +324,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """A whole number from 0 to 2^31 - 1 (argparse type): an image's index goes beside it into a stream's seed."""
+    if not text.isdecimal() or int(text) >= 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {(1 << 31) - 1}")
+    return int(text)
+
+
+def streams(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
+    """A generator for each key (an image's index, a class id), whatever the others are."""
+    return [torch.Generator().manual_seed((seed << 32) + key) for key in keys]
+
+
 # One name, one meaning, one default in every script that has them.
 SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "images": dict(nargs="*", metavar="IMAGE", help="image files or folders, in place of the dataset's test images"),
@@ -336,7 +349,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--weights": dict(metavar="FILE", help="state dict to load in place of the published weights, or `random`"),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto takes an accelerator where there is one"),
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
-    "--seed": dict(default=0, type=int, metavar="N", help="seed of all that is random; each image has its own stream"),
+    "--seed": dict(default=0, type=seed, metavar="N", help="seed of all that is random; each image has its own stream"),
     "--limit": dict(type=positive, metavar="N", help="only the first N images"),
     "--strict": dict(action="store_true", help="stop at an image that cannot be read, in place of skipping it"),
     "--classes": dict(
@@ -424,7 +437,7 @@ def panel_grid(items: int, columns: int, per_line: int, size: float = 2.1) -> tu
     """
     per_line = min(per_line, items)
     lines = -(-items // per_line)
-    figure = Figure(figsize=(per_line * columns * size, lines * size * 1.18 + 0.6), layout="constrained")
+    figure = Figure(figsize=(per_line * columns * size, lines * size * 1.18 + 0.4), layout="constrained")
     axes = figure.subplots(lines, per_line * columns, squeeze=False).reshape(lines * per_line, columns)
     for unused in axes[items:].flat:
         unused.remove()
@@ -432,8 +445,8 @@ def panel_grid(items: int, columns: int, per_line: int, size: float = 2.1) -> tu
 
 
 def draw_image(axes: Axes, image: Tensor | np.ndarray, title: str = "", **settings: Any) -> None:
-    """Draw (3, H, W) in [0, 1], or a map (H, W) with matplotlib's own settings, without ticks."""
-    axes.imshow(to_pixels(image) if image.ndim == 3 else image, **settings)
+    """Draw a tensor (3, H, W) in [0, 1], or an array as matplotlib takes it, with its settings, without ticks."""
+    axes.imshow(to_pixels(image) if isinstance(image, Tensor) else image, **settings)
     axes.set_title(title, fontsize=7.5, parse_math=False)
     axes.axis("off")
 
@@ -448,6 +461,14 @@ def draw_map(axes: Axes, saliency: np.ndarray, white: float, title: str, status:
     else:
         draw_image(axes, np.zeros_like(saliency), title, cmap="gray")
         axes.text(0.5, 0.5, status, color="white", ha="center", transform=axes.transAxes)
+
+
+def draw_title(figure: Figure, *lines: str) -> None:
+    """A title of one or more lines, broken where the figure is too narrow for them."""
+    letters = int(figure.get_figwidth() * 14)  # of the size below fit into an inch
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, letters))
+    figure.set_figheight(figure.get_figheight() + 0.16 * text.count("\n"))
+    figure.suptitle(text, fontsize=9, parse_math=False)
 
 
 def short(text: str, length: int = 24) -> str:

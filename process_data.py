@@ -276,7 +276,7 @@ def sample_files() -> dict[str, bytes]:
 def write_sample(data: Path) -> None:
     """Write the sample as `data`; what is there already must be part of it."""
     files = sample_files()
-    for path in common.list_files(data):
+    for path in common.list_files(data) if data.is_dir() else []:
         name = path.relative_to(data).as_posix()
         if name not in files or path.read_bytes() != files[name]:
             raise UserError(

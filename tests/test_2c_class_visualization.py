@@ -81,7 +81,7 @@ def test_with_the_l2_term_the_ascent_ends_at_w_over_two_lambda(linear, l2):
 def test_exactly_n_steps_each_observed(linear, method, steps):
     seen = []
     script.visualize_classes(
-        linear, [0, 1], method, size=SIZE, steps=steps, observe=lambda step, scores: seen.append((step, scores))
+        linear, [0, 1], method, size=SIZE, steps=steps, observe=lambda step, scores, starts: seen.append((step, scores))
     )
     assert linear.calls == steps
     assert [step for step, _ in seen] == list(range(steps))
@@ -91,7 +91,7 @@ def test_exactly_n_steps_each_observed(linear, method, steps):
 def test_the_first_score_observed_is_that_of_the_start(linear):
     seen = []
     script.visualize_classes(
-        linear, [3], "plain", seeds(3), size=SIZE, steps=2, observe=lambda step, scores: seen.append(scores)
+        linear, [3], "plain", seeds(3), size=SIZE, steps=2, observe=lambda step, scores, starts: seen.append(scores)
     )
     assert seen[0].item() == pytest.approx((linear.weights[3] @ start_of(3).flatten()).item(), rel=1e-4)
     assert seen[1] > seen[0]
@@ -141,7 +141,7 @@ def test_the_model_stays_as_it_was_after_an_error_inside_it(toy, where):
 
 
 def test_an_error_in_the_observer_is_let_through(toy):
-    def observe(step, scores):
+    def observe(step, scores, starts):
         raise KeyError("mine")
 
     before = state_of(toy)
@@ -334,7 +334,7 @@ def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
     def pretend(model, classes, method, generator, observe, **settings):
         seen[method] = settings
         for step in range(settings["steps"]):
-            observe(step, torch.ones(len(classes)))
+            observe(step, torch.ones(len(classes)), [1] * len(classes))
         return torch.rand(len(classes), 3, 224, 224)
 
     monkeypatch.setattr(script, "visualize_classes", pretend)
