@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import common
+
+# Standard deviation of the noise on the picture, in pixel values, that a map should not change with
+NOISE = 0.02
 
 # Where each rectifier has its input, the ends of its open interval, and whether it works in place.
 # Only those that begin at 0 are rectifiers; `None` as an end is infinity.
@@ -168,6 +171,13 @@ def guided_saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> T
     return gradient.abs().amax(1)
 
 
+def both_maps(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[np.ndarray, _GuidedMode]:
+    """Plain and guided saliency maps (2, N, H, W), and what the guided pass met."""
+    plain, _ = common.class_score_gradient(model, images, classes)
+    guided, seen = guided_gradient(model, images, classes)
+    return torch.stack([plain, guided]).abs().amax(2).cpu().numpy(), seen
+
+
 def randomised_layers(model: nn.Module, image: Tensor, stages: int) -> list[list[tuple[str, nn.Module]]]:
     """The layers with parameters of their own, last executed first, in at most `stages` groups of like size."""
     order: dict[nn.Module, str] = {}
@@ -199,14 +209,8 @@ def cascading_randomisation(
     distribution with its own mean and standard deviation, so that activations keep their scale.
     Works on a copy of the model. Adebayo et al. 2018, section 3.1 (there: a new initialisation).
     """
-
-    def both_maps() -> np.ndarray:
-        plain, _ = common.class_score_gradient(model, images, classes)
-        guided, _ = guided_gradient(model, images, classes)
-        return torch.stack([plain, guided]).abs().amax(2).cpu().numpy()  # (2, N, H, W)
-
     model = copy.deepcopy(model)
-    intact = both_maps()
+    intact, _ = both_maps(model, images, classes)
     names, correlations = [], []
     for layers in randomised_layers(model, images[:1], stages):
         for _, module in layers:
@@ -215,7 +219,7 @@ def cascading_randomisation(
                 drawn = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.detach().copy_(drawn * spread + parameter.mean())
         names.append(layers[-1][0])
-        kinds = zip(both_maps(), intact, strict=True)
+        kinds = zip(both_maps(model, images, classes)[0], intact, strict=True)
         correlations.append([[rank_correlation(*pair) for pair in zip(now, then, strict=True)] for now, then in kinds])
     return names, correlations
 
@@ -247,12 +251,15 @@ def main() -> None:
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
         classes, rows = common.explained_classes(model, images, [asked[file.index] for file in batch])
-        plain, _ = common.class_score_gradient(model, images, classes)
-        guided, seen = guided_gradient(model, images, classes)
-        for file, row, *gradients in zip(batch, rows, plain, guided, strict=True):
-            pair = torch.stack(gradients).abs().amax(1).cpu().numpy()  # (2, H, W): plain, guided
-            for kind, saliency in zip(("plain", "guided"), pair, strict=True):
+        generators = common.streams(options.seed, (file.index for file in batch))
+        noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
+        maps, seen = both_maps(model, images, classes)
+        noisy_maps, _ = both_maps(model, images + NOISE * noise, classes)
+        for n, (file, row) in enumerate(zip(batch, rows, strict=True)):
+            pair = maps[:, n]  # (2, H, W): plain, guided
+            for kind, saliency, noisy in zip(("plain", "guided"), pair, noisy_maps[:, n], strict=True):
                 row.update({f"{kind}_{key}": value for key, value in common.describe_map(saliency).items()})
+                row[f"{kind}_stability"] = rank_correlation(saliency, noisy)
             row["rank_correlation"] = rank_correlation(*pair)
             row["rectifiers"], row["left_as_they_are"] = dict(seen.rectifiers), dict(seen.others)
             common.write_array(report.path(map_name(file.index)), pair)
@@ -284,13 +291,15 @@ def map_name(index: int) -> str:
 
 def summary(rows: list[dict]) -> dict:
     """The metrics, from sums over rows: guided beside plain, its yardstick."""
-    good = [row for row in rows if row["rank_correlation"] is not None]
-    keys = [f"{kind}_{measure}" for measure in ("half_mass_area", "roughness") for kind in ("plain", "guided")]
+    good = [row for row in rows if row["plain_status"] == row["guided_status"] == "ok"]
+    keys = [
+        f"{kind}_{measure}" for measure in ("half_mass_area", "roughness", "stability") for kind in ("plain", "guided")
+    ]
     return {
         "maps": len(rows),
         "plain_status": dict(Counter(row["plain_status"] for row in rows)),
         "guided_status": dict(Counter(row["guided_status"] for row in rows)),
-        **{f"mean_{key}": sum(row[key] for row in good) / len(good) for key in (*keys, "rank_correlation") if good},
+        **{f"mean_{key}": mean_known(row[key] for row in good) for key in (*keys, "rank_correlation")},
         "rectifiers": rows[0]["rectifiers"],
         "left_as_they_are": rows[0]["left_as_they_are"],
         **(
@@ -301,15 +310,19 @@ def summary(rows: list[dict]) -> dict:
     }
 
 
+def mean_known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def survival(tested: list[dict]) -> list[dict]:
     """Per stage of randomisation: how many maps could be compared, and their mean rank correlation."""
     stages = []
     for k, name in enumerate(tested[0]["down_to"]):
         stage: dict[str, Any] = {"down_to": name}
         for kind in ("plain", "guided"):
-            known = [row[kind][k] for row in tested if row[kind][k] is not None]
-            stage[f"{kind}_maps"] = len(known)
-            stage[kind] = sum(known) / len(known) if known else None
+            stage[f"{kind}_maps"] = sum(row[kind][k] is not None for row in tested)
+            stage[kind] = mean_known(row[kind][k] for row in tested)
         stages.append(stage)
     return stages
 
