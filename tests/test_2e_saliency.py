@@ -44,6 +44,18 @@ def test_batch_of_n_is_n_single_ones(toy, images):
         assert (backwards[n] - alone).norm() <= 1e-6 * alone.norm()
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 5e-6)])
+def test_batch_of_n_is_n_single_ones_on_the_default_network(dtype, bound):
+    """In float32 what remains is rounding: 7e-7 on real photos."""
+    model = common.load_model().to(dtype)
+    images = torch.rand(3, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(dtype)
+    classes = torch.tensor([5, 76, 999])
+    together = script.saliency_maps(model, images, classes)
+    for n in range(3):
+        alone = script.saliency_maps(model, images[n : n + 1], classes[n : n + 1])[0]
+        assert (together[n] - alone).norm() <= bound * alone.norm()
+
+
 def test_nothing_is_left_behind(toy, images):
     """The toy is in training mode: its batch norm must neither mix the images nor move its averages."""
     for parameter in toy.parameters():

@@ -307,6 +307,19 @@ def test_run(tmp_path, monkeypatch):
     assert again[2]["predictive_entropy"] == pytest.approx(rows[2]["predictive_entropy"], abs=1e-5)
 
 
+def test_dropout_on_request(tmp_path, monkeypatch):
+    save_photo(tmp_path / "one.png")
+    arguments = ["one.png", "--model", "timm/resnet18", "--weights", "random", "--passes", "5"]
+    run_main("2h_mc_dropout", *arguments, "--dropout", "0.3", cwd=tmp_path, monkeypatch=monkeypatch)
+    metrics = json.loads((tmp_path / "output/2h_mc_dropout/metrics.json").read_text())
+    assert metrics["settings"]["dropout"] == 0.3 and metrics["results"]["mean_mutual_information"] > 0
+    with pytest.raises(common.UserError, match="no probability between 0 and 1"):
+        run_main("2h_mc_dropout", *arguments, "--dropout", "1.5", cwd=tmp_path, monkeypatch=monkeypatch)
+    arguments[2] = "squeezenet1_0"
+    with pytest.raises(common.UserError, match="no dropout with p = 0 for --dropout to set"):
+        run_main("2h_mc_dropout", *arguments, "--dropout", "0.3", cwd=tmp_path, monkeypatch=monkeypatch)
+
+
 def test_resnet_is_one_sentence(tmp_path):
     save_photo(tmp_path / "one.png")
     done = run_script("2h_mc_dropout", "one.png", "--model", "resnet18", "--weights", "random", cwd=tmp_path)
