@@ -24,15 +24,14 @@ from torch import Tensor, nn
 import common
 
 TOP = 5  # classes that count for the top-5 accuracy
-BINS = 15  # of equal width, for the calibration error: Guo et al. 2017, section 4
+BINS = 15  # of equal width, for the calibration error: Guo et al. 2017, table 1
 CONFUSION_SHOWN = 40  # classes that can be told apart in the confusion matrix; the table has all
 
 
 def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """images (N, 3, H, W), true classes (N,) -> per image: loss (nats), rank of
     the true class (0 is first), predicted class, confidence (the predicted class's probability)."""
-    with common.evaluation_mode(model), torch.inference_mode():
-        logits = model(images)  # (N, classes)
+    logits = common.predict_logits(model, images)  # (N, classes)
     if classes.max() >= logits.shape[1]:
         raise common.UserError(f"class {int(classes.max())} is unknown to a model of {logits.shape[1]} classes")
     # a tie counts against the network: a constant output has no accuracy above chance
@@ -49,7 +48,7 @@ def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Ten
 def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> tuple[float, list[dict]]:
     """Expected calibration error, and per bin: its edges, count, mean confidence, accuracy (None where empty).
 
-    Bins are (k / bins, (k + 1) / bins], as in Guo et al. 2017, equation 3; scikit-learn's
+    Bins are (k / bins, (k + 1) / bins], as in Guo et al. 2017, section 2; scikit-learn's
     calibration_curve leaves empty bins out and does not count, so that it cannot give the error.
     """
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import io
 import itertools
 import math
@@ -42,17 +41,14 @@ SCORE_EVERY = 5  # iterations between the scores kept in a row
 SURE = 0.9  # probability from which metrics.json counts an archetype as the network's own
 
 
-def not_negative(text: str, kind: Callable[[str], float] = float) -> float:
+def not_negative(text: str) -> float:
     """A finite number from 0 (argparse type)."""
     try:
-        if 0 <= kind(text) < math.inf:
-            return kind(text)
+        if 0 <= float(text) < math.inf:
+            return float(text)
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number from 0")
-
-
-whole = functools.partial(not_negative, kind=int)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
 
 
 def _setting(default: float, meaning: str, kind: Callable[[str], float] = not_negative) -> Any:
@@ -68,9 +64,9 @@ class Settings:
     final_rate: float = _setting(0.004, "last step, likewise")
     l2: float = _setting(0.002, "weight of the squared distance to grey, in logits")
     jitter_px: int = _setting(
-        0, "the network sees the image rolled by up to so many pixels, anew in each iteration", whole
+        0, "the network sees the image rolled by up to so many pixels, anew in each iteration", common.whole
     )
-    blur_every: int = _setting(0, "apply the Gaussian kernel every so many iterations; 0: never", whole)
+    blur_every: int = _setting(0, "apply the Gaussian kernel every so many iterations; 0: never", common.whole)
     blur_px: float = _setting(0.0, "the kernel's standard deviation in the first iteration, in pixels")
     final_blur_px: float = _setting(0.0, "the kernel's standard deviation in the last iteration, in pixels")
 
@@ -207,8 +203,7 @@ def _between(first: float, final: float, done: float) -> float:
 def measure(model: nn.Module, picture: Image.Image, c: int) -> dict[str, float]:
     """What the network gives class c for an 8-bit picture of its own input size: no pixel is resampled."""
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255  # (1, 3, S, S)
-    with common.evaluation_mode(model), torch.inference_mode():
-        logits = model(pixels.to(next(model.parameters()).device))[0].double().cpu()  # (classes,)
+    logits = common.predict_logits(model, pixels.to(next(model.parameters()).device))[0].double().cpu()  # (classes,)
     rank = 1 + int((logits > logits[c]).sum())  # 1 is the likeliest class
     return {"logit": logits[c].item(), "probability": logits.softmax(0)[c].item(), "rank": rank}
 
@@ -360,7 +355,7 @@ def main() -> None:
     figure = draw_scores(shown)
     common.draw_title(figure, f"{model.name}: the climb, of the image as the network sees it {note}")
     common.save_figure(figure, report.path("scores.png"))
-    report.finish(rows, skipped, results, {"archetypes.csv": table}, model)
+    report.finish(rows, skipped, results, {"archetypes.csv": table}, model, images=len(photos))
 
 
 if __name__ == "__main__":

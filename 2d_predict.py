@@ -10,7 +10,6 @@ believe it (Guo et al. 2017, On Calibration of Modern Neural Networks, section 2
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 import common
@@ -20,8 +19,7 @@ TOP = 5  # classes shown for an image
 
 def top_classes(model: nn.Module, images: Tensor, count: int = TOP) -> tuple[Tensor, Tensor]:
     """images (N, 3, H, W) -> the likeliest classes (N, count), their probabilities (N, count)."""
-    with common.evaluation_mode(model), torch.inference_mode():
-        probabilities = model(images).softmax(1)  # (N, classes)
+    probabilities = common.predict_logits(model, images).softmax(1)  # (N, classes)
     top = probabilities.topk(min(count, probabilities.shape[1]))
     return top.indices, top.values
 
@@ -66,7 +64,7 @@ def main() -> None:
     figure, axes = common.panel_grid(len(shown), columns=2, per_line=3)
     for (left, right), row in zip(axes, shown, strict=True):
         picture = model.preprocess(common.read_image(files[row["index"]].path))
-        common.draw_image(left, picture, common.short(files[row["index"]].path.name))
+        common.draw_image(left, picture, common.short(row["path"].rpartition("/")[2]))
         names = [common.short(model.categories[c], 20) for c in row["classes"]]
         bars = right.barh(range(len(names)), row["probabilities"], color=["tab:blue"] + ["lightsteelblue"] * 4)
         right.bar_label(

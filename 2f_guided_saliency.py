@@ -13,14 +13,15 @@ figure randomises the network's layers from the top down and shows how much of e
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -31,114 +32,131 @@ import common
 # Standard deviation of the noise on the picture, in pixel values, that a map should not change with
 NOISE = 0.02
 
-# Where each rectifier has its input, the ends of its open interval, and whether it works in place.
-# Only those that begin at 0 are rectifiers; `None` as an end is infinity.
-RECTIFIERS: dict[str, Callable] = {
-    "relu": lambda input, inplace=False: (input, 0, None, inplace),
-    "relu6": lambda input, inplace=False: (input, 0, 6, inplace),
-    "hardtanh": lambda input, min_val=-1.0, max_val=1.0, inplace=False: (input, min_val, max_val, inplace),
-    "clamp": lambda input, min=None, max=None, **_: (input, min, max, False),
-    "clip": lambda input, min=None, max=None, **_: (input, min, max, False),
-    "clamp_min": lambda input, min, **_: (input, min, None, False),
-    "threshold": lambda input, threshold, value, inplace=False: (
-        (input, 0, None, inplace) if threshold == value == 0 else (input, None, None, inplace)
-    ),
-    "maximum": lambda input, other, **_: (input, other, None, False),
-    "max": lambda input, *other, **_: (input, *(other or (None,))[:1], None, False),
-}
-
-# Their own derivative is 0 at both ends. clamp's is 1 there, and maximum's a half.
-OPEN = {"relu", "relu6", "hardtanh", "threshold"}
-
-# These have no half on which they are flat at 0: they are left as they are, and counted.
+# The kinds of nodes in autograd's graph whose operations have no flat half: left as they are, and counted
 OTHER_ACTIVATIONS = {
-    *("leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish"),
-    *("softplus", "softsign", "sigmoid", "hardsigmoid", "logsigmoid", "tanh", "glu"),
+    *("LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu", "Gelu", "Silu", "Mish", "Hardswish"),
+    *("Softplus", "Sigmoid", "Hardsigmoid", "LogSigmoid", "Tanh", "Glu", "Hardtanh", "Threshold"),
 }
+# Nodes that stand for many operations, of which none can be seen: torch.jit, torch.compile, reentrant checkpoints
+OPAQUE = ("torch::jit", "CompiledFunction", "CheckpointFunction")
 
 
 class _GuidedMode(TorchFunctionMode):
-    """Sees every torch function that runs; the gradient that arrives at a rectifier's output loses its negative part.
+    """Guided backpropagation as a rule for an operation: hooks on the graph's own nodes, whatever made them.
 
-    The other half of the rule, that the signal stops where the input is outside the open interval,
-    is the rectifier's own derivative. What is hooked is the output's place in this one graph: no
-    module changes, other readers of the input keep their gradient, and the hook goes with the graph.
+    A hook on a module misses `F.relu`, ReLU6 and rectifiers inside functions. Autograd's graph has
+    a node for each rectifier that the signal passes, in whatever form it was called; when a gradient
+    is asked for inside the `with` block, those nodes get the rule for this one backward pass. No
+    module changes, and other readers of a rectifier's input keep their gradient.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.backward_passes = 0
         self.rectifiers: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        spelling = getattr(function, "__name__", "")
-        name = spelling.strip("_")  # relu_ works in place, F.threshold calls itself _threshold
-        found = _rectifier(name, args, kwargs)
-        if found is None:
-            if name in OTHER_ACTIVATIONS and _on_the_path(args):
-                self.others[name] += 1
-            return function(*args, **kwargs)
-        self.rectifiers[name] += 1
-        input, high, in_place = found
-        in_place = in_place or spelling.endswith("_")
-        if name in OPEN and not (in_place and input._is_view()):
-            output = function(*args, **kwargs)
-            output.register_hook(_positive)
-            return output
-        # in place on a view: a hook there would miss the gradient that comes through the view's base
-        output = _rectify(input.clone() if in_place else input, high)
-        output.register_hook(_positive)
-        return input.copy_(output) if in_place else output
+        if function in (torch.autograd.grad, Tensor.backward):
+            with self.hooked(args[0] if args else kwargs["outputs"]):
+                return function(*args, **kwargs)
+        name = getattr(function, "__name__", "").strip("_")
+        if name in ("relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "threshold") and _is_view(args):
+            # written in place, a view has one node with its base, which hides the operation: write a copy instead
+            fresh = args[0].clone()
+            output = function(fresh, *args[1:], **kwargs)
+            return args[0].copy_(output) if output is fresh else output
+        return function(*args, **kwargs)
+
+    @contextmanager
+    def hooked(self, outputs: Tensor | Sequence[Tensor]) -> Iterator[None]:
+        """The rule on every rectifier behind `outputs`, until the end of the block."""
+        self.backward_passes += 1
+        handles = []
+        try:
+            for node in graph_nodes([outputs] if isinstance(outputs, Tensor) else outputs):
+                own = isinstance(node, torch.autograd.function.BackwardCFunction)  # a custom autograd.Function
+                kind = (type(node).__name__ if own else node.name()).split("Backward")[0]
+                if kind.startswith(OPAQUE):
+                    raise common.UserError(
+                        f"the operations inside {kind} cannot be seen: give the network as it was "
+                        "before torch.jit, torch.compile or checkpointing"
+                    )
+                name = re.sub("(?<!^)(?=[A-Z])", "_", kind).lower()
+                if is_rectifier(kind, node):
+                    handles.append(node.register_prehook(partial(self.guide, name, kind, node)))
+                elif own or kind in OTHER_ACTIVATIONS:
+                    handles.append(node.register_prehook(partial(self.count, name)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def guide(self, name: str, kind: str, node: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The rule's part that is not the rectifier's own derivative: only positive signals pass."""
+        self.rectifiers[name] += 1  # here, so that only what lies between the image and the score counts
+        (signal,) = gradients
+        signal = signal.clamp(min=0)
+        # at its ends, where the open interval has none, clamp has a derivative of 1 and maximum of a half
+        if kind.startswith("Clamp"):
+            signal = signal * (node._saved_self > node._saved_min)
+            if (high := getattr(node, "_saved_max", None)) is not None:
+                signal = signal * (node._saved_self < high)
+        elif kind in ("Maximum", "Fmax"):
+            signal = signal * (torch.maximum(node._saved_self, node._saved_other) > 0)
+        return (signal,)
+
+    def count(self, name: str, gradients: tuple[Tensor, ...]) -> None:
+        self.others[name] += 1
 
 
-def _rectifier(name: str, args: tuple, kwargs: dict) -> tuple[Tensor, float | None, bool] | None:
-    """(input, upper end, in place?) where this call is a rectifier that the image's signal passes, else None."""
-    if name not in RECTIFIERS or not _on_the_path((*args, *kwargs.values())):
-        return None
-    input, low, high, in_place = RECTIFIERS[name](*args, **kwargs)
-    if name in ("max", "maximum") and isinstance(low, Tensor) and _is_zero(input):
-        input, low = low, input
-    if not _is_zero(low) or (name == "max" and not isinstance(low, Tensor)):  # x.max(0) reduces dimension 0
-        return None
-    if name in ("max", "maximum"):
-        input = input.expand(torch.broadcast_shapes(input.shape, low.shape))
-    return input, high, in_place
+def is_rectifier(kind: str, node: Any) -> bool:
+    """Is this node of the graph a rectifier, that is, flat below 0 and beginning at 0?"""
+    if kind in ("Relu", "Hardtanh", "Threshold"):
+        return getattr(node, {"Hardtanh": "_saved_min_val", "Threshold": "_saved_threshold"}.get(kind, ""), 0) == 0
+    if kind in ("Clamp", "ClampMin"):
+        low = node._saved_min
+        return low is not None and not (low.any() or low.requires_grad if isinstance(low, Tensor) else low)
+    if kind == "LeakyRelu":
+        return node._saved_negative_slope == 0
+    if kind in ("Maximum", "Fmax"):
+        constants = [
+            value
+            for value, (source, _) in zip((node._saved_self, node._saved_other), node.next_functions, strict=True)
+            if source is None
+        ]
+        return any(not value.any() for value in constants)
+    return False
 
 
-def _rectify(input: Tensor, high: float | Tensor | None) -> Tensor:
-    """The rectifier, by an operation whose own derivative is 0 at both ends, as the open interval asks."""
-    if high is None:
-        return F.threshold(input, 0, 0)
-    if isinstance(high, Tensor):
-        return torch.where(input < high, F.threshold(input, 0, 0), high)
-    return F.hardtanh(input, 0, high)
+def graph_nodes(outputs: Iterable[Tensor]) -> Iterator[Any]:
+    """Every node of autograd's graph behind the tensors, once."""
+    todo, seen = [output.grad_fn for output in outputs], {None}
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            todo += [source for source, _ in node.next_functions]
+            yield node
 
 
-def _is_zero(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return not value.requires_grad and not value.any()
-    return isinstance(value, (int, float)) and value == 0
-
-
-def _on_the_path(values: tuple) -> bool:
-    return any(isinstance(value, Tensor) and value.requires_grad for value in values)
-
-
-def _positive(gradient: Tensor) -> Tensor:
-    return gradient.clamp(min=0)
+def _is_view(args: tuple) -> bool:
+    return bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad and args[0]._is_view()
 
 
 @contextmanager
 def guided_rectifiers() -> Iterator[_GuidedMode]:
-    """Inside, every forward pass is recorded with guided backpropagation's rule for its rectifiers.
+    """Inside, `torch.autograd.grad` and `Tensor.backward` go by guided backpropagation's rule.
 
-    Yields the counts of what was met: `.rectifiers` and `.others` (activations left as they are).
-    Raises UserError at the end where no rectifier was met: the gradient would be the plain one
-    under another name. Springenberg et al. 2015, section 3.4.
+    Yields the counts of what the signal passed: `.rectifiers` and `.others` (activations, and custom
+    autograd.Functions, left as they are). Raises UserError at the end where there was no rectifier:
+    the gradient would be the plain one under another name. Springenberg et al. 2015, section 3.4.
     """
     with _GuidedMode() as seen:
         yield seen
+    if not seen.backward_passes:
+        raise common.UserError("no gradient was taken inside guided_rectifiers(): call torch.autograd.grad there")
     if not seen.rectifiers:
         others = ", ".join(sorted(seen.others)) or "no activation at all"
         raise common.UserError(
@@ -149,11 +167,11 @@ def guided_rectifiers() -> Iterator[_GuidedMode]:
 
 def guided_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, _GuidedMode]:
     """As `common.class_score_gradient`, by guided backpropagation: gradient (N, 3, H, W), and what was met."""
-    for module in model.modules():
+    for module in model.modules():  # their first passes may leave single nodes, later ones do not
         if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
             raise common.UserError(
                 f"the operations inside a {type(module).__name__} cannot be seen: give the network as it was "
-                "before torch.jit.script, torch.jit.trace or torch.compile"
+                "before torch.jit or torch.compile"
             )
     with guided_rectifiers() as seen:
         gradient, _ = common.class_score_gradient(model, images, classes)
@@ -241,7 +259,11 @@ def main() -> None:
         "--stages", default=12, type=common.positive, metavar="N", help="steps in which the layers are randomised"
     )
     parser.add_argument(
-        "--randomise", default=8, type=int, metavar="N", help="randomise for the first N images; 0 leaves it out"
+        "--randomise",
+        default=8,
+        type=common.whole,
+        metavar="N",
+        help="randomise for the first N images; 0 leaves it out",
     )
     options = parser.parse_args()
     files = common.test_images(options)

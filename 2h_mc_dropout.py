@@ -35,29 +35,36 @@ DROPOUTS: dict[str, Callable] = {
     + ("alpha_dropout", "feature_alpha_dropout")
 }
 WHOLE_CHANNELS = {"dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout"}
-ALPHA = -1.7580993408473766  # SELU's limit at minus infinity: Klambauer et al. 2017, section 3
+# Attention that drops its weights by itself, and the place of the probability among its arguments.
+ATTENTION = {"multi_head_attention_forward": 10, "scaled_dot_product_attention": 4}
+ALPHA = -1.7580993408473766  # SELU's limit at minus infinity: Klambauer et al. 2017, "New Dropout Technique"
+
+
+class _CannotShareError(Exception):
+    """A dropout's input has neither a row for each image nor one for each image and pass."""
 
 
 class _DropoutMode(TorchFunctionMode):
     """Dropout on, wherever a forward pass calls it, by a module or a function, in training mode or not.
 
-    What comes before the first active dropout is the same in every pass, so it runs once for the N
-    images; there the batch grows to (passes * N), and the rest of the network runs on that.
+    `draw(shape)` gives uniform numbers for the mask of an input with this shape. In the one case,
+    `rows` is None and the shape is the input's: a plain pass. In the other the passes share all that
+    comes before the first dropout: an input of `rows` = N images grows there to (passes * N, ...),
+    and the shape asked for is (passes, N, ...).
     """
 
-    def __init__(self, generators: Sequence[torch.Generator], at_most: int, grown: bool = False):
+    def __init__(self, draw: Callable[[tuple[int, ...]], Tensor], rows: int | None = None, at_most: int = 1):
         super().__init__()
-        self.generators, self.at_most = generators, at_most
-        self.grown = grown  # has the batch grown already?
-        self.passes = at_most if grown else 0
+        self.draw, self.rows, self.at_most = draw, rows, at_most
+        self.passes = 0  # that run together, known from the first dropout on
         self.probabilities: list[float] = []  # of every dropout met
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         spelling = getattr(function, "__name__", "")
         name = spelling.removesuffix("_")
-        if name == "multi_head_attention_forward":
-            _refuse_hidden(kwargs.get("dropout_p", args[10] if len(args) > 10 else 0))
+        if name in ATTENTION:
+            _refuse_hidden(kwargs.get("dropout_p", args[ATTENTION[name]] if len(args) > ATTENTION[name] else 0))
         if name not in DROPOUTS:
             return function(*args, **kwargs)
         input, p = DROPOUTS[name](*args, **kwargs)
@@ -72,25 +79,58 @@ class _DropoutMode(TorchFunctionMode):
         return output
 
     def drop(self, input: Tensor, p: float, name: str) -> Tensor:
-        """(rows, ...) -> (passes * N * k, ...), where each image has k rows (one, or its windows)."""
-        images = len(self.generators)
-        if not self.passes:
-            numbers = input.numel() // images
-            self.passes = min(self.at_most, max(1, NUMBERS_TOGETHER // numbers))
-        there = self.passes if self.grown and len(input) % (self.passes * images) == 0 else 1
-        self.grown = True
-        input = input.reshape(there, images, -1, *input.shape[1:])  # (1 or passes, N, k, ...)
-        shape = (self.passes, *input.shape[2:])  # of one image's mask
+        if self.rows is not None:
+            if not self.passes:
+                of_one_image = max(1, input.numel() // self.rows)
+                self.passes = min(self.at_most, max(1, NUMBERS_TOGETHER // of_one_image))
+            if len(input) == self.passes * self.rows:
+                input = input.unflatten(0, (self.passes, self.rows))
+            elif len(input) == self.rows:
+                input = input[None].expand(self.passes, *input.shape)  # (passes, N, ...)
+            else:
+                raise _CannotShareError
+        self.passes = self.passes or 1
+        batch = 1 if self.rows is None else 2  # dimensions before the channels
+        shape = input.shape
         if name in WHOLE_CHANNELS:
-            shape = (*shape[:3], *(1 for _ in shape[3:]))
-        masks = [torch.rand(shape, generator=g, device=g.device) >= p for g in self.generators]
-        mask = torch.stack(masks, 1).to(input)  # (passes, N, k, ...): 1 is kept
+            shape = (*shape[: batch + 1], *(1 for _ in shape[batch + 1 :]))
+        mask = (self.draw(tuple(shape)) >= p).to(input)  # 1 is kept
         if "alpha" not in name:
             output = input * mask.mul_(1 / (1 - p) if p < 1 else 0)
-        else:  # Klambauer et al. 2017, section 3: dropped values become ALPHA, then mean and variance are restored
+        else:  # dropped values become ALPHA, then mean and variance are restored
             a = ((1 - p) * (1 + p * ALPHA**2)) ** -0.5 if p < 1 else 0
             output = a * (input * mask + ALPHA * (1 - mask)) - a * ALPHA * p
-        return output.flatten(0, 2)
+        return output if self.rows is None else output.flatten(0, 1)
+
+
+def passes_can_be_shared(model: nn.Module, images: Tensor) -> bool:
+    """May the passes share what comes before the first dropout? Found by trying, with nothing dropped.
+
+    The batch of two images that grows threefold at the first dropout must give the logits of the
+    batch that does not. It does not where the two batches meet (a skip connection around the first
+    dropout), where rows are paired by their place, where weights are dropped, or where the first
+    dimension is none of images. The images (one or more) serve as examples.
+    """
+    pair = torch.stack([images[0], images[-1].flip(-1).roll(1, -2)])
+
+    def keep(shape: tuple[int, ...]) -> Tensor:
+        return torch.ones(shape, device=images.device)
+
+    with common.evaluation_mode(model), torch.inference_mode():
+        with _DropoutMode(keep) as once:  # kept values are scaled by 1 / (1 - p) in both
+            expected = model(pair.clone())  # (2, classes)
+        if not any(once.probabilities):
+            raise common.UserError(_no_dropout(once.probabilities))
+        try:
+            with _DropoutMode(keep, rows=2, at_most=3) as together:
+                grown = model(pair.clone())
+        except (_CannotShareError, RuntimeError, ValueError, IndexError, AssertionError):
+            return False  # shapes that do not fit; an error of the model's own comes again in a whole pass
+    if grown.shape != (together.passes * 2, *expected.shape[1:]):
+        return False
+    return torch.allclose(
+        grown, expected.repeat(together.passes, 1), rtol=1e-3, atol=1e-4 * float(expected.abs().max())
+    )
 
 
 def mc_dropout_logits(
@@ -98,55 +138,69 @@ def mc_dropout_logits(
     images: Tensor,
     passes: int,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    share: bool | None = None,
 ) -> Tensor:
     """images (N, 3, H, W) -> logits (passes, N, classes) with every dropout on, and only dropout.
 
     With a list of generators, one per image, an image's passes do not depend on the others in the
-    batch. Raises UserError for a network without active dropout. Gal and Ghahramani 2016, section 4.
+    batch; from a single one, a generator for each image is seeded. `share`: whether the passes
+    share what comes before the first dropout; None finds out by `passes_can_be_shared`. Raises
+    UserError for a network without active dropout, or with some that cannot be reached.
+    Gal and Ghahramani 2016, section 4.
     """
-    if generator is None:
-        generator = torch.default_generator
-    generators = [generator] * len(images) if isinstance(generator, torch.Generator) else list(generator)
-    if len(generators) != len(images):
-        raise common.UserError(f"{len(generators)} generators for {len(images)} images: give one, or one for each")
+    if generator is None or isinstance(generator, torch.Generator):
+        seeds = torch.randint(1 << 62, (len(images),), generator=generator)
+        generator = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+    if len(generator) != len(images):
+        raise common.UserError(f"{len(generator)} generators for {len(images)} images: give one, or one for each")
     for module in model.modules():
         _refuse_hidden(getattr(_fused(module), "p", 0))
-    done: list[Tensor] = []
+        _refuse_hidden(module.dropout if isinstance(module, nn.RNNBase) else 0)
+    if share is None:
+        share = passes_can_be_shared(model, images)
+    run = _shared_passes if share else _whole_passes
     with common.evaluation_mode(model), torch.inference_mode():
-        while (missing := passes - sum(map(len, done))) > 0:
-            done.append(_some_passes(model, images, missing, generators))
+        return run(model, images, passes, list(generator))
+
+
+def _shared_passes(model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator]) -> Tensor:
+    """The features once for the N images, the rest of the network for (passes * N) rows."""
+
+    def draw(shape: tuple[int, ...]) -> Tensor:  # (passes, N, ...)
+        one = (shape[0], *shape[2:])
+        return torch.stack([torch.rand(one, generator=g, device=g.device) for g in generators], 1).to(images.device)
+
+    done: list[Tensor] = []
+    while (missing := passes - sum(map(len, done))) > 0:
+        with _DropoutMode(draw, len(images), missing) as mode:
+            logits = model(images.clone())
+        done.append(logits.unflatten(0, (mode.passes, len(images))))
     return torch.cat(done)
 
 
-def _some_passes(model: nn.Module, images: Tensor, at_most: int, generators: list[torch.Generator]) -> Tensor:
-    """As many of the passes as fit together: (some, N, classes)."""
-    states = [g.get_state() for g in generators]
-    mode = _DropoutMode(generators, at_most)
-    try:
-        with mode:
-            logits = model(images)
-        if not mode.passes:
-            raise common.UserError(_no_dropout(mode.probabilities))
-        if len(logits) == mode.passes * len(images) and logits.isfinite().all():
-            return logits.reshape(mode.passes, len(images), -1)
-    except (RuntimeError, ValueError, AssertionError):
-        if not mode.passes:
-            raise
-    # A network in which the grown batch meets the one before it, as at a skip connection around the
-    # first dropout: whole passes, image by image, with the same masks.
+def _whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator]) -> Tensor:
+    """Pass by pass and image by image: right for every network, whatever its dropouts are applied to."""
     columns = []
-    for image, generator, state in zip(images, generators, states, strict=True):
-        generator.set_state(state)
-        with _DropoutMode([generator], mode.passes, grown=True):
-            columns.append(model(image.expand(mode.passes, *image.shape)))
+    for image, generator in zip(images, generators, strict=True):
+
+        def draw(shape: tuple[int, ...], g: torch.Generator = generator) -> Tensor:
+            return torch.rand(shape, generator=g, device=g.device).to(images.device)
+
+        rows = []
+        for _ in range(passes):
+            with _DropoutMode(draw) as mode:
+                rows.append(model(image[None].clone()))
+        if not any(mode.probabilities):
+            raise common.UserError(_no_dropout(mode.probabilities))
+        columns.append(torch.cat(rows))
     return torch.stack(columns, 1)
 
 
 def _refuse_hidden(p: float) -> None:
     if p > 0:
         raise common.UserError(
-            f"this network drops attention weights (p = {p}) inside a fused operation, where no mask can be set: "
-            "build it without attention dropout"
+            f"this network has dropout (p = {p}) inside a fused operation (attention, recurrent layers), where no mask "
+            "can be set: build it without"
         )
 
 
@@ -167,8 +221,8 @@ def _no_dropout(probabilities: list[float]) -> str:
 def set_dropout(model: nn.Module, p: float) -> int:
     """Give every dropout of a network that has p = 0 the probability p; returns how many there were.
 
-    torchvision's and timm's networks keep p in modules, or as a number `drop_rate`. Dropout of
-    attention weights stays off.
+    torchvision's and timm's networks keep p in modules, or as a number `drop_rate`. What a fused
+    attention kernel would drop stays off.
     """
     hidden = {_fused(module) for module in model.modules()}
     count = 0
@@ -236,11 +290,14 @@ def main() -> None:
     if options.dropout is not None and not set_dropout(model, options.dropout):
         raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
 
+    # decided once, not on the user's images, so that it is the same for all of them
+    size = (2, 3, model.input_size, model.input_size)
+    share = passes_can_be_shared(model, torch.rand(size, generator=torch.Generator().manual_seed(0)).to(options.device))
+
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
         generators = common.streams(options.seed, (file.index for file in batch))
-        logits = mc_dropout_logits(model, images, options.passes, generators)  # (T, N, classes)
-        with torch.inference_mode():
-            deterministic = model(images)
+        logits = mc_dropout_logits(model, images, options.passes, generators, share)  # (T, N, classes)
+        deterministic = common.predict_logits(model, images)
         return [uncertainty(logits[:, n], deterministic[n]) for n in range(len(batch))]
 
     rows, skipped = common.explain_images(model, files, explain, options)
@@ -336,7 +393,7 @@ def draw_order(rows: list[dict], files: list[common.ImageFile], model: common.Cl
     if len(rows) <= 40:
         axes.set_xticks(
             places,
-            [common.short(files[row["index"]].path.name, 20) for row in rows],
+            [common.short(row["path"].rpartition("/")[2], 20) for row in rows],
             rotation=90,
             fontsize=7,
             parse_math=False,

@@ -120,6 +120,8 @@ def _build_timm(name: str, weights: str | None) -> Classifier:
         raise UserError(_no_hub(name, error)) from None
     except RuntimeError as error:  # timm: an architecture without published weights
         raise UserError(f"{name} cannot be built ({one_line(error)}): give --weights FILE") from None
+    if not network.num_classes:
+        raise UserError(f"{name} has no classifier, so that it has no classes to explain: take another model")
     config = timm.data.resolve_data_config(model=network)
     model = _with_timm_preprocessing(name, network, config["mean"], config["std"])
     if weights is None:
@@ -159,17 +161,13 @@ def _build_torchvision(name: str, weights: str | None) -> Classifier:
         )
     published = torchvision.models.get_model_weights(name)
     # a file that kept its published name is recognised, and gets the preprocessing of its own recipe
-    preset = next((w for w in published if weights and w.url.endswith(Path(weights).name)), published.DEFAULT)
+    preset = next((w for w in published if weights and Path(w.url).name == Path(weights).name), published.DEFAULT)
     path = None
     if weights is None:
-        try:
-            state = preset.get_state_dict(progress=True, check_hash=True)
-        except OSError as error:
-            raise UserError(_no_hub(name, error)) from None
-        path = Path(torch.hub.get_dir(), "checkpoints", Path(preset.url).name)
-        sha256 = _sha256(path)
+        path = _download(name, preset.url)
     elif weights != "random":
         path = Path(weights)
+    if path is not None:
         state, sha256 = read_state_dict(path)
     settings: dict[str, Any] = {}
     if name.startswith("vit_"):
@@ -191,6 +189,18 @@ def _build_torchvision(name: str, weights: str | None) -> Classifier:
     if path is not None:
         model.weights, model.sha256 = path.name, sha256
     return model
+
+
+def _download(name: str, url: str) -> Path:
+    """torch.hub's own place and check of the hash, but the file is only ever read as data."""
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2])
+        except (OSError, RuntimeError) as error:  # the hub, or a hash that is not the file's
+            raise UserError(_no_hub(name, error)) from None
+    return path
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import struct
 import subprocess
 import sys
 import textwrap
@@ -38,6 +39,9 @@ from classifier import Classifier, load_model
 from errors import UserError, one_line, unknown
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+# what Pillow raises for damaged files of one format or another
+UNREADABLE = (OSError, ValueError, TypeError, SyntaxError, EOFError, OverflowError, MemoryError, struct.error)
+MAX_SIDES = 500  # one side by the other; resizing the shorter one to 256 makes such an image 128,000 long
 MAX_PIXELS = 80_000_000  # a decoded image of that size takes 240 MB; larger ones are refused unread
 TEST_FOLDERS = ("test_images", "test images", "test", "ILSVRC2012_img_test")  # spellings met in the wild
 
@@ -53,7 +57,7 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
     decoding is listed in `image.info["notes"]`. Raises UserError where the file cannot be read.
     """
     path = Path(path)
-    name = str(path) if str(path).isprintable() else repr(str(path))
+    name = printable(path)
     if path.exists() and not path.is_file():
         raise UserError(f"{name} is no regular file: give an image file")
     try:
@@ -61,6 +65,10 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise UserError(
                 f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first"
+            )
+        if max(image.size) > MAX_SIDES * min(image.size):
+            raise UserError(
+                f"{name} has {image.width} x {image.height} pixels, one side over {MAX_SIDES} times the other"
             )
         notes = ["first frame of several"] if getattr(image, "n_frames", 1) > 1 else []
         image.load()
@@ -72,7 +80,7 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
         raise
     except Image.UnidentifiedImageError:
         raise UserError(f"{name} is no image in {', '.join(IMAGE_FORMATS)}: convert or remove it") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{name} cannot be read ({one_line(error)}): replace or remove it") from None
     image.info["notes"] = notes + note
     return image
@@ -96,11 +104,17 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 class ImageFile(NamedTuple):
-    """One image of a run: `index` in the list, `key` as it stands in rows and tables, where it is."""
+    """One image of a run: `index` in the list, `key` as it stands in rows, tables and figures, where it is."""
 
     index: int
     key: str
     path: Path
+
+
+def printable(path: Path) -> str:
+    """The path as it can be printed, drawn and written as UTF-8, whatever bytes it is made of."""
+    text = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def list_files(folder: Path) -> list[Path]:
@@ -127,13 +141,16 @@ def find_folder(parent: Path, spellings: Sequence[str]) -> Path | None:
 def test_images(options: argparse.Namespace) -> list[ImageFile]:
     """The files and folders given as arguments, else the dataset's test images; the first --limit of them."""
     base = Path(options.dataset)
+    for text in [] if options.images else getattr(options, "classes", None) or []:
+        if Path(text).exists():
+            raise UserError(f"{text} stands among the classes: give image files before --classes")
     if options.images:
         paths = []
         for given in map(Path, options.images):
             if not os.path.lexists(given):
                 raise UserError(f"{given} does not exist: give image files or folders of images")
             paths += list_files(given) if given.is_dir() else [given]
-        files = [ImageFile(i, str(path), path) for i, path in enumerate(paths)]
+        files = [ImageFile(i, printable(path), path) for i, path in enumerate(paths)]
         source = " ".join(options.images)
     else:
         folder = find_folder(base / "DL_data", TEST_FOLDERS)
@@ -142,7 +159,7 @@ def test_images(options: argparse.Namespace) -> list[ImageFile]:
                 f"{base / 'DL_data'} has no folder {TEST_FOLDERS[0]}: give image files as arguments, "
                 "or run `python process_data.py --sample` for a sample dataset"
             )
-        files = [ImageFile(i, path.relative_to(base).as_posix(), path) for i, path in enumerate(list_files(folder))]
+        files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(list_files(folder))]
         source = str(folder)
     if not files:
         raise UserError(f"{source} holds no file: put images there or give them as arguments")
@@ -160,7 +177,7 @@ def validation_images(dataset: str | os.PathLike) -> list[ImageFile]:
             f"{split} holds no validation images: run `python process_data.py` first, "
             "with --sample where there is no dataset"
         )
-    return [ImageFile(i, path.relative_to(base).as_posix(), path) for i, path in enumerate(paths)]
+    return [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
 
 
 def class_of(file: ImageFile) -> int:
@@ -191,12 +208,27 @@ def find_class(text: str, categories: Sequence[str]) -> int:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Every module in evaluation mode inside; afterwards each as it was, also after an error."""
     before = [(module, module.training) for module in model.modules()]
+    for module, _ in before:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise UserError(
+                "a batch norm of this network keeps no averages, so that an image's result depends on its batch: "
+                "build it with track_running_stats=True"
+            )
     model.eval()
     try:
         yield
     finally:
         for module, training in before:
             module.training = training
+
+
+def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """images (N, 3, H, W) -> logits (N, classes), without a graph; raises UserError where they are not finite."""
+    with evaluation_mode(model), torch.inference_mode():
+        logits = model(images.clone())  # a clone, since a model may write into its input
+    if not logits.isfinite().all():
+        raise UserError("the network's logits are not finite: its weights are damaged, or no images' values went in")
+    return logits.clone()  # no inference tensor: the caller may go on with it
 
 
 def class_score_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +239,7 @@ def class_score_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> t
     model's state and every `.grad` stay as they are. Raises UserError for a class out of range.
     Simonyan et al. 2014, section 3.
     """
-    leaf = images.detach().requires_grad_()
+    leaf = images.detach().clone().requires_grad_()
     with evaluation_mode(model), torch.enable_grad():
         logits = model(leaf.clone())  # (N, classes); a clone, since a model may write into its input
         if classes.min() < 0 or classes.max() >= logits.shape[1]:
@@ -231,8 +263,7 @@ def classes_asked(
 
 def explained_classes(model: nn.Module, images: Tensor, asked: Sequence[int | None]) -> tuple[Tensor, list[dict]]:
     """images (N, 3, H, W) -> classes (N,), the likeliest where none was asked for, and what the model says of each."""
-    with evaluation_mode(model), torch.inference_mode():
-        logits = model(images)  # (N, classes)
+    logits = predict_logits(model, images)  # (N, classes)
     likeliest = logits.argmax(1)
     classes = torch.tensor([int(best) if c is None else c for c, best in zip(asked, likeliest, strict=True)])
     classes = classes.to(images.device)
@@ -244,7 +275,7 @@ def explained_classes(model: nn.Module, images: Tensor, asked: Sequence[int | No
         "rank": (logits > logits.gather(1, chosen)).sum(1),  # 0: the likeliest
     }
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return classes.clone(), [dict(zip(columns, row, strict=True)) for row in values]
+    return classes, [dict(zip(columns, row, strict=True)) for row in values]
 
 
 def describe_map(saliency: np.ndarray) -> dict[str, Any]:
@@ -324,6 +355,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """A whole number from 0 (argparse type)."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0")
+    return int(text)
+
+
 def seed(text: str) -> int:
     """A whole number from 0 to 2^31 - 1 (argparse type): an image's index goes beside it into a stream's seed."""
     if not text.isdecimal() or int(text) >= 1 << 31:
@@ -385,7 +423,7 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         options.device = accelerator.type if accelerator else "cpu"
     try:
-        torch.zeros(1, device=options.device)
+        torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
     return load_model(options.model, options.weights, options.device)
@@ -521,6 +559,7 @@ class Report:
         results: dict[str, Any],
         tables: dict[str, Sequence[dict]],
         model: Classifier | None = None,
+        images: int | None = None,
     ) -> None:
         """Write rows.jsonl, the tables and metrics.json; remove what only an earlier run wrote."""
         write_file(self.path("rows.jsonl"), "".join(json_line(row) for row in rows))
@@ -534,6 +573,7 @@ class Report:
         for name in set(earlier) - set(self.files):
             if Path(name).suffix in (".png", ".npy", ".csv") and ".." not in Path(name).parts:
                 (self.folder / name).unlink(missing_ok=True)
+        used = len(rows) if images is None else images  # where rows are not images
         notes = Counter(note for row in rows for note in row.get("notes", []))
         metrics = {
             "script": self.script,
@@ -542,8 +582,8 @@ class Report:
             "device": getattr(self.options, "device", None),
             "versions": versions(),
             "images": {
-                "found": len(rows) + len(skipped),
-                "used": len(rows),
+                "found": used + len(skipped),
+                "used": used,
                 "skipped": list(skipped),
                 "notes": dict(notes),
             },
@@ -561,7 +601,7 @@ class Report:
             }
         write_file(metrics_path, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
         if skipped:
-            print(f"skipped {len(skipped)} of {len(rows) + len(skipped)} images; metrics.json says why")
+            print(f"skipped {len(skipped)} of {used + len(skipped)} images; metrics.json says why")
         print(metrics_path)
 
 

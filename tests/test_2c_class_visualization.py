@@ -324,7 +324,7 @@ def test_command_line(tmp_path):
     assert results["chance_probability"] == 0.001 and results["plain"]["classes"] == 2
     mean = sum(row["probability"] for row in rows if row["method"] == "gaussian") / 2
     assert results["gaussian"]["mean_probability"] == pytest.approx(mean)
-    assert metrics["images"]["used"] == 4
+    assert metrics["images"]["used"] == 0  # no dataset, no photo
 
 
 def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):

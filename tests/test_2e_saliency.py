@@ -178,6 +178,8 @@ def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
         ([], "process_data.py --sample"),
         (["a.png", "--classes", "tarantla"], "did you mean tarantula"),
         (["a.png", "--classes", "1000"], "ids go from 0 to 999"),
+        (["--classes", "tarantula", "a.png"], "give image files before --classes"),
+        (["a.png", "--seed", "-1"], "'-1' is no whole number"),
         (["a.png", "--batch-size", "0"], "'0' is no whole number from 1"),
         (["text.jpg", "--limit", "1"], "is no image in JPEG"),
     ],

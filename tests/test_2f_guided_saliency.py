@@ -17,6 +17,7 @@ from conftest import Raises, assert_same_state, load_script, run_main, run_scrip
 from reference import guided_gradient as reference_gradient
 from scipy.stats import spearmanr
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import common
 
@@ -65,6 +66,13 @@ UNBOUNDED = {
     "torch.maximum, zero first": lambda x: torch.maximum(torch.zeros(()), x),
     "torch.max": lambda x: torch.max(x, torch.zeros(1, dtype=x.dtype)),
     "Tensor.max": lambda x: x.max(torch.zeros_like(x)),
+    "torch.max by name": lambda x: torch.max(x, other=torch.zeros_like(x)),
+    "torch.fmax": lambda x: torch.fmax(x, torch.zeros_like(x)),
+    "clamp by numpy": lambda x: x.clamp(min=np.float32(0)),
+    "F.leaky_relu without a leak": lambda x: F.leaky_relu(x, 0.0),
+    "torch.ops.aten.relu": torch.ops.aten.relu.default,
+    "torch.vmap": torch.vmap(F.relu),
+    "recomputed in the backward pass": lambda x: checkpoint(F.relu, x, use_reentrant=False),
 }
 
 BOUNDED = {
@@ -107,7 +115,9 @@ def test_every_form_of_a_bounded_rectifier_is_guided(form, images):
 def test_logits_are_the_same_numbers(form, images):
     net = Net((UNBOUNDED | BOUNDED)[form])
     with script.guided_rectifiers():
-        guided = net(wide(images).requires_grad_() * 1)
+        leaf = wide(images).requires_grad_()
+        guided = net(leaf * 1)
+        torch.autograd.grad(guided.sum(), leaf)
     assert torch.equal(guided, net(wide(images) * 1))
 
 
@@ -253,6 +263,71 @@ def test_equal_to_captum_where_captum_is_right_and_different_where_it_is_not(ima
     assert (ours - plain).norm() > 0.1 * plain.norm()
     expected = reference_gradient(mobile, images, classes)
     assert (ours - expected).norm() < 1e-5 * expected.norm()
+
+
+@torch.jit.script
+def scripted_relu(x):
+    return torch.relu(x) * 1.5
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [scripted_relu, lambda x: checkpoint(F.relu, x, use_reentrant=True)],
+    ids=["scripted function", "reentrant checkpoint"],
+)
+def test_a_hidden_rectifier_beside_one_that_is_seen_is_an_error(hidden, images):
+    """One visible rectifier must not hide that another one was not guided."""
+    net = Net(lambda x: hidden(F.relu(x) - 0.1))
+    for _ in range(3):  # torch.jit records single operations at first
+        net(wide(images).requires_grad_() * 1)
+    with pytest.raises(common.UserError, match="cannot be seen"):
+        script.guided_saliency_maps(net, wide(images), CLASSES)
+
+
+def test_a_custom_function_is_counted(images):
+    class Swish(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return F.relu(x) * torch.sigmoid(x)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 0.5
+
+    _, seen = script.guided_gradient(Net(lambda x: Swish.apply(F.relu(x))), wide(images), CLASSES)
+    assert (seen.rectifiers, seen.others) == ({"relu": 2}, {"swish": 2})
+
+
+def test_only_rectifiers_between_the_image_and_the_score_count(images):
+    """A rectified weight, or a branch without a gradient, makes no guided map of a plain one."""
+
+    class Weighted(Net):
+        def __init__(self):
+            super().__init__(F.silu)
+            self.scale = nn.Parameter(torch.ones(4).double())
+
+        def forward(self, x):
+            with torch.no_grad():
+                offset = F.relu(x).mean()
+            return super().forward(x) * F.relu(self.scale) + offset
+
+    with pytest.raises(common.UserError, match="has none .silu"):
+        script.guided_saliency_maps(Weighted(), wide(images), CLASSES)
+
+
+def test_the_graph_is_as_it_was(images):
+    """A graph that the caller keeps gives the plain gradient again afterwards."""
+    net, leaf = Net(F.relu), wide(images).requires_grad_()
+    score = net(leaf * 1)[:, 0].sum()
+    (before,) = torch.autograd.grad(score, leaf, retain_graph=True)
+    with script.guided_rectifiers() as seen:
+        (guided,) = torch.autograd.grad(score, leaf, retain_graph=True)
+    (after,) = torch.autograd.grad(score, leaf)
+    assert torch.equal(before, after) and not torch.allclose(before, guided)
+    assert seen.rectifiers == {"relu": 2}
+    with pytest.raises(common.UserError, match="no gradient was taken"), script.guided_rectifiers():
+        net(wide(images))
 
 
 def test_nothing_is_left_behind(toy, images):

@@ -41,7 +41,8 @@ class Head(nn.Module):
 def test_two_moments_in_closed_form(skip, images):
     """Mean W f + b, variance p / (1 - p) * W^2 f^2, each within 4.5 standard errors of T passes."""
     net, x = Head(skip=skip), images[:2].double()
-    logits = script.mc_dropout_logits(net, x, T, streams(1, 2)).detach()
+    assert script.passes_can_be_shared(net, x) != skip
+    logits = script.mc_dropout_logits(net, x, T, streams(1, 2))
     f, weight = x.flatten(1), net.linear.weight.detach()
     mean = (1 + skip) * f @ weight.T + net.linear.bias.detach()
     terms = weight**2 * f[:, None] ** 2  # (N, classes, features)
@@ -51,18 +52,20 @@ def test_two_moments_in_closed_form(skip, images):
     assert ((logits.var(0) - variance).abs() < 4.5 * variance * (2 / T) ** 0.5 * 1.1).all()
 
 
+class Whole(nn.Module):
+    """The same network with a term of weight 0 from before the dropout, which forbids sharing."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x) + 0 * x.flatten(1)[:, :1]
+
+
 def test_sharing_gives_the_same_passes_as_whole_ones(images):
-    """The same masks by both ways: a term of weight 0 from before the dropout is all that differs."""
-
-    class Whole(nn.Module):
-        def __init__(self, net):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x):
-            return self.net(x) + 0 * x.flatten(1)[:, :1]
-
-    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.4), nn.Linear(192, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.4), nn.Linear(192, 3))
+    assert script.passes_can_be_shared(net, images) and not script.passes_can_be_shared(Whole(net), images)
     shared = script.mc_dropout_logits(net, images, 50, streams(*range(5)))
     whole = script.mc_dropout_logits(Whole(net), images, 50, streams(*range(5)))
     torch.testing.assert_close(shared, whole)
@@ -78,8 +81,81 @@ def test_features_run_once(images):
             return x
 
     net = nn.Sequential(Counts(), nn.Flatten(), nn.Dropout(), nn.Linear(192, 3))
-    assert script.mc_dropout_logits(net, images, 100).shape == (100, 5, 3)
+    assert script.mc_dropout_logits(net, images, 100, share=True).shape == (100, 5, 3)
     assert calls == [5]
+    script.mc_dropout_logits(net, images, 100)  # the two passes of a pair find out whether it can be shared
+    assert calls == [5, 2, 2, 5]
+
+
+class TwoSided(nn.Module):
+    """The mean over a picture and its mirror image: rows are paired by their place in the batch."""
+
+    def forward(self, x):
+        both = F.dropout(torch.cat([x, x.flip(-1)]).flatten(1), 0.5)
+        a, b = both.chunk(2)
+        return (a + b)[:, :3] / 2
+
+
+class Sequence(nn.Module):
+    """The first dimension is the place in a sequence, not the image."""
+
+    def forward(self, x):
+        return F.dropout(x.flatten(2).permute(2, 0, 1), 0.5).mean(0)
+
+
+class DropConnect(nn.Module):
+    """Weights are dropped: the same for all images of a pass."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(5, 192))  # as many rows as there are images
+
+    def forward(self, x):
+        return F.linear(x.flatten(1), F.dropout(self.weight, 0.5))
+
+
+class Branches(nn.Module):
+    """A second dropout on what did not grow, cut into windows."""
+
+    def forward(self, x):
+        a = F.dropout(x.flatten(1), 0.5)
+        b = F.dropout(x.flatten(2).flatten(0, 1), 0.5)  # (3 N, 64)
+        return torch.cat([a.unflatten(1, (3, 64)).mean(2), b.view(len(x), 3, 64).mean(2)], 1)
+
+
+@pytest.mark.parametrize("kind", [TwoSided, Sequence, DropConnect, Branches])
+def test_a_batch_that_must_not_grow_does_not(kind, images):
+    """Mean and spread of the network's own dropout, where the first dimension is not that of one image each."""
+    net = kind()
+    assert not script.passes_can_be_shared(net, images)
+    ours = script.mc_dropout_logits(net, images, 4000, streams(*range(5)))
+    theirs = torch.stack([net(images) for _ in range(4000)]).detach()  # F.dropout's default is to drop
+    assert ours.shape == theirs.shape
+    spread = theirs.std(0)
+    assert ((ours.mean(0) - theirs.mean(0)).abs() < 5 * spread * (2 / 4000) ** 0.5).all()
+    assert ((ours.std(0) / spread - 1).abs() < 0.12).all()
+    together = script.mc_dropout_logits(net, images, 5, streams(*range(5)))
+    alone = script.mc_dropout_logits(net, images[3:4], 5, streams(3))
+    torch.testing.assert_close(together[:, 3], alone[:, 0])
+
+
+def test_one_generator_gives_every_image_its_own_masks(images):
+    same = images[:1].expand(3, -1, -1, -1)
+    for net in (Head(), Head(skip=True)):
+        out = script.mc_dropout_logits(net, same.double(), 4, torch.Generator().manual_seed(0))
+        again = script.mc_dropout_logits(net, same.double(), 4, torch.Generator().manual_seed(0))
+        assert torch.equal(out, again) and not torch.allclose(out[:, 0], out[:, 1])
+
+
+def test_the_callers_images_are_not_written_into(images):
+    given = images.clone()
+    for net in (
+        nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Flatten()),
+        Whole(nn.Sequential(nn.Flatten(), nn.Dropout(0.5, inplace=True))),
+    ):
+        script.mc_dropout_logits(net, images, 3)
+        assert torch.equal(images, given)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["shared features", "whole passes"])
@@ -88,12 +164,7 @@ def test_two_dropouts_have_the_distribution_of_pytorchs_own(whole, images):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(192, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 3))
     x = images[:1]
-    if whole:
-        mode = script._DropoutMode(streams(7), 4000, grown=True)
-        with torch.inference_mode(), mode:
-            ours = net.eval()(x.expand(4000, 3, 8, 8))
-    else:
-        ours = script.mc_dropout_logits(net.eval(), x, 4000, streams(7))[:, 0]
+    ours = script.mc_dropout_logits(net.eval(), x, 4000, streams(7), share=not whole)[:, 0]
     theirs = net.train()(x.expand(4000, 3, 8, 8)).detach()
     single = net.eval()(x)[0]
     for c in range(3):
@@ -243,11 +314,28 @@ def test_attention_dropout_is_refused_not_left_off():
     """Inside the fused kernel no mask can be set; to go on would be a pass with part of the dropout off."""
     images = torch.rand(1, 3, 32, 32)
     ours = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32, dropout=0.1, attention_dropout=0.1, num_classes=3)
-    with pytest.raises(common.UserError, match="drops attention weights .p = 0.1"):
+    with pytest.raises(common.UserError, match=r"dropout \(p = 0.1\) inside a fused"):
         script.mc_dropout_logits(ours, images, 3)
     theirs = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, attn_drop_rate=0.2)
-    with pytest.raises(common.UserError, match="drops attention weights .p = 0.2"):
+    with pytest.raises(common.UserError, match=r"dropout \(p = 0.2\) inside a fused"):
         script.mc_dropout_logits(theirs, images, 3)
+
+    class Direct(nn.Module):
+        def forward(self, x):
+            q = x.flatten(2)
+            return F.dropout(F.scaled_dot_product_attention(q, q, q, None, 0.3).mean(2))
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(32, 4, 2, dropout=0.5, batch_first=True)
+
+        def forward(self, x):
+            return F.dropout(self.lstm(x.mean(1))[0][:, -1])
+
+    for net, p in ((Direct(), 0.3), (Recurrent(), 0.5)):
+        with pytest.raises(common.UserError, match=rf"dropout \(p = {p}\) inside a fused"):
+            script.mc_dropout_logits(net, images, 3)
 
 
 def test_vision_transformers():

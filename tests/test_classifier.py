@@ -17,6 +17,16 @@ import classifier
 import common
 
 
+class Trap:
+    """What a pickle can do when it is loaded as code."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 def photos(folder: Path) -> list[Path]:
     """All real photos where they are, else a few made here."""
     real = sorted((SHARED / "data" / "DL_data").glob("*_images/*"))
@@ -39,6 +49,7 @@ def test_the_default_model_is_timms_with_the_packaged_weights(tmp_path):
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
+@pytest.mark.parametrize("step", [12, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "name",
     [
@@ -51,7 +62,7 @@ def test_the_default_model_is_timms_with_the_packaged_weights(tmp_path):
         "timm/tf_efficientnet_lite0",
     ],
 )
-def test_preprocessing_is_the_librarys_own(name, tmp_path):
+def test_preprocessing_is_the_librarys_own(name, step, tmp_path):
     """Pixels to 1/255, and the same class, as by the transform that torchvision or timm publish for the network."""
     model = common.load_model(name, "random")
     if name.startswith("timm/"):
@@ -60,7 +71,7 @@ def test_preprocessing_is_the_librarys_own(name, tmp_path):
     else:
         transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     worst = 0.0
-    for path in photos(tmp_path)[:: 1 if name == "squeezenet1_0" else 12]:
+    for path in photos(tmp_path)[::step]:
         image = common.read_image(path, upright=False)
         pixels, theirs = model.preprocess(image), transform(image)
         worst = max(worst, float((pixels - (theirs * model.std + model.mean)).abs().max()))
@@ -111,6 +122,8 @@ def test_a_file_that_kept_its_published_name_gets_its_own_preprocessing(tmp_path
     state = torchvision.models.resnet50().state_dict()
     torch.save(state, tmp_path / "resnet50-0676ba61.pth")
     torch.save(state, tmp_path / "mine.pth")
+    torch.save(state, tmp_path / "pth")  # the end of a published name is not the name
+    assert common.load_model("resnet50", str(tmp_path / "pth")).preprocess.resize_size == [232]
     first = common.load_model("resnet50", str(tmp_path / "resnet50-0676ba61.pth"))
     assert first.preprocess.resize_size == [256]
     assert common.load_model("resnet50", str(tmp_path / "mine.pth")).preprocess.resize_size == [232]
@@ -134,12 +147,39 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch, tmp_path):
     def fails(*_, **__):
         raise URLError("Name or service not known")
 
-    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fails)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fails)
     monkeypatch.setattr(timm.models._builder, "load_state_dict_from_hf", fails)
     for name in ("vgg16", "timm/resnet18"):
         with pytest.raises(common.UserError, match="cannot be downloaded.*give --weights FILE, or use") as caught:
             common.load_model(name)
         assert "\n" not in str(caught.value)
+
+
+def test_a_download_is_torch_hubs_with_its_hash(monkeypatch, tmp_path):
+    def download(url, path, hash_prefix):
+        assert url.startswith("https://") and hash_prefix == "b8a52dc0"
+        torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert common.load_model("squeezenet1_1").weights == "squeezenet1_1-b8a52dc0.pth"
+
+
+def test_a_downloaded_file_is_data_too(monkeypatch, tmp_path):
+    """torch.hub's own loading of a cached file would run it."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub/checkpoints/squeezenet1_1-b8a52dc0.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({"a": Trap(tmp_path / "sprung")}, path)
+    with pytest.raises(common.UserError, match="no state dict that can be loaded as data"):
+        common.load_model("squeezenet1_1")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_model_without_classes():
+    with pytest.raises(common.UserError, match="has no classifier"):
+        common.load_model("timm/vit_small_patch14_dinov2", "random")
 
 
 @pytest.mark.parametrize(
@@ -153,16 +193,6 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch, tmp_path):
 def test_unknown_models(name, says):
     with pytest.raises(common.UserError, match=says):
         common.load_model(name)
-
-
-class Trap:
-    """What a pickle can do when it is loaded as code."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def test_weights_that_do_not_fit_or_are_no_data(tmp_path):

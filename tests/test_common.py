@@ -85,7 +85,7 @@ def test_the_first_frame_of_several(tmp_path):
     assert image.getpixel((5, 5)) == (50, 50, 50) and "first frame of several" in image.info["notes"]
 
 
-@pytest.mark.parametrize("size", [(75, 56), (6000, 4000), (1, 1), (900, 3)])
+@pytest.mark.parametrize("size", [(75, 56), (6000, 4000), (1, 1), (900, 3), (1, 500)])
 def test_any_size_can_be_seen(size, tmp_path):
     model = common.load_model("squeezenet1_0", "random")
     Image.new("RGB", size, "red").save(tmp_path / "a.jpg")
@@ -117,6 +117,30 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(common.UserError, match="more than 80,000,000"):
         common.read_image(tmp_path / "large.png")
+    Image.new("L", (1, 501)).save(tmp_path / "thread.png")  # resized it would be 128,000 pixels long
+    with pytest.raises(common.UserError, match="one side over 500 times the other"):
+        common.read_image(tmp_path / "thread.png")
+
+
+def test_names_of_any_bytes_can_be_printed(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff\n$.png")
+    save_photo(path)
+    (file,) = common.test_images(common.option_parser("", "images", "--dataset", "--limit").parse_args([str(tmp_path)]))
+    assert file.key.endswith("\\xff\\n$.png") and file.key.isprintable() and file.path == path
+    file.key.encode()
+
+
+def test_a_network_whose_images_depend_on_each_other_is_refused(images):
+    net = torch.nn.Sequential(torch.nn.BatchNorm2d(3, track_running_stats=False), torch.nn.Flatten())
+    with pytest.raises(common.UserError, match="depends on its batch"):
+        common.class_score_gradient(net, images, torch.zeros(5, dtype=torch.long))
+
+
+def test_logits_that_are_not_finite_are_an_error(images):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+    torch.nn.init.constant_(net[1].bias, torch.inf)
+    with pytest.raises(common.UserError, match="not finite"):
+        common.predict_logits(net, images)
 
 
 def test_find_class():
@@ -220,5 +244,8 @@ def test_nothing_finite_is_needed_to_draw(tmp_path):
 
 def test_an_unknown_device(monkeypatch):
     options = common.option_parser("", "--model", "--weights", "--device").parse_args(["--device", "warp"])
+    with pytest.raises(common.UserError, match="try --device cpu"):
+        common.load_from_options(options)
+    options.device = "meta"
     with pytest.raises(common.UserError, match="try --device cpu"):
         common.load_from_options(options)
