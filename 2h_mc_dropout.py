@@ -120,7 +120,7 @@ def passes_can_be_shared(model: nn.Module, images: Tensor) -> bool:
         with _DropoutMode(keep) as once:  # kept values are scaled by 1 / (1 - p) in both
             expected = model(pair.clone())  # (2, classes)
         if not any(once.probabilities):
-            raise common.UserError(_no_dropout(once.probabilities))
+            raise common.UserError(_no_dropout(model, once.probabilities))
         try:
             with _DropoutMode(keep, rows=2, at_most=3) as together:
                 grown = model(pair.clone())
@@ -191,7 +191,7 @@ def _whole_passes(model: nn.Module, images: Tensor, passes: int, generators: lis
             with _DropoutMode(draw) as mode:
                 rows.append(model(image[None].clone()))
         if not any(mode.probabilities):
-            raise common.UserError(_no_dropout(mode.probabilities))
+            raise common.UserError(_no_dropout(model, mode.probabilities))
         columns.append(torch.cat(rows))
     return torch.stack(columns, 1)
 
@@ -209,12 +209,15 @@ def _fused(module: nn.Module) -> nn.Module | None:
     return getattr(module, "attn_drop", None) if getattr(module, "fused_attn", False) else None
 
 
-def _no_dropout(probabilities: list[float]) -> str:
+def _no_dropout(model: nn.Module, probabilities: list[float]) -> str:
     what = f"{len(probabilities)} dropouts, all with p = 0" if probabilities else "no dropout"
+    if any(type(module).__module__.startswith("timm.") for module in model.modules()):
+        others = "timm/tf_efficientnet_b0, timm/mobilenetv3_small_100 or most others of timm with --dropout P"
+    else:
+        others = "torchvision's alexnet, vgg16, squeezenet1_0, googlenet, inception_v3, mobilenet_v2, efficientnet_b0"
     return (
-        f"this network has {what}, so all passes would be the same: give --dropout P where it has dropouts, or use "
-        "efficientnet_lite0, torchvision's alexnet, vgg16, squeezenet1_0, googlenet, inception_v3, mobilenet_v2, "
-        "efficientnet_b0, or a timm model with --dropout"
+        f"this network has {what}, so that all passes would be the same: give --dropout P where it has dropouts, "
+        f"or use efficientnet_lite0, {others}"
     )
 
 

@@ -1,4 +1,6 @@
-"""What several of the numbered scripts need: images, the dataset, the model, options, outputs.
+"""What several of the numbered scripts need: images, the dataset, the class score, options, drawing.
+
+The networks themselves are in classifier.py, the output folder in report.py; both are used from here.
 
 Pixel space everywhere: float32, RGB, (N, 3, H, W), values in [0, 1]; normalisation is inside the
 model. Importing this file does nothing.
@@ -7,28 +9,19 @@ model. Importing this file does nothing.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import os
-import platform
 import re
 import struct
-import subprocess
 import sys
 import textwrap
-import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
-import timm
 import torch
-import torchvision
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
@@ -37,6 +30,7 @@ from tqdm import tqdm
 
 from classifier import Classifier, load_model
 from errors import UserError, one_line, unknown
+from report import Report, save_figure, write_array, write_file  # noqa: F401 (scripts take all from here)
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 # what Pillow raises for damaged files of one format or another
@@ -444,28 +438,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
-# Outputs
-
-
-def write_file(path: Path, data: bytes | str) -> None:
-    """Write all or nothing; a file that already holds these bytes is left alone (so is its time)."""
-    data = data.encode() if isinstance(data, str) else data
-    if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.tmp")  # a longer name might be too long
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
-    """Save a matplotlib figure as a PNG that is the same bytes for the same content."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    write_file(path, buffer.getvalue())
+# Drawing
 
 
 def panel_grid(items: int, columns: int, per_line: int, size: float = 2.1) -> tuple[Figure, np.ndarray]:
@@ -517,111 +490,3 @@ def short(text: str, length: int = 24) -> str:
 def to_pixels(image: Tensor) -> np.ndarray:
     """(3, H, W) in [0, 1] -> (H, W, 3) uint8, for drawing and saving."""
     return (image.detach().cpu() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Save an array as .npy, all or nothing."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_file(path, buffer.getvalue())
-
-
-def csv_text(table: Sequence[dict]) -> str:
-    """A table as CSV: the first row's keys are the header, numbers have 6 significant digits."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in table:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return text.getvalue()
-
-
-class Report:
-    """The output folder of one script: figures, files and tables first, metrics.json last."""
-
-    def __init__(self, options: argparse.Namespace, script: str):
-        self.options, self.script = options, Path(script).stem
-        self.folder = Path(options.output) / self.script
-        self.files: list[str] = []
-        self.started = time.perf_counter()
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder} is no folder: remove it or choose another --output")
-
-    def path(self, name: str) -> Path:
-        """Where the file goes; it is named in metrics.json from now on."""
-        self.files.append(name)
-        return self.folder / name
-
-    def finish(
-        self,
-        rows: Sequence[dict],
-        skipped: Sequence[dict],
-        results: dict[str, Any],
-        tables: dict[str, Sequence[dict]],
-        model: Classifier | None = None,
-        images: int | None = None,
-    ) -> None:
-        """Write rows.jsonl, the tables and metrics.json; remove what only an earlier run wrote."""
-        write_file(self.path("rows.jsonl"), "".join(json_line(row) for row in rows))
-        for name, table in tables.items():
-            write_file(self.path(name), csv_text(table))
-        metrics_path = self.folder / "metrics.json"
-        try:
-            earlier = json.loads(metrics_path.read_text())["files"]
-        except (OSError, ValueError, KeyError, TypeError):
-            earlier = []
-        for name in set(earlier) - set(self.files):
-            if Path(name).suffix in (".png", ".npy", ".csv") and ".." not in Path(name).parts:
-                (self.folder / name).unlink(missing_ok=True)
-        used = len(rows) if images is None else images  # where rows are not images
-        notes = Counter(note for row in rows for note in row.get("notes", []))
-        metrics = {
-            "script": self.script,
-            "settings": vars(self.options),
-            "seed": getattr(self.options, "seed", None),
-            "device": getattr(self.options, "device", None),
-            "versions": versions(),
-            "images": {
-                "found": used + len(skipped),
-                "used": used,
-                "skipped": list(skipped),
-                "notes": dict(notes),
-            },
-            "seconds": round(time.perf_counter() - self.started, 3),
-            "results": results,
-            "files": sorted(self.files),
-        }
-        if model is not None:
-            metrics["model"] = {
-                "name": model.name,
-                "weights": model.weights,
-                "sha256": model.sha256,
-                "input_size": model.input_size,
-                "classes": len(model.categories),
-            }
-        write_file(metrics_path, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
-        if skipped:
-            print(f"skipped {len(skipped)} of {used + len(skipped)} images; metrics.json says why")
-        print(metrics_path)
-
-
-def json_line(row: dict) -> str:
-    """A row as one line; floats in full, so that what is computed from rows is exact."""
-    return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
-
-
-def versions() -> dict[str, str]:
-    """What the numbers depend on: interpreter, libraries, this project's commit where known."""
-    here = Path(__file__).resolve().parent
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "commit": commit,
-    }

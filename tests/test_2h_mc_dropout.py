@@ -288,6 +288,8 @@ def test_without_active_dropout_there_is_an_error_with_the_cure(images):
     none = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     with pytest.raises(common.UserError, match="has no dropout, .*efficientnet_lite0"):
         script.mc_dropout_logits(none, images, 5)
+    with pytest.raises(common.UserError, match="timm/mobilenetv3_small_100"):
+        script.mc_dropout_logits(timm.create_model("mobilenetv3_small_050", num_classes=3), torch.rand(1, 3, 32, 32), 5)
     off = nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(192, 3))
     with pytest.raises(common.UserError, match="1 dropouts, all with p = 0"):
         script.mc_dropout_logits(off, images, 5)

@@ -12,6 +12,7 @@ from conftest import save_photo
 from PIL import Image
 
 import common
+import report
 
 
 def stored(path, array, mode=None, **settings):
@@ -168,7 +169,7 @@ def test_write_file_is_all_or_nothing(tmp_path, monkeypatch):
 
 
 def test_csv_text_has_six_digits_and_quotes():
-    assert common.csv_text([{"a": 1 / 3, "b": 'x,"y"', "c": None, "d": 7}]) == 'a,b,c,d\n0.333333,"x,""y""",,7\n'
+    assert report.csv_text([{"a": 1 / 3, "b": 'x,"y"', "c": None, "d": 7}]) == 'a,b,c,d\n0.333333,"x,""y""",,7\n'
 
 
 def test_images_of_folders_are_in_a_fixed_order_without_hidden_ones(tmp_path):
@@ -220,8 +221,8 @@ def test_run_turns_errors_into_one_sentence(capsys):
 def test_a_report_keeps_what_others_put_there(tmp_path):
     options = common.option_parser("", "--output", "--seed").parse_args(["--output", str(tmp_path)])
     for names in (["a.csv", "b.csv"], ["a.csv"]):
-        report = common.Report(options, "thing.py")
-        report.finish([{"index": 0, "notes": ["L to RGB"]}], [], {"x": 1.0}, {n: [{"k": 1}] for n in names})
+        made = common.Report(options, "thing.py")
+        made.finish([{"index": 0, "notes": ["L to RGB"]}], [], {"x": 1.0}, {n: [{"k": 1}] for n in names})
         (tmp_path / "thing" / "mine.csv").write_text("kept")
     assert sorted(p.name for p in (tmp_path / "thing").iterdir()) == ["a.csv", "metrics.json", "mine.csv", "rows.jsonl"]
     metrics = json.loads((tmp_path / "thing/metrics.json").read_text())
