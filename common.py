@@ -400,7 +400,10 @@ class _Parser(argparse.ArgumentParser):
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
+        silent = action.default is None or action.default is False or action.default == []
+        if isinstance(action.default, list) and not silent:
+            return f"{action.help} (default: {' '.join(action.default)})"
+        return action.help if silent else super()._get_help_string(action)
 
 
 def option_parser(doc: str, *shared: str) -> argparse.ArgumentParser:

@@ -61,5 +61,11 @@ def test_run(tmp_path, monkeypatch):
 def test_help_teaches(tmp_path):
     done = run_script("2d_predict", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    for words in ("python 2d_predict.py photo.jpg", "(default: efficientnet_lite0)", "--strict", "Guo et al. 2017"):
+    for words in (
+        "python 2d_predict.py photo.jpg",
+        "(default: efficientnet_lite0)",
+        "--strict",
+        "(default: 0)",
+        "Guo et al. 2017",
+    ):
         assert words in done.stdout
