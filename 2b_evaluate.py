@@ -65,13 +65,16 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
     return error, table
 
 
-def summary(rows: list[dict], classes: int) -> dict:
+def calibration_of(rows: list[dict]) -> tuple[float, list[dict]]:
+    """The same from rows."""
+    return calibration(np.array([row["confidence"] for row in rows]), np.array([row["rank"] == 0 for row in rows]))
+
+
+def summary(rows: list[dict], classes: int, calibration_error: float) -> dict:
     """The metrics, from sums over rows."""
     n = len(rows)
     top1 = sum(row["rank"] == 0 for row in rows)
     top5 = sum(row["rank"] < TOP for row in rows)
-    confidence = np.array([row["confidence"] for row in rows])
-    correct = np.array([row["rank"] == 0 for row in rows])
     return {
         "images": n,
         "loss": sum(row["loss"] for row in rows) / n,
@@ -82,8 +85,8 @@ def summary(rows: list[dict], classes: int) -> dict:
         "top5_correct": top5,
         "top5_accuracy": top5 / n,
         "chance_accuracy": 1 / classes,
-        "mean_confidence": float(confidence.mean()),
-        "expected_calibration_error": calibration(confidence, correct)[0],
+        "mean_confidence": float(np.mean([row["confidence"] for row in rows])),
+        "expected_calibration_error": calibration_error,
         "classes_present": len({row["class"] for row in rows}),
     }
 
@@ -107,12 +110,16 @@ def main() -> None:
         ]
 
     rows, skipped = common.explain_images(model, files, rows_of, options, upright=False)
-    results = summary(rows, len(model.categories))
+    calibration_error, bins = calibration_of(rows)
+    results = summary(rows, len(model.categories), calibration_error)
     print(
         f"{results['images']} images: loss {results['loss']:.4f}, top-1 {results['top1_accuracy']:.4f}, "
         f"top-5 {results['top5_accuracy']:.4f}, calibration error {results['expected_calibration_error']:.4f}"
     )
-    confusion, bins = draw_and_tabulate(rows, results, files, model, report, options.show)
+    confusion = [
+        {"class": a, "name": model.categories[a], "predicted": b, "predicted_name": model.categories[b], "images": n}
+        for (a, b), n in sorted(Counter((row["class"], row["predicted"]) for row in rows).items())
+    ]
     per_class = [
         {
             "class": c,
@@ -125,29 +132,14 @@ def main() -> None:
         for c in sorted({row["class"] for row in rows})
         for own in [[row for row in rows if row["class"] == c]]
     ]
-    tables = {"classes.csv": per_class, "confusion.csv": confusion, "calibration.csv": bins}
-    report.finish(rows, skipped, results, tables, model)
-
-
-def draw_and_tabulate(rows, results, files, model, report, show) -> tuple[list[dict], list[dict]]:
-    """The three figures; returns the tables of confusion and of calibration behind them."""
-    correct = np.array([row["rank"] == 0 for row in rows])
-    _, bins = calibration(np.array([row["confidence"] for row in rows]), correct)
     common.save_figure(reliability_figure(bins, results, model.name), report.path("reliability.png"))
-
-    pairs = Counter((row["class"], row["predicted"]) for row in rows)
-    table = [
-        {"class": a, "name": model.categories[a], "predicted": b, "predicted_name": model.categories[b], "images": n}
-        for (a, b), n in sorted(pairs.items())
-    ]
     common.save_figure(confusion_figure(rows, model), report.path("confusion.png"))
-
     wrong = sorted((row for row in rows if row["rank"] > 0), key=lambda row: (-row["loss"], row["index"]))
     if wrong:
-        common.save_figure(
-            mistakes_figure(wrong[:show], len(wrong), len(rows), files, model), report.path("mistakes.png")
-        )
-    return table, bins
+        figure = mistakes_figure(wrong[: options.show], len(wrong), len(rows), files, model)
+        common.save_figure(figure, report.path("mistakes.png"))
+    tables = {"classes.csv": per_class, "confusion.csv": confusion, "calibration.csv": bins}
+    report.finish(rows, skipped, results, tables, model)
 
 
 def reliability_figure(bins: list[dict], results: dict, name: str) -> Figure:

@@ -45,7 +45,7 @@ def main() -> None:
         maps = saliency_maps(model, images, classes).cpu().numpy()
         for file, row, saliency in zip(batch, rows, maps, strict=True):
             row.update(common.describe_map(saliency))
-            common.write_array(report.path(map_name(file.index)), saliency)
+            common.write_array(report.path(common.map_name(file.index)), saliency)
         return rows
 
     rows, skipped = common.explain_images(model, files, explain, options)
@@ -53,10 +53,6 @@ def main() -> None:
     common.save_figure(figure, report.path("saliency.png"))
     table = [{"name": model.categories[row["class"]], **{k: v for k, v in row.items() if k != "notes"}} for row in rows]
     report.finish(rows, skipped, summary(rows), {"saliency.csv": table}, model)
-
-
-def map_name(index: int) -> str:
-    return f"maps/{index:05d}.npy"
 
 
 def summary(rows: list[dict]) -> dict:
@@ -76,8 +72,8 @@ def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: com
     figure, axes = common.panel_grid(len(rows), columns=3, per_line=2)
     for (left, middle, right), row in zip(axes, rows, strict=True):
         picture = model.preprocess(common.read_image(files[row["index"]].path))
-        saliency = np.load(report.folder / map_name(row["index"]))
-        white = np.percentile(saliency, common.MAP_PERCENTILE) if row["status"] == "ok" else 1.0
+        saliency = np.load(report.folder / common.map_name(row["index"]))
+        white = common.brightest([saliency] if row["status"] == "ok" else [])
         name = common.short(model.categories[row["class"]])
         common.draw_image(left, picture, f"{name}\np = {row['probability']:.3f}, rank {row['rank'] + 1}")
         common.draw_map(middle, saliency, white, f"saliency map\nbrightest ≥ {white:.2g}", row["status"])

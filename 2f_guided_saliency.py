@@ -284,7 +284,7 @@ def main() -> None:
                 row[f"{kind}_stability"] = rank_correlation(saliency, noisy)
             row["rank_correlation"] = rank_correlation(*pair)
             row["rectifiers"], row["left_as_they_are"] = dict(seen.rectifiers), dict(seen.others)
-            common.write_array(report.path(map_name(file.index)), pair)
+            common.write_array(report.path(common.map_name(file.index)), pair)
         tested = sum(file.index < options.randomise for file in batch)
         if tested:
             generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every batch
@@ -305,10 +305,6 @@ def main() -> None:
         {"name": model.categories[row["class"]], **{k: v for k, v in row.items() if k not in hidden}} for row in rows
     ]
     report.finish(rows, skipped, results, {"guided_saliency.csv": table}, model)
-
-
-def map_name(index: int) -> str:
-    return f"maps/{index:05d}.npy"
 
 
 def summary(rows: list[dict]) -> dict:
@@ -354,9 +350,9 @@ def draw(rows: list[dict], results: dict, files: list[common.ImageFile], model: 
     figure, axes = common.panel_grid(len(rows), columns=3, per_line=2)
     for (left, middle, right), row in zip(axes, rows, strict=True):
         picture = model.preprocess(common.read_image(files[row["index"]].path))
-        pair = np.load(report.folder / map_name(row["index"]))
+        pair = np.load(report.folder / common.map_name(row["index"]))
         good = [m for m, kind in zip(pair, ("plain", "guided"), strict=True) if row[f"{kind}_status"] == "ok"]
-        white = max((np.percentile(m, common.MAP_PERCENTILE) for m in good), default=1.0)
+        white = common.brightest(good)
         name = common.short(model.categories[row["class"]])
         common.draw_image(left, picture, f"{name}\np = {row['probability']:.3f}, rank {row['rank'] + 1}")
         common.draw_map(middle, pair[0], white, f"plain\nbrightest ≥ {white:.2g}", row["plain_status"])

@@ -88,7 +88,7 @@ def load_model(name: str = "efficientnet_lite0", weights: str | None = None, dev
 def _build_packaged(name: str, weights: str | None) -> Classifier:
     spec = PACKAGED[name]
     network = timm.create_model(spec["architecture"], drop_rate=spec["drop_rate"])
-    model = _with_timm_preprocessing(name, network, spec["mean"], spec["std"])
+    model = _with_timm_preprocessing(name, network, mean=spec["mean"], std=spec["std"])
     if weights is None:
         package = importlib.import_module(spec["package"])
         path = next(Path(package.__file__).parent.glob(spec["pattern"]))
@@ -122,8 +122,7 @@ def _build_timm(name: str, weights: str | None) -> Classifier:
         raise UserError(f"{name} cannot be built ({one_line(error)}): give --weights FILE") from None
     if not network.num_classes:
         raise UserError(f"{name} has no classifier, so that it has no classes to explain: take another model")
-    config = timm.data.resolve_data_config(model=network)
-    model = _with_timm_preprocessing(name, network, config["mean"], config["std"])
+    model = _with_timm_preprocessing(name, network)
     if weights is None:
         model.weights = f"hub {network.pretrained_cfg.get('hf_hub_id') or network.pretrained_cfg.get('url')}"
         digest = hashlib.sha256()  # timm says not which file it read
@@ -137,8 +136,10 @@ def _build_timm(name: str, weights: str | None) -> Classifier:
     return model
 
 
-def _with_timm_preprocessing(name: str, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Classifier:
+def _with_timm_preprocessing(name: str, network: nn.Module, **trained_with: Sequence[float]) -> Classifier:
+    """timm's own transform and normalisation, but for the `mean` and `std` given."""
     config = timm.data.resolve_data_config(model=network)
+    mean, std = ({**config, **trained_with}[key] for key in ("mean", "std"))
     preprocess = timm.data.create_transform(**{**config, "mean": (0, 0, 0), "std": (1, 1, 1)})
     return Classifier(name, network, preprocess, config["input_size"][-1], mean, std, _categories(network))
 

@@ -468,6 +468,16 @@ def draw_image(axes: Axes, image: Tensor | np.ndarray, title: str = "", **settin
 MAP_PERCENTILE = 99.5  # a few pixels stand out so far that the rest would be black beside them
 
 
+def map_name(index: int) -> str:
+    """Where an image's maps lie in the script's folder."""
+    return f"maps/{index:05d}.npy"
+
+
+def brightest(maps: Sequence[np.ndarray]) -> float:
+    """The value drawn brightest on the one scale of these maps; the largest where their percentile is 0."""
+    return float(max((np.percentile(m, MAP_PERCENTILE) or m.max() for m in maps), default=1.0))
+
+
 def draw_map(axes: Axes, saliency: np.ndarray, white: float, title: str, status: str = "ok") -> None:
     """Draw a saliency map (H, W): linear from 0 (black) to `white`; a map that says nothing is named, not drawn."""
     if status == "ok":

@@ -24,7 +24,7 @@ def test_against_scikit_learn(images):
     classes = torch.tensor([0, 3, 7, 2, 2])
     found = script.evaluate(net, images, classes)
     rows = [{"class": int(c), **{k: v[n].item() for k, v in found.items()}} for n, c in enumerate(classes)]
-    results = script.summary(rows, 8)
+    results = script.summary(rows, 8, script.calibration_of(rows)[0])
     p = net(images).softmax(1).detach().double().numpy()
     labels = range(8)
     assert results["loss"] == pytest.approx(log_loss(classes, p / p.sum(1, keepdims=True), labels=labels), abs=1e-6)

@@ -123,6 +123,14 @@ def test_measures_of_a_map_by_hand():
     assert noise["roughness"] == pytest.approx(2 / 3, abs=0.01)
 
 
+def test_the_scale_of_a_sparse_map_is_not_empty():
+    """Its percentile is 0, by which nothing can be divided."""
+    sparse = np.zeros((100, 100))
+    sparse[0, 0] = 3.0
+    assert common.brightest([sparse]) == 3 and common.brightest([]) == 1
+    assert common.brightest([np.ones((4, 4)), np.full((4, 4), 2.0)]) == 2
+
+
 def test_run(tmp_path, monkeypatch):
     for i in range(3):
         save_photo(tmp_path / f"{i}.png", i)
