@@ -41,8 +41,11 @@ def main() -> None:
     asked = common.classes_asked(options.classes, files, model.categories)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
-        classes, rows = common.explained_classes(model, images, [asked[file.index] for file in batch])
-        maps = saliency_maps(model, images, classes).cpu().numpy()
+        # saliency_maps(), with the classes chosen between its forward and its backward pass
+        leaf, logits = common.logits_with_graph(model, images)
+        classes = common.chosen_classes(logits, [asked[file.index] for file in batch])
+        rows = common.describe_classes(logits, classes)
+        maps = common.input_gradient(leaf, logits, classes).abs().amax(1).cpu().numpy()
         for file, row, saliency in zip(batch, rows, maps, strict=True):
             row.update(common.describe_map(saliency))
             common.write_array(report.path(common.map_name(file.index)), saliency)

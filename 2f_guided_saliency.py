@@ -167,15 +167,19 @@ def guided_rectifiers() -> Iterator[_GuidedMode]:
 
 def guided_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, _GuidedMode]:
     """As `common.class_score_gradient`, by guided backpropagation: gradient (N, 3, H, W), and what was met."""
+    _refuse_opaque(model)
+    with guided_rectifiers() as seen:
+        gradient, _ = common.class_score_gradient(model, images, classes)
+    return gradient, seen
+
+
+def _refuse_opaque(model: nn.Module) -> None:
     for module in model.modules():  # their first passes may leave single nodes, later ones do not
         if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
             raise common.UserError(
                 f"the operations inside a {type(module).__name__} cannot be seen: give the network as it was "
                 "before torch.jit or torch.compile"
             )
-    with guided_rectifiers() as seen:
-        gradient, _ = common.class_score_gradient(model, images, classes)
-    return gradient, seen
 
 
 def guided_saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
@@ -189,11 +193,23 @@ def guided_saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> T
     return gradient.abs().amax(1)
 
 
-def both_maps(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[np.ndarray, _GuidedMode]:
-    """Plain and guided saliency maps (2, N, H, W), and what the guided pass met."""
-    plain, _ = common.class_score_gradient(model, images, classes)
-    guided, seen = guided_gradient(model, images, classes)
-    return torch.stack([plain, guided]).abs().amax(2).cpu().numpy(), seen
+def both_maps(
+    model: nn.Module, images: Tensor, asked: Sequence[int | None]
+) -> tuple[np.ndarray, Tensor, Tensor, _GuidedMode]:
+    """Plain and guided saliency maps (2, N, H, W) from one forward pass.
+
+    `asked` are class ids, None for an image's likeliest. Also returns the logits (N, classes), the
+    classes (N,), and what the guided backward pass met.
+    """
+    _refuse_opaque(model)
+    with common.evaluation_mode(model):
+        with guided_rectifiers() as seen:
+            leaf, logits = common.logits_with_graph(model, images)
+            classes = common.chosen_classes(logits, asked)
+            guided = common.input_gradient(leaf, logits, classes, once_more=True)
+        plain = common.input_gradient(leaf, logits, classes)
+    maps = torch.stack([plain, guided]).abs().amax(2).cpu().numpy()
+    return maps, logits.detach(), classes, seen
 
 
 def randomised_layers(model: nn.Module, image: Tensor, stages: int) -> list[list[tuple[str, nn.Module]]]:
@@ -228,7 +244,7 @@ def cascading_randomisation(
     Works on a copy of the model. Adebayo et al. 2018, section 3.1 (there: a new initialisation).
     """
     model = copy.deepcopy(model)
-    intact, _ = both_maps(model, images, classes)
+    intact, *_ = both_maps(model, images, classes.tolist())
     names, correlations = [], []
     for layers in randomised_layers(model, images[:1], stages):
         for _, module in layers:
@@ -237,7 +253,7 @@ def cascading_randomisation(
                 drawn = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.detach().copy_(drawn * spread + parameter.mean())
         names.append(layers[-1][0])
-        kinds = zip(both_maps(model, images, classes)[0], intact, strict=True)
+        kinds = zip(both_maps(model, images, classes.tolist())[0], intact, strict=True)
         correlations.append([[rank_correlation(*pair) for pair in zip(now, then, strict=True)] for now, then in kinds])
     return names, correlations
 
@@ -272,11 +288,11 @@ def main() -> None:
     asked = common.classes_asked(options.classes, files, model.categories)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
-        classes, rows = common.explained_classes(model, images, [asked[file.index] for file in batch])
+        maps, logits, classes, seen = both_maps(model, images, [asked[file.index] for file in batch])
+        rows = common.describe_classes(logits, classes)
         generators = common.streams(options.seed, (file.index for file in batch))
         noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
-        maps, seen = both_maps(model, images, classes)
-        noisy_maps, _ = both_maps(model, images + NOISE * noise, classes)
+        noisy_maps, *_ = both_maps(model, images + NOISE * noise, classes.tolist())
         for n, (file, row) in enumerate(zip(batch, rows, strict=True)):
             pair = maps[:, n]  # (2, H, W): plain, guided
             for kind, saliency, noisy in zip(("plain", "guided"), pair, noisy_maps[:, n], strict=True):

@@ -9,6 +9,7 @@ model. Importing this file does nothing.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import re
 import struct
@@ -220,27 +221,47 @@ def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
     """images (N, 3, H, W) -> logits (N, classes), without a graph; raises UserError where they are not finite."""
     with evaluation_mode(model), torch.inference_mode():
         logits = model(images.clone())  # a clone, since a model may write into its input
+    return finite(logits).clone()  # no inference tensor: the caller may go on with it
+
+
+def finite(logits: Tensor) -> Tensor:
+    """The logits, or a UserError."""
     if not logits.isfinite().all():
         raise UserError("the network's logits are not finite: its weights are damaged, or no images' values went in")
-    return logits.clone()  # no inference tensor: the caller may go on with it
+    return logits
+
+
+def logits_with_graph(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """images (N, 3, H, W) -> a copy of them to differentiate by, logits (N, classes); see `input_gradient`."""
+    leaf = images.detach().clone().requires_grad_()
+    with evaluation_mode(model), torch.enable_grad():
+        return leaf, model(leaf.clone())  # a clone, since a model may write into its input
+
+
+def input_gradient(leaf: Tensor, logits: Tensor, classes: Tensor, once_more: bool = False) -> Tensor:
+    """The gradient (N, 3, H, W) of each image's class logit by its pixels, from `logits_with_graph`.
+
+    classes (N,). One backward pass serves the batch: no image's logit depends on another image.
+    `once_more` keeps the graph for another pass. Raises UserError for a class out of range.
+    """
+    if classes.min() < 0 or classes.max() >= logits.shape[1]:
+        raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {classes.tolist()}")
+    scores = logits.gather(1, classes.to(logits.device)[:, None])
+    (gradient,) = torch.autograd.grad(scores.sum(), leaf, retain_graph=once_more)
+    return gradient
 
 
 def class_score_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of each image's class logit by its pixels.
 
-    images (N, 3, H, W), classes (N,) -> gradient (N, 3, H, W), scores (N,) (logits). One backward
-    pass serves the batch: no image's logit depends on another image. The caller's tensors, the
-    model's state and every `.grad` stay as they are. Raises UserError for a class out of range.
-    Simonyan et al. 2014, section 3.
+    images (N, 3, H, W), classes (N,) -> gradient (N, 3, H, W), scores (N,) (logits). The caller's
+    tensors, the model's state and every `.grad` stay as they are. Raises UserError for a class out
+    of range. Simonyan et al. 2014, section 3.
     """
-    leaf = images.detach().clone().requires_grad_()
-    with evaluation_mode(model), torch.enable_grad():
-        logits = model(leaf.clone())  # (N, classes); a clone, since a model may write into its input
-        if classes.min() < 0 or classes.max() >= logits.shape[1]:
-            raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {classes.tolist()}")
-        scores = logits.gather(1, classes.to(logits.device)[:, None])[:, 0]  # (N,)
-        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
-    return gradient, scores.detach()
+    with evaluation_mode(model):  # also for a model that runs parts again on the way back
+        leaf, logits = logits_with_graph(model, images)
+        gradient = input_gradient(leaf, logits, classes)
+    return gradient, logits.detach().gather(1, classes.to(logits.device)[:, None])[:, 0]
 
 
 def classes_asked(
@@ -255,13 +276,16 @@ def classes_asked(
     return classes * len(files) if len(classes) == 1 else classes
 
 
-def explained_classes(model: nn.Module, images: Tensor, asked: Sequence[int | None]) -> tuple[Tensor, list[dict]]:
-    """images (N, 3, H, W) -> classes (N,), the likeliest where none was asked for, and what the model says of each."""
-    logits = predict_logits(model, images)  # (N, classes)
-    likeliest = logits.argmax(1)
-    classes = torch.tensor([int(best) if c is None else c for c, best in zip(asked, likeliest, strict=True)])
-    classes = classes.to(images.device)
-    chosen = classes[:, None]
+def chosen_classes(logits: Tensor, asked: Sequence[int | None]) -> Tensor:
+    """logits (N, classes) -> the classes to explain (N,): those asked for, the image's likeliest for None."""
+    likeliest = logits.argmax(1).tolist()
+    classes = [best if c is None else c for c, best in zip(asked, likeliest, strict=True)]
+    return torch.tensor(classes, device=logits.device)
+
+
+def describe_classes(logits: Tensor, classes: Tensor) -> list[dict]:
+    """What logits (N, classes) say of a class (N,) for each image; raises UserError where they are not finite."""
+    logits, chosen = finite(logits.detach()), classes[:, None]
     columns = {
         "class": classes,
         "logit": logits.gather(1, chosen)[:, 0],
@@ -269,7 +293,7 @@ def explained_classes(model: nn.Module, images: Tensor, asked: Sequence[int | No
         "rank": (logits > logits.gather(1, chosen)).sum(1),  # 0: the likeliest
     }
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
-    return classes, [dict(zip(columns, row, strict=True)) for row in values]
+    return [dict(zip(columns, row, strict=True)) for row in values]
 
 
 def describe_map(saliency: np.ndarray) -> dict[str, Any]:
@@ -426,9 +450,25 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
     return load_model(options.model, options.weights, options.device)
 
 
+def keep_freed_memory() -> None:
+    """Tell the C library to use freed memory again rather than hand it back to the system after each batch.
+
+    A batch's activations are hundreds of megabytes. By default glibc returns each large tensor, and
+    the next batch waits for the same pages to be handed out and zeroed anew: a third to a half of
+    the time of a gradient (docs/benchmarks.md). Other C libraries have no such setting.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
+    mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own, which would end with it
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's main(): what a user can put right becomes one sentence and exit status 1."""
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image refuses such files itself
+    keep_freed_memory()
     try:
         main()
     except UserError as error:

