@@ -50,12 +50,19 @@ class _DropoutMode(TorchFunctionMode):
     `draw(shape)` gives uniform numbers for the mask of an input with this shape. In the one case,
     `rows` is None and the shape is the input's: a plain pass. In the other the passes share all that
     comes before the first dropout: an input of `rows` = N images grows there to (passes * N, ...),
-    and the shape asked for is (passes, N, ...).
+    and the shape asked for is (passes, N, ...). With `single`, one pass more comes first in which
+    nothing is dropped: the deterministic one.
     """
 
-    def __init__(self, draw: Callable[[tuple[int, ...]], Tensor], rows: int | None = None, at_most: int = 1):
+    def __init__(
+        self,
+        draw: Callable[[tuple[int, ...]], Tensor],
+        rows: int | None = None,
+        at_most: int = 1,
+        single: bool = False,
+    ):
         super().__init__()
-        self.draw, self.rows, self.at_most = draw, rows, at_most
+        self.draw, self.rows, self.at_most, self.single = draw, rows, at_most, int(single)
         self.passes = 0  # that run together, known from the first dropout on
         self.probabilities: list[float] = []  # of every dropout met
 
@@ -82,7 +89,7 @@ class _DropoutMode(TorchFunctionMode):
         if self.rows is not None:
             if not self.passes:
                 of_one_image = max(1, input.numel() // self.rows)
-                self.passes = min(self.at_most, max(1, NUMBERS_TOGETHER // of_one_image))
+                self.passes = min(self.at_most, max(1, NUMBERS_TOGETHER // of_one_image)) + self.single
             if len(input) == self.passes * self.rows:
                 input = input.unflatten(0, (self.passes, self.rows))
             elif len(input) == self.rows:
@@ -90,6 +97,7 @@ class _DropoutMode(TorchFunctionMode):
             else:
                 raise _CannotShareError
         self.passes = self.passes or 1
+        kept, input = input[: self.single], input[self.single :]
         batch = 1 if self.rows is None else 2  # dimensions before the channels
         shape = input.shape
         if name in WHOLE_CHANNELS:
@@ -100,6 +108,8 @@ class _DropoutMode(TorchFunctionMode):
         else:  # dropped values become ALPHA, then mean and variance are restored
             a = ((1 - p) * (1 + p * ALPHA**2)) ** -0.5 if p < 1 else 0
             output = a * (input * mask + ALPHA * (1 - mask)) - a * ALPHA * p
+        if self.single:
+            output = torch.cat([kept, output])
         return output if self.rows is None else output.flatten(0, 1)
 
 
@@ -153,9 +163,7 @@ def mc_dropout_logits(
         generator = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
     if len(generator) != len(images):
         raise common.UserError(f"{len(generator)} generators for {len(images)} images: give one, or one for each")
-    for module in model.modules():
-        _refuse_hidden(getattr(_fused(module), "p", 0))
-        _refuse_hidden(module.dropout if isinstance(module, nn.RNNBase) else 0)
+    _refuse_unreachable(model)
     if share is None:
         share = passes_can_be_shared(model, images)
     run = _shared_passes if share else _whole_passes
@@ -163,16 +171,31 @@ def mc_dropout_logits(
         return run(model, images, passes, list(generator))
 
 
-def _shared_passes(model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator]) -> Tensor:
-    """The features once for the N images, the rest of the network for (passes * N) rows."""
+def single_and_mc_logits(
+    model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator], share: bool
+) -> tuple[Tensor, Tensor]:
+    """The deterministic pass's logits (N, classes) and `mc_dropout_logits`, from one pass through the features."""
+    if not share:
+        return common.predict_logits(model, images), mc_dropout_logits(model, images, passes, generators, share)
+    _refuse_unreachable(model)
+    with common.evaluation_mode(model), torch.inference_mode():
+        logits = _shared_passes(model, images, passes, generators, single=True)
+    return common.finite(logits[0]), logits[1:]
+
+
+def _shared_passes(
+    model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator], single: bool = False
+) -> Tensor:
+    """The features once for the N images, the rest of the network for (passes * N) rows; see `single` above."""
 
     def draw(shape: tuple[int, ...]) -> Tensor:  # (passes, N, ...)
         one = (shape[0], *shape[2:])
         return torch.stack([torch.rand(one, generator=g, device=g.device) for g in generators], 1).to(images.device)
 
     done: list[Tensor] = []
-    while (missing := passes - sum(map(len, done))) > 0:
-        with _DropoutMode(draw, len(images), missing) as mode:
+    while (missing := passes + single - sum(map(len, done))) > 0:
+        first = single and not done
+        with _DropoutMode(draw, len(images), missing - first, first) as mode:
             logits = model(images.clone())
         done.append(logits.unflatten(0, (mode.passes, len(images))))
     return torch.cat(done)
@@ -194,6 +217,12 @@ def _whole_passes(model: nn.Module, images: Tensor, passes: int, generators: lis
             raise common.UserError(_no_dropout(model, mode.probabilities))
         columns.append(torch.cat(rows))
     return torch.stack(columns, 1)
+
+
+def _refuse_unreachable(model: nn.Module) -> None:
+    for module in model.modules():
+        _refuse_hidden(getattr(_fused(module), "p", 0))
+        _refuse_hidden(module.dropout if isinstance(module, nn.RNNBase) else 0)
 
 
 def _refuse_hidden(p: float) -> None:
@@ -299,9 +328,8 @@ def main() -> None:
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
         generators = common.streams(options.seed, (file.index for file in batch))
-        logits = mc_dropout_logits(model, images, options.passes, generators, share)  # (T, N, classes)
-        deterministic = common.predict_logits(model, images)
-        return [uncertainty(logits[:, n], deterministic[n]) for n in range(len(batch))]
+        single, logits = single_and_mc_logits(model, images, options.passes, generators, share)  # (T, N, classes)
+        return [uncertainty(logits[:, n], single[n]) for n in range(len(batch))]
 
     rows, skipped = common.explain_images(model, files, explain, options)
     ordered = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))

@@ -17,6 +17,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -334,21 +335,32 @@ def explain_images(
     `explain(images (B, 3, S, S), files)` returns a dict of plain values per image. A file that
     cannot be read is skipped with its reason, and is a UserError with --strict or where none is left.
     """
+
+    def load(file: ImageFile) -> tuple[Tensor, list[str]] | UserError:
+        try:
+            image = read_image(file.path, upright)
+        except UserError as error:
+            return error
+        return model.preprocess(image), image.info["notes"]
+
     rows, skipped = [], []
-    with tqdm(total=len(files), unit="image", disable=None) as progress:
+    with (
+        tqdm(total=len(files), unit="image", disable=None) as progress,
+        # decoding releases Python's lock; a thread of each reader's own for torch, or they would fight for the cores
+        ThreadPoolExecutor(torch.get_num_threads(), "reader", torch.set_num_threads, (1,)) as readers,
+    ):
         for start in range(0, len(files), options.batch_size):
+            chunk = files[start : start + options.batch_size]
             batch, pixels, notes = [], [], []
-            for file in files[start : start + options.batch_size]:
-                try:
-                    image = read_image(file.path, upright)
-                except UserError as error:
+            for file, loaded in zip(chunk, readers.map(load, chunk), strict=True):
+                if isinstance(loaded, UserError):
                     if options.strict:
-                        raise
-                    skipped.append({"path": file.key, "reason": str(error)})
-                    continue
-                batch.append(file)
-                pixels.append(model.preprocess(image))
-                notes.append(image.info["notes"])
+                        raise loaded
+                    skipped.append({"path": file.key, "reason": str(loaded)})
+                else:
+                    batch.append(file)
+                    pixels.append(loaded[0])
+                    notes.append(loaded[1])
             if batch:
                 found = explain(torch.stack(pixels).to(model.mean.device), batch)
                 rows += [

@@ -72,6 +72,17 @@ def test_sharing_gives_the_same_passes_as_whole_ones(images):
     assert shared.std(0).min() > 0.01
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_the_deterministic_pass_comes_with_the_sampled_ones(images, share, monkeypatch):
+    """Also where the passes come in several batches: the masks are those of the passes alone."""
+    net = nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.3), nn.Linear(192, 8), nn.Dropout(0.4), nn.Linear(8, 3))
+    for together in (1 << 22, 192 * 20):
+        monkeypatch.setattr(script, "NUMBERS_TOGETHER", together)
+        single, passes = script.single_and_mc_logits(net, images, 50, streams(*range(5)), share)
+        torch.testing.assert_close(single, common.predict_logits(net, images))
+        torch.testing.assert_close(passes, script.mc_dropout_logits(net, images, 50, streams(*range(5)), share))
+
+
 def test_features_run_once(images):
     calls = []
 
