@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -205,23 +206,24 @@ def _build_packaged(name: str, weights: str | None) -> Classifier:
     spec = PACKAGED[name]
     network = timm.create_model(spec["architecture"], drop_rate=spec["drop_rate"])
     model = _with_timm_preprocessing(name, network, mean=spec["mean"], std=spec["std"])
-    if weights is None:
-        package = importlib.import_module(spec["package"])
-        path = next(Path(package.__file__).parent.glob(spec["pattern"]))
-        model.weights = f"package {spec['package']}: {path.name}"
-    else:
+    if weights == "random":
+        return model
+    package = importlib.import_module(spec["package"])
+    path = next(Path(package.__file__).parent.glob(spec["pattern"]))
+    published, model.sha256 = read_state_dict(path)
+    if not model.sha256.startswith(path.stem.rpartition("-")[2]):
+        raise UserError(f"{path} is not the published file (SHA-256 {model.sha256}): reinstall {spec['package']}")
+    state, model.weights = published, f"package {spec['package']}: {path.name}"
+    if weights is not None:
         path = Path(weights)
-    if weights != "random":
         state, model.sha256 = read_state_dict(path)
-        if weights is None and not model.sha256.startswith(path.stem.rpartition("-")[2]):
-            raise UserError(f"{path} is not the published file (SHA-256 {model.sha256}): reinstall {spec['package']}")
-        own = network.state_dict()
-        if "_conv_stem.weight" in state and len(state) == len(own):
-            # the published file holds the same tensors in the same order under other names
-            state = dict(zip(own, state.values(), strict=True))
-        _load_state(network, state, path, name)
-    if weights not in (None, "random"):
         model.weights = path.name
+    own = network.state_dict()
+    if not state.keys() & own.keys():
+        # the published file, and only that one, has timm's order; another may have its names in any order
+        names = dict(zip(published, own, strict=True))
+        state = {names.get(key, key): tensor for key, tensor in state.items()}
+    _load_state(network, state, path, name)
     return model
 
 
@@ -323,30 +325,28 @@ def _download(name: str, url: str) -> Path:
 def read_state_dict(path: Path) -> tuple[dict[str, Tensor], str]:
     """Read a state dict that is only data (never code); returns it with the file's SHA-256."""
     if not path.is_file():
-        raise UserError(f"{path} does not exist: give --weights a state dict (.pth, .safetensors)")
+        raise UserError(f"{path} is no file: give --weights a state dict (.pth, .safetensors)")
+    sha256 = _sha256(path)
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is no state dict that can be loaded as data ({one_line(error)})") from None
-    except Exception as error:  # safetensors has an exception of its own, which derives from Exception alone
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError(f"{path} is no safetensors file ({one_line(error)})") from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused anyway
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged file makes both raise anything; torch's text advises to run the file as code
+        cure = "save model.state_dict() by torch.save or safetensors"
+        raise UserError(f"{path} is no state dict that can be loaded as data: {cure}") from None
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path} holds no state dict (a name and a tensor each): save model.state_dict()")
-    bad = [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if bad:
-        raise UserError(f"{path} has NaN or infinity in {bad[0]} ({len(bad)} tensors): it is damaged")
-    return state, _sha256(path)
+    return state, sha256
 
 
 def _load_state(network: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
     own = network.state_dict()
+    odd = [k for k, v in state.items() if v.is_nested or v.is_quantized or v.is_meta or v.layout != torch.strided]
+    for key in odd[:1]:
+        raise UserError(f"{path} has no plain values in {key} ({len(odd)} tensors): save dense tensors")
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in own]
     misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
@@ -355,7 +355,14 @@ def _load_state(network: nn.Module, state: dict[str, Tensor], path: Path, name: 
             f"{path} does not fit {name}: {len(missing)} tensors missing, {len(extra)} extra, "
             f"{len(misshapen)} of another shape, {key} first; give the --model that the file was saved from"
         )
+    cast = [key for key, tensor in state.items() if tensor.is_floating_point() != own[key].is_floating_point()]
+    for key in cast[:1]:
+        kinds = f"{state[key].dtype} in {key}, not {own[key].dtype}"
+        raise UserError(f"{path} does not fit {name}: {kinds} ({len(cast)} tensors of another kind); convert it first")
     network.load_state_dict(state, strict=False)
+    bad = [key for key, tensor in network.state_dict().items() if not tensor.isfinite().all()]
+    for key in bad[:1]:
+        raise UserError(f"{path} has NaN or infinity in {key} ({len(bad)} tensors): it is damaged")
 
 
 def _sha256(path: Path) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import io
 import os
 import re
-import struct
 import sys
 import textwrap
 import warnings
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -35,10 +35,19 @@ from errors import UserError, one_line, unknown
 from report import Report, save_figure, write_array, write_file  # noqa: F401 (scripts take all from here)
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
-# what Pillow raises for damaged files of one format or another
-UNREADABLE = (OSError, ValueError, TypeError, SyntaxError, EOFError, OverflowError, MemoryError, struct.error)
+TURNS = {  # what turns a picture upright, by its EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 MAX_SIDES = 500  # one side by the other; resizing the shorter one to 256 makes such an image 128,000 long
-MAX_PIXELS = 80_000_000  # a decoded image of that size takes 240 MB; larger ones are refused unread
+MAX_PIXELS = 80_000_000  # a decoded image of that size takes 240 MB; larger ones are refused undecoded
+MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, uncompressed
+MAX_SCANS = 500  # of a progressive JPEG, each a pass over all pixels; ten are common, libjpeg-turbo's fuzzer stops here
 TEST_FOLDERS = ("test_images", "test images", "test", "ILSVRC2012_img_test")  # spellings met in the wild
 
 
@@ -52,12 +61,29 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
     `upright` turns it as its EXIF orientation says. What was done to the stored pixels beyond
     decoding is listed in `image.info["notes"]`. Raises UserError where the file cannot be read.
     """
-    path = Path(path)
-    name = printable(path)
-    if path.exists() and not path.is_file():
+    return decode_image(read_bytes(path), printable(Path(path)), upright)
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """A file's content at one moment; raises UserError for what is no file (a pipe would never end)."""
+    name = printable(Path(path))
+    if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{name} is no regular file: give an image file")
     try:
-        image = Image.open(path, formats=IMAGE_FORMATS)
+        size = os.stat(path).st_size
+        data = Path(path).read_bytes() if size <= MAX_BYTES else b""
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UserError(f"{name} cannot be read ({reason}): replace or remove it") from None
+    if size > MAX_BYTES:
+        raise UserError(f"{name} has {size:,} bytes, more than {MAX_BYTES:,}: give an image file")
+    return data
+
+
+def decode_image(data: bytes, name: str, upright: bool = True) -> Image.Image:
+    """`read_image` for the content of a file, which `name` stands for in errors."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise UserError(
                 f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first"
@@ -66,20 +92,45 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
             raise UserError(
                 f"{name} has {image.width} x {image.height} pixels, one side over {MAX_SIDES} times the other"
             )
-        notes = ["first frame of several"] if getattr(image, "n_frames", 1) > 1 else []
+        _check_whole(image, data)
+        notes = ["first frame of several"] if getattr(image, "is_animated", False) else []
+        if re.search("[ABKX];16", str(image.tile)):  # RGB;16B, LA;16B, ...: Pillow keeps the upper half
+            notes.append("16-bit to 8-bit")
+        # the EXIF tag Orientation, taken away before Pillow turns a TIFF by itself
+        turn = TURNS.get(image.getexif().pop(0x0112, 1))
         image.load()
-        if image.getexif().get(0x0112, 1) != 1:  # the EXIF tag Orientation; 1 is upright
+        if turn is not None:
             notes.append("turned upright by EXIF" if upright else "EXIF orientation ignored")
-            image = ImageOps.exif_transpose(image) if upright else image
+            image = image.transpose(turn) if upright else image
         image, note = _to_rgb(image)
     except UserError:
         raise
     except Image.UnidentifiedImageError:
         raise UserError(f"{name} is no image in {', '.join(IMAGE_FORMATS)}: convert or remove it") from None
-    except UNREADABLE as error:
+    except Image.DecompressionBombError:  # Pillow's own limit is twice as high
+        raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels: scale it down first") from None
+    except Exception as error:  # a damaged file makes Pillow raise anything, an IndexError among them
         raise UserError(f"{name} cannot be read ({one_line(error)}): replace or remove it") from None
     image.info["notes"] = notes + note
     return image
+
+
+def _check_whole(image: Image.Image, data: bytes) -> None:
+    """Raise ValueError for damage that Pillow passes over: it would make up the pixels."""
+    if image.format == "PNG":
+        Image.open(io.BytesIO(data), formats=["PNG"]).verify()  # the checksums, which decoding leaves out
+    if image.format in ("JPEG", "MPO"):
+        # from marker to marker; FF00 is a value and FFD0 to FFD7 are marks within the pixels' code
+        at, scans, markers = 2, 0, re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])", re.DOTALL)
+        while (marker := markers.search(data, at)) and marker[1] != b"\xd9":  # D9 ends the image
+            at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+            scans += marker[1] == b"\xda"
+        if not marker:
+            raise ValueError("image file is truncated")
+        if scans > MAX_SCANS:
+            raise ValueError(f"{scans} scans, more than {MAX_SCANS}")
+        if any(0 in table for table in image.quantization.values()):
+            raise ValueError("a quantization table has zeros")
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
@@ -138,16 +189,16 @@ def test_images(options: argparse.Namespace) -> list[ImageFile]:
     """The files and folders given as arguments, else the dataset's test images; the first --limit of them."""
     base = Path(options.dataset)
     for text in [] if options.images else getattr(options, "classes", None) or []:
-        if Path(text).exists():
+        if os.path.lexists(text):
             raise UserError(f"{text} stands among the classes: give image files before --classes")
     if options.images:
         paths = []
         for given in map(Path, options.images):
             if not os.path.lexists(given):
-                raise UserError(f"{given} does not exist: give image files or folders of images")
+                raise UserError(f"{printable(given)} does not exist: give image files or folders of images")
             paths += list_files(given) if given.is_dir() else [given]
         files = [ImageFile(i, printable(path), path) for i, path in enumerate(paths)]
-        source = " ".join(options.images)
+        source = " ".join(printable(Path(given)) for given in options.images)
     else:
         folder = find_folder(base / "DL_data", TEST_FOLDERS)
         if folder is None:
@@ -166,7 +217,8 @@ def validation_images(dataset: str | os.PathLike) -> list[ImageFile]:
     """The validation images as `process_data.py` split them, by class id, then name; see `class_of`."""
     base = Path(dataset)
     split = base / "DL_data_p"
-    folders = sorted((p for p in split.glob("*") if p.is_dir() and p.name.isdecimal()), key=lambda p: int(p.name))
+    folders = [p for p in split.glob("*") if p.is_dir() and re.fullmatch("[0-9]{1,9}", p.name)]
+    folders.sort(key=lambda p: int(p.name))
     paths = [path for folder in folders for path in list_files(folder)]
     if not paths:
         raise UserError(
@@ -479,14 +531,16 @@ def keep_freed_memory() -> None:
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's main(): what a user can put right becomes one sentence and exit status 1."""
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image refuses such files itself
     keep_freed_memory()
+    warnings.filterwarnings("ignore", module="PIL")  # read_image says itself what is wrong with a file
+    sys.stdout.reconfigure(errors="backslashreplace")  # for a path that is no text
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'the system'}: {error.strerror or error}; check the path and its disk")
+        where = printable(Path(str(error.filename or "the system")))
+        sys.exit(f"error: {where}: {error.strerror or error}; check the path and its disk")
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped before the results were written: start the same command again\n")
         sys.exit(130)

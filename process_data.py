@@ -37,6 +37,7 @@ from errors import UserError
 
 IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val")  # spellings met in the wild
 MAX_LIST_BYTES = 16_000_000  # ILSVRC's list of 50,000 images has 1.7 MB; a list beyond that is no list of images
+MAX_LINES = 1_000_000  # a list of ten million blank lines has fewer bytes than that
 MAX_NAME = 1000  # characters of a class name; ImageNet's longest has 121
 SHOWN_PROBLEMS = 20  # and the number of the rest
 
@@ -99,7 +100,10 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     if "\0" in text:
         raise UserError(f"{path} is no text (it has zero bytes): save it as UTF-8")
-    return [line.strip() for line in text.split("\n")]
+    lines = text.split("\n")
+    if len(lines) > MAX_LINES:
+        raise UserError(f"{path} has more than {MAX_LINES:,} lines: give a list of images or of names")
+    return [line.strip() for line in lines]
 
 
 def read_names(path: Path) -> list[tuple[str, str]]:
@@ -132,21 +136,21 @@ def read_labels(path: Path, names: Sequence[tuple[str, str]]) -> tuple[dict[str,
         name, field = line[: max(cut, 0)].strip(" \t,").removeprefix("./"), line[cut + 1 :]
         is_id = re.fullmatch("-?[0-9]{1,9}", field)
         class_id = int(field) if is_id else ids.get(field)
-        wrong = None
+        said, wrong = repr(common.short(name, MAX_NAME)), None
         if not line:
             continue
         if not name or not field:
             name, wrong = f"line {number}", f"is {common.short(line, 80)!r}: give a file name and a class id"
         elif name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            wrong = f"names {name!r}, which leaves the folder: give a name inside it"
+            wrong = f"names {said}, which leaves the folder: give a name inside it"
         elif class_id is None and re.fullmatch("n[0-9]{8}", field):
-            wrong = f"gives {name!r} the wnid {field}, with which no line of the names begins: give the class id"
+            wrong = f"gives {said} the wnid {field}, with which no line of the names begins: give the class id"
         elif class_id is None:
-            wrong = f"gives {name!r} the class {common.short(field)!r}: give a class id or a wnid"
+            wrong = f"gives {said} the class {common.short(field)!r}: give a class id or a wnid"
         elif not 0 <= class_id < len(names):
-            wrong = f"gives {name!r} the class {class_id}, but the names are of 0 to {len(names) - 1}: correct one"
+            wrong = f"gives {said} the class {class_id}, but the names are of 0 to {len(names) - 1}: correct one"
         elif labels.setdefault(name, class_id) != class_id:
-            wrong = f"gives {name!r} the class {class_id}, another line {labels[name]}: remove one of the lines"
+            wrong = f"gives {said} the class {class_id}, another line {labels[name]}: remove one of the lines"
         if wrong:
             bad[name] = f"line {number} of {path} {wrong}"
     return {name: class_id for name, class_id in labels.items() if name not in bad}, bad
@@ -155,10 +159,11 @@ def read_labels(path: Path, names: Sequence[tuple[str, str]]) -> tuple[dict[str,
 def inspect_image(path: Path, upright: bool) -> dict[str, Any]:
     """Decode the whole image; what identifies its content, or the `reason` why it is no image."""
     try:
-        notes = common.read_image(path, upright).info["notes"]
+        data = common.read_bytes(path)  # once: what is decoded is what is hashed
+        notes = common.decode_image(data, common.printable(path), upright).info["notes"]
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
-    return {"bytes": path.stat().st_size, "sha256": sha256(path), "notes": notes}
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "notes": notes}
 
 
 def sha256(path: Path) -> str:

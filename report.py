@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ from matplotlib.figure import Figure
 
 from classifier import Classifier
 from errors import UserError
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether the path, all links followed, is in the folder or is the folder."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def write_file(path: Path, data: bytes | str) -> None:
@@ -71,13 +77,27 @@ class Report:
         self.folder = Path(options.output) / self.script
         self.files: list[str] = []
         self.started = time.perf_counter()
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder} is no folder: remove it or choose another --output")
+        # what cannot be written should be known before the work, not after it
+        existing = next(path for path in (self.folder, *self.folder.parents) if os.path.lexists(path))
+        if not os.path.isdir(existing):
+            raise UserError(f"{existing} is no folder: remove it or choose another --output")
+        if not is_inside(self.folder, Path(options.output)):
+            raise UserError(
+                f"{self.folder} is a link that leaves {options.output}: remove it or choose another --output"
+            )
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise UserError(f"{existing} cannot be written to ({error.strerror}): choose another --output") from None
 
     def path(self, name: str) -> Path:
         """Where the file goes; it is named in metrics.json from now on."""
+        path = self.folder / name
+        if not is_inside(path.parent, self.folder):
+            raise UserError(f"{path.parent} is a link that leaves {self.folder}: remove the link")
         self.files.append(name)
-        return self.folder / name
+        return path
 
     def finish(
         self,
@@ -94,12 +114,14 @@ class Report:
             write_file(self.path(name), csv_text(table))
         metrics_path = self.folder / "metrics.json"
         try:
-            earlier = json.loads(metrics_path.read_text())["files"]
-        except (OSError, ValueError, KeyError, TypeError):
-            earlier = []
-        for name in set(earlier) - set(self.files):
-            if Path(name).suffix in (".png", ".npy", ".csv") and ".." not in Path(name).parts:
-                (self.folder / name).unlink(missing_ok=True)
+            earlier = json.loads(metrics_path.read_bytes())["files"] if metrics_path.is_file() else []
+            stale = [self.folder / name for name in earlier if name not in self.files]
+            stale = [path for path in stale if path.suffix in (".png", ".npy", ".csv") and os.path.isfile(path)]
+            stale = [path for path in stale if is_inside(path.parent, self.folder)]
+        except (ValueError, KeyError, TypeError, RecursionError):  # no metrics.json of ours
+            stale = []
+        for path in stale:
+            path.unlink(missing_ok=True)
         used = len(rows) if images is None else images  # where rows are not images
         notes = Counter(note for row in rows for note in row.get("notes", []))
         metrics = {

