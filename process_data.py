@@ -33,6 +33,7 @@ from PIL import ImageOps
 from tqdm import tqdm
 
 import common
+import images
 from errors import UserError
 
 IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val")  # spellings met in the wild
@@ -159,8 +160,8 @@ def read_labels(path: Path, names: Sequence[tuple[str, str]]) -> tuple[dict[str,
 def inspect_image(path: Path, upright: bool) -> dict[str, Any]:
     """Decode the whole image; what identifies its content, or the `reason` why it is no image."""
     try:
-        data = common.read_bytes(path)  # once: what is decoded is what is hashed
-        notes = common.decode_image(data, common.printable(path), upright).info["notes"]
+        data = images.read_bytes(path)  # once: what is decoded is what is hashed
+        notes = images.decode_image(data, common.printable(path), upright).info["notes"]
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "notes": notes}

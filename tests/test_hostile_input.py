@@ -36,6 +36,7 @@ from torch import nn
 
 import classifier
 import common
+import images
 from errors import UserError
 
 process_data = load_script("process_data")
@@ -255,12 +256,12 @@ def test_damage_is_named(name, tmp_path):
 def test_truncated_at_twenty_offsets(kind, how):
     """Refused; but for the last byte of a PNG or a GIF, without which all pixels are there."""
     whole = stored(NOISE, kind, **how)
-    pixels = common.decode_image(whole, "whole").tobytes()
+    pixels = images.decode_image(whole, "whole").tobytes()
     for part in range(19):
         with pytest.raises(UserError, match="cannot be read|no image"):
-            common.decode_image(whole[: len(whole) * part // 19], "part")
+            images.decode_image(whole[: len(whole) * part // 19], "part")
     try:
-        assert common.decode_image(whole[:-1], "part").tobytes() == pixels
+        assert images.decode_image(whole[:-1], "part").tobytes() == pixels
     except UserError:
         assert kind not in ("PNG", "GIF")
 
@@ -334,13 +335,13 @@ def test_a_file_that_changes_while_it_is_read(mode, tmp_path, monkeypatch):
     before, after = (stored(Image.new(mode, (64, 48), value), "TIFF") for value in (0, "white"))
     path.write_bytes(before)
     expected = common.read_image(path)
-    real = common._to_rgb
+    real = images._to_rgb
 
     def changes(image):
         path.write_bytes(after)
         return real(image)
 
-    monkeypatch.setattr(common, "_to_rgb", changes)
+    monkeypatch.setattr(images, "_to_rgb", changes)
     assert common.read_image(path).tobytes() == expected.tobytes()
     path.write_bytes(before)
     assert process_data.inspect_image(path, True)["sha256"] == hashlib.sha256(before).hexdigest()  # what was looked at
@@ -348,8 +349,8 @@ def test_a_file_that_changes_while_it_is_read(mode, tmp_path, monkeypatch):
 
 def test_a_file_that_vanishes_while_it_is_read(tmp_path, monkeypatch):
     path = save_photo(tmp_path / "a.png")
-    size, real = path.stat().st_size, common._to_rgb
-    monkeypatch.setattr(common, "_to_rgb", lambda image: path.unlink() or real(image))
+    size, real = path.stat().st_size, images._to_rgb
+    monkeypatch.setattr(images, "_to_rgb", lambda image: path.unlink() or real(image))
     assert process_data.inspect_image(path, True)["bytes"] == size
     assert "No such file" in process_data.inspect_image(path, True)["reason"]
 
@@ -700,15 +701,15 @@ def fuzz(check, examples: int, *strategies) -> None:
 @pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.long)])
 def test_mutated_images(examples):
     """An RGB image or one sentence; a PNG, which has checksums, is as it was or refused."""
-    whole = common.decode_image(SEEDS[0], "whole").tobytes()
+    whole = images.decode_image(SEEDS[0], "whole").tobytes()
 
     def check(seed: int, mutations: list) -> None:
         try:
-            image = common.decode_image(mutated(SEEDS[seed], mutations), "name")
+            image = images.decode_image(mutated(SEEDS[seed], mutations), "name")
         except UserError as error:
             assert str(error).startswith("name ") and "\n" not in str(error)
         else:
-            assert image.mode == "RGB" and image.width * image.height <= common.MAX_PIXELS
+            assert image.mode == "RGB" and image.width * image.height <= images.MAX_PIXELS
             assert seed or image.tobytes() == whole
 
     fuzz(check, examples, st.integers(0, len(SEEDS) - 1))
