@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := report
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: report test test-long architectures docs clean FORCE
+.PHONY: report test test-long bench architectures docs clean FORCE
 
 OUTPUT := output
 SCRIPTS := 2b_evaluate 2c_class_visualization 2d_predict 2e_saliency 2f_guided_saliency 2h_mc_dropout
@@ -53,6 +53,14 @@ test-long: .venv/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest -q
+
+.venv/installed-bench: .venv/installed-dev benchmarks/requirements.txt
+	$(RUN) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
+	@touch $@
+
+# beside captum and other peers, written to docs/benchmarks.md and .json: 20 minutes on a machine with nothing else to do
+bench: .venv/installed-bench $(DATA)
+	$(RUN) benchmarks/bench.py
 
 # every classification architecture of torchvision, written to docs/architectures.md: 20 minutes
 architectures: .venv/installed-dev

@@ -5,7 +5,7 @@ other: this project's with the setting of its scripts that keeps freed memory, t
 documentation shows it. Their results are compared first; where they are not the same, there is
 no row. Ratios are medians over the turns, with the least and the greatest.
 
-    python benchmarks/bench.py                        # all: a quarter of an hour; or `make bench`
+    python benchmarks/bench.py                        # all: twenty minutes; or `make bench`
     python benchmarks/bench.py --only 2b --turns 3    # some of it, nothing written
 """
 
@@ -140,6 +140,23 @@ def gradients(turns: int, guided: bool) -> Iterator[dict]:
         yield row
 
 
+PARTS = ["as built", "channels-last", "folded", "rearranged"]
+
+
+def parts(turns: int) -> Iterator[dict]:
+    """What each step of the preparation is worth alone, for a gradient."""
+    for name in NETWORKS:
+        given = [(False, "part_of_preparation", name, part) for part in PARTS]
+        with sides(*given, (True, "part_of_preparation", name, PARTS[-1])) as started:
+            times = take_turns([side.seconds for side in started], turns)
+        medians = [statistics.median(column) / 16 * 1e3 for column in times]
+        yield {
+            "work": "parts of the preparation (ms)",
+            "network": name,
+            "parts": dict(zip([*PARTS, "memory kept"], medians, strict=True)),
+        }
+
+
 def evaluation(turns: int) -> Iterator[dict]:
     name = NETWORKS[0]
     given = [(True, "our_evaluation", name), (False, "plain_evaluation", name)]
@@ -165,7 +182,7 @@ def passes(turns: int) -> Iterator[dict]:
     for name, count in (("efficientnet_lite0", 100), ("efficientnet_lite0", 1000), ("vgg16", 100), ("alexnet", 100)):
         with sides((True, "our_passes", name, count), (True, "bare_forward", name)) as started:
             ours, bare = take_turns([side.seconds for side in started], turns)
-        row = {"work": f"2h, T = {count}", "network": name, "peer": "one forward pass of the same prepared network"}
+        row = {"work": f"2h, T = {count}", "network": name, "limit": "one forward pass of the same prepared network"}
         yield {**row, "ours_ms": statistics.median(ours) / 16 * 1e3, **ratio(ours, bare)}
     for name, function, peer in (
         ("efficientnet_lite0", "loop_of_passes", "loop of whole passes"),
@@ -200,7 +217,7 @@ def ascent(turns: int) -> Iterator[dict]:
     for method, seconds in zip(methods, ours, strict=True):
         row = {"work": f"2c {method}, a step of six classes", "network": name}
         row["ours_ms"] = statistics.median(seconds) / 20 / 6 * 1e3
-        yield {**row, "peer": "bare forward and backward pass", **ratio(seconds, bare)}
+        yield {**row, "limit": "the bare forward and backward passes", **ratio(seconds, bare)}
         yield {**row, "peer": "a class at a time through 8 bits", **ratio(single, seconds)}
 
 
@@ -223,7 +240,7 @@ def first_result(turns: int) -> Iterator[dict]:
     yield {
         "work": "2d, first result (whole process)",
         "network": NETWORKS[0],
-        "peer": "import torch, torchvision, timm",
+        "limit": "import torch, torchvision, timm",
         "ours_ms": statistics.median(a) * 1e3,
         **ratio(a, b),
     }
@@ -238,7 +255,7 @@ def memory(turns: int) -> Iterator[dict]:
         yield {
             "work": f"peak memory of {script} (GB)",
             "network": name,
-            "peer": "its eager network's forward and backward pass alone",
+            "limit": "its eager network's forward and backward pass alone",
             "ours_gb": ours,
             "ratio": ours / bare,
         }
@@ -247,6 +264,7 @@ def memory(turns: int) -> Iterator[dict]:
 WORK: dict[str, Callable[[int], Iterator[dict]]] = {
     "2e": lambda turns: gradients(turns, guided=False),
     "2f": lambda turns: gradients(turns, guided=True),
+    "parts": parts,
     "2b": evaluation,
     "2h": passes,
     "2c": ascent,
@@ -273,22 +291,93 @@ def machine() -> dict[str, Any]:
     return {"processor": processor, "avx512": wide, "cores": os.cpu_count(), "versions": versions}
 
 
+def document(found: dict[str, Any], notes: str) -> str:
+    """docs/benchmarks.md."""
+    rows, machine = found["rows"], found["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    wide = ", AVX-512" if machine["avx512"] else ""
+    text = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` from `benchmarks.json`. Each row does the same work by two sides in turn, in processes "
+        "of their own; a ratio is the median over the turns, with the least and the greatest.",
+        "",
+        f"Machine: {machine['processor']}, {machine['cores']} cores{wide}; {versions}. "
+        f"{found['turns']} turns, batch 16, 224 px.",
+        "",
+        "## Beside peers",
+        "",
+        "Ratio: the peer's time over ours. Apart: how far the results differ, compared first (gradients: relative in "
+        "norm, in float64; logits: largest difference; passes with masks of their own: root mean square, in standard "
+        "errors).",
+        "",
+        "| work | network | ours, ms an image | peer | ratio | of them with memory kept | share of the limit | apart |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in (row for row in rows if "peer" in row):
+        head = f"| {row['work']} | {row['network']} | {_number(row, 'ours_ms')} | {row['peer']} |"
+        if "cannot" in row:
+            text.append(f"{head} no row: {row['cannot']} | | | |")
+        elif "ratio" not in row:
+            text.append(f"{head} no row: another result | | {_number(row, 'share_of_limit')} | {row['apart']:.1g} |")
+        else:
+            apart = row.get("apart", row.get("standard_errors_apart"))
+            text.append(
+                f"{head} {_spread(row)} | {_number(row, 'memory_kept')} | {_number(row, 'share_of_limit')} | "
+                f"{'' if apart is None else f'{apart:.1g}'} |"
+            )
+    for work in ("2e gradients", "2f gradients"):
+        own = [row for row in rows if row["work"] == work and "ratio" in row]
+        mean, kept = (statistics.geometric_mean(row[key] for row in own) for key in ("ratio", "memory_kept"))
+        text += [
+            "",
+            f"{work}, geometric mean over {len(own)} networks: {mean:.2f} (captum with memory kept: {kept:.2f}).",
+        ]
+    of_2e = [row["of_2e"] for row in rows if "of_2e" in row]
+    text += ["", f"A guided gradient takes {min(of_2e):.2f} to {max(of_2e):.2f} times as long as a plain one."]
+    text += ["", "## Beside what cannot be avoided", "", "Ratio: our time (or memory) over the limit's.", ""]
+    text += ["| work | network | ours | limit | ratio |", "|---|---|---|---|---|"]
+    for row in (row for row in rows if "limit" in row):
+        ours = f"{row['ours_gb']:.2f} GB" if "ours_gb" in row else f"{_number(row, 'ours_ms')} ms"
+        text.append(f"| {row['work']} | {row['network']} | {ours} | {row['limit']} | {_spread(row)} |")
+    parts = [row for row in rows if "parts" in row]
+    names = list(parts[0]["parts"])
+    text += [
+        "",
+        "## What each step of the preparation is worth",
+        "",
+        "A gradient, ms an image; each with those before it.",
+        "",
+    ]
+    text += [f"| network | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in parts:
+        text.append(f"| {row['network']} | " + " | ".join(f"{row['parts'][name]:.1f}" for name in names) + " |")
+    return "\n".join([*text, "", notes])
+
+
+def _number(row: dict, key: str) -> str:
+    return f"{row[key]:.3g}" if key in row else ""
+
+
+def _spread(row: dict) -> str:
+    return f"{row['ratio']:.2f}" + (f" ({row['least']:.2f} to {row['greatest']:.2f})" if "least" in row else "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="some of the work; nothing written")
-    parser.add_argument("--turns", type=int, default=7, help="turns that count (default: 7)")
+    parser.add_argument("--turns", type=int, default=5, help="turns that count (default: 5)")
     options = parser.parse_args()
     rows = []
     for work in tqdm(options.only, unit="work", disable=None):
         for row in WORK[work](options.turns):
             rows.append(row)
             print(json.dumps({k: round(v, 7) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-    ratios = [row["ratio"] for row in rows if row["work"] == "2e gradients" and "ratio" in row]
-    if ratios:
-        print(f"2e against captum, geometric mean: {statistics.geometric_mean(ratios):.2f}")
     if options.only == list(WORK):
         found = {"machine": machine(), "turns": options.turns, "rows": rows}
         (ROOT / "docs" / "benchmarks.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        notes = (ROOT / "benchmarks" / "notes.md").read_text()
+        (ROOT / "docs" / "benchmarks.md").write_text(document(found, notes))
 
 
 if __name__ == "__main__":

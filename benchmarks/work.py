@@ -90,6 +90,18 @@ def our_gradient(name: str, guided: bool, double: bool = False) -> Callable[[], 
     return lambda: method(model, images, classes)[0]
 
 
+def part_of_preparation(name: str, part: str) -> Callable[[], Tensor]:
+    """The same gradient by the network as it is built, and after one more step of `classifier.prepare` each."""
+    images, classes, model = batch(), targets(), eager(name).requires_grad_(False)
+    if part == "folded":
+        classifier.fold_batch_norms(model, images[:1])
+    if part == "rearranged":
+        classifier.prepare(model, images[:1])
+    elif part != "as built":
+        model.to(memory_format=torch.channels_last)
+    return lambda: common.class_score_gradient(model, images, classes)[0]
+
+
 def captums_gradient(name: str, guided: bool, double: bool = False) -> Callable[[], Tensor]:
     from captum.attr import GuidedBackprop, Saliency
 
