@@ -6,7 +6,7 @@ documentation shows it. Their results are compared first; where they are not the
 no row. Ratios are medians over the turns, with the least and the greatest.
 
     python benchmarks/bench.py                        # all: twenty minutes; or `make bench`
-    python benchmarks/bench.py --only 2b --turns 3    # some of it, nothing written
+    python benchmarks/bench.py --only 2b --turns 3    # some of it: these rows are replaced
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def _side(connection: Any, keep_memory: bool, function: str, arguments: tuple) -
             result = run()
             seconds = time.perf_counter() - start
             connection.send((seconds, result.detach().double().numpy() if asked == "result" else None))
+    except EOFError:  # the other end has been stopped
+        pass
     except Exception as error:
         connection.send(error)
 
@@ -294,16 +296,17 @@ def machine() -> dict[str, Any]:
 def document(found: dict[str, Any], notes: str) -> str:
     """docs/benchmarks.md."""
     rows, machine = found["rows"], found["machine"]
+    turns = [row["turns"] for row in rows]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     wide = ", AVX-512" if machine["avx512"] else ""
     text = [
         "# Benchmarks",
         "",
-        "Written by `make bench` from `benchmarks.json`. Each row does the same work by two sides in turn, in processes "
-        "of their own; a ratio is the median over the turns, with the least and the greatest.",
+        "Written by `make bench` from `benchmarks.json`. Each row does the same work by two sides in turn, in "
+        "processes of their own; a ratio is the median over the turns, with the least and the greatest.",
         "",
         f"Machine: {machine['processor']}, {machine['cores']} cores{wide}; {versions}. "
-        f"{found['turns']} turns, batch 16, 224 px.",
+        f"{min(turns)} to {max(turns)} turns, batch 16, 224 px.",
         "",
         "## Beside peers",
         "",
@@ -328,20 +331,23 @@ def document(found: dict[str, Any], notes: str) -> str:
             )
     for work in ("2e gradients", "2f gradients"):
         own = [row for row in rows if row["work"] == work and "ratio" in row]
+        if not own:
+            continue
         mean, kept = (statistics.geometric_mean(row[key] for row in own) for key in ("ratio", "memory_kept"))
         text += [
             "",
             f"{work}, geometric mean over {len(own)} networks: {mean:.2f} (captum with memory kept: {kept:.2f}).",
         ]
     of_2e = [row["of_2e"] for row in rows if "of_2e" in row]
-    text += ["", f"A guided gradient takes {min(of_2e):.2f} to {max(of_2e):.2f} times as long as a plain one."]
+    if of_2e:
+        text += ["", f"A guided gradient takes {min(of_2e):.2f} to {max(of_2e):.2f} times as long as a plain one."]
     text += ["", "## Beside what cannot be avoided", "", "Ratio: our time (or memory) over the limit's.", ""]
     text += ["| work | network | ours | limit | ratio |", "|---|---|---|---|---|"]
     for row in (row for row in rows if "limit" in row):
         ours = f"{row['ours_gb']:.2f} GB" if "ours_gb" in row else f"{_number(row, 'ours_ms')} ms"
         text.append(f"| {row['work']} | {row['network']} | {ours} | {row['limit']} | {_spread(row)} |")
     parts = [row for row in rows if "parts" in row]
-    names = list(parts[0]["parts"])
+    names = list(parts[0]["parts"]) if parts else []
     text += [
         "",
         "## What each step of the preparation is worth",
@@ -365,19 +371,25 @@ def _spread(row: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="some of the work; nothing written")
+    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="some of the work")
     parser.add_argument("--turns", type=int, default=5, help="turns that count (default: 5)")
     options = parser.parse_args()
     rows = []
     for work in tqdm(options.only, unit="work", disable=None):
         for row in WORK[work](options.turns):
-            rows.append(row)
+            rows.append({"part": work, "turns": options.turns, **row})
             print(json.dumps({k: round(v, 7) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
-    if options.only == list(WORK):
-        found = {"machine": machine(), "turns": options.turns, "rows": rows}
-        (ROOT / "docs" / "benchmarks.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-        notes = (ROOT / "benchmarks" / "notes.md").read_text()
-        (ROOT / "docs" / "benchmarks.md").write_text(document(found, notes))
+    path = ROOT / "docs" / "benchmarks.json"
+    kept = (
+        [row for row in json.loads(path.read_text())["rows"] if row["part"] not in options.only]
+        if path.exists()
+        else []
+    )
+    rows = sorted([*kept, *rows], key=lambda row: list(WORK).index(row["part"]))
+    found = {"machine": machine(), "rows": rows}
+    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    notes = (ROOT / "benchmarks" / "notes.md").read_text()
+    path.with_suffix(".md").write_text(document(found, notes))
 
 
 if __name__ == "__main__":

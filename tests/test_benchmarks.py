@@ -1,0 +1,64 @@
+"""The benchmarks: ratios, comparison before timing, and the document."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from conftest import ROOT, load_script
+
+bench = load_script("benchmarks/bench")
+
+
+class FakeSide:
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def seconds(self):
+        return 3.0 if self.function.startswith("captums") else 1.0
+
+    def result(self):
+        wrong = self.function.startswith("captums") and self.arguments[0] == "vgg16"
+        return np.array([1.0, 2.0 + 0.01 * wrong])
+
+
+@pytest.fixture
+def fake_sides(monkeypatch):
+    @contextmanager
+    def sides(*given):
+        yield [FakeSide(function, *arguments) for _, function, *arguments in given]
+
+    monkeypatch.setattr(bench, "sides", sides)
+
+
+def test_a_side_with_another_result_gets_no_ratio(fake_sides):
+    rows = {row["network"]: row for row in bench.gradients(3, guided=True)}
+    assert rows["resnet18"]["ratio"] == rows["resnet18"]["memory_kept"] == 3 and rows["resnet18"]["of_2e"] == 1
+    assert "ratio" not in rows["vgg16"] and rows["vgg16"]["apart"] == pytest.approx(0.01 / 5**0.5, rel=0.02)
+
+
+def test_turns_alternate_and_the_first_one_does_not_count():
+    order, seconds = [], iter([9, 9, 1, 2, 3, 8])
+    runs = [lambda name=name: order.append(name) or next(seconds) for name in "ab"]
+    a, b = bench.take_turns(runs, 2)
+    assert order == list("ababab") and (a, b) == ([1, 3], [2, 8])
+    found = bench.ratio(b, a)
+    assert (found["least"], found["greatest"]) == (2, pytest.approx(8 / 3))
+
+
+def test_the_document_is_what_the_committed_figures_say():
+    found = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
+    notes = (ROOT / "benchmarks" / "notes.md").read_text()
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == bench.document(found, notes)
+
+
+@pytest.mark.long
+def test_two_real_sides_take_turns():
+    command = [sys.executable, "benchmarks/bench.py", "--only", "2c", "--turns", "1"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(rows) == 4 and all(row["ratio"] > 0.5 for row in rows)
