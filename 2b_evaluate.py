@@ -94,7 +94,7 @@ def summary(rows: list[dict], classes: int, calibration_error: float) -> dict:
 def main() -> None:
     options = common.option_parser(
         __doc__,
-        *("--dataset", "--output", "--model", "--weights", "--device"),
+        *("--dataset", "--output", "--model", "--weights", "--device", "--threads"),
         *("--batch-size", "--seed", "--limit", "--strict", "--show", "--shard", "--merge", "--fresh"),
     ).parse_args()
     files = common.validation_images(options.dataset)[: options.limit]

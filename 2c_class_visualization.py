@@ -325,7 +325,7 @@ def ascend(
 def main() -> None:
     parser = common.option_parser(
         __doc__,
-        *("--dataset", "--output", "--model", "--weights", "--device", "--batch-size", "--seed", "--show"),
+        *("--dataset", "--output", "--model", "--weights", "--device", "--threads", "--batch-size", "--seed", "--show"),
         *("--shard", "--merge", "--fresh"),
     )
     parser.add_argument(

@@ -27,7 +27,7 @@ def top_classes(model: nn.Module, images: Tensor, count: int = TOP) -> tuple[Ten
 def main() -> None:
     options = common.option_parser(
         __doc__,
-        *("images", "--dataset", "--output", "--model", "--weights", "--device"),
+        *("images", "--dataset", "--output", "--model", "--weights", "--device", "--threads"),
         *("--batch-size", "--seed", "--limit", "--strict", "--show", "--shard", "--merge", "--fresh"),
     ).parse_args()
     files = common.test_images(options)

@@ -33,7 +33,7 @@ def saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 def main() -> None:
     options = common.option_parser(
         __doc__,
-        *("images", "--classes", "--dataset", "--output", "--model", "--weights", "--device"),
+        *("images", "--classes", "--dataset", "--output", "--model", "--weights", "--device", "--threads"),
         *("--batch-size", "--seed", "--limit", "--strict", "--show", "--shard", "--merge", "--fresh"),
     ).parse_args()
     files = common.test_images(options)

@@ -268,7 +268,7 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 def main() -> None:
     parser = common.option_parser(
         __doc__,
-        *("images", "--classes", "--dataset", "--output", "--model", "--weights", "--device"),
+        *("images", "--classes", "--dataset", "--output", "--model", "--weights", "--device", "--threads"),
         *("--batch-size", "--seed", "--limit", "--strict", "--show", "--shard", "--merge", "--fresh"),
     )
     parser.add_argument(

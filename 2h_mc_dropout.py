@@ -306,7 +306,7 @@ def uncertainty(logits: Tensor, deterministic: Tensor) -> dict[str, Any]:
 def main() -> None:
     parser = common.option_parser(
         __doc__,
-        *("images", "--dataset", "--output", "--model", "--weights", "--device"),
+        *("images", "--dataset", "--output", "--model", "--weights", "--device", "--threads"),
         *("--batch-size", "--seed", "--limit", "--strict", "--show", "--shard", "--merge", "--fresh"),
     )
     parser.add_argument("--passes", default=100, type=common.positive, metavar="T", help="passes with dropout on")

@@ -415,6 +415,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--weights": dict(metavar="FILE", help="state dict to load in place of the published weights, or `random`"),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto takes an accelerator where there is one"),
+    "--threads": dict(
+        type=positive,
+        metavar="N",
+        help="threads that compute; the last bits depend on their number, so that it is the same for all shards, "
+        "and OMP_NUM_THREADS, which torchrun sets, is not looked at (default: the machine's cores)",
+    ),
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
     "--seed": dict(default=0, type=seed, metavar="N", help="seed of all that is random; each image has its own stream"),
     "--limit": dict(type=positive, metavar="N", help="only the first N images"),
@@ -457,8 +463,21 @@ def option_parser(doc: str, *shared: str) -> argparse.ArgumentParser:
     return parser
 
 
+def physical_cores() -> int:
+    """The cores that this process may use; two threads on one core only wait for each other."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return os.cpu_count() or 1
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text() if path.is_file() else str(cpu))
+    return len(siblings)
+
+
 def load_from_options(options: argparse.Namespace) -> Classifier:
-    """The model that --model, --weights and --device ask for; `auto` is resolved in `options`."""
+    """The model that --model, --weights and --device ask for; `auto` is resolved in `options`, and --threads set."""
+    options.threads = options.threads or physical_cores()
+    torch.set_num_threads(options.threads)
     if options.device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         options.device = accelerator.type if accelerator else "cpu"

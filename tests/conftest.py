@@ -6,6 +6,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,8 @@ def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.Monke
 # Six scripts on a network of 0.1 million parameters, in fractions of a second: what is looked at here is
 # what they leave behind. Eight images in batches of three, one of them broken.
 TINY = ["--model", "timm/test_resnet", "--weights", "random", "--batch-size", "3", "--dataset", "data"]
-ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "60", "--jitter-px", "4"]
+TINY += ["--threads", "1"]  # two would wait for each other more than they compute
+ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "6", "--jitter-px", "4"]
 SCRIPTS = {
     "2b_evaluate": TINY,
     "2c_class_visualization": TINY + ASCENT,
@@ -75,22 +77,34 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def start_script(name: str, *arguments: object, cwd: Path, said: str = "said") -> multiprocessing.Process:
+def start_script(name: str, *arguments: object, cwd: Path, killed_at: int | None = None) -> multiprocessing.Process:
     """Start a script in a process of its own, forked from one that has imported everything but computed nothing.
 
-    What it prints goes to files in `cwd` named by `said`.
+    What it prints goes to said.out and said.err in `cwd`, and to said.events how often it was about to touch a file
+    of its output. It gets SIGKILL at the event with the number `killed_at`: between two of them a kill finds
+    the same files, whenever it comes.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["conftest", "common", "scipy.stats", "sklearn.metrics"])
-    process = server.Process(target=_script, args=(name, [*map(str, arguments)], cwd, cwd / said))
+    process = server.Process(target=_script, args=(name, [*map(str, arguments)], cwd, killed_at))
     process.start()
     return process
 
 
-def _script(name: str, arguments: list[str], cwd: Path, said: Path) -> None:
-    for number, ending in ((1, ".out"), (2, ".err")):
-        os.dup2(os.open(said.with_suffix(ending), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+def _script(name: str, arguments: list[str], cwd: Path, killed_at: int | None) -> None:
     os.chdir(cwd)
+    for number, file in ((1, "said.out"), (2, "said.err")):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    events = 0
+
+    def touches(event: str, given: tuple) -> None:
+        nonlocal events
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.truncate") and "output/" in str(given[0]):
+            events += 1
+            if events == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(touches)
     sys.argv = [f"{name}.py", *arguments]
     import common
 
@@ -98,6 +112,7 @@ def _script(name: str, arguments: list[str], cwd: Path, said: Path) -> None:
         common.run(load_script(name).main)
     finally:
         sys.stdout.flush()
+        Path("said.events").write_text(str(events))
 
 
 def finish_script(name: str, *arguments: object, cwd: Path) -> str:

@@ -244,7 +244,7 @@ def test_nothing_finite_is_needed_to_draw(tmp_path):
 
 
 def test_an_unknown_device(monkeypatch):
-    options = common.option_parser("", "--model", "--weights", "--device").parse_args(["--device", "warp"])
+    options = common.option_parser("", "--model", "--weights", "--device", "--threads").parse_args(["--device", "warp"])
     with pytest.raises(common.UserError, match="try --device cpu"):
         common.load_from_options(options)
     options.device = "meta"

@@ -11,25 +11,35 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from conftest import SCRIPTS, contents, finish_script, load_script, run_main, save_inputs, save_photo, start_script
 
 import common
 import rows
 
+# long enough for a state to be kept
+SCRIPTS = {**SCRIPTS, "2c_class_visualization": [*SCRIPTS["2c_class_visualization"], "--steps", "60"]}
+SCRIPTS["2c_class_visualization"] += ["--methods", "gaussian"]
 PER_IMAGE = [name for name in SCRIPTS if name != "2c_class_visualization"]
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, float]]:
-    """A folder with the inputs and the outputs of one run of every script, and the seconds that each took."""
-    folder, seconds = tmp_path_factory.mktemp("undisturbed"), {}
+def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, int]]:
+    """A folder with the inputs and the outputs of one run of every script, and how often each touched its files."""
+    folder, events = tmp_path_factory.mktemp("undisturbed"), {}
     save_inputs(folder)
     for name, arguments in SCRIPTS.items():
-        started = time.perf_counter()
         finish_script(name, *arguments, cwd=folder)
-        seconds[name] = time.perf_counter() - started
-    return folder, seconds
+        events[name] = int((folder / "said.events").read_text())
+    return folder, events
 
 
 def whole(undisturbed, name: str) -> dict[str, bytes]:
@@ -54,33 +64,24 @@ def interrupted(undisturbed, name: str, tmp_path: Path, rows_left: int) -> Path:
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_two_runs_leave_the_same_bytes(name, undisturbed, tmp_path, monkeypatch):
-    """In another folder and another process, with other numbers of threads that decode and compute."""
+    """In another folder and another process, with another number of threads that decode."""
     save_inputs(tmp_path)
-    threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    torch.set_num_threads(1)
-    try:
-        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
-    finally:
-        torch.set_num_threads(threads)
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     assert contents(tmp_path / "output" / name) == whole(undisturbed, name)
 
 
 def kill_and_go_on(name: str, moments: int, undisturbed, tmp_path: Path) -> None:
-    """Killed at random moments of its time, each in a folder of its own, and started again."""
-    expected, seconds = whole(undisturbed, name), undisturbed[1][name]
-    generator, killed = random.Random(name), 0
-    for k in range(moments):
-        cwd = tmp_path / str(k)
+    """Killed at random moments of its progress, each in a folder of its own, and started again."""
+    expected, events = whole(undisturbed, name), undisturbed[1][name]
+    for moment in sorted(random.Random(name).sample(range(1, events + 1), moments)):
+        cwd = tmp_path / str(moment)
         save_inputs(cwd)
-        process = start_script(name, *SCRIPTS[name], cwd=cwd)
-        time.sleep(seconds * (k + generator.random()) / moments)
-        process.kill()
+        process = start_script(name, *SCRIPTS[name], cwd=cwd, killed_at=moment)
         process.join()
-        killed += process.exitcode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
         finish_script(name, *SCRIPTS[name], cwd=cwd)
-        assert contents(cwd / "output" / name) == expected
-    assert killed >= moments / 2  # the others had ended just before
+        assert contents(cwd / "output" / name) == expected, f"killed at {moment} of {events}"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -126,13 +127,13 @@ def test_a_full_disk(name, undisturbed, tmp_path, small_disk):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_failing_write(name, undisturbed, tmp_path, monkeypatch):
-    """The same without a file system of one's own: the disk takes half of the third lot of rows."""
+    """The same without a file system of one's own: the disk takes half of the last lot of rows."""
     save_inputs(tmp_path)
     write, calls = os.write, []
 
     def full(file: int, data: bytes) -> int:
         calls.append(file)
-        if len(calls) < 3 and name != "2c_class_visualization":  # which has a lot for each method
+        if len(calls) < (2 if name == "2c_class_visualization" else 3):
             return write(file, data)
         write(file, data[: len(data) // 2])
         raise OSError(28, "No space left on device")
@@ -180,7 +181,7 @@ def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(script, "visualize_classes", stopped)
     save_inputs(tmp_path)
-    arguments = [*SCRIPTS[name], "--batch-size", "5"]
+    arguments = [*SCRIPTS[name], "--batch-size", "5", "--methods", "plain", "gaussian"]
     stop = True
     with pytest.raises(KeyboardInterrupt):
         run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
@@ -198,6 +199,7 @@ OTHERS = {
     "model": ["--model", "timm/test_byobnet"],
     "weights": ["--model", "timm/test_resnet", "--weights", "other.pth"],
     "seed": ["--seed", "1"],
+    "threads": ["--threads", "2"],
     "batch_size": ["--batch-size", "4"],
     "limit": ["--limit", "7"],
     "strict": ["--strict"],
@@ -212,7 +214,7 @@ def test_other_settings_refuse_to_mix(setting, undisturbed, tmp_path, monkeypatc
     folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
     before = contents(folder)
     if setting == "weights":
-        torch.save(common.load_model("timm/test_resnet", "random").network.state_dict(), tmp_path / "other.pth")
+        torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
     arguments = [*SCRIPTS[name], *OTHERS[setting]]
     with pytest.raises(common.UserError, match=f"cannot be mixed with {setting} .*there: .*--fresh") as caught:
         run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)

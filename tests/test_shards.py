@@ -11,10 +11,18 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, SCRIPTS, contents, run_main, save_inputs
 
 import common
 import rows
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -203,13 +211,16 @@ def free_port() -> int:
 
 
 def torchrun(name: str, *arguments: str, cwd) -> subprocess.Popen:
-    launch = [sys.executable, "-m", "torch.distributed.run", *arguments, ROOT / f"{name}.py", *SCRIPTS[name]]
+    launch = [sys.executable, "-m", "torch.distributed.run", *arguments, ROOT / f"{name}.py", "photos"]
     return subprocess.Popen(launch, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_torchrun(nodes, plain, tmp_path):
-    """Two processes on one machine; two machines (here: launchers that meet on loopback) with a process each."""
+def test_torchrun(nodes, tmp_path, monkeypatch):
+    """Two processes on one machine; two machines (here: launchers that meet on loopback) with a process each.
+
+    With the default network, whose bits depend on the number of threads: torchrun asks for one in each process.
+    """
     name = "2e_saliency"
     save_inputs(tmp_path)
     if nodes == 1:
@@ -221,7 +232,10 @@ def test_torchrun(nodes, plain, tmp_path):
     for launcher in launchers:
         said, _ = launcher.communicate(timeout=300)
         assert launcher.returncode == 0, said
-    assert contents(tmp_path / "output" / name) == plain(name)
+    split = contents(tmp_path / "output" / name)
+    shutil.rmtree(tmp_path / "output")
+    run_main(name, "photos", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert split == contents(tmp_path / "output" / name)
 
 
 def numbers(value, path: str = "") -> dict[str, float]:
