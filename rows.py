@@ -142,7 +142,7 @@ class Rows:
         if not self.merge:
             remove_leftovers(self.folder, alone=self.n == 1)
             if self.path.is_file() and (size := read_rows(self.path)[1]) < self.path.stat().st_size:
-                os.truncate(self.path, size)
+                write_file(self.path, self.path.read_bytes()[:size])
         if self.missing():
             self._set_metrics_aside()
 
