@@ -94,8 +94,8 @@ def summary(rows: list[dict], classes: int, calibration_error: float) -> dict:
 def main() -> None:
     options = common.option_parser(
         __doc__,
-        *("--dataset", "--output", "--model", "--weights", "--device"),
-        *("--batch-size", "--seed", "--limit", "--strict", "--show"),
+        *("--dataset", "--output", "--model", "--weights", "--device", "--threads"),
+        *("--batch-size", "--seed", "--limit", "--strict", "--show", "--shard", "--merge", "--fresh"),
     ).parse_args()
     files = common.validation_images(options.dataset)[: options.limit]
     report = common.Report(options, __file__)
@@ -109,7 +109,9 @@ def main() -> None:
             for c, *values in zip(classes.tolist(), *found.values(), strict=True)
         ]
 
-    rows, skipped = common.explain_images(model, files, rows_of, options, upright=False)
+    rows, skipped = common.explain_images(model, files, rows_of, options, report, upright=False)
+    if not rows:
+        return  # other shards are still at work; the last of them goes on from here
     calibration_error, bins = calibration_of(rows)
     results = summary(rows, len(model.categories), calibration_error)
     print(
@@ -214,13 +216,12 @@ def confusion_figure(rows: list[dict], model: common.Classifier) -> Figure:
 def mistakes_figure(wrong: list[dict], mistakes: int, images: int, files, model: common.Classifier) -> Figure:
     figure, axes = common.panel_grid(len(wrong), columns=1, per_line=6, size=1.75)
     for (panel,), row in zip(axes, wrong, strict=True):
-        picture = model.preprocess(common.read_image(files[row["index"]].path, upright=False))
         title = (
             f"is {common.short(model.categories[row['class']])}\n"
             f"said {common.short(model.categories[row['predicted']])} {row['confidence']:.2f}\n"
             f"loss {row['loss']:.2f}, rank {row['rank'] + 1}"
         )
-        common.draw_image(panel, picture, title)
+        common.draw_picture(panel, model, files[row["index"]], title, upright=False)
     common.draw_title(figure, f"{model.name}: the {len(wrong)} costliest of {mistakes} mistakes in {images} images")
     return figure
 

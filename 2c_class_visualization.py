@@ -18,7 +18,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ GREY = 0.5  # normalised pixel 0, the mean image, is within 0.1 of it in all the
 NOISE = 0.02  # standard deviation of the start around grey: enough to tell the seeds apart
 RESTARTS = 10  # at the most, for a class without any gradient at its start
 SCORE_EVERY = 5  # iterations between the scores kept in a row
+KEEP_EVERY = 50  # iterations between the states from which an interrupted ascent goes on
+COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "photo", "photo_probability")
 SURE = 0.9  # probability from which metrics.json counts an archetype as the network's own
 
 
@@ -109,6 +111,8 @@ def visualize_classes(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     size: int | None = None,
     observe: Callable[[int, Tensor, list[int]], None] | None = None,
+    keep: Callable[[dict[str, Any]], None] | None = None,
+    resume: dict[str, Any] | None = None,
     **settings: float,
 ) -> Tensor:
     """An image of each class by gradient ascent: (N, 3, size, size) in [0, 1], all in one batch.
@@ -117,8 +121,10 @@ def visualize_classes(
     `input_size` where it has one. With a list of generators, one per class, an image depends
     neither on the other classes nor on their order. `observe(step, scores (N,), starts)` is called in
     each step with the logits before it, of the image as the network saw it (jittered), and with the
-    number of starts that each class needed: one without any gradient is drawn again, coarser. Raises UserError
-    where a class's gradient is zero or not finite. Simonyan et al. 2014, section 2.
+    number of starts that each class needed: one without any gradient is drawn again, coarser. `keep(state)`
+    is called every KEEP_EVERY steps with all that the next step depends on; given as `resume`, it goes on
+    from there to the same image. Raises UserError where a class's gradient is zero or not finite.
+    Simonyan et al. 2014, section 2.
     """
     if method not in METHODS:
         raise common.UserError(f"no method is named {method!r}: valid are {', '.join(METHODS)}")
@@ -138,7 +144,14 @@ def visualize_classes(
     images = torch.stack([GREY + NOISE * torch.randn(3, size, size, generator=g, device=g.device) for g in generators])
     images = images.to(device).clamp(0, 1)  # (N, 3, S, S)
     starts = [1] * len(classes)
-    for step in range(how.steps):
+    first = 0
+    if resume is not None:
+        first, images, starts = resume["step"], resume["images"].to(device), list(resume["starts"])
+        for g, state in zip(generators, resume["generators"], strict=True):
+            g.set_state(state)
+    for step in range(first, how.steps):
+        if keep is not None and step > first and step % KEEP_EVERY == 0:
+            keep({"step": step, "images": images, "starts": starts, "generators": [g.get_state() for g in generators]})
         done, last = step / max(how.steps - 1, 1), step == how.steps - 1
 
         # 2. the logits' gradient, seen through the jitter
@@ -225,7 +238,8 @@ def real_photos(model: common.Classifier, classes: Sequence[int], dataset: str) 
         except common.UserError as error:
             skipped.append({"path": file.key, "reason": str(error)})
             continue
-        photos[c] = {"path": file.key, "crop": crop, "probability": measure(model, crop, c)["probability"]}
+        probability = measure(model, crop, c)["probability"]
+        photos[c] = {"path": file.key, "bytes": common.size_of(file.path), "crop": crop, "probability": probability}
     return photos, skipped
 
 
@@ -270,10 +284,49 @@ def draw_scores(rows: list[dict]) -> Figure:
     return figure
 
 
+def ascend(
+    model: nn.Module,
+    classes: list[int],
+    method: str,
+    settings: dict[str, Any],
+    seed: int,
+    shape: int,
+    kept: common.Rows,
+    index: int,
+    progress: tqdm,
+) -> Iterator[tuple[Tensor, tuple[float, ...], int]]:
+    """Image, scores of all steps and number of starts of each class, from the state kept under `index`, if any.
+
+    The batch is filled up to `shape` with its last class; what is found for the filling comes last.
+    """
+    batch = common.filled(classes, shape)
+    state = kept.load_state(index)
+    if state is None or state["classes"] != batch:  # of other company: it was split otherwise then
+        state = {"classes": batch, "scores": [], "ascent": None}
+    scores_so_far: list[list[float]] = state["scores"]  # (steps, shape)
+    starts_needed: list[int] = []  # (shape,)
+
+    def observe(step: int, scores: Tensor, starts: list[int]) -> None:
+        scores_so_far.append(scores.tolist())
+        starts_needed[:] = starts
+        progress.update(len(classes))
+
+    def keep(ascent: dict[str, Any]) -> None:
+        kept.save_state(index, {**state, "ascent": ascent})
+
+    progress.update(len(scores_so_far) * len(classes))
+    generators = common.streams(seed, batch)
+    images = visualize_classes(
+        model, batch, method, generators, observe=observe, keep=keep, resume=state["ascent"], **settings
+    )
+    return zip(images, zip(*scores_so_far, strict=True), starts_needed, strict=True)
+
+
 def main() -> None:
     parser = common.option_parser(
         __doc__,
-        *("--dataset", "--output", "--model", "--weights", "--device", "--batch-size", "--seed", "--show"),
+        *("--dataset", "--output", "--model", "--weights", "--device", "--threads", "--batch-size", "--seed", "--show"),
+        *("--shard", "--merge", "--fresh"),
     )
     parser.add_argument(
         "--classes", nargs="+", default=CLASSES, metavar="CLASS", help="classes, by id or name, or `all`"
@@ -295,43 +348,52 @@ def main() -> None:
     methods = list(dict.fromkeys(options.methods))
     photos, skipped = real_photos(model, classes, options.dataset)
 
-    found: dict[tuple[int, str], dict] = {}  # rows by class and method
     settings = {method: settings_of(method, options) for method in methods}
-    total = sum(settings[method]["steps"] for method in methods) * len(classes)
+    of_photos = [(c, photo["path"], photo["bytes"]) for c, photo in photos.items()]
+    what = common.run_settings(options, report.source, model, of_photos) | {"classes": classes, "methods": methods}
+    # row number class * methods + method: a shard has whole classes
+    kept = common.Rows(report, options, what, len(classes) * len(methods), unit=len(methods))
+    shape = min(options.batch_size, len(classes))  # of every batch, see common.explain_batches
+    missing = kept.missing()
+    total = sum(settings[methods[k % len(methods)]]["steps"] for k in missing)
     with tqdm(total=total, unit="step", disable=None) as progress:
-        for method, start in itertools.product(methods, range(0, len(classes), options.batch_size)):
-            batch = classes[start : start + options.batch_size]
-            history: list[list[float]] = []  # (steps, B)
-            starts_needed: list[int] = []  # (B,)
-
-            def observe(step: int, scores: Tensor, starts: list, history=history, needed=starts_needed) -> None:
-                history.append(scores.tolist())
-                needed[:] = starts
-                progress.update(len(scores))
-
-            generators = common.streams(options.seed, batch)
-            images = visualize_classes(model, batch, method, generators, observe=observe, **settings[method])
-            for c, image, scores, starts in zip(batch, images, zip(*history, strict=True), starts_needed, strict=True):
-                name = model.categories[c]
-                path = f"archetypes/{c}_{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}_{method}.png"
-                png = io.BytesIO()
-                Image.fromarray(common.to_pixels(image)).save(png, format="PNG")
-                common.write_file(report.path(path), png.getvalue())
-                saved = measure(model, common.read_image(report.folder / path), c)
-                found[c, method] = {
-                    "class": c,
-                    "name": name,
-                    "method": method,
-                    "path": path,
-                    **saved,
-                    "starts": starts,
-                    "photo": photos[c]["path"] if c in photos else None,
-                    "photo_probability": photos[c]["probability"] if c in photos else None,
-                    "settings": settings[method],
-                    "scores": [[i, scores[i]] for i in range(0, len(scores), SCORE_EVERY)]
-                    + [[len(scores), saved["logit"]]],
-                }
-    rows = [found[c, method] for c in classes for method in methods]
+        for m, method in enumerate(methods):
+            indices = [k for k in missing if k % len(methods) == m]
+            for group in (indices[start : start + shape] for start in range(0, len(indices), shape)):
+                of_group = [classes[k // len(methods)] for k in group]
+                with common.noting_chance(torch.device(options.device)) as chance:
+                    found = ascend(
+                        model, of_group, method, settings[method], options.seed, shape, kept, group[0], progress
+                    )
+                rows = []
+                for k, c, (image, scores, starts) in zip(group, of_group, found, strict=False):
+                    name = model.categories[c]
+                    path = f"archetypes/{c}_{re.sub(r'[^A-Za-z0-9]+', '_', name).strip('_')}_{method}.png"
+                    png = io.BytesIO()
+                    Image.fromarray(common.to_pixels(image)).save(png, format="PNG")
+                    common.write_file(report.path(path), png.getvalue())
+                    saved = measure(model, common.read_image(report.folder / path), c)
+                    row = {
+                        "index": k,
+                        "class": c,
+                        "name": name,
+                        "method": method,
+                        "path": path,
+                        "files": [path],
+                        **saved,
+                        "starts": starts,
+                        "photo": photos[c]["path"] if c in photos else None,
+                        "photo_probability": photos[c]["probability"] if c in photos else None,
+                        "settings": settings[method],
+                        "scores": [[i, scores[i]] for i in range(0, len(scores), SCORE_EVERY)]
+                        + [[len(scores), saved["logit"]]],
+                    }
+                    rows.append({**row, "nondeterministic": sorted(chance)} if chance else row)
+                kept.append(rows)
+                kept.remove_state(group[0])
+    rows = kept.complete()
+    if not rows:
+        return  # other shards are still at work; the last of them goes on from here
 
     # the summary is a function of the rows
     results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
@@ -345,8 +407,7 @@ def main() -> None:
             f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
             "settings": settings[method],
         }
-    columns = [key for key in rows[0] if key not in ("settings", "scores")]
-    table = [{"steps": row["settings"]["steps"], **{key: row[key] for key in columns}} for row in rows]
+    table = [{"steps": row["settings"]["steps"], **{key: row[key] for key in COLUMNS}} for row in rows]
     shown = [row for row in rows if row["class"] in classes[: options.show]]
     note = f"({min(options.show, len(classes))} of {len(classes)} classes)"
     figure = draw_archetypes(shown, photos, report.folder)

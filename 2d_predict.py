@@ -27,8 +27,8 @@ def top_classes(model: nn.Module, images: Tensor, count: int = TOP) -> tuple[Ten
 def main() -> None:
     options = common.option_parser(
         __doc__,
-        *("images", "--dataset", "--output", "--model", "--weights", "--device"),
-        *("--batch-size", "--seed", "--limit", "--strict", "--show"),
+        *("images", "--dataset", "--output", "--model", "--weights", "--device", "--threads"),
+        *("--batch-size", "--seed", "--limit", "--strict", "--show", "--shard", "--merge", "--fresh"),
     ).parse_args()
     files = common.test_images(options)
     report = common.Report(options, __file__)
@@ -40,7 +40,9 @@ def main() -> None:
             {"classes": c, "probabilities": p} for c, p in zip(classes.tolist(), probabilities.tolist(), strict=True)
         ]
 
-    rows, skipped = common.explain_images(model, files, predict, options)
+    rows, skipped = common.explain_images(model, files, predict, options, report)
+    if not rows:
+        return  # other shards are still at work; the last of them goes on from here
 
     # the summary is a function of the rows
     results = {
@@ -63,8 +65,7 @@ def main() -> None:
     shown = rows[: options.show]
     figure, axes = common.panel_grid(len(shown), columns=2, per_line=3)
     for (left, right), row in zip(axes, shown, strict=True):
-        picture = model.preprocess(common.read_image(files[row["index"]].path))
-        common.draw_image(left, picture, common.short(row["path"].rpartition("/")[2]))
+        common.draw_picture(left, model, files[row["index"]], common.short(row["path"].rpartition("/")[2]))
         names = [common.short(model.categories[c], 20) for c in row["classes"]]
         bars = right.barh(range(len(names)), row["probabilities"], color=["tab:blue"] + ["lightsteelblue"] * 4)
         right.bar_label(

@@ -12,6 +12,7 @@ Networks, section 3.1). Explained is the likeliest class, or the one asked for.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -32,29 +33,34 @@ def saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 def main() -> None:
     options = common.option_parser(
         __doc__,
-        *("images", "--classes", "--dataset", "--output", "--model", "--weights", "--device"),
-        *("--batch-size", "--seed", "--limit", "--strict", "--show"),
+        *("images", "--classes", "--dataset", "--output", "--model", "--weights", "--device", "--threads"),
+        *("--batch-size", "--seed", "--limit", "--strict", "--show", "--shard", "--merge", "--fresh"),
     ).parse_args()
     files = common.test_images(options)
     report = common.Report(options, __file__)
     model = common.load_from_options(options)
     asked = common.classes_asked(options.classes, files, model.categories)
 
-    def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
+    def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         # saliency_maps(), with the classes chosen between its forward and its backward pass
         leaf, logits = common.logits_with_graph(model, images)
         classes = common.chosen_classes(logits, [asked[file.index] for file in batch])
         rows = common.describe_classes(logits, classes)
         maps = common.input_gradient(leaf, logits, classes).abs().amax(1).cpu().numpy()
         for file, row, saliency in zip(batch, rows, maps, strict=True):
-            row.update(common.describe_map(saliency))
-            common.write_array(report.path(common.map_name(file.index)), saliency)
-        return rows
+            name = common.map_name(file.index)
+            common.write_array(report.path(name), saliency)
+            yield {**row, **common.describe_map(saliency), "files": [name]}
 
-    rows, skipped = common.explain_images(model, files, explain, options)
+    rows, skipped = common.explain_images(model, files, explain, options, report)
+    if not rows:
+        return  # other shards are still at work; the last of them goes on from here
     figure = draw(rows[: options.show], len(rows), files, model, report)
     common.save_figure(figure, report.path("saliency.png"))
-    table = [{"name": model.categories[row["class"]], **{k: v for k, v in row.items() if k != "notes"}} for row in rows]
+    hidden = ("notes", "files")
+    table = [
+        {"name": model.categories[row["class"]], **{k: v for k, v in row.items() if k not in hidden}} for row in rows
+    ]
     report.finish(rows, skipped, summary(rows), {"saliency.csv": table}, model)
 
 
@@ -74,11 +80,11 @@ def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: com
     """Picture, map, and map over picture, for each row."""
     figure, axes = common.panel_grid(len(rows), columns=3, per_line=2)
     for (left, middle, right), row in zip(axes, rows, strict=True):
-        picture = model.preprocess(common.read_image(files[row["index"]].path))
         saliency = np.load(report.folder / common.map_name(row["index"]))
         white = common.brightest([saliency] if row["status"] == "ok" else [])
         name = common.short(model.categories[row["class"]])
-        common.draw_image(left, picture, f"{name}\np = {row['probability']:.3f}, rank {row['rank'] + 1}")
+        title = f"{name}\np = {row['probability']:.3f}, rank {row['rank'] + 1}"
+        picture = common.draw_picture(left, model, files[row["index"]], title)
         common.draw_map(middle, saliency, white, f"saliency map\nbrightest ≥ {white:.2g}", row["status"])
         common.draw_image(right, picture.mean(0).numpy(), "map over picture\n", cmap="gray", vmin=0, vmax=1)
         if row["status"] == "ok":

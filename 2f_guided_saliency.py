@@ -268,8 +268,8 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 def main() -> None:
     parser = common.option_parser(
         __doc__,
-        *("images", "--classes", "--dataset", "--output", "--model", "--weights", "--device"),
-        *("--batch-size", "--seed", "--limit", "--strict", "--show"),
+        *("images", "--classes", "--dataset", "--output", "--model", "--weights", "--device", "--threads"),
+        *("--batch-size", "--seed", "--limit", "--strict", "--show", "--shard", "--merge", "--fresh"),
     )
     parser.add_argument(
         "--stages", default=12, type=common.positive, metavar="N", help="steps in which the layers are randomised"
@@ -287,12 +287,13 @@ def main() -> None:
     model = common.load_from_options(options)
     asked = common.classes_asked(options.classes, files, model.categories)
 
-    def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
+    def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         maps, logits, classes, seen = both_maps(model, images, [asked[file.index] for file in batch])
         rows = common.describe_classes(logits, classes)
         generators = common.streams(options.seed, (file.index for file in batch))
         noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
         noisy_maps, *_ = both_maps(model, images + NOISE * noise, classes.tolist())
+        randomised = randomise(images, batch, classes)
         for n, (file, row) in enumerate(zip(batch, rows, strict=True)):
             pair = maps[:, n]  # (2, H, W): plain, guided
             for kind, saliency, noisy in zip(("plain", "guided"), pair, noisy_maps[:, n], strict=True):
@@ -300,23 +301,36 @@ def main() -> None:
                 row[f"{kind}_stability"] = rank_correlation(saliency, noisy)
             row["rank_correlation"] = rank_correlation(*pair)
             row["rectifiers"], row["left_as_they_are"] = dict(seen.rectifiers), dict(seen.others)
-            common.write_array(report.path(common.map_name(file.index)), pair)
-        tested = sum(file.index < options.randomise for file in batch)
-        if tested:
-            generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every batch
-            layers, left = cascading_randomisation(model, images[:tested], classes[:tested], options.stages, generator)
-            for n, row in enumerate(rows[:tested]):
-                curves = {kind: [stage[k][n] for stage in left] for k, kind in enumerate(("plain", "guided"))}
-                row["randomised"] = {"down_to": layers, **curves}
-        return rows
+            if n in randomised:
+                row["randomised"] = randomised[n]
+            name = common.map_name(file.index)
+            common.write_array(report.path(name), pair)
+            yield {**row, "files": [name]}
 
-    rows, skipped = common.explain_images(model, files, explain, options)
+    def randomise(images: Tensor, batch: list[common.ImageFile], classes: Tensor) -> dict[int, dict]:
+        """The cascade for the batch's images with an index below --randomise, by their place in the batch."""
+        places = [n for n, file in enumerate(batch) if file.index < options.randomise]
+        if not places:
+            return {}
+        # one shape, however many they are (see common.explain_batches)
+        shape = min(options.randomise, len(batch))
+        places = common.filled(places, shape)[:shape]
+        generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every batch
+        layers, left = cascading_randomisation(model, images[places], classes[places], options.stages, generator)
+        curves = [
+            {kind: [stage[k][n] for stage in left] for k, kind in enumerate(("plain", "guided"))} for n in range(shape)
+        ]
+        return {place: {"down_to": layers, **curve} for place, curve in zip(places, curves, strict=True)}
+
+    rows, skipped = common.explain_images(model, files, explain, options, report)
+    if not rows:
+        return  # other shards are still at work; the last of them goes on from here
     results = summary(rows)
     figure = draw(rows[: options.show], results, files, model, report)
     common.save_figure(figure, report.path("guided_saliency.png"))
     if "randomised" in results:
         common.save_figure(draw_randomised(rows, results, model), report.path("randomisation.png"))
-    hidden = ("notes", "rectifiers", "left_as_they_are", "randomised")
+    hidden = ("notes", "files", "rectifiers", "left_as_they_are", "randomised")
     table = [
         {"name": model.categories[row["class"]], **{k: v for k, v in row.items() if k not in hidden}} for row in rows
     ]
@@ -365,12 +379,12 @@ def draw(rows: list[dict], results: dict, files: list[common.ImageFile], model: 
     """Picture, plain map, guided map, the two maps of a picture on one scale."""
     figure, axes = common.panel_grid(len(rows), columns=3, per_line=2)
     for (left, middle, right), row in zip(axes, rows, strict=True):
-        picture = model.preprocess(common.read_image(files[row["index"]].path))
         pair = np.load(report.folder / common.map_name(row["index"]))
         good = [m for m, kind in zip(pair, ("plain", "guided"), strict=True) if row[f"{kind}_status"] == "ok"]
         white = common.brightest(good)
         name = common.short(model.categories[row["class"]])
-        common.draw_image(left, picture, f"{name}\np = {row['probability']:.3f}, rank {row['rank'] + 1}")
+        title = f"{name}\np = {row['probability']:.3f}, rank {row['rank'] + 1}"
+        common.draw_picture(left, model, files[row["index"]], title)
         common.draw_map(middle, pair[0], white, f"plain\nbrightest ≥ {white:.2g}", row["plain_status"])
         common.draw_map(right, pair[1], white, f"guided\nbrightest ≥ {white:.2g}", row["guided_status"])
     left_alone = ", ".join(f"{n} {name}" for name, n in results["left_as_they_are"].items())

@@ -1,7 +1,7 @@
 """What several of the numbered scripts need: images, the dataset, the class score, options, drawing.
 
-The networks themselves are in classifier.py, the reading of pictures in images.py, the output folder in report.py;
-all are used from here.
+The networks themselves are in classifier.py, the reading of pictures in images.py, the output folder in report.py,
+the rows in it in rows.py; all are used from here.
 
 Pixel space everywhere: float32, RGB, (N, 3, H, W), values in [0, 1]; normalisation is inside the
 model. Importing this file does nothing.
@@ -13,12 +13,16 @@ import argparse
 import ctypes
 import os
 import re
+import signal
 import sys
 import textwrap
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -33,6 +37,7 @@ from classifier import Classifier, load_model
 from errors import UserError, one_line, unknown
 from images import printable, read_image
 from report import Report, save_figure, write_array, write_file  # noqa: F401 (scripts take all from here)
+from rows import Rows, run_settings, shard, size_of
 
 TEST_FOLDERS = ("test_images", "test images", "test", "ILSVRC2012_img_test")  # spellings met in the wild
 
@@ -263,14 +268,42 @@ def describe_map(saliency: np.ndarray) -> dict[str, Any]:
 def explain_images(
     model: Classifier,
     files: Sequence[ImageFile],
-    explain: Callable[[Tensor, list[ImageFile]], list[dict]],
+    explain: Callable[[Tensor, list[ImageFile]], Iterable[dict]],
     options: argparse.Namespace,
+    report: Report,
     upright: bool = True,
 ) -> tuple[list[dict], list[dict]]:
-    """Run `explain` over the images in batches; returns one row per image, and what was skipped.
+    """Run `explain` over the images that have no row yet; returns one row per image, and what was skipped.
 
-    `explain(images (B, 3, S, S), files)` returns a dict of plain values per image. A file that
-    cannot be read is skipped with its reason, and is a UserError with --strict or where none is left.
+    `explain` as in `explain_batches`. Both lists are empty where other shards are still at work: the
+    one that finishes last gets them all. Raises UserError where no image can be used.
+    """
+    inputs = [(file.index, file.key, size_of(file.path)) for file in files]
+    kept = Rows(report, options, run_settings(options, report.source, model, inputs), len(files))
+    todo = [files[index] for index in kept.missing()]
+    for rows in explain_batches(model, todo, explain, options, min(options.batch_size, len(files)), upright):
+        kept.append(rows)
+    rows = kept.complete()
+    skipped = [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
+    if rows and len(skipped) == len(rows):
+        raise UserError(f"none of the {len(rows)} images can be used, the first because {skipped[0]['reason']}")
+    return [row for row in rows if "skipped" not in row], skipped
+
+
+def explain_batches(
+    model: Classifier,
+    files: Sequence[ImageFile],
+    explain: Callable[[Tensor, list[ImageFile]], Iterable[dict]],
+    options: argparse.Namespace,
+    batch: int,
+    upright: bool = True,
+) -> Iterator[list[dict]]:
+    """Run `explain` over the images, `batch` at a time; yields the rows of each batch in the order of the files.
+
+    `explain(images (batch, 3, S, S), files)` gives a dict of plain values for each image. Kernels may
+    differ with the batch's shape, and so a short batch is filled up with copies of its last image;
+    their rows are never asked for. A file that cannot be read gets a row that says why, and is a
+    UserError with --strict.
     """
 
     def load(file: ImageFile) -> tuple[Tensor, list[str]] | UserError:
@@ -280,35 +313,64 @@ def explain_images(
             return error
         return model.preprocess(image), image.info["notes"]
 
-    rows, skipped = [], []
-    with (
-        tqdm(total=len(files), unit="image", disable=None) as progress,
-        # decoding releases Python's lock; a thread of each reader's own for torch, or they would fight for the cores
-        ThreadPoolExecutor(torch.get_num_threads(), "reader", torch.set_num_threads, (1,)) as readers,
-    ):
-        for start in range(0, len(files), options.batch_size):
-            chunk = files[start : start + options.batch_size]
-            batch, pixels, notes = [], [], []
+    # decoding releases Python's lock; a thread of each reader's own for torch, or they would fight for the cores
+    readers = ThreadPoolExecutor(torch.get_num_threads(), "reader", torch.set_num_threads, (1,))
+    try:
+        for start in tqdm(range(0, len(files), batch), unit="batch", disable=None):
+            rows, readable, pixels = [], [], []
+            chunk = files[start : start + batch]
             for file, loaded in zip(chunk, readers.map(load, chunk), strict=True):
+                row = {"index": file.index, "path": file.key}
+                rows.append(row)
                 if isinstance(loaded, UserError):
                     if options.strict:
                         raise loaded
-                    skipped.append({"path": file.key, "reason": str(loaded)})
+                    row["skipped"] = str(loaded)
                 else:
-                    batch.append(file)
+                    readable.append((file, row))
                     pixels.append(loaded[0])
-                    notes.append(loaded[1])
-            if batch:
-                found = explain(torch.stack(pixels).to(model.mean.device), batch)
-                rows += [
-                    {"index": file.index, "path": file.key, "notes": note, **row}
-                    for file, note, row in zip(batch, notes, found, strict=True)
-                ]
-            progress.update(min(options.batch_size, len(files) - start))
-    if not rows:
-        reason = skipped[0]["reason"] if skipped else "there are none"
-        raise UserError(f"none of the {len(files)} images can be used, the first because {reason}")
-    return rows, skipped
+                    row["notes"] = loaded[1]
+            if readable:
+                images = torch.stack(filled(pixels, batch)).to(model.mean.device)
+                with noting_chance(images.device) as chance:
+                    found = islice(explain(images, filled([file for file, _ in readable], batch)), len(readable))
+                    for (_, row), values in zip(readable, found, strict=True):
+                        row.update(values)
+                for _, row in readable if chance else ():
+                    row["nondeterministic"] = sorted(chance)
+            yield rows
+    finally:
+        readers.shutdown(cancel_futures=True)
+
+
+def filled(items: Sequence[Any], length: int) -> list:
+    """The items, and copies of the last one up to the length."""
+    return [*items, *[items[-1]] * (length - len(items))]
+
+
+@contextmanager
+def noting_chance(device: torch.device) -> Iterator[set[str]]:
+    """Deterministic kernels inside, where the device has them; the set gets the names of operations without one.
+
+    A processor's kernels are deterministic anyway, as far as any of these networks go.
+    """
+    chance: set[str] = set()
+    if device.type == "cpu":
+        yield chance
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield chance
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    for warning in caught:
+        if found := re.match(r"(\S+) does not have a deterministic implementation", str(warning.message)):
+            chance.add(found[1])
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -354,6 +416,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--weights": dict(metavar="FILE", help="state dict to load in place of the published weights, or `random`"),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto takes an accelerator where there is one"),
+    "--threads": dict(
+        type=positive,
+        metavar="N",
+        help="threads that compute; the last bits depend on their number, so that it is the same for all shards, "
+        "and OMP_NUM_THREADS, which torchrun sets, is not looked at (default: the machine's cores)",
+    ),
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
     "--seed": dict(default=0, type=seed, metavar="N", help="seed of all that is random; each image has its own stream"),
     "--limit": dict(type=positive, metavar="N", help="only the first N images"),
@@ -364,6 +432,14 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         help="class to explain, id or name: one for all images or one each (default: each image's likeliest)",
     ),
     "--show": dict(default=12, type=positive, metavar="N", help="pictures drawn in a figure; tables have all"),
+    "--shard": dict(
+        type=shard,
+        metavar="I/N",
+        help="only the images whose index modulo N is I; the last shard to finish writes the summary "
+        "(default: RANK and WORLD_SIZE of the environment, else all)",
+    ),
+    "--merge": dict(action="store_true", help="only write the summary, of the rows that the shards have left"),
+    "--fresh": dict(action="store_true", help="start over in place of going on with the rows that are there"),
 }
 
 
@@ -388,14 +464,31 @@ def option_parser(doc: str, *shared: str) -> argparse.ArgumentParser:
     return parser
 
 
+def physical_cores() -> int:
+    """The cores that this process may use; two threads on one core only wait for each other."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return os.cpu_count() or 1
+    siblings = set()
+    for cpu in os.sched_getaffinity(0):
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        siblings.add(path.read_text() if path.is_file() else str(cpu))
+    return len(siblings)
+
+
 def load_from_options(options: argparse.Namespace) -> Classifier:
-    """The model that --model, --weights and --device ask for; `auto` is resolved in `options`."""
+    """The model that --model, --weights and --device ask for; `auto` is resolved in `options`, and --threads set."""
+    options.threads = options.threads or physical_cores()
+    torch.set_num_threads(options.threads)
     if options.device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         options.device = accelerator.type if accelerator else "cpu"
+    # deterministic matrix products on a GPU; read once, when it is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
+        if options.device == "cuda" and os.environ.get("LOCAL_RANK"):  # each of torchrun's processes has its own GPU
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.zeros(1, device=options.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
     return load_model(options.model, options.weights, options.device)
 
@@ -415,8 +508,34 @@ def keep_freed_memory() -> None:
     mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own, which would end with it
 
 
+STOPPED = "\nstopped; what is done is kept: start the same command again to go on\n"
+GRACE = 1.0  # seconds until a process that was asked to end is ended
+
+
+def end_when_asked() -> None:
+    """SIGTERM is like Ctrl-C, and both also end an operation that takes longer than anyone wants to wait.
+
+    Python's own handlers run between two of its instructions, and a backward pass is a single one.
+    The byte that a signal writes wakes a thread, which needs to wait for nobody.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while os.read(reading, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
+            pass
+        os.write(2, STOPPED.encode())
+        time.sleep(GRACE)
+        os._exit(130)  # as by SIGKILL: what was half written is put right at the next start
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's main(): what a user can put right becomes one sentence and exit status 1."""
+    end_when_asked()
     keep_freed_memory()
     warnings.filterwarnings("ignore", module="PIL")  # read_image says itself what is wrong with a file
     sys.stdout.reconfigure(errors="backslashreplace")  # for a path that is no text
@@ -428,7 +547,6 @@ def run(main: Callable[[], None]) -> None:
         where = printable(Path(str(error.filename or "the system")))
         sys.exit(f"error: {where}: {error.strerror or error}; check the path and its disk")
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped before the results were written: start the same command again\n")
         sys.exit(130)
 
 
@@ -455,6 +573,17 @@ def draw_image(axes: Axes, image: Tensor | np.ndarray, title: str = "", **settin
     axes.imshow(to_pixels(image) if isinstance(image, Tensor) else image, **settings)
     axes.set_title(title, fontsize=7.5, parse_math=False)
     axes.axis("off")
+
+
+def draw_picture(axes: Axes, model: Classifier, file: ImageFile, title: str, upright: bool = True) -> Tensor:
+    """Draw a picture as the network sees it, and return it (3, S, S); one that is gone by now is a note on white."""
+    try:
+        picture, note = model.preprocess(read_image(file.path, upright)), ""
+    except UserError:
+        picture, note = torch.ones(3, model.input_size, model.input_size), "the picture is\nno longer there"
+    draw_image(axes, picture, title)
+    axes.text(0.5, 0.5, note, ha="center", va="center", fontsize=7.5, transform=axes.transAxes)
+    return picture
 
 
 MAP_PERCENTILE = 99.5  # a few pixels stand out so far that the rest would be black beside them

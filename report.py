@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from matplotlib.figure import Figure
 
 from classifier import Classifier
 from errors import UserError
+
+WAYS = ("shard", "merge", "fresh")  # options that decide who does the work, and so are no part of what came out
+EARLIER = ".earlier.json"  # the files of a run that was complete, until the next one is
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -37,12 +40,36 @@ def write_file(path: Path, data: bytes | str) -> None:
     if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.tmp")  # a longer name might be too long
+    # not made from the file's name, which may be as long as names can be
+    temporary = path.with_name(f".{platform.node()[:60]}-{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, alone: bool) -> None:
+    """Remove the temporary files that `write_file` could not, because its process was killed.
+
+    Unless this process is `alone` with the folder, those of other machines stay: theirs may be at work.
+    """
+    for path in (*folder.glob(".*-*.tmp"), *folder.glob("*/.*-*.tmp")):
+        node, _, process = path.name[1:].removesuffix(".tmp").rpartition("-")
+        if not process.isdecimal() or not is_inside(path.parent, folder):
+            continue
+        if alone or (node == platform.node()[:60] and not _is_running(int(process))):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return process != os.getpid()  # with this one's number, it was an earlier one's
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
@@ -73,8 +100,9 @@ class Report:
     """The output folder of one script: figures, files and tables first, metrics.json last."""
 
     def __init__(self, options: argparse.Namespace, script: str):
-        self.options, self.script = options, Path(script).stem
+        self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.folder = Path(options.output) / self.script
+        self.metrics = self.folder / "metrics.json"
         self.files: list[str] = []
         self.started = time.perf_counter()
         # what cannot be written should be known before the work, not after it
@@ -99,6 +127,25 @@ class Report:
         self.files.append(name)
         return path
 
+    def set_aside(self, names: Iterable[str] = ()) -> None:
+        """Take metrics.json away, which means complete; what it lists, and `names`, `finish` removes where stale."""
+        names = {*names, *self._earlier_files()}
+        if names:
+            write_file(self.folder / EARLIER, json.dumps(sorted(names)) + "\n")
+        self.metrics.unlink(missing_ok=True)
+
+    def _earlier_files(self) -> set[str]:
+        """The files that an earlier run wrote, by its metrics.json or by what was left when that was set aside."""
+        names: set[str] = set()
+        for path in (self.metrics, self.folder / EARLIER):
+            try:
+                found = json.loads(path.read_bytes()) if path.is_file() else []
+                found = found["files"] if path == self.metrics and found else found
+                names.update(name for name in found if isinstance(name, str))
+            except (ValueError, KeyError, TypeError, RecursionError):  # none of ours
+                continue
+        return names
+
     def finish(
         self,
         rows: Sequence[dict],
@@ -108,27 +155,26 @@ class Report:
         model: Classifier | None = None,
         images: int | None = None,
     ) -> None:
-        """Write rows.jsonl, the tables and metrics.json; remove what only an earlier run wrote."""
-        write_file(self.path("rows.jsonl"), "".join(json_line(row) for row in rows))
+        """Write the tables and metrics.json; remove what only an earlier run wrote."""
+        if "rows.jsonl" not in self.files:  # else they were written as they were found
+            write_file(self.path("rows.jsonl"), "".join(json_line(row) for row in rows))
         for name, table in tables.items():
             write_file(self.path(name), csv_text(table))
-        metrics_path = self.folder / "metrics.json"
-        try:
-            earlier = json.loads(metrics_path.read_bytes())["files"] if metrics_path.is_file() else []
-            stale = [self.folder / name for name in earlier if name not in self.files]
-            stale = [path for path in stale if path.suffix in (".png", ".npy", ".csv") and os.path.isfile(path)]
-            stale = [path for path in stale if is_inside(path.parent, self.folder)]
-        except (ValueError, KeyError, TypeError, RecursionError):  # no metrics.json of ours
-            stale = []
+        files = {*self.files, *(name for row in rows for name in row.get("files", []))}
+        stale = [self.folder / name for name in self._earlier_files() - files]
+        stale = [path for path in stale if path.suffix in (".png", ".npy", ".csv") and os.path.isfile(path)]
         for path in stale:
-            path.unlink(missing_ok=True)
+            if is_inside(path.parent, self.folder):
+                path.unlink(missing_ok=True)
         used = len(rows) if images is None else images  # where rows are not images
         notes = Counter(note for row in rows for note in row.get("notes", []))
+        chance = sorted({name for row in rows for name in row.get("nondeterministic", [])})
         metrics = {
             "script": self.script,
-            "settings": vars(self.options),
+            "settings": {key: value for key, value in vars(self.options).items() if key not in WAYS},
             "seed": getattr(self.options, "seed", None),
             "device": getattr(self.options, "device", None),
+            "deterministic": not chance,
             "versions": versions(),
             "images": {
                 "found": used + len(skipped),
@@ -138,8 +184,10 @@ class Report:
             },
             "seconds": round(time.perf_counter() - self.started, 3),
             "results": results,
-            "files": sorted(self.files),
+            "files": sorted(files),
         }
+        if chance:
+            metrics["nondeterministic_operations"] = chance
         if model is not None:
             metrics["model"] = {
                 "name": model.name,
@@ -148,10 +196,11 @@ class Report:
                 "input_size": model.input_size,
                 "classes": len(model.categories),
             }
-        write_file(metrics_path, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        write_file(self.metrics, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        (self.folder / EARLIER).unlink(missing_ok=True)
         if skipped:
             print(f"skipped {len(skipped)} of {used + len(skipped)} images; metrics.json says why")
-        print(metrics_path)
+        print(self.metrics)
 
 
 def json_line(row: dict) -> str:

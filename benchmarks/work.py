@@ -133,7 +133,7 @@ def bare_forward(name: str, count: int = BATCH) -> Callable[[], Tensor]:
 
 def our_evaluation(name: str) -> Callable[[], Tensor]:
     model, files = prepared(name), photos(FILES)
-    options = Namespace(batch_size=BATCH, strict=True)
+    options = Namespace(strict=True)
 
     def run() -> Tensor:
         found: list[Tensor] = []
@@ -142,7 +142,8 @@ def our_evaluation(name: str) -> Callable[[], Tensor]:
             found.append(common.predict_logits(model, images))
             return [{} for _ in files]
 
-        common.explain_images(model, files, explain, options, upright=False)
+        for _ in common.explain_batches(model, files, explain, options, BATCH, upright=False):
+            pass
         return torch.cat(found)
 
     return run
@@ -178,10 +179,11 @@ def plain_evaluation(name: str) -> Callable[[], Tensor]:
 
 def decoding_alone(name: str) -> Callable[[], Tensor]:
     model, files = prepared(name), photos(FILES)
-    options = Namespace(batch_size=BATCH, strict=True)
+    options = Namespace(strict=True)
 
     def run() -> Tensor:
-        common.explain_images(model, files, lambda images, files: [{} for _ in files], options, upright=False)
+        for _ in common.explain_batches(model, files, lambda images, _: [{} for _ in images], options, BATCH, False):
+            pass
         return torch.zeros(1)
 
     return run

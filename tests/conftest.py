@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +41,86 @@ def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(cwd)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     load_script(name).main()
+
+
+# Six scripts on a network of 0.1 million parameters, in fractions of a second: what is looked at here is
+# what they leave behind. Eight images in batches of three, one of them broken.
+TINY = ["--model", "timm/test_resnet", "--weights", "random", "--batch-size", "3", "--dataset", "data"]
+TINY += ["--threads", "1"]  # two would wait for each other more than they compute
+ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "6", "--jitter-px", "4"]
+SCRIPTS = {
+    "2b_evaluate": TINY,
+    "2c_class_visualization": TINY + ASCENT,
+    "2d_predict": ["photos", *TINY],
+    "2e_saliency": ["photos", *TINY],
+    "2f_guided_saliency": ["photos", *TINY, "--randomise", "5", "--stages", "2"],
+    "2h_mc_dropout": ["photos", *TINY, "--passes", "5", "--dropout", "0.5"],
+}
+
+
+def save_inputs(folder: Path) -> None:
+    """The photos, and the split dataset, that SCRIPTS run on."""
+    for i in range(8):
+        save_photo(folder / f"photos/{i}.png", seed=i)
+        save_photo(folder / f"data/DL_data_p/{10 * i + 6}/{i}.png", seed=i)
+    for broken in ("photos/3.png", "data/DL_data_p/36/3.png"):
+        (folder / broken).write_bytes(b"no image")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below the folder, hidden ones too; of metrics.json all but the seconds."""
+    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    for name in [name for name in found if name.endswith("metrics.json")]:
+        metrics = json.loads(found[name])
+        del metrics["seconds"]
+        found[name] = json.dumps(metrics).encode()
+    return found
+
+
+def start_script(name: str, *arguments: object, cwd: Path, killed_at: int | None = None) -> multiprocessing.Process:
+    """Start a script in a process of its own, forked from one that has imported everything but computed nothing.
+
+    What it prints goes to said.out and said.err in `cwd`, and to said.events how often it was about to touch a file
+    of its output. It gets SIGKILL at the event with the number `killed_at`: between two of them a kill finds
+    the same files, whenever it comes.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["conftest", "common", "scipy.stats", "sklearn.metrics"])
+    process = server.Process(target=_script, args=(name, [*map(str, arguments)], cwd, killed_at))
+    process.start()
+    return process
+
+
+def _script(name: str, arguments: list[str], cwd: Path, killed_at: int | None) -> None:
+    os.chdir(cwd)
+    for number, file in ((1, "said.out"), (2, "said.err")):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    events = 0
+
+    def touches(event: str, given: tuple) -> None:
+        nonlocal events
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.truncate") and "output/" in str(given[0]):
+            events += 1
+            if events == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(touches)
+    sys.argv = [f"{name}.py", *arguments]
+    import common
+
+    try:
+        common.run(load_script(name).main)
+    finally:
+        sys.stdout.flush()
+        Path("said.events").write_text(str(events))
+
+
+def finish_script(name: str, *arguments: object, cwd: Path) -> str:
+    """Run a script by `start_script` to its end, which must be a good one; returns what it printed."""
+    process = start_script(name, *arguments, cwd=cwd)
+    process.join(300)
+    assert process.exitcode == 0, (cwd / "said.err").read_text()
+    return (cwd / "said.out").read_text()
 
 
 def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 80), **settings) -> Path:

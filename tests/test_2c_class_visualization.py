@@ -300,7 +300,7 @@ def test_command_line(tmp_path):
             file.unlink()  # so that the second run has to write them again
     assert runs[0] == runs[1]
     archetypes = {f"archetypes/{c}_{m}.png" for c in ("76_tarantula", "1_goldfish") for m in ("plain", "gaussian")}
-    assert set(files) == archetypes | {"archetypes.png", "scores.png", "archetypes.csv", "rows.jsonl"}
+    assert set(files) == archetypes | {"archetypes.png", "scores.png", "archetypes.csv", "rows.jsonl", "run.json"}
     for name in archetypes:
         assert Image.open(io.BytesIO(files[name])).size == (224, 224)
     rows = [json.loads(line) for line in files["rows.jsonl"].decode().splitlines()]

@@ -53,7 +53,8 @@ def test_run(tmp_path, monkeypatch):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["settings"]["show"] == 2 and metrics["settings"]["device"] == "cpu"
     assert set(metrics) == {
-        *("script", "settings", "model", "seed", "device", "versions", "images", "seconds", "results", "files")
+        *("script", "settings", "model", "seed", "device", "deterministic", "versions", "images", "seconds"),
+        *("results", "files"),
     }
     assert (folder / "predictions.png").stat().st_size > 10_000
 

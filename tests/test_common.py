@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -243,8 +244,23 @@ def test_nothing_finite_is_needed_to_draw(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == first and axes.shape == (3, 2)
 
 
+def test_operations_without_a_deterministic_form_are_named(tmp_path):
+    """On any device but the processor; torch's warning is the source, and other warnings are let through."""
+    with pytest.warns(UserWarning, match="something else"), common.noting_chance(torch.device("meta")) as chance:
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        warnings.warn("bad_op does not have a deterministic implementation, but you set ...", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+    assert chance == {"bad_op"} and not torch.are_deterministic_algorithms_enabled()
+    options = common.option_parser("", "--output").parse_args(["--output", str(tmp_path)])
+    for rows in ([{"index": 0}], [{"index": 0, "nondeterministic": ["bad_op"]}]):
+        common.Report(options, "thing.py").finish(rows, [], {}, {})
+        metrics = json.loads((tmp_path / "thing/metrics.json").read_text())
+        assert metrics["deterministic"] == (len(rows[0]) == 1)
+    assert metrics["nondeterministic_operations"] == ["bad_op"]
+
+
 def test_an_unknown_device(monkeypatch):
-    options = common.option_parser("", "--model", "--weights", "--device").parse_args(["--device", "warp"])
+    options = common.option_parser("", "--model", "--weights", "--device", "--threads").parse_args(["--device", "warp"])
     with pytest.raises(common.UserError, match="try --device cpu"):
         common.load_from_options(options)
     options.device = "meta"

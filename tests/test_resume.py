@@ -1,0 +1,362 @@
+"""Runs that were killed, stopped, or found the disk full: started again, they leave what an undisturbed one leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import SCRIPTS, contents, finish_script, load_script, run_main, save_inputs, save_photo, start_script
+
+import common
+import rows
+
+# long enough for a state to be kept
+SCRIPTS = {**SCRIPTS, "2c_class_visualization": [*SCRIPTS["2c_class_visualization"], "--steps", "60"]}
+SCRIPTS["2c_class_visualization"] += ["--methods", "gaussian"]
+PER_IMAGE = [name for name in SCRIPTS if name != "2c_class_visualization"]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, int]]:
+    """A folder with the inputs and the outputs of one run of every script, and how often each touched its files."""
+    folder, events = tmp_path_factory.mktemp("undisturbed"), {}
+    save_inputs(folder)
+    for name, arguments in SCRIPTS.items():
+        finish_script(name, *arguments, cwd=folder)
+        events[name] = int((folder / "said.events").read_text())
+    return folder, events
+
+
+def whole(undisturbed, name: str) -> dict[str, bytes]:
+    return contents(undisturbed[0] / "output" / name)
+
+
+def interrupted(undisturbed, name: str, tmp_path: Path, rows_left: int) -> Path:
+    """A copy of a run's folder as a kill would leave it after so many rows and a half; the rest is gone."""
+    save_inputs(tmp_path)
+    folder = tmp_path / "output" / name
+    folder.mkdir(parents=True)
+    done = undisturbed[0] / "output" / name
+    (folder / "run.json").write_bytes((done / "run.json").read_bytes())
+    lines = (done / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "rows.jsonl").write_bytes(b"".join(lines[:rows_left]) + lines[rows_left][:20])
+    for row in map(json.loads, lines[:rows_left]):
+        for file in row.get("files", []):
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_bytes((done / file).read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_two_runs_leave_the_same_bytes(name, undisturbed, tmp_path, monkeypatch):
+    """In another folder and another process, with another number of threads that decode."""
+    save_inputs(tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert contents(tmp_path / "output" / name) == whole(undisturbed, name)
+
+
+def kill_and_go_on(name: str, moments: int, undisturbed, tmp_path: Path) -> None:
+    """Killed at random moments of its progress, each in a folder of its own, and started again."""
+    expected, events = whole(undisturbed, name), undisturbed[1][name]
+    for moment in sorted(random.Random(name).sample(range(1, events + 1), moments)):
+        cwd = tmp_path / str(moment)
+        save_inputs(cwd)
+        process = start_script(name, *SCRIPTS[name], cwd=cwd, killed_at=moment)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        finish_script(name, *SCRIPTS[name], cwd=cwd)
+        assert contents(cwd / "output" / name) == expected, f"killed at {moment} of {events}"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_killed_at_three_moments(name, undisturbed, tmp_path):
+    kill_and_go_on(name, 3, undisturbed, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_killed_at_twenty_moments(name, undisturbed, tmp_path):
+    kill_and_go_on(name, 20, undisturbed, tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Sets the size in bytes of the file system mounted at `tmp_path / output`."""
+    folder = tmp_path / "output"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", folder], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a tmpfs: test_a_failing_write stands in")
+    yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_full_disk(name, undisturbed, tmp_path, small_disk):
+    """One clear line and exit status 1, wherever the disk is full; with room again, the run is completed."""
+    expected = whole(undisturbed, name)
+    needed = sum(map(len, expected.values()))
+    save_inputs(tmp_path)
+    for share in (0.02, 0.3, 0.8):
+        small_disk(max(4096, int(needed * share)))
+        process = start_script(name, *SCRIPTS[name], cwd=tmp_path)
+        process.join(300)
+        said = (tmp_path / "said.err").read_text()
+        assert process.exitcode == 1 and "No space left on device; check the path and its disk" in said, said
+        assert said.startswith(f"error: output/{name}/") and said.count("\n") == 1
+        assert not (tmp_path / "output" / name / "metrics.json").exists()
+    small_disk(10 * needed + (1 << 20))
+    finish_script(name, *SCRIPTS[name], cwd=tmp_path)
+    assert contents(tmp_path / "output" / name) == expected
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_failing_write(name, undisturbed, tmp_path, monkeypatch):
+    """The same without a file system of one's own: the disk takes half of the last lot of rows."""
+    save_inputs(tmp_path)
+    write, calls = os.write, []
+
+    def full(file: int, data: bytes) -> int:
+        calls.append(file)
+        if len(calls) < (2 if name == "2c_class_visualization" else 3):
+            return write(file, data)
+        write(file, data[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as caught:
+        patch.setattr(rows.os, "write", full)
+        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=patch)
+    assert caught.value.filename == f"output/{name}/rows.jsonl"
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert contents(tmp_path / "output" / name) == whole(undisturbed, name)
+
+
+@pytest.mark.parametrize("name", PER_IMAGE)
+def test_only_what_is_missing_is_done_again(name, undisturbed, tmp_path, monkeypatch):
+    """And the torn line is, among it."""
+    folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
+    done: list[int] = []
+    append = common.Rows.append
+    monkeypatch.setattr(
+        common.Rows, "append", lambda self, rows: done.extend(r["index"] for r in rows) or append(self, rows)
+    )
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert done == [5, 6, 7] and contents(folder) == whole(undisturbed, name)
+    # once complete, nothing is: with the same settings only the drawing is done again
+    run_main(name, *SCRIPTS[name], "--show", "2", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert done == [5, 6, 7] and contents(folder) != whole(undisturbed, name)
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert done == [5, 6, 7] and contents(folder) == whole(undisturbed, name)
+
+
+def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch):
+    """The second method is stopped in its 55th step: the state is of the 50th, from which 10 are left."""
+    name, steps = "2c_class_visualization", []
+    script = load_script(name)
+    visualize = script.visualize_classes
+
+    def stopped(model, classes, method, *arguments, observe, **settings):
+        def count(step, scores, starts):
+            steps.append(step)
+            if method == "gaussian" and len(steps) == 60 + 55 and stop:
+                raise KeyboardInterrupt
+            observe(step, scores, starts)
+
+        return visualize(model, classes, method, *arguments, observe=count, **settings)
+
+    monkeypatch.setattr(script, "visualize_classes", stopped)
+    save_inputs(tmp_path)
+    arguments = [*SCRIPTS[name], "--batch-size", "5", "--methods", "plain", "gaussian"]
+    stop = True
+    with pytest.raises(KeyboardInterrupt):
+        run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert len(list((tmp_path / "output" / name).glob("state.*.pt"))) == 1
+    stop = False
+    run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert steps[115:] == list(range(50, 60))
+    run_main(name, *arguments, "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
+    resumed, other = contents(tmp_path / "output" / name), contents(tmp_path / "other" / name)
+    resumed.pop("metrics.json"), other.pop("metrics.json")  # they name the output folder
+    assert resumed == other
+
+
+OTHERS = {
+    "model": ["--model", "timm/test_byobnet"],
+    "weights": ["--model", "timm/test_resnet", "--weights", "other.pth"],
+    "seed": ["--seed", "1"],
+    "threads": ["--threads", "2"],
+    "batch_size": ["--batch-size", "4"],
+    "limit": ["--limit", "7"],
+    "strict": ["--strict"],
+    "passes": ["--passes", "6"],
+    "dropout": ["--dropout", "0.25"],
+}
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_other_settings_refuse_to_mix(setting, undisturbed, tmp_path, monkeypatch):
+    name = "2h_mc_dropout"
+    folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
+    before = contents(folder)
+    if setting == "weights":
+        torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
+    arguments = [*SCRIPTS[name], *OTHERS[setting]]
+    with pytest.raises(common.UserError, match=f"cannot be mixed with {setting} .*there: .*--fresh") as caught:
+        run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert "\n" not in str(caught.value) and contents(folder) == before
+
+
+def test_other_images_and_other_code_refuse_to_mix(undisturbed, tmp_path, monkeypatch):
+    name = "2d_predict"
+    folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
+    before = contents(folder)
+    photo = tmp_path / "photos/7.png"
+    size = photo.stat().st_size
+    photo.write_bytes(photo.read_bytes() + b"\0")
+    with pytest.raises(common.UserError, match="list of images"):
+        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    os.truncate(photo, size)
+    with monkeypatch.context() as patch, pytest.raises(common.UserError, match="with code "):
+        patch.setattr(rows, "SHARED_CODE", ("common.py",))
+        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=patch)
+    assert contents(folder) == before
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert contents(folder) == whole(undisturbed, name)
+
+
+@pytest.mark.parametrize("left", [5, 8])
+def test_fresh_starts_over(left, undisturbed, tmp_path, monkeypatch):
+    """A run of five rows needs to be told; a complete one is replaced, and what only it had is removed."""
+    name = "2e_saliency"
+    save_inputs(tmp_path)
+    shorter = ["photos", *SCRIPTS[name][1:], "--limit", "2", "--seed", "1"]
+    run_main(name, *shorter, cwd=tmp_path, monkeypatch=monkeypatch)
+    expected = contents(tmp_path / "output" / name)
+    run_main(name, *SCRIPTS[name], "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "other" / name
+    if left == 5:
+        (folder / "metrics.json").unlink()
+        lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
+        (folder / "rows.jsonl").write_text("".join(lines[:2]) + "damaged\n" + "".join(lines[2:5]))
+        with pytest.raises(common.UserError, match="--fresh"):
+            run_main(name, *shorter, "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
+        for k in (5, 6, 7):
+            (folder / f"maps/{k:05d}.npy").unlink()
+    assert len(list(folder.glob("maps/*.npy"))) > 2
+    fresh = ["--fresh"] if left == 5 else []
+    run_main(name, *shorter, "--output", "other", *fresh, cwd=tmp_path, monkeypatch=monkeypatch)
+    found = contents(folder)
+    found["metrics.json"] = found["metrics.json"].replace(b'"output": "other"', b'"output": "output"')
+    assert found == expected
+
+
+def test_fresh_with_the_same_settings(undisturbed, tmp_path, monkeypatch):
+    name = "2d_predict"
+    folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
+    wrong = (folder / "rows.jsonl").read_text().replace('"index": 1', '"index": 1, "wrong": 1')
+    (folder / "rows.jsonl").write_text(wrong)
+    run_main(name, *SCRIPTS[name], "--fresh", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert contents(folder) == whole(undisturbed, name)
+
+
+def test_metrics_json_means_complete(undisturbed, tmp_path, monkeypatch):
+    """From before the first row of a new run until after its last figure there is none."""
+    name = "2e_saliency"
+    save_inputs(tmp_path)
+    run_main(name, *SCRIPTS[name], "--seed", "1", cwd=tmp_path, monkeypatch=monkeypatch)
+    metrics, seen = tmp_path / "output" / name / "metrics.json", []
+    append, save = common.Rows.append, common.save_figure
+    monkeypatch.setattr(common.Rows, "append", lambda self, rows: seen.append(metrics.exists()) or append(self, rows))
+    monkeypatch.setattr(common, "save_figure", lambda *given: seen.append(metrics.exists()) or save(*given))
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert seen == [False] * 4 and contents(metrics.parent) == whole(undisturbed, name)
+
+
+def test_images_without_any_use_do_not_stand_in_the_way(tmp_path, monkeypatch):
+    """A run of nothing but skipped files has no metrics.json, and nothing that one would want to keep."""
+    save_inputs(tmp_path)
+    arguments = SCRIPTS["2d_predict"][1:]
+    with pytest.raises(common.UserError, match="none of the 1 images can be used"):
+        run_main("2d_predict", "photos/3.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    run_main("2d_predict", "photos/2.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert (tmp_path / "output/2d_predict/metrics.json").is_file()
+
+
+def test_a_picture_that_is_gone_is_drawn_as_a_note(undisturbed, tmp_path, monkeypatch):
+    """Gone between the rows and the drawing; that of the others is as it was."""
+    save_inputs(tmp_path)
+    complete = common.Rows.complete
+
+    def gone(self):
+        (tmp_path / "photos/0.png").unlink(missing_ok=True)
+        return complete(self)
+
+    monkeypatch.setattr(common.Rows, "complete", gone)
+    for name in PER_IMAGE[1:]:
+        save_photo(tmp_path / "photos/0.png", 0)
+        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+        found, expected = contents(tmp_path / "output" / name), whole(undisturbed, name)
+        assert {file for file in expected if found[file] != expected[file]} <= {
+            *("predictions.png", "saliency.png", "guided_saliency.png", "mc_dropout.png")
+        }
+        assert found != expected
+
+
+def slow() -> None:
+    """One operation that takes many seconds, and lets Python's handlers of signals wait."""
+    import common
+
+    def main() -> None:
+        print("computing", flush=True)
+        torch.linalg.svd(torch.rand(4000, 4000))
+
+    os.dup2(os.open("slow.out", os.O_WRONLY | os.O_CREAT), 1)
+    os.dup2(os.open("slow.err", os.O_WRONLY | os.O_CREAT), 2)
+    common.run(main)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_a_long_operation(number, tmp_path, monkeypatch):
+    import multiprocessing
+
+    monkeypatch.chdir(tmp_path)
+    process = multiprocessing.get_context("forkserver").Process(target=slow)
+    process.start()
+    while not Path("slow.out").is_file() or not Path("slow.out").read_text():
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.kill(process.pid, number)
+    started = time.perf_counter()
+    process.join(60)
+    assert time.perf_counter() - started < 2 and process.exitcode == 130
+    assert Path("slow.err").read_text() == common.STOPPED
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_ctrl_c_says_how_to_go_on(name, undisturbed, tmp_path):
+    save_inputs(tmp_path)
+    process = start_script(name, *SCRIPTS[name], cwd=tmp_path)
+    while not (tmp_path / "output" / name / "run.json").is_file():
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGINT)
+    started = time.perf_counter()
+    process.join(60)
+    assert time.perf_counter() - started < 2 and process.exitcode == 130
+    assert (tmp_path / "said.err").read_text() == common.STOPPED and "start the same command again" in common.STOPPED
+    finish_script(name, *SCRIPTS[name], cwd=tmp_path)
+    assert contents(tmp_path / "output" / name) == whole(undisturbed, name)

@@ -1,0 +1,294 @@
+"""Runs split over processes: whatever their number and order, they leave what one process leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, SCRIPTS, contents, run_main, save_inputs
+
+import common
+import rows
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The files that a script leaves when it is not split: plain(name)."""
+    folder = tmp_path_factory.mktemp("plain")
+    save_inputs(folder)
+
+    def files(name: str) -> dict[str, bytes]:
+        if not (folder / "output" / name).exists():
+            with pytest.MonkeyPatch.context() as patch:
+                run_main(name, *SCRIPTS[name], cwd=folder, monkeypatch=patch)
+        return contents(folder / "output" / name)
+
+    return files
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process: nothing in the scripts catches it."""
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_shards_in_any_order_one_killed(name, n, plain, tmp_path, monkeypatch):
+    save_inputs(tmp_path)
+    generator = random.Random(f"{name} {n}")
+    order = generator.sample(range(n), n)
+    killed = generator.choice([i for i in order if i < 5])  # 2c has five classes
+    fsync = os.fsync
+
+    def dies(file: int) -> None:
+        fsync(file)
+        os.ftruncate(file, os.fstat(file).st_size - 9)  # in the middle of its last line
+        raise KilledError
+
+    for i in order:
+        arguments = [*SCRIPTS[name], "--shard", f"{i}/{n}"]
+        if i == killed:
+            with monkeypatch.context() as patch, pytest.raises(KilledError):
+                patch.setattr(rows.os, "fsync", dies)
+                run_main(name, *arguments, cwd=tmp_path, monkeypatch=patch)
+        else:
+            run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert not (tmp_path / "output" / name / "metrics.json").exists()
+    run_main(name, *SCRIPTS[name], "--shard", f"{killed}/{n}", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert contents(tmp_path / "output" / name) == plain(name)
+
+
+def test_merge_says_what_is_missing_and_writes_the_summary(plain, tmp_path, monkeypatch, capsys):
+    name = "2e_saliency"
+    save_inputs(tmp_path)
+    folder = tmp_path / "output" / name
+
+    def run(*more: str) -> None:
+        run_main(name, *SCRIPTS[name], *more, cwd=tmp_path, monkeypatch=monkeypatch)
+
+    with pytest.raises(common.UserError, match="has no rows to merge"):
+        run("--merge")
+    run("--shard", "0/3")
+    assert "all 3 rows are done; 5 of 8 are still missing" in capsys.readouterr().out
+    with pytest.raises(common.UserError, match=r"5 of 8 rows are missing .* index 1-2, 4-5, 7: "):
+        run("--merge")
+    with pytest.raises(common.UserError, match="no rows to merge of a run with seed 1"):
+        run("--merge", "--seed", "1")
+    run("--shard", "1/3")
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+
+        def dies(*_):
+            raise KilledError
+
+        patch.setattr(common.Rows, "complete", dies)
+        run_main(name, *SCRIPTS[name], "--shard", "2/3", cwd=tmp_path, monkeypatch=patch)
+    assert not (folder / "metrics.json").exists()
+    run("--merge")
+    assert contents(folder) == plain(name)
+
+
+def test_the_number_of_shards_may_change(plain, tmp_path, monkeypatch):
+    name = "2f_guided_saliency"
+    save_inputs(tmp_path)
+    for more in (["--shard", "1/3"], ["--shard", "0/2"], []):
+        run_main(name, *SCRIPTS[name], *more, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert contents(tmp_path / "output" / name) == plain(name)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_shards_replace_a_complete_run(order, plain, tmp_path, monkeypatch):
+    """Each may be the first to come to the old one; --fresh drops only what is the shard's own."""
+    name = "2e_saliency"
+    save_inputs(tmp_path)
+    run_main(name, *SCRIPTS[name], "--seed", "1", cwd=tmp_path, monkeypatch=monkeypatch)
+    for more in ([], ["--fresh"]):
+        for i in order:
+            arguments = [*SCRIPTS[name], "--shard", f"{i}/3", *more]
+            run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+        assert contents(tmp_path / "output" / name) == plain(name)
+
+
+def test_a_shard_without_images_touches_nothing(tmp_path, monkeypatch):
+    name = "2d_predict"
+    save_inputs(tmp_path)
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    before = contents(tmp_path / "output" / name)
+    run_main(name, *SCRIPTS[name], "--seed", "1", "--shard", "8/9", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert contents(tmp_path / "output" / name) == before
+
+
+def test_two_that_finish_together(plain, tmp_path, monkeypatch):
+    """The other one completes the set, and removes the shards' files, just when this one has listed them."""
+    name = "2d_predict"
+    save_inputs(tmp_path)
+    run_main(name, *SCRIPTS[name], "--shard", "0/2", cwd=tmp_path, monkeypatch=monkeypatch)
+    read, reads = rows.read_rows, []
+
+    def together(path, *more):
+        if ".0-of-2." in path.name and not reads:
+            reads.append(path)
+            run_main(name, *SCRIPTS[name], "--shard", "0/2", cwd=tmp_path, monkeypatch=monkeypatch)
+            assert not path.exists()
+        return read(path, *more)
+
+    complete = common.Rows.complete
+
+    def listed(self):
+        if not reads:
+            monkeypatch.setattr(rows, "read_rows", together)
+        return complete(self)
+
+    monkeypatch.setattr(common.Rows, "complete", listed)
+    run_main(name, *SCRIPTS[name], "--shard", "1/2", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert reads and contents(tmp_path / "output" / name) == plain(name)
+
+
+def test_leftovers_are_removed_but_not_those_of_who_is_at_work(plain, tmp_path, monkeypatch):
+    """A temporary file's name has its machine and its process; a run that is alone knows them all to be dead."""
+    name = "2e_saliency"
+    folder = tmp_path / "output" / name
+    node, ended = os.uname().nodename[:60], subprocess.Popen(["true"])
+    ended.wait()
+    save_inputs(tmp_path)
+    (folder / "maps").mkdir(parents=True)
+    dead, ours, theirs, alien = (
+        folder / f"maps/.{node}-{ended.pid}.tmp",
+        folder / f".{node}-{os.getppid()}.tmp",
+        folder / ".elsewhere-1.tmp",
+        folder / ".notes.tmp",
+    )
+    for path in (dead, ours, theirs, alien):
+        path.write_text("")
+    run_main(name, *SCRIPTS[name], "--shard", "0/2", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert [path.exists() for path in (dead, ours, theirs, alien)] == [False, True, True, True]
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert [path.exists() for path in (dead, ours, theirs, alien)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("text", ["3/2", "2/2", "0/0", "-1/2", "1", "a/b", "1/2/3", "0.5/2", "/"])
+def test_what_is_no_shard(text, tmp_path, monkeypatch):
+    with pytest.raises(common.UserError, match="is no shard: give i/n with i from 0 to n - 1") as caught:
+        run_main("2d_predict", f"--shard={text}", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_environment_of_torchrun(monkeypatch):
+    options = common.option_parser("", "--shard", "--merge").parse_args([])
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert rows.shard_of(options) == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    assert rows.shard_of(options) == (0, 1)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert rows.shard_of(options) == (2, 4)
+    options.merge = True
+    assert rows.shard_of(options) == (0, 1)
+    options.merge, options.shard = False, (1, 3)
+    assert rows.shard_of(options) == (1, 3)
+    options.shard = None
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(common.UserError, match="RANK/WORLD_SIZE in the environment: '2/1' is no shard"):
+        rows.shard_of(options)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def torchrun(name: str, *arguments: str, cwd) -> subprocess.Popen:
+    launch = [sys.executable, "-m", "torch.distributed.run", *arguments, ROOT / f"{name}.py", "photos"]
+    return subprocess.Popen(launch, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_torchrun(nodes, tmp_path, monkeypatch):
+    """Two processes on one machine; two machines (here: launchers that meet on loopback) with a process each.
+
+    With the default network, whose bits depend on the number of threads: torchrun asks for one in each process.
+    """
+    name = "2e_saliency"
+    save_inputs(tmp_path)
+    if nodes == 1:
+        launchers = [torchrun(name, "--nproc-per-node", "2", "--master-port", str(free_port()), cwd=tmp_path)]
+    else:
+        meet = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+        meet += ["--master-port", str(free_port())]
+        launchers = [torchrun(name, *meet, "--node-rank", str(k), cwd=tmp_path) for k in range(2)]
+    for launcher in launchers:
+        said, _ = launcher.communicate(timeout=300)
+        assert launcher.returncode == 0, said
+    split = contents(tmp_path / "output" / name)
+    shutil.rmtree(tmp_path / "output")
+    run_main(name, "photos", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert split == contents(tmp_path / "output" / name)
+
+
+def numbers(value, path: str = "") -> dict[str, float]:
+    """All numbers in a row, by where they stand."""
+    if isinstance(value, dict):
+        return {k: v for key in value for k, v in numbers(value[key], f"{path}/{key}").items()}
+    if isinstance(value, list):
+        return {k: v for n, item in enumerate(value) for k, v in numbers(item, f"{path}/{n}").items()}
+    return {path: float(value)} if isinstance(value, (int, float)) else {}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_another_batch_size_differs_by_rounding_only(name, tmp_path, monkeypatch):
+    save_inputs(tmp_path)
+    found = []
+    for size in ("16", "7"):
+        arguments = [*SCRIPTS[name], "--batch-size", size]
+        run_main(name, *arguments, "--output", size, cwd=tmp_path, monkeypatch=monkeypatch)
+        lines = (tmp_path / size / name / "rows.jsonl").read_text().splitlines()
+        found.append([numbers(json.loads(line)) for line in lines])
+    for one, other in zip(*found, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
+
+
+# VmHWM, since getrusage's maximum counts what the parent had before this process was another program
+MEASURE = """
+import re, runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("peak", re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1], file=sys.stderr)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "2c_class_visualization"])
+def test_memory_does_not_grow_with_the_number_of_images(name, tmp_path):
+    """Peak resident memory at 2,000 images is at most 1.05 times that at 200."""
+    peaks = []
+    save_inputs(tmp_path / "a")
+    photos = [tmp_path / f"a/photos/{i}.png" for i in (0, 1, 2, 4)]
+    for count in (200, 2000):
+        for i in range(count):
+            for target in (f"{count}/photos/{i:04d}.png", f"{count}/data/DL_data_p/{i % 1000}/{i:04d}.png"):
+                (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(photos[i % 4], tmp_path / target)
+        command = [sys.executable, "-c", MEASURE, ROOT / f"{name}.py", *SCRIPTS[name], "--batch-size", "16"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            command, cwd=tmp_path / str(count), env=environment, capture_output=True, text=True, check=True
+        )
+        peaks.append(int(done.stderr.split("peak ")[1]))
+    print(f"{name}: {peaks[0] / 1024:.0f} MB at 200 images, {peaks[1] / 1024:.0f} MB at 2,000")
+    assert peaks[1] <= 1.05 * peaks[0]
