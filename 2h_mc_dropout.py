@@ -102,9 +102,10 @@ class _DropoutMode(TorchFunctionMode):
         shape = input.shape
         if name in WHOLE_CHANNELS:
             shape = (*shape[: batch + 1], *(1 for _ in shape[batch + 1 :]))
-        mask = (self.draw(tuple(shape)) >= p).to(input)  # 1 is kept
+        mask = self.draw(tuple(shape)).ge_(p).to(input)  # 1 is kept; in place, like all below: memory is what it costs
         if "alpha" not in name:
-            output = input * mask.mul_(1 / (1 - p) if p < 1 else 0)
+            output = mask.mul_(1 / (1 - p) if p < 1 else 0)
+            output = output.mul_(input) if shape == input.shape else output * input
         else:  # dropped values become ALPHA, then mean and variance are restored
             a = ((1 - p) * (1 + p * ALPHA**2)) ** -0.5 if p < 1 else 0
             output = a * (input * mask + ALPHA * (1 - mask)) - a * ALPHA * p
