@@ -512,12 +512,20 @@ STOPPED = "\nstopped; what is done is kept: start the same command again to go o
 GRACE = 1.0  # seconds until a process that was asked to end is ended
 
 
-def end_when_asked() -> None:
+def end_when_asked() -> Callable[[], None]:
     """SIGTERM is like Ctrl-C, and both also end an operation that takes longer than anyone wants to wait.
 
     Python's own handlers run between two of its instructions, and a backward pass is a single one.
-    The byte that a signal writes wakes a thread, which needs to wait for nobody.
+    The byte that a signal writes wakes a thread, which needs to wait for nobody. Returned is what
+    says, once, how to go on.
     """
+    lock, said = threading.Lock(), []
+
+    def say() -> None:
+        with lock:
+            if not said:
+                said.append(os.write(2, STOPPED.encode()))
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -526,16 +534,17 @@ def end_when_asked() -> None:
     def watch() -> None:
         while os.read(reading, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
             pass
-        os.write(2, STOPPED.encode())
+        say()
         time.sleep(GRACE)
         os._exit(130)  # as by SIGKILL: what was half written is put right at the next start
 
     threading.Thread(target=watch, daemon=True).start()
+    return say
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a script's main(): what a user can put right becomes one sentence and exit status 1."""
-    end_when_asked()
+    say_how_to_go_on = end_when_asked()
     keep_freed_memory()
     warnings.filterwarnings("ignore", module="PIL")  # read_image says itself what is wrong with a file
     sys.stdout.reconfigure(errors="backslashreplace")  # for a path that is no text
@@ -547,6 +556,7 @@ def run(main: Callable[[], None]) -> None:
         where = printable(Path(str(error.filename or "the system")))
         sys.exit(f"error: {where}: {error.strerror or error}; check the path and its disk")
     except KeyboardInterrupt:
+        say_how_to_go_on()
         sys.exit(130)
 
 

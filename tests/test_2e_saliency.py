@@ -174,9 +174,9 @@ def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
     run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     first = contents()
     run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert contents() == first and len(first) == 5
+    assert contents() == first and len(first) == 6
     run_main("2e_saliency", "0.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert len(contents()) == 4  # the second picture's map is gone
+    assert len(contents()) == 5  # the second picture's map is gone
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,8 @@ def test_errors_are_one_sentence(arguments, says, tmp_path, monkeypatch, capsys)
         common.run(lambda: run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch))
     message = str(caught.value.code)
     assert message.startswith("error: ") and says in message and "\n" not in message
-    assert not (tmp_path / "output").exists()
+    assert not (tmp_path / "output/2e_saliency/metrics.json").exists()
+    assert says == "is no image in JPEG" or not (tmp_path / "output").exists()  # only that one is found while running
 
 
 def test_from_a_shell(tmp_path):
