@@ -236,7 +236,7 @@ def _process(*command: str) -> tuple[float, float]:
 
 def first_result(turns: int) -> Iterator[dict]:
     photo = str(next((ROOT / "dataset" / "DL_data_p").rglob("*.*")))
-    ours = ["2d_predict.py", photo, "--output", "output/benchmarks"]
+    ours = ["2d_predict.py", photo, "--output", "output/benchmarks", "--fresh"]
     bare = ["-c", "import torch, torchvision, timm"]
     a, b = take_turns([lambda: _process(*ours)[0], lambda: _process(*bare)[0]], turns)
     yield {
@@ -253,7 +253,7 @@ def memory(turns: int) -> Iterator[dict]:
     bare = _process("benchmarks/work.py", name)[1]
     for script in SCRIPTS:
         extra = ["--steps", "10"] if script.startswith("2c") else []
-        ours = _process(f"{script}.py", "--output", "output/benchmarks", *extra)[1]
+        ours = _process(f"{script}.py", "--output", "output/benchmarks", "--fresh", *extra)[1]
         yield {
             "work": f"peak memory of {script} (GB)",
             "network": name,

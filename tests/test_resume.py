@@ -21,6 +21,8 @@ import rows
 # long enough for a state to be kept
 SCRIPTS = {**SCRIPTS, "2c_class_visualization": [*SCRIPTS["2c_class_visualization"], "--steps", "60"]}
 SCRIPTS["2c_class_visualization"] += ["--methods", "gaussian"]
+# the mechanism is the same for all that explain images
+SOME_SCRIPTS = [name if name[:2] in ("2c", "2e") else pytest.param(name, marks=pytest.mark.long) for name in SCRIPTS]
 PER_IMAGE = [name for name in SCRIPTS if name != "2c_class_visualization"]
 
 
@@ -106,7 +108,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SOME_SCRIPTS)
 def test_a_full_disk(name, undisturbed, tmp_path, small_disk):
     """One clear line and exit status 1, wherever the disk is full; with room again, the run is completed."""
     expected = whole(undisturbed, name)
@@ -125,7 +127,7 @@ def test_a_full_disk(name, undisturbed, tmp_path, small_disk):
     assert contents(tmp_path / "output" / name) == expected
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SOME_SCRIPTS)
 def test_a_failing_write(name, undisturbed, tmp_path, monkeypatch):
     """The same without a file system of one's own: the disk takes half of the last lot of rows."""
     save_inputs(tmp_path)
@@ -347,7 +349,7 @@ def test_ctrl_c_ends_a_long_operation(number, tmp_path, monkeypatch):
     assert Path("slow.err").read_text() == common.STOPPED
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", SOME_SCRIPTS)
 def test_ctrl_c_says_how_to_go_on(name, undisturbed, tmp_path):
     save_inputs(tmp_path)
     process = start_script(name, *SCRIPTS[name], cwd=tmp_path)

@@ -44,7 +44,7 @@ class KilledError(BaseException):
     """Stands for the end of the process: nothing in the scripts catches it."""
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [3, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2, 7))])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_shards_in_any_order_one_killed(name, n, plain, tmp_path, monkeypatch):
     save_inputs(tmp_path)
