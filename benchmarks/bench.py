@@ -347,7 +347,7 @@ def document(found: dict[str, Any], notes: str) -> str:
         ours = f"{row['ours_gb']:.2f} GB" if "ours_gb" in row else f"{_number(row, 'ours_ms')} ms"
         text.append(f"| {row['work']} | {row['network']} | {ours} | {row['limit']} | {_spread(row)} |")
     parts = [row for row in rows if "parts" in row]
-    names = list(parts[0]["parts"]) if parts else []
+    names = [*PARTS, "memory kept"]
     text += [
         "",
         "## What each step of the preparation is worth",
