@@ -439,7 +439,8 @@ def draw_order(rows: list[dict], files: list[common.ImageFile], model: common.Cl
             parse_math=False,
         )
     axes.set(xlabel="images, ordered by mutual information", ylabel="predictive entropy (nats)")
-    axes.legend(fontsize=7, frameon=False)
+    axes.set_ylim(0, 1.45 * (mutual + expected).max() or 1)  # room for the legend
+    axes.legend(fontsize=7, frameon=False, loc="upper left")
     axes.set_title(f"{model.name}: predictive entropy of {len(rows)} images over {passes} passes", fontsize=9)
     return figure
 
