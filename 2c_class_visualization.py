@@ -354,11 +354,10 @@ def main() -> None:
     # row number class * methods + method: a shard has whole classes
     kept = common.Rows(report, options, what, len(classes) * len(methods), unit=len(methods))
     shape = min(options.batch_size, len(classes))  # of every batch, see common.explain_batches
-    missing = kept.missing()
-    total = sum(settings[methods[k % len(methods)]]["steps"] for k in missing)
+    total = sum(settings[methods[k % len(methods)]]["steps"] for k in kept.todo)
     with tqdm(total=total, unit="step", disable=None) as progress:
         for m, method in enumerate(methods):
-            indices = [k for k in missing if k % len(methods) == m]
+            indices = [k for k in kept.todo if k % len(methods) == m]
             for group in (indices[start : start + shape] for start in range(0, len(indices), shape)):
                 of_group = [classes[k // len(methods)] for k in group]
                 with common.noting_chance(torch.device(options.device)) as chance:

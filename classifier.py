@@ -119,6 +119,9 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
     """
     kinds = (nn.BatchNorm2d, timm.layers.BatchNormAct2d)
     names = {module: name for name, module in model.named_modules()}
+    norms = [module for module in names if type(module) in kinds and module.track_running_stats]
+    if not norms:
+        return 0
     calls: Counter[nn.Module] = Counter()
     outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by id; the tensors are kept so that no id comes twice
     pairs: list[tuple[nn.Module, nn.Module]] = []
@@ -133,7 +136,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
             pairs.append((outputs[id(inputs[0])][0], norm))
 
     hooks = [m.register_forward_hook(convolved) for m in names if isinstance(m, nn.Conv2d)]
-    hooks += [m.register_forward_pre_hook(normalises) for m in names if type(m) in kinds and m.track_running_stats]
+    hooks += [norm.register_forward_pre_hook(normalises) for norm in norms]
     try:
         with torch.no_grad():
             before = model(example)

@@ -280,8 +280,9 @@ def explain_images(
     """
     inputs = [(file.index, file.key, size_of(file.path)) for file in files]
     kept = Rows(report, options, run_settings(options, report.source, model, inputs), len(files))
-    todo = [files[index] for index in kept.missing()]
-    for rows in explain_batches(model, todo, explain, options, min(options.batch_size, len(files)), upright):
+    todo = [files[index] for index in kept.todo]
+    batch = min(options.batch_size, len(files))
+    for rows in explain_batches(model, todo, explain, batch, options.strict, upright):
         kept.append(rows)
     rows = kept.complete()
     skipped = [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
@@ -294,8 +295,8 @@ def explain_batches(
     model: Classifier,
     files: Sequence[ImageFile],
     explain: Callable[[Tensor, list[ImageFile]], Iterable[dict]],
-    options: argparse.Namespace,
     batch: int,
+    strict: bool = False,
     upright: bool = True,
 ) -> Iterator[list[dict]]:
     """Run `explain` over the images, `batch` at a time; yields the rows of each batch in the order of the files.
@@ -303,7 +304,7 @@ def explain_batches(
     `explain(images (batch, 3, S, S), files)` gives a dict of plain values for each image. Kernels may
     differ with the batch's shape, and so a short batch is filled up with copies of its last image;
     their rows are never asked for. A file that cannot be read gets a row that says why, and is a
-    UserError with --strict.
+    UserError where the run is `strict`.
     """
 
     def load(file: ImageFile) -> tuple[Tensor, list[str]] | UserError:
@@ -323,7 +324,7 @@ def explain_batches(
                 row = {"index": file.index, "path": file.key}
                 rows.append(row)
                 if isinstance(loaded, UserError):
-                    if options.strict:
+                    if strict:
                         raise loaded
                     row["skipped"] = str(loaded)
                 else:

@@ -208,6 +208,16 @@ def json_line(row: dict) -> str:
     return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
 
 
+def libraries() -> dict[str, str]:
+    """The interpreter and the libraries that the numbers depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+    }
+
+
 def versions() -> dict[str, str]:
     """What the numbers depend on: interpreter, libraries, this project's commit where known."""
     here = Path(__file__).resolve().parent
@@ -216,10 +226,4 @@ def versions() -> dict[str, str]:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-        "commit": commit,
-    }
+    return {**libraries(), "commit": commit}

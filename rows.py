@@ -19,7 +19,7 @@ import torch
 
 from classifier import Classifier
 from errors import UserError
-from report import WAYS, Report, json_line, remove_leftovers, versions, write_file
+from report import WAYS, Report, json_line, libraries, remove_leftovers, write_file
 
 STARTING_OVER = "starting over"  # in run.json, while the rows of another run are being cleared away
 SHARED_CODE = ("common.py", "images.py", "classifier.py", "rows.py", "report.py", "errors.py")
@@ -57,11 +57,10 @@ def run_settings(
     code = hashlib.sha256()
     for path in (script, *(Path(__file__).with_name(name) for name in SHARED_CODE)):
         code.update(path.read_bytes())
-    libraries = {name: version for name, version in versions().items() if name != "commit"}  # the code says it better
     settings = chosen | {
         "weights": f"{model.weights}, SHA-256 {model.sha256}",
         "list of images": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
-        **libraries,
+        **libraries(),
         "code": code.hexdigest(),
     }
     return json.loads(json.dumps(settings))  # as they come back from run.json
@@ -103,7 +102,8 @@ class Rows:
     A plain run appends to rows.jsonl. Shard i of n appends to rows.<run>.i-of-n.jsonl, where <run>
     is a digest of the settings; whoever completes the set writes rows.jsonl and removes those files.
     run.json has the settings, with which nothing else is mixed. A shard has `unit` rows of every n
-    times `unit` in turn (2c: one for each method).
+    times `unit` in turn (2c: one for each method). `todo` are the indices of this process that have
+    no row at the start.
     """
 
     def __init__(
@@ -143,7 +143,8 @@ class Rows:
             remove_leftovers(self.folder, alone=self.n == 1)
             if self.path.is_file() and (size := read_rows(self.path)[1]) < self.path.stat().st_size:
                 write_file(self.path, self.path.read_bytes()[:size])
-        if self.missing():
+        self.todo = self._missing()
+        if self.todo:
             self._set_metrics_aside()
 
     def _settings_there(self) -> dict | None:
@@ -204,8 +205,7 @@ class Rows:
                 found[row["index"]] = row
         return found
 
-    def missing(self) -> list[int]:
-        """The indices of this process that have no row yet."""
+    def _missing(self) -> list[int]:
         if self.merge:
             return []
         found = self.read()

@@ -162,7 +162,7 @@ def parts(turns: int) -> Iterator[dict]:
 def evaluation(turns: int) -> Iterator[dict]:
     name = NETWORKS[0]
     given = [(True, "our_evaluation", name), (False, "plain_evaluation", name)]
-    with sides(*given, (True, "decoding_alone", name), (True, "bare_forward", name)) as started:
+    with sides(*given, (True, "our_evaluation", name, False), (True, "bare_forward", name)) as started:
         apart = float(np.abs(started[0].result() - started[1].result()).max())
         if apart > 1e-4:
             yield {"work": "2b", "network": name, "apart": apart}

@@ -58,6 +58,14 @@ SCRIPTS = {
 }
 
 
+@pytest.fixture
+def own_threads():
+    """Scripts that run in this process set the number of threads; afterwards it is what it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def save_inputs(folder: Path) -> None:
     """The photos, and the split dataset, that SCRIPTS run on."""
     for i in range(8):

@@ -26,11 +26,7 @@ SOME_SCRIPTS = [name if name[:2] in ("2c", "2e") else pytest.param(name, marks=p
 PER_IMAGE = [name for name in SCRIPTS if name != "2c_class_visualization"]
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("own_threads")
 
 
 @pytest.fixture(scope="module")

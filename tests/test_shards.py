@@ -11,18 +11,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from conftest import ROOT, SCRIPTS, contents, run_main, save_inputs
 
 import common
 import rows
 
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("own_threads")
 
 
 @pytest.fixture(scope="module")
