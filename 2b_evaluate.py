@@ -221,7 +221,7 @@ def mistakes_figure(wrong: list[dict], mistakes: int, images: int, files, model:
             f"said {common.short(model.categories[row['predicted']])} {row['confidence']:.2f}\n"
             f"loss {row['loss']:.2f}, rank {row['rank'] + 1}"
         )
-        common.draw_picture(panel, model, files[row["index"]], title, upright=False)
+        common.draw_picture(panel, model, files[row["index"]].path, title, upright=False)
     common.draw_title(figure, f"{model.name}: the {len(wrong)} costliest of {mistakes} mistakes in {images} images")
     return figure
 

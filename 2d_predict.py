@@ -65,7 +65,7 @@ def main() -> None:
     shown = rows[: options.show]
     figure, axes = common.panel_grid(len(shown), columns=2, per_line=3)
     for (left, right), row in zip(axes, shown, strict=True):
-        common.draw_picture(left, model, files[row["index"]], common.short(row["path"].rpartition("/")[2]))
+        common.draw_picture(left, model, files[row["index"]].path, common.short(row["path"].rpartition("/")[2]))
         names = [common.short(model.categories[c], 20) for c in row["classes"]]
         bars = right.barh(range(len(names)), row["probabilities"], color=["tab:blue"] + ["lightsteelblue"] * 4)
         right.bar_label(

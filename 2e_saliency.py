@@ -84,7 +84,7 @@ def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: com
         white = common.brightest([saliency] if row["status"] == "ok" else [])
         name = common.short(model.categories[row["class"]])
         title = f"{name}\np = {row['probability']:.3f}, rank {row['rank'] + 1}"
-        picture = common.draw_picture(left, model, files[row["index"]], title)
+        picture = common.draw_picture(left, model, files[row["index"]].path, title)
         common.draw_map(middle, saliency, white, f"saliency map\nbrightest ≥ {white:.2g}", row["status"])
         common.draw_image(right, picture.mean(0).numpy(), "map over picture\n", cmap="gray", vmin=0, vmax=1)
         if row["status"] == "ok":

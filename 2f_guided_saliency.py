@@ -384,7 +384,7 @@ def draw(rows: list[dict], results: dict, files: list[common.ImageFile], model: 
         white = common.brightest(good)
         name = common.short(model.categories[row["class"]])
         title = f"{name}\np = {row['probability']:.3f}, rank {row['rank'] + 1}"
-        common.draw_picture(left, model, files[row["index"]], title)
+        common.draw_picture(left, model, files[row["index"]].path, title)
         common.draw_map(middle, pair[0], white, f"plain\nbrightest ≥ {white:.2g}", row["plain_status"])
         common.draw_map(right, pair[1], white, f"guided\nbrightest ≥ {white:.2g}", row["guided_status"])
     left_alone = ", ".join(f"{n} {name}" for name, n in results["left_as_they_are"].items())

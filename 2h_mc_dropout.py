@@ -378,7 +378,7 @@ def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: com
     figure, axes = common.panel_grid(len(rows), columns=2, per_line=3)
     for (left, right), row in zip(axes, rows, strict=True):
         title = f"MI {row['mutual_information']:.3f}, H {row['predictive_entropy']:.2f}\n{row['agreement']:.0%} agree"
-        common.draw_picture(left, model, files[row["index"]], title)
+        common.draw_picture(left, model, files[row["index"]].path, title)
         boxes = [
             dict(zip(("whislo", "q1", "med", "q3", "whishi"), c["quantiles"], strict=True), mean=c["mean"])
             for c in row["leading"]

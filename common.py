@@ -1,7 +1,7 @@
-"""What several of the numbered scripts need: images, the dataset, the class score, options, drawing.
+"""What several of the numbered scripts need: images, the dataset, the class score, options.
 
 The networks themselves are in classifier.py, the reading of pictures in images.py, the output folder in report.py,
-the rows in it in rows.py; all are used from here.
+the rows in it in rows.py, what figures are drawn with in drawing.py; all are used from here.
 
 Pixel space everywhere: float32, RGB, (N, 3, H, W), values in [0, 1]; normalisation is inside the
 model. Importing this file does nothing.
@@ -15,7 +15,6 @@ import os
 import re
 import signal
 import sys
-import textwrap
 import threading
 import time
 import warnings
@@ -28,15 +27,23 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from classifier import Classifier, load_model
+from drawing import (  # noqa: F401 (scripts take all from here)
+    brightest,
+    draw_image,
+    draw_map,
+    draw_picture,
+    draw_title,
+    map_name,
+    panel_grid,
+    short,
+)
 from errors import UserError, one_line, unknown
-from images import printable, read_image
-from report import Report, save_figure, write_array, write_file  # noqa: F401 (scripts take all from here)
+from images import printable, read_image, to_pixels  # noqa: F401 (likewise)
+from report import Report, save_figure, write_array, write_file  # noqa: F401 (likewise)
 from rows import Rows, run_settings, shard, size_of
 
 TEST_FOLDERS = ("test_images", "test images", "test", "ILSVRC2012_img_test")  # spellings met in the wild
@@ -559,79 +566,3 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         say_how_to_go_on()
         sys.exit(130)
-
-
-# ------------------------------------------------------------------------------------------------
-# Drawing
-
-
-def panel_grid(items: int, columns: int, per_line: int, size: float = 2.1) -> tuple[Figure, np.ndarray]:
-    """A figure for `items` pictures of `columns` panels each, `per_line` of them side by side.
-
-    Returns the figure and its axes as an array (items, columns); `size` is a panel's side in inches.
-    """
-    per_line = min(per_line, items)
-    lines = -(-items // per_line)
-    figure = Figure(figsize=(per_line * columns * size, lines * size * 1.18 + 0.4), layout="constrained")
-    axes = figure.subplots(lines, per_line * columns, squeeze=False).reshape(lines * per_line, columns)
-    for unused in axes[items:].flat:
-        unused.remove()
-    return figure, axes[:items]
-
-
-def draw_image(axes: Axes, image: Tensor | np.ndarray, title: str = "", **settings: Any) -> None:
-    """Draw a tensor (3, H, W) in [0, 1], or an array as matplotlib takes it, with its settings, without ticks."""
-    axes.imshow(to_pixels(image) if isinstance(image, Tensor) else image, **settings)
-    axes.set_title(title, fontsize=7.5, parse_math=False)
-    axes.axis("off")
-
-
-def draw_picture(axes: Axes, model: Classifier, file: ImageFile, title: str, upright: bool = True) -> Tensor:
-    """Draw a picture as the network sees it, and return it (3, S, S); one that is gone by now is a note on white."""
-    try:
-        picture, note = model.preprocess(read_image(file.path, upright)), ""
-    except UserError:
-        picture, note = torch.ones(3, model.input_size, model.input_size), "the picture is\nno longer there"
-    draw_image(axes, picture, title)
-    axes.text(0.5, 0.5, note, ha="center", va="center", fontsize=7.5, transform=axes.transAxes)
-    return picture
-
-
-MAP_PERCENTILE = 99.5  # a few pixels stand out so far that the rest would be black beside them
-
-
-def map_name(index: int) -> str:
-    """Where an image's maps lie in the script's folder."""
-    return f"maps/{index:05d}.npy"
-
-
-def brightest(maps: Sequence[np.ndarray]) -> float:
-    """The value drawn brightest on the one scale of these maps; the largest where their percentile is 0."""
-    return float(max((np.percentile(m, MAP_PERCENTILE) or m.max() for m in maps), default=1.0))
-
-
-def draw_map(axes: Axes, saliency: np.ndarray, white: float, title: str, status: str = "ok") -> None:
-    """Draw a saliency map (H, W): linear from 0 (black) to `white`; a map that says nothing is named, not drawn."""
-    if status == "ok":
-        draw_image(axes, saliency, title, cmap="inferno", vmin=0, vmax=white)
-    else:
-        draw_image(axes, np.zeros_like(saliency), title, cmap="gray")
-        axes.text(0.5, 0.5, status, color="white", ha="center", transform=axes.transAxes)
-
-
-def draw_title(figure: Figure, *lines: str) -> None:
-    """A title of one or more lines, broken where the figure is too narrow for them."""
-    letters = int(figure.get_figwidth() * 14)  # of the size below fit into an inch
-    text = "\n".join(part for line in lines for part in textwrap.wrap(line, letters))
-    figure.set_figheight(figure.get_figheight() + 0.16 * text.count("\n"))
-    figure.suptitle(text, fontsize=9, parse_math=False)
-
-
-def short(text: str, length: int = 24) -> str:
-    """A name cut to `length` characters, for a title."""
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def to_pixels(image: Tensor) -> np.ndarray:
-    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, for drawing and saving."""
-    return (image.detach().cpu() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from errors import UserError, one_line
 
@@ -127,3 +128,8 @@ def printable(path: Path) -> str:
     """The path as it can be printed, drawn and written as UTF-8, whatever bytes it is made of."""
     text = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, for drawing and saving."""
+    return (image.detach().cpu() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
