@@ -70,7 +70,7 @@ architectures: .venv/installed-dev
 PICTURES := $(OUTPUT)/docs
 HOPPER = $$($(RUN) -c 'import matplotlib; print(matplotlib.get_data_path())')/sample_data/grace_hopper.jpg
 docs: $(INSTALLED)
-	$(RUN) 2c_class_visualization.py --dataset none --output $(PICTURES)
+	$(RUN) 2c_class_visualization.py --classes 22 24 55 76 129 251 289 546 607 780 943 949 --dataset none --output $(PICTURES)
 	$(RUN) 2f_guided_saliency.py $(HOPPER) --classes "military uniform" --output $(PICTURES)
 	cp $(PICTURES)/2c_class_visualization/archetypes.png docs/archetypes.png
 	cp $(PICTURES)/2f_guided_saliency/guided_saliency.png docs/guided_saliency.png

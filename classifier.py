@@ -145,7 +145,12 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
             hook.remove()
     pairs = [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
     for conv, norm in pairs:
-        _replace(model, names[conv], fuse_conv_bn_eval(conv, norm))
+        fused = fuse_conv_bn_eval(conv, norm)
+        # what its outputs were on the training data, which 2c wants of archetypes too
+        if norm.affine:
+            fused.register_buffer("normal_mean", norm.bias.detach().clone(), persistent=False)
+            fused.register_buffer("normal_std", norm.weight.detach().abs(), persistent=False)
+        _replace(model, names[conv], fused)
         _replace(model, names[norm], getattr(norm, "act", nn.Identity()))
     if not pairs:
         return 0

@@ -48,6 +48,7 @@ def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.Monke
 TINY = ["--model", "timm/test_resnet", "--weights", "random", "--batch-size", "3", "--dataset", "data"]
 TINY += ["--threads", "1"]  # two would wait for each other more than they compute
 ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "6", "--jitter-px", "4"]
+ASCENT += ["--judge", "timm/test_efficientnet=random"]
 SCRIPTS = {
     "2b_evaluate": TINY,
     "2c_class_visualization": TINY + ASCENT,

@@ -7,6 +7,7 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
@@ -14,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 import common
+import priors
 
 script = load_script("2c_class_visualization")
 SIZE = 8
@@ -120,7 +122,11 @@ def test_another_seed_is_another_picture_and_the_same_seed_the_same(toy):
 def test_values_stay_in_0_1_and_nothing_hangs_on_the_result(toy, method):
     found = script.visualize_classes(toy, [0, 1, 2], method, size=SIZE, steps=30, rate=0.5, final_rate=0.5)
     assert found.shape == (3, 3, SIZE, SIZE) and found.dtype == torch.float32
-    assert found.min() == 0 and found.max() == 1  # steps this large reach both ends, and go no farther
+    # steps this large reach both ends, and go no farther
+    if method == "natural":
+        assert 0 < found.min() < 0.01 and 0.99 < found.max() < 1  # of a sigmoid, which has them at infinity
+    else:
+        assert found.min() == 0 and found.max() == 1
     assert not found.requires_grad and found.grad is None
 
 
@@ -265,7 +271,7 @@ def test_the_size_is_the_models_own_where_it_has_one(linear):
 
 def test_a_picture_is_measured_as_it_was_saved(linear):
     """8 bits, no pixel resampled; rank 1 is the likeliest class."""
-    linear.probe = nn.Parameter(torch.zeros(1))  # says where the model is
+    linear.input_size = SIZE
     pixels = torch.randint(0, 256, (SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).byte()
     logits = linear(pixels.permute(2, 0, 1)[None] / 255)[0].double()
     for c in range(4):
@@ -275,10 +281,115 @@ def test_a_picture_is_measured_as_it_was_saved(linear):
         assert found["rank"] == 1 + logits.argsort(descending=True).tolist().index(c)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_natural_climbs_in_the_spectrum(linear, seed):
+    """One step by hand, of the whole image or its mirror image: the chain rule by finite differences."""
+    generator = seeds(seed)[0]
+    start = script.NOISE * torch.randn(1, 3, SIZE, SIZE // 2 + 1, 2, generator=generator)
+    mirrored = torch.rand(6, generator=generator)[4] < 0.5
+
+    def score(spectrum):
+        seen = priors.picture_of(spectrum, SIZE)
+        return ((seen.flip(3) if mirrored else seen).flatten(1) @ linear.weights.double().T)[0, 2]
+
+    spectrum, gradient = start.double(), torch.zeros_like(start).double()
+    for index in torch.cartesian_prod(*map(torch.arange, start.shape)).tolist():
+        step = torch.zeros_like(spectrum)
+        step[tuple(index)] = 1e-5
+        gradient[tuple(index)] = (score(spectrum + step) - score(spectrum - step)) / 2e-5
+    # the first step of Adam (Kingma and Ba 2015, algorithm 1) has everywhere the same length
+    expected = priors.picture_of(spectrum + 0.1 * gradient / (gradient.abs() + 1e-8), SIZE)
+    settings = dict(zoom_from=1, zoom_to=1, turn_degrees=0, noise=0, rate=0.1)
+    found = script.visualize_classes(linear, [2], "natural", seeds(seed), size=SIZE, steps=1, **settings)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
+
+
+def test_the_image_grows_where_the_network_takes_other_sizes(toy, linear):
+    how = script.METHODS["natural"]
+    assert script.growing_sizes(toy, how, 224) == [(0.5, 128), (0.75, 176), (math.inf, 224)]
+    assert script.growing_sizes(toy, script.METHODS["plain"], 224) == [(0.5, 224), (0.75, 224), (math.inf, 224)]
+    assert {side for _, side in script.growing_sizes(linear, how, 224)} == {224}  # takes one size only
+    assert {side for _, side in script.growing_sizes(toy, how, 8)} == {8}
+
+
+@pytest.mark.parametrize("method", ["gaussian", "natural"])
+def test_every_size_is_seen_and_the_result_has_the_full_one(toy, method):
+    seen = []
+    toy.register_forward_pre_hook(lambda model, images: seen.append(images[0].shape[-1]))
+    found = script.visualize_classes(toy, [0, 1], method, size=64, steps=8, first_size=0.5)
+    assert found.shape == (2, 3, 64, 64)
+    assert seen[1:] == [32] * 4 + [48] * 2 + [64] * 2  # after the trial whether it takes the smallest
+
+
+def test_statistics_lead_the_ascent(toy):
+    """With their weight the channels end nearer to what the batch norm has seen."""
+    norm = toy[1]
+
+    def distance(statistics: float) -> float:
+        found = script.visualize_classes(
+            toy, [0, 1], "natural", seeds(0, 1), size=32, steps=40, statistics=statistics, noise=0
+        )
+        values = toy[0](found)
+        z = (values.mean((2, 3)) - norm.running_mean) / norm.running_var.sqrt()
+        v = (values.var((2, 3)) / norm.running_var).log()
+        return float((z.square() + 0.25 * v.square()).mean())
+
+    assert distance(30.0) < 0.7 * distance(0.0)
+
+
+# ------------------------------------------------------------------------------------------------
+# Judges
+
+
+def found_by(own: int, **judges: int) -> dict:
+    """A row with ranks; probabilities are one by the rank."""
+    views = {name: {"rank": rank, "probability": 1 / rank} for name, rank in judges.items()}
+    return {"rank": own, "probability": 1 / own, "logit": 0.0, "judges": views, "mean": [0.5] * 3, "spread": [0.2] * 3}
+
+
+def test_what_is_said_over_all_classes():
+    rows = [found_by(1, a=1, b=1000), found_by(1, a=5, b=5), found_by(2, a=6, b=2), found_by(1, a=1, b=6)]
+    reference = {"mean": [0.5, 0.5, 0.2], "spread": [0.2, 0.2, 0.2]}
+    said = script.summary(rows, ["a", "b"], reference)
+    assert (said["classes"], said["top1"], said["top5"]) == (4, 0.75, 1)
+    assert (said["judges"]["a"]["top1"], said["judges"]["a"]["top5"]) == (0.5, 0.75)
+    assert (said["judges"]["b"]["top1"], said["judges"]["b"]["top5"]) == (0, 0.5)
+    assert said["judges"]["a"]["median_rank"] == 3 and said["judges"]["b"]["median_rank"] == 5.5
+    assert said["judges"]["a"]["mean_probability"] == pytest.approx((1 + 1 / 5 + 1 / 6 + 1) / 4)
+    assert said["colours"]["distance_from_photos"] == pytest.approx(math.sqrt(0.3**2 / 6))
+
+
+def test_the_least_recognised_come_first_by_the_geometric_mean_of_their_ranks():
+    rows = [found_by(1, a=4, b=9), found_by(1, a=100, b=1), found_by(1, a=1, b=1)]
+    rows = [{**row, "class": c, "name": f"name {c}", "method": "natural"} for c, row in enumerate(rows)]
+    lines = script.least_recognised(rows, ["a", "b"])
+    assert [(line["class"], line["mean_rank"]) for line in lines] == [(1, 10), (0, 6), (2, 1)]
+    assert (lines[0]["rank_by_a"], lines[0]["rank_by_b"]) == (100, 1)
+    assert script.least_recognised([{**rows[0], "judges": {}}], []) == []
+
+
+def test_a_judge_sees_the_whole_picture_at_its_own_size(linear):
+    pixels = torch.randint(0, 256, (2 * SIZE, 2 * SIZE, 3), generator=seeds(0)[0]).byte()
+    linear.input_size = SIZE
+    picture = Image.fromarray(pixels.numpy())
+    small = torch.from_numpy(np.array(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
+    logits = linear(small.permute(2, 0, 1)[None] / 255)[0]
+    assert script.measure(linear, picture, 1)["logit"] == pytest.approx(logits[1].item())
+
+
+def test_the_default_judge_is_not_the_network_explained():
+    lite0, lite2 = common.load_model(), common.load_model("efficientnet_lite2")
+    assert list(script.load_judges(None, lite0, "cpu")) == ["efficientnet_lite2"]
+    assert list(script.load_judges(None, lite2, "cpu")) == ["efficientnet_lite0"]
+    assert script.load_judges(["none"], lite0, "cpu") == {}
+    with pytest.raises(common.UserError, match="is the network that is explained"):
+        script.load_judges(["efficientnet_lite0"], lite0, "cpu")
+
+
 # ------------------------------------------------------------------------------------------------
 # The script
 
-TINY = ("--classes", "tarantula", "1", "--steps", "2", "--device", "cpu")
+TINY = ("--classes", "tarantula", "1", "--steps", "2", "--device", "cpu", "--judge", "timm/test_efficientnet=random")
 
 
 def outputs(folder):
@@ -299,32 +410,30 @@ def test_command_line(tmp_path):
         for file in folder.rglob("*.png"):
             file.unlink()  # so that the second run has to write them again
     assert runs[0] == runs[1]
-    archetypes = {f"archetypes/{c}_{m}.png" for c in ("76_tarantula", "1_goldfish") for m in ("plain", "gaussian")}
-    assert set(files) == archetypes | {"archetypes.png", "scores.png", "archetypes.csv", "rows.jsonl", "run.json"}
+    archetypes = {f"archetypes/{c}_{m}.png" for c in ("76_tarantula", "1_goldfish") for m in script.METHODS}
+    tables = {"archetypes.csv", "recognised.csv", "least_recognised.csv"}
+    assert set(files) == archetypes | tables | {"archetypes.png", "scores.png", "rows.jsonl", "run.json"}
     for name in archetypes:
         assert Image.open(io.BytesIO(files[name])).size == (224, 224)
     rows = [json.loads(line) for line in files["rows.jsonl"].decode().splitlines()]
-    assert [(row["class"], row["method"]) for row in rows] == [
-        (76, "plain"),
-        (76, "gaussian"),
-        (1, "plain"),
-        (1, "gaussian"),
-    ]
+    assert [(row["class"], row["method"]) for row in rows] == [(c, m) for c in (76, 1) for m in script.METHODS]
     for row in rows:
         assert row["settings"]["steps"] == 2 and row["photo"] is None
         assert 0 < row["probability"] < 1 and 1 <= row["rank"] <= 1000 and math.isfinite(row["logit"])
         assert [step for step, _ in row["scores"]] == [0, 2] and row["scores"][-1][1] == row["logit"]
-    assert [int(line["class"]) for line in csv.DictReader(files["archetypes.csv"].decode().splitlines())] == [
-        76,
-        76,
-        1,
-        1,
-    ]
+        assert 1 <= row["judges"]["timm/test_efficientnet"]["rank"] <= 1000
+    lines = {name: list(csv.DictReader(files[name].decode().splitlines())) for name in tables}
+    assert [int(line["class"]) for line in lines["archetypes.csv"]] == [76, 76, 76, 1, 1, 1]
+    assert len(lines["recognised.csv"]) == 2 * len(script.METHODS)  # itself and the judge; no photos
+    worst = [float(line["mean_rank"]) for line in lines["least_recognised.csv"]]
+    assert len(worst) == 6 and worst == sorted(worst, reverse=True)
     results = metrics["results"]
     assert results["chance_probability"] == 0.001 and results["plain"]["classes"] == 2
     mean = sum(row["probability"] for row in rows if row["method"] == "gaussian") / 2
     assert results["gaussian"]["mean_probability"] == pytest.approx(mean)
-    assert metrics["images"]["used"] == 0  # no dataset, no photo
+    assert metrics["images"]["used"] == 0 and results["photos"] is None  # no dataset, no photo
+    ranks = [row["judges"]["timm/test_efficientnet"]["rank"] for row in rows if row["method"] == "natural"]
+    assert results["natural"]["judges"]["timm/test_efficientnet"]["top5"] == sum(rank <= 5 for rank in ranks) / 2
 
 
 def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
@@ -338,15 +447,19 @@ def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
         return torch.rand(len(classes), 3, 224, 224)
 
     monkeypatch.setattr(script, "visualize_classes", pretend)
+    given = ("--blur-every", "3", "--blur-px", "1.5", "--l2", "0.25", "--noise", "0.125", "--first-size", "0.5")
     run_main(
         "2c_class_visualization",
-        *(*TINY, "--weights", "random", "--blur-every", "3", "--blur-px", "1.5", "--l2", "0.25"),
+        *(*TINY, "--weights", "random", *given),
         cwd=tmp_path,
         monkeypatch=monkeypatch,
     )
     assert (seen["plain"]["blur_every"], seen["plain"]["l2"], seen["plain"]["steps"]) == (0, 0.25, 2)
     assert (seen["gaussian"]["blur_every"], seen["gaussian"]["blur_px"], seen["gaussian"]["l2"]) == (3, 1.5, 0.25)
     assert seen["gaussian"]["jitter_px"] == script.METHODS["gaussian"].jitter_px
+    assert [seen[method]["noise"] for method in script.METHODS] == [0, 0, 0.125]
+    assert (seen["natural"]["blur_every"], seen["natural"]["l2"]) == (0, script.METHODS["natural"].l2)
+    assert {how["first_size"] for how in seen.values()} == {0.5}
 
 
 def test_the_real_photo_stands_beside_the_archetype(tmp_path, monkeypatch):
@@ -376,6 +489,12 @@ def test_the_real_photo_stands_beside_the_archetype(tmp_path, monkeypatch):
         (("--rate", "-1"), "no number from 0"),
         (("--jitter-px", "0.5"), "no whole number from 0"),
         (("--steps", "0"), "no whole number from 1"),
+        (("--first-size", "1.5"), "no number above 0, up to 1"),
+        (("--zoom-to", "0"), "no number above 0"),
+        (("--judge", "efficientnet_lite9"), "no model is named 'efficientnet_lite9'"),
+        (("--judge", "efficientnet_lite0=absent.pth"), "absent.pth"),
+        (("--judge", "timm/test_vit=random", "--judge", "timm/test_vit=random"), "given twice"),
+        (("--judge", "timm/swin_tiny_patch4_window7_224.ms_in22k=random"), "knows 21841 classes"),
     ],
 )
 def test_wrong_options(tmp_path, monkeypatch, arguments, message):

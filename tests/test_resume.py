@@ -162,7 +162,8 @@ def test_only_what_is_missing_is_done_again(name, undisturbed, tmp_path, monkeyp
     assert done == [5, 6, 7] and contents(folder) == whole(undisturbed, name)
 
 
-def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("second", ["gaussian", "natural"])
+def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch, second):
     """The second method is stopped in its 55th step: the state is of the 50th, from which 10 are left."""
     name, steps = "2c_class_visualization", []
     script = load_script(name)
@@ -171,7 +172,7 @@ def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch):
     def stopped(model, classes, method, *arguments, observe, **settings):
         def count(step, scores, starts):
             steps.append(step)
-            if method == "gaussian" and len(steps) == 60 + 55 and stop:
+            if method == second and len(steps) == 60 + 55 and stop:
                 raise KeyboardInterrupt
             observe(step, scores, starts)
 
@@ -179,7 +180,7 @@ def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(script, "visualize_classes", stopped)
     save_inputs(tmp_path)
-    arguments = [*SCRIPTS[name], "--batch-size", "5", "--methods", "plain", "gaussian"]
+    arguments = [*SCRIPTS[name], "--batch-size", "5", "--methods", "plain", second]
     stop = True
     with pytest.raises(KeyboardInterrupt):
         run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)

@@ -1,0 +1,179 @@
+"""What keeps gradient ascent near pictures that others would recognise.
+
+Three ideas of other people: the image as a spectrum whose fine waves are faint, seen each time from another side (both
+Olah et al. 2017, Feature Visualization), with the mean and the spread in every channel of the network that real
+photos have there (Yin et al. 2020, Dreaming to Distill).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# ------------------------------------------------------------------------------------------------
+# The image as a spectrum
+
+# Square root of the colours' covariance on ImageNet: what three independent channels become (a constant of Lucid's,
+# github.com/tensorflow/lucid, optvis/param/color.py, scaled so that its longest column is 1)
+COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.4619
+
+
+POWER = 1.0
+GAIN = 0.25
+
+
+def random_spectrum(size: int, generator: torch.Generator, spread: float) -> Tensor:
+    """A start for `picture_of`: (3, size, size // 2 + 1, 2), real and imaginary parts."""
+    return spread * torch.randn(3, size, size // 2 + 1, 2, generator=generator, device=generator.device)
+
+
+def picture_of(spectrum: Tensor, size: int) -> Tensor:
+    """spectrum (N, 3, S, S // 2 + 1, 2) -> images (N, 3, size, size) in (0, 1), size <= S, without the finest waves.
+
+    A coefficient counts in inverse proportion to its frequency, as amplitudes do in photos (Field 1987, Relations
+    between the statistics of natural images), and colours are decorrelated: so equal steps of all
+    coefficients change the image as natural images differ (Olah et al. 2017, Feature Visualization,
+    "Preconditioning and Parameterization").
+    """
+    full = spectrum.shape[2]
+    down, right = torch.fft.fftfreq(full)[:, None], torch.fft.rfftfreq(full)[None, :]  # waves per pixel
+    scale = GAIN / torch.sqrt(down**2 + right**2).clamp(min=1 / full) ** POWER
+    waves = torch.view_as_complex(spectrum) * scale.to(spectrum.device)
+    if size < full:
+        half = size // 2
+        waves = torch.cat([waves[:, :, : size - half], waves[:, :, -half:]], 2)[..., : half + 1] * (size / full)
+    independent = torch.fft.irfft2(waves, s=(size, size), norm="ortho")  # (N, 3, size, size)
+    return torch.sigmoid(torch.einsum("dc,nchw->ndhw", COLOURS.to(spectrum.device), independent))
+
+
+def as_photos_colours(gradient: Tensor) -> Tensor:
+    """A gradient by pixels (N, 3, H, W), as steps of decorrelated colours lead: mostly to brighter or darker."""
+    matrix = (COLOURS @ COLOURS.T).to(gradient)
+    return torch.einsum("dc,nchw->ndhw", matrix, gradient)
+
+
+# ------------------------------------------------------------------------------------------------
+# The image from many sides
+
+
+def random_view(
+    generators: Sequence[torch.Generator],
+    side: int,
+    zoom_from: float,
+    zoom_to: float,
+    turn_degrees: float,
+    noise: float,
+) -> Callable[[Tensor], Tensor]:
+    """What shows images (N, 3, side, side) zoomed, moved, turned, mirrored and noisy, each by its own generator.
+
+    A view has from `zoom_from` to `zoom_to` of the image's side, evenly in the logarithm: below 1 a part of
+    it, above 1 all of it with mirrored surroundings. Noise has a standard deviation of 0 to `noise`.
+    """
+    chance = torch.stack([torch.rand(6, generator=g, device=g.device) for g in generators])
+    zoom = zoom_from * (zoom_to / zoom_from) ** chance[:, 0]
+    move = (2 * chance[:, 1:3] - 1) * (1 - zoom).abs()[:, None]  # the part stays in the image, the image in the view
+    turn = (2 * chance[:, 3] - 1) * math.radians(turn_degrees)
+    mirror = torch.where(chance[:, 4] < 0.5, -1.0, 1.0)
+    cos, sin = zoom * turn.cos(), zoom * turn.sin()
+    rows = torch.stack([cos * mirror, -sin, move[:, 0], sin * mirror, cos, move[:, 1]], 1)  # (N, 6)
+    grid = F.affine_grid(rows.view(-1, 2, 3), [len(rows), 3, side, side], align_corners=False)
+    grain = [torch.randn(3, side, side, generator=g, device=g.device) for g in generators] if noise else []
+
+    def view(images: Tensor) -> Tensor:
+        seen = F.grid_sample(images, grid.to(images.device), padding_mode="reflection", align_corners=False)
+        if grain:
+            seen = seen + (noise * chance[:, 5, None, None, None] * torch.stack(grain)).to(images.device)
+        return seen
+
+    return view
+
+
+# ------------------------------------------------------------------------------------------------
+# The statistics of real photos
+
+
+class _Natural(torch.autograd.Function):
+    """The values unchanged; on the way back their gradient less that of `weight` times their distance from normal.
+
+    The distance of an image's channel with mean m and variance v from those of the photos, M and V: the
+    square of (m - M) / sqrt(V), and a quarter of the square of log(v / V); over channels the mean.
+    Its gradient is known in closed form, so that no graph and no copies are needed for it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, mean: Tensor, std: Tensor, weight: float) -> Tensor:
+        ctx.save_for_backward(values, mean, std)
+        ctx.weight = weight
+        return values.clone()  # the next layer may change its input in place
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        values, mean, std = ctx.saved_tensors  # (N, C, H, W), (C,), (C,)
+        channels, pixels = values.shape[1], values.shape[2] * values.shape[3]
+        own = values.mean((2, 3))  # (N, C)
+        variance = torch.linalg.vector_norm(values, dim=(2, 3)).square() / pixels - own.square()
+        ratio = variance / std.square()
+        # below a 10,000th the logarithm is held: a channel that is dead in this image is not pulled at all
+        by_variance = torch.where(ratio > 1e-4, 0.5 * ratio.clamp(min=1e-4).log() / (ratio * std.square()), 0.0)
+        slope = -2 * ctx.weight / (channels * pixels) * by_variance
+        level = -2 * ctx.weight / (channels * pixels) * (own - mean) / std.square() - slope * own
+        return torch.addcmul(gradient + level[:, :, None, None], values, slope[:, :, None, None]), None, None, None
+
+
+def normal_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]:
+    """Where a network's values are known to have what mean and standard deviation on its training data.
+
+    From batch norms, also those that `classifier.prepare` folded into their convolutions: there only the first
+    layer's and those of convolutions that do not widen, which say as much and cost a tenth.
+    """
+    layers: list[tuple[Callable, Tensor, Tensor]] = []
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            std = torch.sqrt(module.running_var + module.eps)
+            layers.append((module.register_forward_pre_hook, module.running_mean, std))
+        elif hasattr(module, "normal_mean") and (
+            not layers or (module.groups == 1 and module.out_channels <= module.in_channels)
+        ):
+            layers.append((module.register_forward_hook, module.normal_mean, module.normal_std))
+    return [(register, mean, std.clamp(min=1e-2)) for register, mean, std in layers]
+
+
+@contextmanager
+def natural_statistics(layers: Sequence[tuple[Callable, Tensor, Tensor]], weight: float) -> Iterator[None]:
+    """While it is held, each image's gradient also leads its channels to the mean and the spread that photos have.
+
+    `layers` are those of `normal_statistics`; the gradient is that of the score less `weight` times
+    the mean distance over them. Yin et al. 2020, Dreaming to Distill, section 3.1, equation 4, with each
+    image's own statistics in place of its batch's, so that no archetype depends on its company, and with a
+    scale, so that all channels count alike.
+    """
+
+    def lead(mean: Tensor, std: Tensor) -> Callable:
+        def hook(_: nn.Module, values: Any, output: Tensor | None = None) -> Any:
+            if output is None:  # before a batch norm
+                return (_Natural.apply(values[0], mean, std, weight / len(layers)), *values[1:])
+            return _Natural.apply(output, mean, std, weight / len(layers))
+
+        return hook
+
+    used = layers if weight else ()
+    with _hooks([(register, lead(mean, std)) for register, mean, std in used]):
+        yield
+
+
+@contextmanager
+def _hooks(wanted: Sequence[tuple[Callable, Callable]]) -> Iterator[None]:
+    handles = []
+    try:
+        for register, hook in wanted:
+            handles.append(register(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

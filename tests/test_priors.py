@@ -1,0 +1,169 @@
+"""What keeps archetypes near photos, against closed forms, autograd and the network before its folding."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import assert_same_state, state_of
+from torch import nn
+
+import classifier
+import priors
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def one_wave(down: int, right: int, size: int = 32) -> torch.Tensor:
+    """A spectrum (1, 3, size, size // 2 + 1, 2) with one coefficient, in the channel that is brightness."""
+    spectrum = torch.zeros(1, 3, size, size // 2 + 1, 2)
+    spectrum[0, 0, down, right, 0] = 1
+    return spectrum
+
+
+def brightness(spectrum: torch.Tensor, size: int = 32) -> torch.Tensor:
+    """What the picture's pixels were before the sigmoid."""
+    return priors.picture_of(spectrum.double(), size).logit()[0].mean(0)
+
+
+def test_an_empty_spectrum_is_grey():
+    assert torch.equal(priors.picture_of(torch.zeros(2, 3, 8, 5, 2), 8), torch.full((2, 3, 8, 8), 0.5))
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 1), (2, 0), (3, 4), (-5, 2)])
+def test_a_coefficient_is_one_wave_as_faint_as_it_is_fine(down, right):
+    """Amplitudes in inverse proportion to the frequency, relative to the wave that fits in once."""
+    found = brightness(one_wave(down, right))
+    y, x = torch.arange(32.0)[:, None], torch.arange(32.0)[None, :]
+    wave = torch.cos(2 * math.pi * (down * y + right * x) / 32).double()
+    amplitude = brightness(one_wave(0, 1)).max() / math.hypot(down, right)
+    halved = right == 0  # the other half of a real image's spectrum is not stored, but for its first column
+    torch.testing.assert_close(found, (0.5 if halved else 1) * amplitude * wave, rtol=0, atol=1e-6)
+
+
+def test_a_smaller_picture_is_the_same_one_without_the_finest_waves():
+    spectrum = torch.randn(1, 3, 32, 17, 2, generator=generators(0)[0]).double()
+    spectrum[:, :, 8:-7], spectrum[..., 8:, :] = 0, 0  # nothing that 16 pixels cannot show
+    assert torch.allclose(priors.picture_of(spectrum, 16), priors.picture_of(spectrum, 32)[..., ::2, ::2], atol=1e-12)
+
+
+def test_a_view_of_all_without_noise_is_the_image_or_its_mirror_image():
+    images = torch.rand(8, 3, 16, 16, generator=generators(0)[0])
+    seen = priors.random_view(generators(*range(8)), 16, zoom_from=1, zoom_to=1, turn_degrees=0, noise=0)(images)
+    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(seen, images, strict=True)]
+    mirrored = [torch.allclose(a, b.flip(2), atol=1e-5) for a, b in zip(seen, images, strict=True)]
+    assert all(a != b for a, b in zip(same, mirrored, strict=True)) and any(same) and any(mirrored)
+
+
+@pytest.mark.parametrize(("zoom", "outside"), [(0.25, False), (0.9, False), (1.5, True)])
+def test_a_view_stays_in_the_image_and_the_image_in_the_view(zoom, outside):
+    """Of a ramp from 0 to 1 it has zoom times the range; beyond the edges the ramp goes back."""
+    ramp = torch.linspace(0, 1, 64).expand(20, 3, 64, 64)
+    seen = priors.random_view(generators(*range(20)), 64, zoom_from=zoom, zoom_to=zoom, turn_degrees=0, noise=0)(ramp)
+    ranges = seen[:, 0].amax((1, 2)) - seen[:, 0].amin((1, 2))
+    assert seen.min() >= 0 and seen.max() <= 1
+    torch.testing.assert_close(ranges, torch.full((20,), min(zoom, 1.0)), rtol=0, atol=0.04)
+    steps = seen[:, 0, 32].diff().sign()
+    assert ((steps.amin(1) != steps.amax(1)) == outside).float().mean() >= 0.9
+    assert len({round(v, 3) for v in seen[:, 0].amin((1, 2)).tolist()}) > 5 or outside  # moved to many places
+
+
+def test_noise_has_up_to_the_standard_deviation_asked_for():
+    images = torch.zeros(200, 3, 16, 16)
+    seen = priors.random_view(generators(*range(200)), 16, zoom_from=1, zoom_to=1, turn_degrees=0, noise=0.5)(images)
+    spread = seen.flatten(1).std(1)
+    assert 0 < spread.min() < 0.05 and 0.45 < spread.max() < 0.53
+    assert spread.mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_view_depends_on_its_own_generator_alone():
+    images = torch.rand(1, 3, 16, 16, generator=generators(0)[0]).expand(3, -1, -1, -1)
+    settings = dict(side=16, zoom_from=0.5, zoom_to=1.2, turn_degrees=20, noise=0.1)
+    together = priors.random_view(generators(4, 5, 6), **settings)(images)
+    alone = priors.random_view(generators(5), **settings)(images[:1])
+    assert torch.equal(together[1], alone[0]) and not torch.allclose(together[0], together[1], atol=0.01)
+
+
+def test_the_gradient_of_the_statistics_is_autograds():
+    values = torch.rand(2, 5, 6, 7, generator=generators(0)[0]).double().requires_grad_()
+    mean, std = torch.rand(2, 5, generator=generators(1)[0]).double() + 0.1
+    (found,) = torch.autograd.grad((priors._Natural.apply(values, mean, std, 3.0) ** 2).sum(), values)
+    own, variance = values.mean((2, 3)), values.var((2, 3), correction=0)
+    distance = ((own - mean) / std).square() + 0.25 * (variance / std.square()).log().square()
+    (expected,) = torch.autograd.grad((values**2).sum() - 3.0 * distance.mean(1).sum(), values)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_channel_without_any_spread_has_a_finite_gradient():
+    values = torch.zeros(1, 2, 4, 4, requires_grad=True)
+    (found,) = torch.autograd.grad(priors._Natural.apply(values, torch.zeros(2), torch.ones(2), 1.0).sum(), values)
+    assert torch.equal(found, torch.ones(1, 2, 4, 4))
+
+
+def convolutional(seed: int = 0) -> nn.Module:
+    """Two convolutions with batch norms that have seen something, rectifiers in place after them."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU6(inplace=True)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)),
+    )
+    for norm in (model[1], model[4]):
+        norm.running_mean.uniform_(-0.3, 0.3)
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.uniform_(norm.weight, -1.5, 1.5)  # of both signs
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+    return model.double().eval()
+
+
+def gradient_of(model: nn.Module, images: torch.Tensor, weight: float) -> torch.Tensor:
+    images = images.clone().requires_grad_()
+    with priors.natural_statistics(priors.normal_statistics(model), weight):
+        return torch.autograd.grad(model(images)[:, 1].sum(), images)[0]
+
+
+def test_statistics_are_the_same_before_and_after_folding():
+    """A batch norm's input and, folded, its convolution's output are equally far from what they should be."""
+    images = torch.rand(2, 3, 12, 12, generator=generators(0)[0]).double()
+    model = convolutional()
+    folded = copy.deepcopy(model)
+    assert classifier.fold_batch_norms(folded, images) == 2
+    assert len(priors.normal_statistics(model)) == len(priors.normal_statistics(folded)) == 2
+    torch.testing.assert_close(gradient_of(model, images, 5.0), gradient_of(folded, images, 5.0))
+    assert (gradient_of(model, images, 5.0) - gradient_of(model, images, 0.0)).abs().max() > 0.01
+
+
+def test_of_folded_layers_the_first_and_those_that_do_not_widen():
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)),  # the first
+        *(nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16)),  # widens
+        *(nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16)),  # each channel by itself
+        *(nn.Conv2d(16, 4, 1), nn.BatchNorm2d(4)),  # narrows
+    ).eval()
+    assert classifier.fold_batch_norms(model, torch.rand(1, 3, 8, 8)) == 4
+    assert [len(mean) for _, mean, _ in priors.normal_statistics(model)] == [8, 4]
+
+
+def test_a_network_without_batch_norm_has_no_statistics():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    assert priors.normal_statistics(model) == []
+    with priors.natural_statistics([], 3.0):
+        model(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_left_behind(fails):
+    model = convolutional()
+    before = state_of(model)
+    try:
+        with priors.natural_statistics(priors.normal_statistics(model), 1.0):
+            model(torch.rand(1, 3, 12, 12).double())
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert_same_state(before, state_of(model))
