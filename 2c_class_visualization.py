@@ -18,7 +18,6 @@ import io
 import itertools
 import math
 import re
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from tqdm import tqdm
 
 import common
 import priors
+import recognition
 
 # green snake and tarantula are the report's; then strawberry, dalmatian, spoonbill, bald eagle
 CLASSES = ["55", "76", "949", "251", "129", "22"]
@@ -45,9 +45,6 @@ CALMJ = False
 CALM_FROM = 0.85  # of the way: from there on `natural` sees the whole image as it is
 KEEP_EVERY = 50  # iterations between the states from which an interrupted ascent goes on
 COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "photo", "photo_probability")
-JUDGES = ("efficientnet_lite2", "efficientnet_lite0")  # the first of them that is not the network explained
-# Means and standard deviations of ImageNet's photos, as torchvision's models take them; where the dataset has none
-PHOTOS = {"mean": [0.485, 0.456, 0.406], "spread": [0.229, 0.224, 0.225]}
 SURE = 0.9  # probability from which metrics.json counts an archetype as the network's own
 
 
@@ -190,7 +187,7 @@ def visualize_classes(
     generators = [generator] * len(classes) if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != len(classes):
         raise common.UserError(f"{len(generators)} generators for {len(classes)} classes: give one, or one for each")
-    device = _device_of(model)
+    device = common.device_of(model)
     targets = torch.tensor(classes, device=device)
 
     sizes = growing_sizes(model, how, size)
@@ -212,7 +209,7 @@ def visualize_classes(
             state = {"step": step, "canvas": canvas, "starts": starts, "adam": adam.state_dict() if adam else None}
             keep(state | {"generators": [g.get_state() for g in generators]})
         done, last = step / max(how.steps - 1, 1), step == how.steps - 1
-        side = next(side for until, side in sizes if done < until or last)
+        side = size if last else next(side for until, side in sizes if done < until)
         if not how.spectrum and canvas.shape[-1] != side:
             canvas = F.interpolate(canvas, (side, side), mode="bicubic").clamp(0, 1)
 
@@ -308,91 +305,15 @@ def growing_sizes(model: nn.Module, how: Settings, size: int) -> list[tuple[floa
     sides = [min(size, 16 * math.ceil(size * how.first_size**power / 16)) for power in (1, 0.5, 0)]
     if sides[0] < size:
         try:
-            common.predict_logits(model, torch.zeros(1, 3, sides[0], sides[0], device=_device_of(model)))
+            common.predict_logits(model, torch.zeros(1, 3, sides[0], sides[0], device=common.device_of(model)))
         except (RuntimeError, AssertionError, ValueError):
             sides = [size] * 3
     return list(zip((0.5, 0.75, math.inf), sides, strict=True))
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    return next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
-
-
 def _between(first: float, final: float, done: float) -> float:
     """From first to final, in equal ratios where both are above 0."""
     return first * (final / first) ** done if first > 0 and final > 0 else first + (final - first) * done
-
-
-def measure(model: common.Classifier, picture: Image.Image, c: int) -> dict[str, float]:
-    """What a network gives class c for an 8-bit picture, all of which it sees.
-
-    A picture of its own input size is not resampled.
-    """
-    side = (model.input_size, model.input_size)
-    picture = picture if picture.size == side else picture.resize(side, Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255  # (1, 3, S, S)
-    logits = common.predict_logits(model, pixels.to(_device_of(model)))[0].double().cpu()  # (classes,)
-    rank = 1 + int((logits > logits[c]).sum())  # 1 is the likeliest class
-    return {"logit": logits[c].item(), "probability": logits.softmax(0)[c].item(), "rank": rank}
-
-
-def colours(picture: Image.Image) -> dict[str, list[float]]:
-    """Mean and standard deviation of each channel, 1 being white."""
-    pixels = np.asarray(picture, dtype=np.float64) / 255
-    return {"mean": pixels.mean((0, 1)).tolist(), "spread": pixels.std((0, 1)).tolist()}
-
-
-def load_judges(asked: Sequence[str] | None, model: common.Classifier, device: str) -> dict[str, common.Classifier]:
-    """The networks of --judge, by name: NAME or NAME=FILE; none at all for `none`."""
-    if asked == ["none"]:
-        return {}
-    judges: dict[str, common.Classifier] = {}
-    for text in asked or [next(name for name in JUDGES if name != model.name)]:
-        name, _, weights = text.partition("=")
-        judge = common.load_model(name, weights or None, device)
-        if judge.sha256 == model.sha256 != "unknown":
-            raise common.UserError(f"--judge {text} is the network that is explained: give another one")
-        if len(judge.categories) != len(model.categories):
-            raise common.UserError(
-                f"--judge {text} knows {len(judge.categories)} classes and {model.name} {len(model.categories)}: "
-                "give one that knows the same"
-            )
-        if name in judges:
-            raise common.UserError(f"--judge {name} is given twice: give each network once")
-        judges[name] = judge
-    return judges
-
-
-def real_photos(
-    model: common.Classifier, judges: dict[str, common.Classifier], classes: Sequence[int], dataset: str
-) -> tuple[dict[int, dict], list[dict]]:
-    """The first readable photo of each class in the split dataset, if any, as all networks see it; what was skipped."""
-    photos: dict[int, dict] = {}
-    skipped = []
-    try:
-        files = common.validation_images(dataset)
-    except common.UserError:
-        files = []  # no dataset: the archetypes do without
-    for file in files:
-        c = common.class_of(file)
-        if c not in classes or c in photos:
-            continue
-        try:
-            photo = common.read_image(file.path)
-            crops = {name: network.preprocess(photo) for name, network in {"": model, **judges}.items()}
-        except common.UserError as error:
-            skipped.append({"path": file.key, "reason": str(error)})
-            continue
-        crops = {name: Image.fromarray(common.to_pixels(crop)) for name, crop in crops.items()}
-        photos[c] = {
-            "photo": file.key,
-            **measure(model, crops[""], c),
-            "judges": {name: measure(judge, crops[name], c) for name, judge in judges.items()},
-            **colours(crops[""]),
-            "bytes": common.size_of(file.path),
-            "path": file.path,
-        }
-    return photos, skipped
 
 
 def fields_of(how: Settings) -> list[str]:
@@ -406,52 +327,6 @@ def settings_of(method: str, options: argparse.Namespace) -> dict[str, Any]:
     default = METHODS[method]
     given = {name: getattr(options, name) for name in fields_of(default)}
     return dataclasses.asdict(dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None}))
-
-
-MEASURES = ("top1", "top5", "mean_probability", "median_rank")
-
-
-def recognised(found: Sequence[dict], judge: str | None) -> dict[str, float]:
-    """How the network itself, or a judge, takes archetypes or photos for their class."""
-    views = [row["judges"][judge] if judge else row for row in found]
-    return {
-        "top1": sum(view["rank"] == 1 for view in views) / len(views),
-        "top5": sum(view["rank"] <= 5 for view in views) / len(views),
-        "mean_probability": sum(view["probability"] for view in views) / len(views),
-        "median_rank": statistics.median(view["rank"] for view in views),
-    }
-
-
-def summary(found: Sequence[dict], judges: Sequence[str], reference: dict[str, list[float]]) -> dict[str, Any]:
-    """What is said of the archetypes of one method, or of the photos, over all classes."""
-    own = {key: np.mean([row[key] for row in found], 0) for key in ("mean", "spread")}
-    apart = np.concatenate([own[key] - reference[key] for key in own])
-    return {
-        "classes": len(found),
-        **recognised(found, None),
-        "judges": {judge: recognised(found, judge) for judge in judges},
-        "mean_logit": sum(row["logit"] for row in found) / len(found),
-        "colours": {key: value.tolist() for key, value in own.items()}
-        | {"distance_from_photos": float(np.sqrt(np.mean(apart**2)))},
-    }
-
-
-def least_recognised(rows: Sequence[dict], judges: Sequence[str]) -> list[dict]:
-    """A line for each archetype, the one whose class its judges put on the last places first."""
-
-    def places(row: dict) -> float:
-        return math.prod(row["judges"][judge]["rank"] for judge in judges) ** (1 / len(judges))
-
-    lines = [
-        {
-            **{key: row[key] for key in ("class", "name", "method", "probability")},
-            "mean_rank": places(row),
-            **{f"rank_by_{judge}": row["judges"][judge]["rank"] for judge in judges},
-        }
-        for row in rows
-        if judges
-    ]
-    return sorted(lines, key=lambda line: (-line["mean_rank"], line["class"]))
 
 
 def _verdicts(found: dict) -> str:
@@ -541,9 +416,9 @@ def row_of(k: int, c: int, method: str, image: Tensor, report: common.Report, ne
     Image.fromarray(common.to_pixels(image)).save(png, format="PNG")
     common.write_file(report.path(path), png.getvalue())
     picture = common.read_image(report.folder / path)
-    found = {label: measure(network, picture, c) for label, network in networks.items()}
+    found = {label: recognition.measure(network, picture, c) for label, network in networks.items()}
     about = {"index": k, "class": c, "name": name, "method": method, "path": path, "files": [path]}
-    return about | found.pop("") | {"judges": found} | colours(picture)
+    return about | found.pop("") | {"judges": found} | recognition.colours(picture)
 
 
 def main() -> None:
@@ -561,7 +436,7 @@ def main() -> None:
         action="append",
         metavar="MODEL",
         help="a network that had no part in making the archetypes and says what it takes them for: as in --model, or "
-        f"MODEL=FILE with its weights; can be repeated; or `none` (default: {JUDGES[0]})",
+        f"MODEL=FILE with its weights; can be repeated; or `none` (default: {recognition.JUDGES[0]})",
     )
     for field in SETTINGS:
         defaults = ", ".join(
@@ -579,8 +454,8 @@ def main() -> None:
     asked = range(len(model.categories)) if options.classes == ["all"] else options.classes
     classes = list(dict.fromkeys(common.find_class(str(text), model.categories) for text in asked))
     methods = list(dict.fromkeys(options.methods))
-    judges = load_judges(options.judge, model, options.device)
-    photos, skipped = real_photos(model, judges, classes, options.dataset)
+    judges = recognition.load_judges(options.judge, model, options.device)
+    photos, skipped = recognition.real_photos(model, judges, classes, options.dataset)
 
     settings = {method: settings_of(method, options) for method in methods}
     what = common.run_settings(
@@ -619,13 +494,14 @@ def main() -> None:
 
     # the summary is a function of the rows
     reference = {
-        key: np.mean([photo[key] for photo in photos.values()], 0) if photos else PHOTOS[key] for key in PHOTOS
+        key: np.mean([photo[key] for photo in photos.values()], 0) if photos else recognition.PHOTOS[key]
+        for key in recognition.PHOTOS
     }
     results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
-    results["photos"] = summary(list(photos.values()), judges, reference) if photos else None
+    results["photos"] = recognition.summary(list(photos.values()), judges, reference) if photos else None
     for method in methods:
         own = [row for row in rows if row["method"] == method]
-        results[method] = summary(own, judges, reference) | {
+        results[method] = recognition.summary(own, judges, reference) | {
             "starts_drawn_again": sum(row["starts"] - 1 for row in own),
             f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
             "settings": settings[method],
@@ -647,12 +523,16 @@ def main() -> None:
             "judge": judge is not None,
             "classes": results[kind]["classes"],
         }
-        | {key: (results[kind]["judges"][judge] if judge else results[kind])[key] for key in MEASURES}
+        | {key: (results[kind]["judges"][judge] if judge else results[kind])[key] for key in recognition.MEASURES}
         for kind in (*methods, "photos")
         if results[kind]
         for judge in (None, *judges)
     ]
-    tables = {"archetypes.csv": table, "recognised.csv": shares, "least_recognised.csv": least_recognised(rows, judges)}
+    tables = {
+        "archetypes.csv": table,
+        "recognised.csv": shares,
+        "least_recognised.csv": recognition.least_recognised(rows, judges),
+    }
     shown = [row for row in rows if row["class"] in classes[: options.show]]
     note = f"({min(options.show, len(classes))} of {len(classes)} classes)"
     figure = draw_archetypes(shown, photos, report.folder, model)

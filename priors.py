@@ -24,10 +24,6 @@ from torch import Tensor, nn
 COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.4619
 
 
-POWER = 1.0
-GAIN = 0.25
-
-
 def random_spectrum(size: int, generator: torch.Generator, spread: float) -> Tensor:
     """A start for `picture_of`: (3, size, size // 2 + 1, 2), real and imaginary parts."""
     return spread * torch.randn(3, size, size // 2 + 1, 2, generator=generator, device=generator.device)
@@ -43,13 +39,13 @@ def picture_of(spectrum: Tensor, size: int) -> Tensor:
     """
     full = spectrum.shape[2]
     down, right = torch.fft.fftfreq(full)[:, None], torch.fft.rfftfreq(full)[None, :]  # waves per pixel
-    scale = GAIN / torch.sqrt(down**2 + right**2).clamp(min=1 / full) ** POWER
-    waves = torch.view_as_complex(spectrum) * scale.to(spectrum.device)
+    scale = 1 / torch.sqrt(down**2 + right**2).clamp(min=1 / full)
+    waves = torch.view_as_complex(spectrum) * scale.to(spectrum)
     if size < full:
         half = size // 2
         waves = torch.cat([waves[:, :, : size - half], waves[:, :, -half:]], 2)[..., : half + 1] * (size / full)
     independent = torch.fft.irfft2(waves, s=(size, size), norm="ortho")  # (N, 3, size, size)
-    return torch.sigmoid(torch.einsum("dc,nchw->ndhw", COLOURS.to(spectrum.device), independent))
+    return torch.sigmoid(torch.einsum("dc,nchw->ndhw", COLOURS.to(spectrum), independent))
 
 
 def as_photos_colours(gradient: Tensor) -> Tensor:

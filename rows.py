@@ -22,7 +22,16 @@ from errors import UserError
 from report import WAYS, Report, json_line, libraries, remove_leftovers, write_file
 
 STARTING_OVER = "starting over"  # in run.json, while the rows of another run are being cleared away
-SHARED_CODE = ("common.py", "images.py", "classifier.py", "rows.py", "report.py", "errors.py")
+SHARED_CODE = (
+    "common.py",
+    "images.py",
+    "classifier.py",
+    "rows.py",
+    "report.py",
+    "errors.py",
+    "priors.py",
+    "recognition.py",
+)
 
 
 def shard(text: str) -> tuple[int, int]:
