@@ -44,7 +44,19 @@ BETAS = (0.9, 0.99)  # of Adam, for `natural`
 CALMJ = False
 CALM_FROM = 0.85  # of the way: from there on `natural` sees the whole image as it is
 KEEP_EVERY = 50  # iterations between the states from which an interrupted ascent goes on
-COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "photo", "photo_probability")
+COLUMNS = (
+    "class",
+    "name",
+    "method",
+    "path",
+    "logit",
+    "probability",
+    "rank",
+    "starts",
+    "blind_steps",
+    "photo",
+    "photo_probability",
+)
 SURE = 0.9  # probability from which metrics.json counts an archetype as the network's own
 
 
@@ -160,7 +172,7 @@ def visualize_classes(
     method: str,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     size: int | None = None,
-    observe: Callable[[int, Tensor, list[int]], None] | None = None,
+    observe: Callable[[int, Tensor, list[dict[str, int]]], None] | None = None,
     keep: Callable[[dict[str, Any]], None] | None = None,
     resume: dict[str, Any] | None = None,
     **settings: float,
@@ -170,10 +182,11 @@ def visualize_classes(
     `method` is one of METHODS, `settings` replace some of its Settings. `size` is the model's
     `input_size` where it has one. With a list of generators, one per class, an image depends
     neither on the other classes nor on their order. `observe(step, scores (N,), starts)` is called in
-    each step with the logits before it, of the image as the network saw it (jittered), and with the
-    number of starts that each class needed: one without any gradient is drawn again, coarser. `keep(state)`
-    is called every KEEP_EVERY steps with all that the next step depends on; given as `resume`, it goes on
-    from there to the same image. Raises UserError where a class's gradient is zero or not finite.
+    each step with the logits before it, of the image as the network saw it, and with each class's
+    `starts` (one without any gradient is drawn again, coarser) and `blind_steps` (in which it had none).
+    `keep(state)` is called every KEEP_EVERY steps with all that the next step depends on; given as `resume`,
+    it goes on from there to the same image. Raises UserError where a class's gradient is not finite, or zero
+    at all starts or in half of the steps.
     Simonyan et al. 2014, section 2.
     """
     if method not in METHODS:
@@ -195,10 +208,10 @@ def visualize_classes(
 
     # 1. start from grey with a little noise
     canvas = torch.stack([_start(how, size, g) for g in generators]).to(device)  # pixels, or their spectrum
-    starts = [1] * len(classes)
+    counts = [{"starts": 1, "blind_steps": 0} for _ in classes]
     first = 0
     if resume is not None:
-        first, canvas, starts = resume["step"], resume["canvas"].to(device), list(resume["starts"])
+        first, canvas, counts = resume["step"], resume["canvas"].to(device), [dict(c) for c in resume["counts"]]
         for g, state in zip(generators, resume["generators"], strict=True):
             g.set_state(state)
     adam = torch.optim.Adam([canvas], betas=BETAS, maximize=True) if how.spectrum else None
@@ -206,7 +219,7 @@ def visualize_classes(
         adam.load_state_dict(resume["adam"])
     for step in range(first, how.steps):
         if keep is not None and step > first and step % KEEP_EVERY == 0:
-            state = {"step": step, "canvas": canvas, "starts": starts, "adam": adam.state_dict() if adam else None}
+            state = {"step": step, "canvas": canvas, "counts": counts, "adam": adam.state_dict() if adam else None}
             keep(state | {"generators": [g.get_state() for g in generators]})
         done, last = step / max(how.steps - 1, 1), step == how.steps - 1
         side = size if last else next(side for until, side in sizes if done < until)
@@ -218,23 +231,28 @@ def visualize_classes(
         see = _random_sight(how, generators, side, calm=done >= CALM_FROM)
         with priors.natural_statistics(layers, how.statistics if step else 0):
             gradient, scores = _gradient(model, canvas, targets, see)
-        while step == 0 and max(starts) <= RESTARTS and (dead := (gradient.flatten(1) == 0).all(1)).any():
+        blind = _without_gradient(gradient)
+        while step == 0 and blind and max(count["starts"] for count in counts) <= RESTARTS:
             # where the last layer is a rectifier (SqueezeNet) some logits are 0, with no way up from there
-            for n in dead.nonzero()[:, 0].tolist():
-                canvas[n], starts[n] = (
-                    _start(how, canvas.shape[2], generators[n], coarse=True).to(device),
-                    starts[n] + 1,
-                )
+            for n in blind:
+                canvas[n] = _start(how, canvas.shape[2], generators[n], coarse=True).to(device)
+                counts[n]["starts"] += 1
             gradient, scores = _gradient(model, canvas, targets, see)
+            blind = _without_gradient(gradient)
+        for n in blind:
+            counts[n]["blind_steps"] += 1
+            if step == 0 or counts[n]["blind_steps"] > how.steps // 2:
+                raise common.UserError(
+                    f"the gradient of class {classes[n]} is zero in step {step}: try another --seed or --rate"
+                )
         scale = gradient.square().flatten(1).mean(1).sqrt().view(-1, *[1] * (canvas.dim() - 1))  # (N, 1, 1, 1)
         for c, value in zip(classes, scale.flatten().tolist(), strict=True):
-            if not 0 < value < math.inf:
-                what = "zero" if value == 0 else "not finite"
+            if not math.isfinite(value):
                 raise common.UserError(
-                    f"the gradient of class {c} is {what} in step {step}: try another --seed or --rate"
+                    f"the gradient of class {c} is not finite in step {step}: try another --seed or --rate"
                 )
         if observe is not None:
-            observe(step, scores, starts)
+            observe(step, scores, counts)
 
         # 3. one step uphill
         rate = _between(how.rate, how.final_rate, done)
@@ -246,7 +264,7 @@ def visualize_classes(
         # term is scaled with it, so that the objective stays what it says.
         if how.decorrelated:
             gradient = priors.as_photos_colours(gradient)
-        canvas = canvas + rate / scale * (gradient - 2 * how.l2 * (canvas - GREY))
+        canvas = canvas + torch.where(scale > 0, rate / scale, 0) * (gradient - 2 * how.l2 * (canvas - GREY))
 
         # 4. the Gaussian kernel; not in the last step, so that what was climbed last is in the picture
         if how.blur_every and (step + 1) % how.blur_every == 0 and not last:
@@ -266,6 +284,10 @@ def _gradient(
         seen = see(leaf)
     gradient, scores = common.class_score_gradient(model, seen.detach(), targets)
     return torch.autograd.grad(seen, leaf, gradient)[0], scores
+
+
+def _without_gradient(gradient: Tensor) -> list[int]:
+    return (gradient.flatten(1) == 0).all(1).nonzero()[:, 0].tolist()
 
 
 def _random_sight(
@@ -379,8 +401,8 @@ def ascend(
     kept: common.Rows,
     index: int,
     progress: tqdm,
-) -> Iterator[tuple[Tensor, tuple[float, ...], int]]:
-    """Image, scores of all steps and number of starts of each class, from the state kept under `index`, if any.
+) -> Iterator[tuple[Tensor, tuple[float, ...], dict[str, int]]]:
+    """Image, scores of all steps and counts of each class, from the state kept under `index`, if any.
 
     The batch is filled up to `shape` with its last class; what is found for the filling comes last.
     """
@@ -389,11 +411,11 @@ def ascend(
     if state is None or state["classes"] != batch:  # of other company: it was split otherwise then
         state = {"classes": batch, "scores": [], "ascent": None}
     scores_so_far: list[list[float]] = state["scores"]  # (steps, shape)
-    starts_needed: list[int] = []  # (shape,)
+    counted: list[dict[str, int]] = []  # (shape,)
 
-    def observe(step: int, scores: Tensor, starts: list[int]) -> None:
+    def observe(step: int, scores: Tensor, counts: list[dict[str, int]]) -> None:
         scores_so_far.append(scores.tolist())
-        starts_needed[:] = starts
+        counted[:] = counts
         progress.update(len(classes))
 
     def keep(ascent: dict[str, Any]) -> None:
@@ -404,7 +426,7 @@ def ascend(
     images = visualize_classes(
         model, batch, method, generators, observe=observe, keep=keep, resume=state["ascent"], **settings
     )
-    return zip(images, zip(*scores_so_far, strict=True), starts_needed, strict=True)
+    return zip(images, zip(*scores_so_far, strict=True), counted, strict=True)
 
 
 def row_of(k: int, c: int, method: str, image: Tensor, report: common.Report, networks: dict[str, Any]) -> dict:
@@ -477,9 +499,9 @@ def main() -> None:
             with common.noting_chance(torch.device(options.device)) as chance:
                 found = ascend(model, of_group, method, settings[method], options.seed, shape, kept, group[0], progress)
             rows = []
-            for k, c, (image, scores, starts) in zip(group, of_group, found, strict=False):
+            for k, c, (image, scores, counts) in zip(group, of_group, found, strict=False):
                 row = row_of(k, c, method, image, report, {"": model, **judges})
-                row |= {"starts": starts, "settings": settings[method]}
+                row |= {**counts, "settings": settings[method]}
                 row |= {"photo": None, "photo_probability": None}
                 if c in photos:
                     row |= {"photo": photos[c]["photo"], "photo_probability": photos[c]["probability"]}
@@ -503,6 +525,7 @@ def main() -> None:
         own = [row for row in rows if row["method"] == method]
         results[method] = recognition.summary(own, judges, reference) | {
             "starts_drawn_again": sum(row["starts"] - 1 for row in own),
+            "steps_without_gradient": sum(row["blind_steps"] for row in own),
             f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
             "settings": settings[method],
         }

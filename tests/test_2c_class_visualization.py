@@ -234,6 +234,44 @@ def test_a_zero_gradient_is_an_error_that_names_the_class():
         script.visualize_classes(Linear(weights), [0, 1, 2], "plain", size=SIZE)
 
 
+class Dimmed(nn.Module):
+    """A linear layer whose logits are rectified, and 0 in the step (from 1) that is named."""
+
+    def __init__(self, dark: set[int]):
+        super().__init__()
+        self.dark, self.seen = dark, 0
+
+    def forward(self, images):
+        self.seen += 1
+        return images.flatten(1).sum(1, keepdim=True).expand(-1, 2) * (self.seen not in self.dark)
+
+
+@pytest.mark.parametrize("method", ["plain", "gaussian"])
+def test_steps_without_gradient_are_counted_and_move_nothing(method):
+    """Where an ascent ended with an error as soon as a class was out of sight for one step."""
+    counted = []
+    images = []
+    for dark in ({3, 4}, set()):
+        found = script.visualize_classes(
+            Dimmed(dark),
+            [0, 1],
+            method,
+            seeds(0, 1),
+            size=SIZE,
+            steps=8 if dark else 6,
+            **dict(rate=0.01, final_rate=0.01, blur_every=0, jitter_px=0, first_size=1),
+            observe=lambda step, scores, counts: counted.append([dict(count) for count in counts]),
+        )
+        images.append(found)
+    assert counted[7] == [{"starts": 1, "blind_steps": 2}] * 2 and counted[1][0]["blind_steps"] == 0
+    torch.testing.assert_close(*images)  # as if the two steps had not been
+
+
+def test_a_class_out_of_sight_for_half_of_the_steps_is_an_error():
+    with pytest.raises(common.UserError, match="gradient of class 0 is zero in step 7"):
+        script.visualize_classes(Dimmed({2, 3, 5, 7, 8}), [0], "plain", size=SIZE, steps=8)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_class(bad):
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
@@ -444,7 +482,7 @@ def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
     def pretend(model, classes, method, generator, observe, **settings):
         seen[method] = settings
         for step in range(settings["steps"]):
-            observe(step, torch.ones(len(classes)), [1] * len(classes))
+            observe(step, torch.ones(len(classes)), [{"starts": 1, "blind_steps": 0}] * len(classes))
         return torch.rand(len(classes), 3, 224, 224)
 
     monkeypatch.setattr(script, "visualize_classes", pretend)
