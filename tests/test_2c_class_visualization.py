@@ -169,6 +169,7 @@ def test_the_kernel_is_applied_every_k_steps_and_not_in_the_last():
 
     def spread(steps: int, every: int) -> torch.Tensor:
         settings = dict(jitter_px=0, l2=0, rate=1.0, final_rate=1.0, blur_every=every, blur_px=1.0, final_blur_px=1.0)
+        settings |= dict(contrast=0, decorrelated=False)
         found = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), size=SIZE, steps=steps, **settings)
         return (found[0] - start_of(0)).abs().flatten()
 
@@ -195,14 +196,34 @@ def test_the_jitter_is_undone_on_the_way_back():
 
 def test_the_gradient_comes_back_to_the_pixel_it_belongs_to():
     """The score is the pixel (4, 4) of what the network sees: under a roll by s that is the image's pixel 4 - s."""
-    settings = dict(size=SIZE, steps=2, l2=0.0, rate=0.1, final_rate=0.1, jitter_px=2)
+    settings = dict(size=SIZE, steps=3, l2=0.0, rate=0.1, final_rate=0.1, jitter_px=2)
     found = script.visualize_classes(Blurred(), [0], "plain", seeds(1), **settings)[0] - start_of(1)
     generator = seeds(1)[0]
     torch.randn(3, SIZE, SIZE, generator=generator)
     shifts = [torch.randint(-2, 3, (2,), generator=generator).tolist() for _ in range(2)]
     assert shifts[0] != shifts[1]
     moved = {tuple(i) for i in (found.abs() > 1e-6).nonzero().tolist()}
-    assert moved == {(0, 4 - down, 4 - right) for down, right in shifts}
+    # at the end of the way the image is seen as it is
+    assert moved == {(0, 4 - down, 4 - right) for down, right in [*shifts, (0, 0)]}
+
+
+def test_contrast_is_stretched_about_the_mean_and_never_taken():
+    images = torch.rand(3, 3, 8, 8, generator=seeds(0)[0]) * torch.tensor([0.1, 1.0, 0.0]).view(3, 1, 1, 1)
+    found = script.with_contrast(images, 0.2)
+    torch.testing.assert_close(found[0].std(correction=0), torch.tensor(0.2))
+    torch.testing.assert_close(found.mean((1, 2, 3)), images.mean((1, 2, 3)))
+    assert torch.equal(found[0].flatten().argsort(), images[0].flatten().argsort())
+    torch.testing.assert_close(found[1:], images[1:])  # enough of it, and none at all
+
+
+def test_decorrelated_colours_step_towards_brighter_or_darker():
+    """The score is one pixel's red: the step changes its green and blue too, as the colours of photos go together."""
+    settings = dict(size=SIZE, steps=1, l2=0.0, rate=0.01, jitter_px=0, blur_every=0, first_size=1)
+    found = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), **settings)[0] - start_of(0)
+    changed = found[:, 4, 4]
+    covariance = priors.COLOURS @ priors.COLOURS.T
+    torch.testing.assert_close(changed / changed[0], covariance[:, 0] / covariance[0, 0], rtol=1e-3, atol=1e-3)
+    assert (changed > 0).all() and (found.abs() > 1e-6).sum() == 3
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.5])
@@ -366,7 +387,16 @@ def test_statistics_lead_the_ascent(toy):
 
     def distance(statistics: float) -> float:
         found = script.visualize_classes(
-            toy, [0, 1], "natural", seeds(0, 1), size=32, steps=40, statistics=statistics, noise=0
+            toy,
+            [0, 1],
+            "natural",
+            seeds(0, 1),
+            size=32,
+            steps=40,
+            statistics=statistics,
+            noise=0,
+            rate=0.15,
+            final_rate=0.02,
         )
         values = toy[0](found)
         z = (values.mean((2, 3)) - norm.running_mean) / norm.running_var.sqrt()
