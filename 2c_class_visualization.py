@@ -332,7 +332,7 @@ def _start(how: Settings, size: int, generator: torch.Generator, coarse: bool = 
     without a gradient (1.3 % a start, and none always; fine noise 3.1 %).
     """
     if how.spectrum:
-        return priors.random_spectrum(size, generator, 1.0 if coarse else NOISE)
+        return priors.random_spectrum(size, generator, 0.25 if coarse else NOISE)
     if not coarse:
         return (GREY + NOISE * torch.randn(3, size, size, generator=generator, device=generator.device)).clamp(0, 1)
     blotches = torch.randn(1, 3, 14, 14, generator=generator, device=generator.device)
@@ -536,8 +536,8 @@ def main() -> None:
 
     # the summary is a function of the rows
     reference = {
-        key: np.mean([photo[key] for photo in photos.values()], 0) if photos else recognition.PHOTOS[key]
-        for key in recognition.PHOTOS
+        key: np.mean([photo[key] for photo in photos.values()], 0) if photos else priors.PHOTOS[key]
+        for key in priors.PHOTOS
     }
     results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
     results["photos"] = recognition.summary(list(photos.values()), judges, reference) if photos else None

@@ -93,6 +93,9 @@ def random_view(
 # ------------------------------------------------------------------------------------------------
 # The statistics of real photos
 
+# of ImageNet's, red, green and blue, as torchvision's models take them
+PHOTOS = {"mean": [0.485, 0.456, 0.406], "spread": [0.229, 0.224, 0.225]}
+
 
 class _Natural(torch.autograd.Function):
     """The values unchanged; on the way back their gradient less that of `weight` times their distance from normal.
@@ -126,7 +129,8 @@ def normal_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]
     """Where a network's values are known to have what mean and standard deviation on its training data.
 
     From batch norms, also those that `classifier.prepare` folded into their convolutions: there only the first
-    layer's and those of convolutions that do not widen, which say as much and cost a tenth.
+    layer's and those of convolutions that do not widen, which say as much and cost a tenth. A network without
+    batch norm (VGG, AlexNet, SqueezeNet) has this only of its input: the colours of photos.
     """
     layers: list[tuple[Callable, Tensor, Tensor]] = []
     for module in model.modules():
@@ -137,6 +141,9 @@ def normal_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]
             not layers or (module.groups == 1 and module.out_channels <= module.in_channels)
         ):
             layers.append((module.register_forward_hook, module.normal_mean, module.normal_std))
+    if not layers:
+        device = next((p.device for p in model.parameters()), None)
+        layers = [(model.register_forward_pre_hook, *(torch.tensor(v, device=device) for v in PHOTOS.values()))]
     return [(register, mean, std.clamp(min=1e-2)) for register, mean, std in layers]
 
 

@@ -18,8 +18,6 @@ from PIL import Image
 import common
 
 JUDGES = ("efficientnet_lite2", "efficientnet_lite0")  # the first of them that is not the network explained
-# Means and standard deviations of ImageNet's photos, as torchvision's models take them; where the dataset has none
-PHOTOS = {"mean": [0.485, 0.456, 0.406], "spread": [0.229, 0.224, 0.225]}
 MEASURES = ("top1", "top5", "mean_probability", "median_rank")
 
 

@@ -148,11 +148,15 @@ def test_of_folded_layers_the_first_and_those_that_do_not_widen():
     assert [len(mean) for _, mean, _ in priors.normal_statistics(model)] == [8, 4]
 
 
-def test_a_network_without_batch_norm_has_no_statistics():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
-    assert priors.normal_statistics(model) == []
-    with priors.natural_statistics([], 3.0):
-        model(torch.rand(1, 3, 8, 8))
+def test_a_network_without_batch_norm_has_the_colours_of_photos():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    images = torch.rand(2, 3, 8, 8, generator=generators(0)[0]).double()
+    leaf = images.clone().requires_grad_()
+    mean, spread = (torch.tensor(v).double()[:, None, None] for v in priors.PHOTOS.values())
+    values = leaf.var((2, 3), correction=0, keepdim=True)
+    distance = ((leaf.mean((2, 3), keepdim=True) - mean) / spread).square() + 0.25 * (values / spread**2).log().square()
+    (expected,) = torch.autograd.grad(model(leaf)[:, 1].sum() - 7.0 * distance.mean(1).sum(), leaf)
+    torch.testing.assert_close(gradient_of(model, images, 7.0), expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("fails", [False, True])
