@@ -42,6 +42,7 @@ RESTARTS = 10  # at the most, for a class without any gradient at its start
 SCORE_EVERY = 5  # iterations between the scores kept in a row
 BETAS = (0.9, 0.99)  # of Adam, for `natural`
 CALM_FROM = 0.8  # of the way: from there on the network sees the image as it is, neither moved nor noisy
+SHARP_FROM = 0.95  # of the way: from there on the kernel rests
 KEEP_EVERY = 50  # iterations between the states from which an interrupted ascent goes on
 COLUMNS = (
     "class",
@@ -284,9 +285,9 @@ def visualize_classes(
             gradient = priors.as_photos_colours(gradient)
         canvas = canvas + torch.where(scale > 0, rate / scale, 0) * (gradient - 2 * how.l2 * (canvas - GREY))
 
-        # 4. the Gaussian kernel, and back the contrast that it takes; not in the last step, so that what was climbed
-        # last is in the picture
-        if how.blur_every and (step + 1) % how.blur_every == 0 and not last:
+        # 4. the Gaussian kernel, and back the contrast that it takes; not in the last steps, so that what was climbed
+        # then is in the picture
+        if how.blur_every and (step + 1) % how.blur_every == 0 and done < SHARP_FROM:
             canvas = gaussian_blur(canvas, _between(how.blur_px, how.final_blur_px, done))
             canvas = with_contrast(canvas, how.contrast * done)
 
