@@ -2,12 +2,19 @@
 
 Gradient ascent from seeded noise to an image I that the network scores high for class c:
 argmax_I S_c(I) - l2 * ||I - grey||^2, with S_c the class's logit (Simonyan et al. 2014, Deep Inside
-Convolutional Networks, section 2). "plain" is just that; "gaussian" also applies a Gaussian kernel
-every few iterations, which keeps out the high frequencies that please the network and look like
-noise to us (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization, section 3).
+Convolutional Networks, section 2). Three methods, from no prior to a strong one:
 
-    python 2c_class_visualization.py                                           # six classes, both methods
-    python 2c_class_visualization.py --classes tarantula --steps 60            # a rough one; the fast one
+  plain     just that: the network is certain, and nobody else sees why
+  gaussian  a Gaussian kernel every few iterations keeps out the high frequencies that please the network and look
+            like noise to us (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization, section 3)
+  natural   the spectrum and the colours of photos, seen from many sides (Olah et al. 2017, Feature Visualization), with
+            the channel statistics of photos (Yin et al. 2020, Dreaming to Distill, section 3.1): priors.py
+
+How far others recognise what comes out is measured by judges, networks that had no part in it: recognition.py.
+
+    python 2c_class_visualization.py                                           # six classes, three methods
+    python 2c_class_visualization.py --classes tarantula --methods gaussian --steps 80     # the fast one
+    python 2c_class_visualization.py --classes all --methods natural           # a thousand, hours; can be stopped
 """
 
 from __future__ import annotations
@@ -44,19 +51,8 @@ BETAS = (0.9, 0.99)  # of Adam, for `natural`
 CALM_FROM = 0.8  # of the way: from there on the network sees the image as it is, neither moved nor noisy
 SHARP_FROM = 0.95  # of the way: from there on the kernel rests
 KEEP_EVERY = 50  # iterations between the states from which an interrupted ascent goes on
-COLUMNS = (
-    "class",
-    "name",
-    "method",
-    "path",
-    "logit",
-    "probability",
-    "rank",
-    "starts",
-    "blind_steps",
-    "photo",
-    "photo_probability",
-)
+COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "blind_steps")
+COLUMNS += ("photo", "photo_probability")
 SURE = 0.9  # probability from which metrics.json counts an archetype as the network's own
 
 

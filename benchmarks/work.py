@@ -228,7 +228,8 @@ def torch_uncertaintys_passes(name: str, passes: int) -> Callable[[], Tensor]:
 
 def our_ascent(name: str, method: str) -> Callable[[], Tensor]:
     visualize_classes, model = script("2c_class_visualization").visualize_classes, prepared(name)
-    return lambda: visualize_classes(model, CLASSES, method, common.streams(0, CLASSES), steps=STEPS)
+    # at the full size from the first step on, as the bare passes are
+    return lambda: visualize_classes(model, CLASSES, method, common.streams(0, CLASSES), steps=STEPS, first_size=1)
 
 
 def bare_steps(name: str) -> Callable[[], Tensor]:
