@@ -460,6 +460,53 @@ def row_of(k: int, c: int, method: str, image: Tensor, report: common.Report, ne
     return about | found.pop("") | {"judges": found} | recognition.colours(picture)
 
 
+def write_summary(
+    rows: list[dict],
+    photos: dict[int, dict],
+    skipped: list[dict],
+    model: common.Classifier,
+    judges: dict[str, common.Classifier],
+    settings: dict[str, dict[str, Any]],
+    report: common.Report,
+) -> None:
+    """Metrics, tables and figures: a function of the rows, the archetypes and the photos beside them."""
+    reference = priors.PHOTOS
+    if photos:
+        reference = {key: np.mean([photo[key] for photo in photos.values()], 0) for key in priors.PHOTOS}
+    results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
+    results["judges"] = {name: {"weights": judge.weights, "sha256": judge.sha256} for name, judge in judges.items()}
+    results["photos"] = recognition.summary(list(photos.values()), judges, reference) if photos else None
+    for method in settings:
+        own = [row for row in rows if row["method"] == method]
+        results[method] = recognition.summary(own, judges, reference) | {
+            "starts_drawn_again": sum(row["starts"] - 1 for row in own),
+            "steps_without_gradient": sum(row["blind_steps"] for row in own),
+            f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
+            "settings": settings[method],
+        }
+    tables = {
+        "archetypes.csv": [
+            {"steps": row["settings"]["steps"], **{key: row[key] for key in COLUMNS}, **recognition.columns(row)}
+            for row in rows
+        ],
+        "recognised.csv": recognition.shares({kind: results[kind] for kind in (*settings, "photos")}, model.name),
+        "least_recognised.csv": recognition.least_recognised(rows, judges),
+    }
+    classes = list(dict.fromkeys(row["class"] for row in rows))
+    drawn = classes[: report.options.show]
+    shown = [row for row in rows if row["class"] in drawn]
+    note = f"({len(drawn)} of {len(classes)} classes)"
+    figure = draw_archetypes(shown, photos, report.folder, model)
+    common.draw_title(
+        figure, f"{model.name}: archetypes, with the probability p and the rank that networks give their class {note}"
+    )
+    common.save_figure(figure, report.path("archetypes.png"))
+    figure = draw_scores(shown)
+    common.draw_title(figure, f"{model.name}: the climb, of the image as the network sees it {note}")
+    common.save_figure(figure, report.path("scores.png"))
+    report.finish(rows, skipped, results, tables, model, images=len(photos))
+
+
 def main() -> None:
     parser = common.option_parser(
         __doc__,
@@ -528,62 +575,8 @@ def main() -> None:
             kept.append(rows)
             kept.remove_state(group[0])
     rows = kept.complete()
-    if not rows:
-        return  # other shards are still at work; the last of them goes on from here
-
-    # the summary is a function of the rows
-    reference = {
-        key: np.mean([photo[key] for photo in photos.values()], 0) if photos else priors.PHOTOS[key]
-        for key in priors.PHOTOS
-    }
-    results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
-    results["photos"] = recognition.summary(list(photos.values()), judges, reference) if photos else None
-    for method in methods:
-        own = [row for row in rows if row["method"] == method]
-        results[method] = recognition.summary(own, judges, reference) | {
-            "starts_drawn_again": sum(row["starts"] - 1 for row in own),
-            "steps_without_gradient": sum(row["blind_steps"] for row in own),
-            f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
-            "settings": settings[method],
-        }
-    results["judges"] = {name: {"weights": judge.weights, "sha256": judge.sha256} for name, judge in judges.items()}
-    table = [
-        {"steps": row["settings"]["steps"], **{key: row[key] for key in COLUMNS}}
-        | {
-            f"{key}_by_{judge}": verdict[key]
-            for judge, verdict in row["judges"].items()
-            for key in ("probability", "rank")
-        }
-        for row in rows
-    ]
-    shares = [
-        {
-            "pictures": kind,
-            "network": judge or model.name,
-            "judge": judge is not None,
-            "classes": results[kind]["classes"],
-        }
-        | {key: (results[kind]["judges"][judge] if judge else results[kind])[key] for key in recognition.MEASURES}
-        for kind in (*methods, "photos")
-        if results[kind]
-        for judge in (None, *judges)
-    ]
-    tables = {
-        "archetypes.csv": table,
-        "recognised.csv": shares,
-        "least_recognised.csv": recognition.least_recognised(rows, judges),
-    }
-    shown = [row for row in rows if row["class"] in classes[: options.show]]
-    note = f"({min(options.show, len(classes))} of {len(classes)} classes)"
-    figure = draw_archetypes(shown, photos, report.folder, model)
-    common.draw_title(
-        figure, f"{model.name}: archetypes, with the probability p and the rank that networks give their class {note}"
-    )
-    common.save_figure(figure, report.path("archetypes.png"))
-    figure = draw_scores(shown)
-    common.draw_title(figure, f"{model.name}: the climb, of the image as the network sees it {note}")
-    common.save_figure(figure, report.path("scores.png"))
-    report.finish(rows, skipped, results, tables, model, images=len(photos))
+    if rows:  # else other shards are still at work, and the last of them writes it
+        write_summary(rows, photos, skipped, model, judges, settings, report)
 
 
 if __name__ == "__main__":

@@ -134,3 +134,19 @@ def least_recognised(rows: Sequence[dict], judges: Sequence[str]) -> list[dict]:
         if judges
     ]
     return sorted(lines, key=lambda line: (-line["mean_rank"], line["class"]))
+
+
+def columns(row: dict) -> dict[str, float]:
+    """What the judges say, as columns of the table of archetypes."""
+    return {f"{key}_by_{judge}": said[key] for judge, said in row["judges"].items() for key in ("probability", "rank")}
+
+
+def shares(results: dict[str, dict[str, Any] | None], own_name: str) -> list[dict]:
+    """A line for each kind of pictures and each network: the one explained, then the judges."""
+    lines = []
+    for kind, said in results.items():
+        networks = {own_name: (False, said), **{j: (True, of) for j, of in said["judges"].items()}} if said else {}
+        for name, (is_judge, found) in networks.items():
+            line = {"pictures": kind, "network": name, "judge": is_judge, "classes": said["classes"]}
+            lines.append(line | {key: found[key] for key in MEASURES})
+    return lines
