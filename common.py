@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from classifier import Classifier, load_model
 from drawing import (  # noqa: F401 (scripts take all from here)
+    MAP_PERCENTILE,
     brightest,
     draw_image,
     draw_map,
