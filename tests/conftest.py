@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command
+
 import pytest
 import torch
 from PIL import Image
@@ -57,6 +59,17 @@ SCRIPTS = {
     "2f_guided_saliency": ["photos", *TINY, "--randomise", "5", "--stages", "2"],
     "2h_mc_dropout": ["photos", *TINY, "--passes", "5", "--dropout", "0.5"],
 }
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """What `command.run` lets signals do is undone; Ctrl-C works in a background job, too, where it is ignored."""
+    before = [(number, signal.getsignal(number)) for number in command.ASKING]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.set_wakeup_fd(-1)
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -115,10 +128,8 @@ def _script(name: str, arguments: list[str], cwd: Path, killed_at: int | None) -
 
     sys.addaudithook(touches)
     sys.argv = [f"{name}.py", *arguments]
-    import common
-
     try:
-        common.run(load_script(name).main)
+        command.run(load_script(name).main)
     finally:
         sys.stdout.flush()
         Path("said.events").write_text(str(events))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
+
+import command
 
 import numpy as np
 import pytest
@@ -195,7 +198,7 @@ def test_validation_images_are_ordered_by_class_number(tmp_path):
     assert [file.key for file in files][0] == "DL_data_p/9/a.png"
 
 
-def test_run_turns_errors_into_one_sentence(capsys):
+def test_run_turns_errors_into_one_sentence(monkeypatch):
     def fails(error):
         def main():
             raise error
@@ -210,13 +213,14 @@ def test_run_turns_errors_into_one_sentence(capsys):
         ),
     ]:
         with pytest.raises(SystemExit) as caught:
-            common.run(fails(error))
+            command.run(fails(error))
         assert caught.value.code == says
+    monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as caught:
-        common.run(fails(KeyboardInterrupt()))
+        command.run(fails(KeyboardInterrupt()))
     assert caught.value.code == 130
     with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
-        common.run(fails(ZeroDivisionError()))
+        command.run(fails(ZeroDivisionError()))
 
 
 def test_a_report_keeps_what_others_put_there(tmp_path):
