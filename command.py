@@ -7,6 +7,7 @@ anything else, it does nothing by itself.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -85,10 +86,11 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(f"error: {where}: {error.strerror or error}; check the path and its disk")
     except KeyboardInterrupt:
         say_how_to_go_on()
-        os._exit(130)  # the interpreter's own end takes up to two seconds
+        os._exit(130)  # the interpreter's own end waits for threads, and nothing could cut it short
     finally:
         for number in ASKING:  # while the interpreter ends, there is nothing left to stop
             signal.signal(number, signal.SIG_IGN)
+        gc.freeze()  # or that end looks through all that the libraries have made: a second
 
 
 # the program is a script beside this file, and not a test or a notebook
