@@ -6,6 +6,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,9 +103,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def start_script(name: str, *arguments: object, cwd: Path, killed_at: int | None = None) -> multiprocessing.Process:
     """Start a script in a process of its own, forked from one that has imported everything but computed nothing.
 
-    What it prints goes to said.out and said.err in `cwd`, and to said.events how often it was about to touch a file
-    of its output. It gets SIGKILL at the event with the number `killed_at`: between two of them a kill finds
-    the same files, whenever it comes.
+    What it prints goes to said.out and said.err in `cwd`, to said.events how often it was about to touch a file of its
+    output, and to said.peak the most memory that it had (kB). It gets SIGKILL at the event with the number `killed_at`:
+    between two of them a kill finds the same files, whenever it comes.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["conftest", "common", "scipy.stats", "sklearn.metrics"])
@@ -133,6 +134,9 @@ def _script(name: str, arguments: list[str], cwd: Path, killed_at: int | None) -
     finally:
         sys.stdout.flush()
         Path("said.events").write_text(str(events))
+        if os.path.exists("/proc/self/status"):
+            # getrusage's maximum counts what the parent had before
+            Path("said.peak").write_text(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def finish_script(name: str, *arguments: object, cwd: Path) -> str:
