@@ -2,6 +2,8 @@
 
 The networks themselves are in classifier.py, the reading of pictures in images.py, the output folder in report.py,
 the rows in it in rows.py, what figures are drawn with in drawing.py; all are used from here.
+What makes a script a command (Ctrl-C, one line for an error) is in command.py, which comes before all imports that
+take time.
 
 Pixel space everywhere: float32, RGB, (N, 3, H, W), values in [0, 1]; normalisation is inside the
 model. Importing this file does nothing.
