@@ -62,11 +62,16 @@ SCRIPTS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c():
+    """Works here, and in all that is started from here, in a background job too, where it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
 def own_signals():
-    """What `command.run` lets signals do is undone; Ctrl-C works in a background job, too, where it is ignored."""
+    """What `command.run` lets signals do is undone."""
     before = [(number, signal.getsignal(number)) for number in command.ASKING]
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.set_wakeup_fd(-1)
     for number, handler in before:
