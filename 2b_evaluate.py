@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import command
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -227,4 +229,4 @@ def mistakes_figure(wrong: list[dict], mistakes: int, images: int, files, model:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

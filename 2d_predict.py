@@ -10,6 +10,8 @@ believe it (Guo et al. 2017, On Calibration of Modern Neural Networks, section 2
 
 from __future__ import annotations
 
+import command
+
 from torch import Tensor, nn
 
 import common
@@ -89,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

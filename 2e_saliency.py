@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import command
+
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -102,4 +104,4 @@ def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: com
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import command
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -424,4 +426,4 @@ def draw_randomised(rows: list[dict], results: dict, model: common.Classifier) -
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import command
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -446,4 +448,4 @@ def draw_order(rows: list[dict], files: list[common.ImageFile], model: common.Cl
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

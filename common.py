@@ -2,6 +2,8 @@
 
 The networks themselves are in classifier.py, the reading of pictures in images.py, the output folder in report.py,
 the rows in it in rows.py, what figures are drawn with in drawing.py; all are used from here.
+What makes a script a command (Ctrl-C, one line for an error) is in command.py, which comes before all imports that
+take time.
 
 Pixel space everywhere: float32, RGB, (N, 3, H, W), values in [0, 1]; normalisation is inside the
 model. Importing this file does nothing.
@@ -10,14 +12,9 @@ model. Importing this file does nothing.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
 import os
 import re
-import signal
-import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +30,7 @@ from tqdm import tqdm
 
 from classifier import Classifier, load_model
 from drawing import (  # noqa: F401 (scripts take all from here)
+    MAP_PERCENTILE,
     brightest,
     draw_image,
     draw_map,
@@ -42,8 +40,8 @@ from drawing import (  # noqa: F401 (scripts take all from here)
     panel_grid,
     short,
 )
-from errors import UserError, one_line, unknown
-from images import printable, read_image, to_pixels  # noqa: F401 (likewise)
+from errors import UserError, one_line, printable, unknown
+from images import read_image, to_pixels  # noqa: F401 (likewise)
 from report import Report, save_figure, write_array, write_file  # noqa: F401 (likewise)
 from rows import Rows, run_settings, shard, size_of
 
@@ -505,70 +503,3 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
     return load_model(options.model, options.weights, options.device)
-
-
-def keep_freed_memory() -> None:
-    """Tell the C library to use freed memory again rather than hand it back to the system after each batch.
-
-    A batch's activations are hundreds of megabytes. By default glibc returns each large tensor, and
-    the next batch waits for the same pages to be handed out and zeroed anew: a third to a half of
-    the time of a gradient (docs/benchmarks.md). Other C libraries have no such setting.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
-    mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own, which would end with it
-
-
-STOPPED = "\nstopped; what is done is kept: start the same command again to go on\n"
-GRACE = 1.0  # seconds until a process that was asked to end is ended
-
-
-def end_when_asked() -> Callable[[], None]:
-    """SIGTERM is like Ctrl-C, and both also end an operation that takes longer than anyone wants to wait.
-
-    Python's own handlers run between two of its instructions, and a backward pass is a single one.
-    The byte that a signal writes wakes a thread, which needs to wait for nobody. Returned is what
-    says, once, how to go on.
-    """
-    lock, said = threading.Lock(), []
-
-    def say() -> None:
-        with lock:
-            if not said:
-                said.append(os.write(2, STOPPED.encode()))
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-
-    def watch() -> None:
-        while os.read(reading, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
-            pass
-        say()
-        time.sleep(GRACE)
-        os._exit(130)  # as by SIGKILL: what was half written is put right at the next start
-
-    threading.Thread(target=watch, daemon=True).start()
-    return say
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a script's main(): what a user can put right becomes one sentence and exit status 1."""
-    say_how_to_go_on = end_when_asked()
-    keep_freed_memory()
-    warnings.filterwarnings("ignore", module="PIL")  # read_image says itself what is wrong with a file
-    sys.stdout.reconfigure(errors="backslashreplace")  # for a path that is no text
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        where = printable(Path(str(error.filename or "the system")))
-        sys.exit(f"error: {where}: {error.strerror or error}; check the path and its disk")
-    except KeyboardInterrupt:
-        say_how_to_go_on()
-        sys.exit(130)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from errors import UserError, one_line
+from errors import UserError, one_line, printable
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 TURNS = {  # what turns a picture upright, by its EXIF orientation
@@ -122,12 +122,6 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB"), ["transparency laid over white"]
     return image.convert("RGB"), [] if image.mode == "P" else [f"{image.mode} to RGB"]
-
-
-def printable(path: Path) -> str:
-    """The path as it can be printed, drawn and written as UTF-8, whatever bytes it is made of."""
-    text = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
-    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def to_pixels(image: Tensor) -> np.ndarray:

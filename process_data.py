@@ -26,6 +26,8 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command
+
 import timm
 import torchvision
 from matplotlib.figure import Figure
@@ -449,4 +451,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    command.run(main)

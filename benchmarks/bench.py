@@ -47,7 +47,9 @@ def _side(connection: Any, keep_memory: bool, function: str, arguments: tuple) -
 
     warnings.simplefilter("ignore")
     if keep_memory:
-        work.common.keep_freed_memory()
+        import command
+
+        command.keep_freed_memory()
     try:
         run = getattr(work, function)(*arguments)
         connection.send("ready")

@@ -6,10 +6,13 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import command
 
 import pytest
 import torch
@@ -59,6 +62,22 @@ SCRIPTS = {
 }
 
 
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c():
+    """Works here, and in all that is started from here, in a background job too, where it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def own_signals():
+    """What `command.run` lets signals do is undone."""
+    before = [(number, signal.getsignal(number)) for number in command.ASKING]
+    yield
+    signal.set_wakeup_fd(-1)
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def own_threads():
     """Scripts that run in this process set the number of threads; afterwards it is what it was."""
@@ -89,9 +108,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def start_script(name: str, *arguments: object, cwd: Path, killed_at: int | None = None) -> multiprocessing.Process:
     """Start a script in a process of its own, forked from one that has imported everything but computed nothing.
 
-    What it prints goes to said.out and said.err in `cwd`, and to said.events how often it was about to touch a file
-    of its output. It gets SIGKILL at the event with the number `killed_at`: between two of them a kill finds
-    the same files, whenever it comes.
+    What it prints goes to said.out and said.err in `cwd`, to said.events how often it was about to touch a file of its
+    output, and to said.peak the most memory that it had (kB). It gets SIGKILL at the event with the number `killed_at`:
+    between two of them a kill finds the same files, whenever it comes.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["conftest", "common", "scipy.stats", "sklearn.metrics"])
@@ -115,13 +134,14 @@ def _script(name: str, arguments: list[str], cwd: Path, killed_at: int | None) -
 
     sys.addaudithook(touches)
     sys.argv = [f"{name}.py", *arguments]
-    import common
-
     try:
-        common.run(load_script(name).main)
+        command.run(load_script(name).main)
     finally:
         sys.stdout.flush()
         Path("said.events").write_text(str(events))
+        if os.path.exists("/proc/self/status"):
+            # getrusage's maximum counts what the parent had before
+            Path("said.peak").write_text(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def finish_script(name: str, *arguments: object, cwd: Path) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import command
+
 import numpy as np
 import pytest
 import torch
@@ -196,7 +198,7 @@ def test_errors_are_one_sentence(arguments, says, tmp_path, monkeypatch, capsys)
     save_photo(tmp_path / "a.png")
     (tmp_path / "text.jpg").write_text("text")
     with pytest.raises(SystemExit) as caught:
-        common.run(lambda: run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch))
+        command.run(lambda: run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch))
     message = str(caught.value.code)
     assert message.startswith("error: ") and says in message and "\n" not in message
     assert not (tmp_path / "output/2e_saliency/metrics.json").exists()

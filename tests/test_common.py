@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
+
+import command
 
 import numpy as np
 import pytest
@@ -195,7 +198,7 @@ def test_validation_images_are_ordered_by_class_number(tmp_path):
     assert [file.key for file in files][0] == "DL_data_p/9/a.png"
 
 
-def test_run_turns_errors_into_one_sentence(capsys):
+def test_run_turns_errors_into_one_sentence(monkeypatch):
     def fails(error):
         def main():
             raise error
@@ -210,13 +213,14 @@ def test_run_turns_errors_into_one_sentence(capsys):
         ),
     ]:
         with pytest.raises(SystemExit) as caught:
-            common.run(fails(error))
+            command.run(fails(error))
         assert caught.value.code == says
+    monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as caught:
-        common.run(fails(KeyboardInterrupt()))
+        command.run(fails(KeyboardInterrupt()))
     assert caught.value.code == 130
     with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
-        common.run(fails(ZeroDivisionError()))
+        command.run(fails(ZeroDivisionError()))
 
 
 def test_a_report_keeps_what_others_put_there(tmp_path):
@@ -242,6 +246,9 @@ def test_nothing_finite_is_needed_to_draw(tmp_path):
     first = (tmp_path / "a.png").read_bytes()
     common.save_figure(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == first and axes.shape == (3, 2)
+    with Image.open(tmp_path / "a.png") as drawn:
+        drawn.load()
+        assert set(drawn.info) == {"dpi"}  # no time, no version of what drew it
 
 
 def test_operations_without_a_deterministic_form_are_named(tmp_path):
@@ -266,3 +273,21 @@ def test_an_unknown_device(monkeypatch):
     options.device = "meta"
     with pytest.raises(common.UserError, match="try --device cpu"):
         common.load_from_options(options)
+
+
+def test_a_short_batch_is_filled_up_and_the_filling_thrown_away(tmp_path):
+    """Kernels may differ with the batch's shape: an image that cannot be read, and the end, must not change it."""
+    model = common.load_model("timm/test_resnet", "random")
+    files = [common.ImageFile(i, f"{i}.png", save_photo(tmp_path / f"{i}.png", i)) for i in range(5)]
+    files[1].path.write_bytes(b"no image")
+    shapes = []
+
+    def explain(images, batch):
+        shapes.append(tuple(images.shape))
+        assert len(batch) == 3
+        return ({"explained": file.index} for file in batch)
+
+    rows = [row for rows in common.explain_batches(model, files, explain, 3) for row in rows]
+    assert shapes == [(3, 3, model.input_size, model.input_size)] * 2
+    assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row.get("explained") for row in rows] == [0, None, 2, 3, 4] and "is no image" in rows[1]["skipped"]

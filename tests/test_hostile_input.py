@@ -23,6 +23,8 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
+import command
+
 import numpy as np
 import pytest
 import torch
@@ -532,7 +534,7 @@ def test_paths_that_are_no_text_can_be_printed(tmp_path, monkeypatch, capsys):
         raise FileNotFoundError(2, "No such file", "new\nline")
 
     with pytest.raises(SystemExit, match=r"^error: new\\nline: No such file; check the path and its disk$"):
-        common.run(main)
+        command.run(main)
     assert "\\udcff" in capsys.readouterr().out
 
 

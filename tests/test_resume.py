@@ -7,13 +7,27 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
+from itertools import cycle
 from pathlib import Path
+
+import command
 
 import pytest
 import timm
 import torch
-from conftest import SCRIPTS, contents, finish_script, load_script, run_main, save_inputs, save_photo, start_script
+from conftest import (
+    ROOT,
+    SCRIPTS,
+    contents,
+    finish_script,
+    load_script,
+    run_main,
+    save_inputs,
+    save_photo,
+    start_script,
+)
 
 import common
 import rows
@@ -318,7 +332,6 @@ def test_a_picture_that_is_gone_is_drawn_as_a_note(undisturbed, tmp_path, monkey
 
 def slow() -> None:
     """One operation that takes many seconds, and lets Python's handlers of signals wait."""
-    import common
 
     def main() -> None:
         print("computing", flush=True)
@@ -326,7 +339,7 @@ def slow() -> None:
 
     os.dup2(os.open("slow.out", os.O_WRONLY | os.O_CREAT), 1)
     os.dup2(os.open("slow.err", os.O_WRONLY | os.O_CREAT), 2)
-    common.run(main)
+    command.run(main)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -343,7 +356,27 @@ def test_ctrl_c_ends_a_long_operation(number, tmp_path, monkeypatch):
     started = time.perf_counter()
     process.join(60)
     assert time.perf_counter() - started < 2 and process.exitcode == 130
-    assert Path("slow.err").read_text() == common.STOPPED
+    assert Path("slow.err").read_text() == command.STOPPED
+
+
+# and what each has just imported when it is stopped; before the first of these, it is Python's own start
+LOADED = dict(zip(SCRIPTS, ("command", "numpy", "torch._C", "torch", "timm", "matplotlib.figure"), strict=True))
+LOADED["process_data"] = "torch.nn"
+
+
+@pytest.mark.parametrize(("name", "number"), zip(LOADED, cycle(command.ASKING)))
+def test_ctrl_c_while_libraries_are_imported(name, number, tmp_path):
+    """It was a traceback."""
+    script = [sys.executable, "-X", "importtime", ROOT / f"{name}.py"]  # says what it has imported, line by line
+    nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(script, cwd=tmp_path, stdout=nothing, stderr=pipe, text=True) as process:
+        while process.stderr.readline().rpartition("|")[2].strip() != LOADED[name]:
+            assert process.poll() is None
+        process.send_signal(number)
+        started = time.perf_counter()
+        said = [line for line in process.stderr if not line.startswith("import time:")]
+        assert process.wait() == 130 and time.perf_counter() - started < 2
+    assert "".join(said) == command.STOPPED
 
 
 @pytest.mark.parametrize("name", SOME_SCRIPTS)
@@ -356,6 +389,6 @@ def test_ctrl_c_says_how_to_go_on(name, undisturbed, tmp_path):
     started = time.perf_counter()
     process.join(60)
     assert time.perf_counter() - started < 2 and process.exitcode == 130
-    assert (tmp_path / "said.err").read_text() == common.STOPPED and "start the same command again" in common.STOPPED
+    assert (tmp_path / "said.err").read_text() == command.STOPPED and "start the same command again" in command.STOPPED
     finish_script(name, *SCRIPTS[name], cwd=tmp_path)
     assert contents(tmp_path / "output" / name) == whole(undisturbed, name)

@@ -252,37 +252,3 @@ def test_another_batch_size_differs_by_rounding_only(name, tmp_path, monkeypatch
         found.append([numbers(json.loads(line)) for line in lines])
     for one, other in zip(*found, strict=True):
         assert one == pytest.approx(other, rel=1e-5, abs=1e-5)
-
-
-# VmHWM, since getrusage's maximum counts what the parent had before this process was another program
-MEASURE = """
-import re, runpy, sys
-sys.argv = sys.argv[1:]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-finally:
-    print("peak", re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1], file=sys.stderr)
-"""
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "2c_class_visualization"])
-def test_memory_does_not_grow_with_the_number_of_images(name, tmp_path):
-    """Peak resident memory at 2,000 images is at most 1.05 times that at 200."""
-    peaks = []
-    save_inputs(tmp_path / "a")
-    photos = [tmp_path / f"a/photos/{i}.png" for i in (0, 1, 2, 4)]
-    for count in (200, 2000):
-        for i in range(count):
-            for target in (f"{count}/photos/{i:04d}.png", f"{count}/data/DL_data_p/{i % 1000}/{i:04d}.png"):
-                (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(photos[i % 4], tmp_path / target)
-        command = [sys.executable, "-c", MEASURE, ROOT / f"{name}.py", *SCRIPTS[name], "--batch-size", "16"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            command, cwd=tmp_path / str(count), env=environment, capture_output=True, text=True, check=True
-        )
-        peaks.append(int(done.stderr.split("peak ")[1]))
-    print(f"{name}: {peaks[0] / 1024:.0f} MB at 200 images, {peaks[1] / 1024:.0f} MB at 2,000")
-    assert peaks[1] <= 1.05 * peaks[0]
