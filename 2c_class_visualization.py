@@ -492,8 +492,9 @@ def write_summary(
             for row in rows
         ],
         "recognised.csv": recognition.shares({kind: results[kind] for kind in (*settings, "photos")}, model.name),
-        "least_recognised.csv": recognition.least_recognised(rows, judges),
     }
+    if judges:
+        tables["least_recognised.csv"] = recognition.least_recognised(rows, judges)
     classes = list(dict.fromkeys(row["class"] for row in rows))
     drawn = classes[: report.options.show]
     shown = [row for row in rows if row["class"] in drawn]

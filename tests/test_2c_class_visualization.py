@@ -505,6 +505,15 @@ def test_command_line(tmp_path):
     assert results["natural"]["judges"]["timm/test_efficientnet"]["top5"] == sum(rank <= 5 for rank in ranks) / 2
 
 
+def test_without_a_judge_there_is_no_table_of_what_judges_miss(tmp_path, monkeypatch):
+    """Where an empty table ended the run with a traceback, after all the work."""
+    options = ("--classes", "1", "--steps", "2", "--weights", "random", "--methods", "plain", "--judge", "none")
+    run_main("2c_class_visualization", *options, cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "output" / "2c_class_visualization"
+    assert json.loads((folder / "metrics.json").read_text())["results"]["plain"]["judges"] == {}
+    assert not (folder / "least_recognised.csv").exists() and (folder / "recognised.csv").exists()
+
+
 def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
     """A kernel given as an option does not turn the plain method into the other one."""
     seen = {}
