@@ -34,6 +34,7 @@ import command
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
@@ -399,6 +400,7 @@ def draw_scores(rows: list[dict]) -> Figure:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     figure = Figure(figsize=(4.5 * len(methods), 3.6), layout="constrained")
     for panel, method in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
+        panel.set_prop_cycle(color=colormaps["tab20"].colors)
         for row in rows:
             if row["method"] == method:
                 panel.plot(*zip(*row["scores"], strict=True), label=f"{row['class']} {common.short(row['name'])}", lw=1)
@@ -406,7 +408,7 @@ def draw_scores(rows: list[dict]) -> Figure:
         panel.set_xlabel("iteration", fontsize=8)
         panel.set_ylabel("logit of the class", fontsize=8)
         panel.tick_params(labelsize=7)
-        panel.legend(fontsize=6)
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize=6)
     return figure
 
 
