@@ -199,9 +199,10 @@ def visualize_classes(
 
     `method` is one of METHODS, `settings` replace some of its Settings. `size` is the model's
     `input_size` where it has one. With a list of generators, one per class, an image depends
-    neither on the other classes nor on their order. `observe(step, scores (N,), starts)` is called in
+    neither on the other classes nor on their order. `observe(step, scores (N,), counts)` is called in
     each step with the logits before it, of the image as the network saw it, and with each class's
-    `starts` (one without any gradient is drawn again, coarser) and `blind_steps` (in which it had none).
+    `starts` (one without any gradient is drawn again, coarser) and `blind_steps` (in which it had none at all:
+    where statistics lead as well, there is always some).
     `keep(state)` is called every KEEP_EVERY steps with all that the next step depends on; given as `resume`,
     it goes on from there to the same image. Raises UserError where a class's gradient is not finite, or zero
     at all starts or in half of the steps.

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import common
+
 # ------------------------------------------------------------------------------------------------
 # The image as a spectrum
 
@@ -142,7 +144,7 @@ def normal_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]
         ):
             layers.append((module.register_forward_hook, module.normal_mean, module.normal_std))
     if not layers:
-        device = next((p.device for p in model.parameters()), None)
+        device = common.device_of(model)
         layers = [(model.register_forward_pre_hook, *(torch.tensor(v, device=device) for v in PHOTOS.values()))]
     return [(register, mean, std.clamp(min=1e-2)) for register, mean, std in layers]
 
