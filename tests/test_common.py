@@ -223,6 +223,17 @@ def test_run_turns_errors_into_one_sentence(monkeypatch):
         command.run(fails(ZeroDivisionError()))
 
 
+def test_every_seed_and_every_key_has_its_own_stream():
+    seeds, keys = (0, 1, 2, 3, 999, 2**31 - 1), (0, 1, 2, 999, 49_999)
+    drawn = {torch.rand(4, generator=g).numpy().tobytes() for seed in seeds for g in common.streams(seed, keys)}
+    assert len(drawn) == len(seeds) * len(keys)
+    again = [torch.rand(4, generator=g) for _ in range(2) for g in common.streams(7, [5])]
+    assert torch.equal(*again)
+    starts = sorted(g.initial_seed() for seed in range(1000) for g in common.streams(seed, [0]))
+    assert min(b - a for a, b in zip(starts, starts[1:], strict=False)) > 1_000_000  # keys up to there meet no other's
+    assert starts[0] + 2**32 - starts[-1] > 1_000_000
+
+
 def test_a_report_keeps_what_others_put_there(tmp_path):
     options = common.option_parser("", "--output", "--seed").parse_args(["--output", str(tmp_path)])
     for names in (["a.csv", "b.csv"], ["a.csv"]):
