@@ -131,7 +131,7 @@ SETTINGS = [field for field in dataclasses.fields(Settings) if field.metadata]  
 METHODS: dict[str, Settings] = {
     "plain": Settings(),
     "gaussian": Settings(
-        steps=280,
+        steps=560,
         rate=0.25,
         final_rate=0.02,
         first_size=0.57,
@@ -147,7 +147,6 @@ METHODS: dict[str, Settings] = {
         steps=300,
         rate=0.03,
         final_rate=0.004,
-        first_size=0.57,
         l2=0,
         zoom_from=0.35,
         zoom_to=1.2,
@@ -488,6 +487,7 @@ def write_summary(
             "steps_without_gradient": sum(row["blind_steps"] for row in own),
             f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
             "settings": settings[method],
+            "sides_px": [side for _, side in growing_sizes(model, Settings(**settings[method]), model.input_size)],
         }
     tables = {
         "archetypes.csv": [

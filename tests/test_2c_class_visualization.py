@@ -538,6 +538,8 @@ def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
     assert [seen[method]["noise"] for method in script.METHODS] == [0, 0, 0.125]
     assert (seen["natural"]["blur_every"], seen["natural"]["l2"]) == (0, script.METHODS["natural"].l2)
     assert {how["first_size"] for how in seen.values()} == {0.5}
+    results = json.loads((tmp_path / "output/2c_class_visualization/metrics.json").read_text())["results"]
+    assert results["natural"]["sides_px"] == [112, 160, 224]
 
 
 def test_the_real_photo_stands_beside_the_archetype(tmp_path, monkeypatch):
