@@ -365,7 +365,7 @@ def test_natural_climbs_in_the_spectrum(linear, seed):
 
 
 def test_the_image_grows_where_the_network_takes_other_sizes(toy, linear):
-    how = script.METHODS["natural"]
+    how = script.METHODS["gaussian"]
     assert script.growing_sizes(toy, how, 224) == [(0.5, 128), (0.75, 176), (math.inf, 224)]
     assert script.growing_sizes(toy, script.METHODS["plain"], 224) == [(0.5, 224), (0.75, 224), (math.inf, 224)]
     assert {side for _, side in script.growing_sizes(linear, how, 224)} == {224}  # takes one size only
