@@ -486,6 +486,7 @@ def write_summary(
             "starts_drawn_again": sum(row["starts"] - 1 for row in own),
             "steps_without_gradient": sum(row["blind_steps"] for row in own),
             f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
+            "least_probability": min(row["probability"] for row in own),
             "settings": settings[method],
             "sides_px": [side for _, side in growing_sizes(model, Settings(**settings[method]), model.input_size)],
         }

@@ -4,7 +4,7 @@
 .DEFAULT_GOAL := report
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: report test test-long bench architectures docs clean FORCE
+.PHONY: report test test-long bench architectures archetypes docs clean FORCE
 
 OUTPUT := output
 SCRIPTS := 2b_evaluate 2c_class_visualization 2d_predict 2e_saliency 2f_guided_saliency 2h_mc_dropout
@@ -65,6 +65,14 @@ bench: .venv/installed-bench $(DATA)
 # every classification architecture of torchvision, written to docs/architectures.md: 20 minutes
 architectures: .venv/installed-dev
 	PYTHONPATH=. $(RUN) tests/architectures.py --all
+
+# how far archetypes of the dataset's classes are recognised, over three seeds (docs/archetypes.md): a minute a class
+# make archetypes JUDGES="--judge efficientnet_lite2 --judge squeezenet1_0=FILE" asks others too
+JUDGES :=
+archetypes: $(DATA)
+	for seed in 0 1 2; do $(RUN) 2c_class_visualization.py --classes $$(ls dataset/DL_data_p) \
+		--seed $$seed --output $(OUTPUT)/archetypes/$$seed $(JUDGES) || exit; done
+	$(RUN) benchmarks/archetypes.py $(OUTPUT)/archetypes/*
 
 # the pictures of the README: archetypes, and a photo in the public domain
 PICTURES := $(OUTPUT)/docs

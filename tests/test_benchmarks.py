@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, load_script
 
 bench = load_script("benchmarks/bench")
+archetypes = load_script("benchmarks/archetypes")
 
 
 class FakeSide:
@@ -62,3 +63,16 @@ def test_two_real_sides_take_turns():
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(rows) == 4 and all(row["ratio"] > 0.5 for row in rows)
+
+
+def test_archetypes_of_several_seeds_are_one_line():
+    def run(seed, top1, own):
+        natural = {"judges": {"judge": {"top1": top1, "top5": 1.0}}, "colours": {"distance_from_photos": 0.25}}
+        natural["classes_with_probability_from_0.9"] = own
+        results = {"natural": natural, "photos": None, "chance_probability": 0.001, "judges": {"judge": {}}}
+        return {"model": {"name": "net"}, "seed": seed, "results": results}
+
+    lines = archetypes.table([run(2, 0.5, 7), run(0, 0.25, 8)])
+    assert lines[0] == "| explained | pictures | seeds | p >= 0.9 | judge: first; among five | colours |"
+    assert lines[2:] == ["| net | natural | 0 2 | 8 7 | 0.375 (0.250 0.500); 1.000 | 0.250 |"]
+    assert lines[1].count("|") == lines[0].count("|") == lines[2].count("|")
