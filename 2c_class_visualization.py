@@ -125,9 +125,11 @@ class Settings:
 SETTINGS = [field for field in dataclasses.fields(Settings) if field.metadata]  # those that are options
 
 # Chosen with efficientnet_lite0 on classes that are neither default ones nor among those reported (docs/archetypes.md
-# has them), by what efficientnet_lite2 took the pictures for, and by eye. The wide kernel at first makes the object
-# large, the narrow one at last lets its texture in; jitter takes away the grid of the network's strides; a rate that
-# begins large gives colour, and ending small it leaves little noise.
+# has them), by what efficientnet_lite2 took the pictures for, and by eye. gaussian: a small image at first makes the
+# object large; a kernel much wider than a pixel costs what lies between outline and grain; jitter takes away the grid
+# of the network's strides; a rate that begins large gives colour, and ending small it leaves little noise. natural:
+# close views give detail, distant ones a shape; smaller images, though faster, hide from the network what is seen
+# among other things, and the statistics fill them with fur.
 METHODS: dict[str, Settings] = {
     "plain": Settings(),
     "gaussian": Settings(
