@@ -51,7 +51,6 @@ NOISE = 0.02  # standard deviation of the start around grey: enough to tell the 
 RESTARTS = 10  # at the most, for a class without any gradient at its start
 SCORE_EVERY = 5  # iterations between the scores kept in a row
 BETAS = (0.9, 0.99)  # of Adam, for `natural`
-CALM_FROM = 0.8  # of the way: from there on the network sees the image as it is, neither moved nor noisy
 SHARP_FROM = 0.95  # of the way: from there on the kernel rests
 KEEP_EVERY = 50  # iterations between the states from which an interrupted ascent goes on
 COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "blind_steps")
@@ -109,41 +108,47 @@ class Settings:
     contrast: float = _setting(
         0.0, "after the kernel, an image has at least this standard deviation by the last iteration", of="kernel"
     )
+    noise: float = _setting(0.0, "the network sees the image with noise of up to this standard deviation")
+    calm_from: float = _setting(
+        1.0, "share of the way from which on the network sees the image as it is, neither moved nor noisy", share
+    )
     zoom_from: float = _setting(
         1.0, "the network sees from this share of the image's side, anew in each iteration", above_0, "spectrum"
     )
     zoom_to: float = _setting(1.0, "up to this share of it; above 1: with mirrored surroundings", above_0, "spectrum")
     turn_degrees: float = _setting(0.0, "turned by up to so much", of="spectrum")
-    noise: float = _setting(0.0, "and with noise of up to this standard deviation", of="spectrum")
     statistics: float = _setting(
         0.0, "weight of the distance from the channel statistics of photos, in logits", of="spectrum"
     )
-    decorrelated: bool = False  # a step changes colours as much as photos differ in them
+    as_photos: bool = False  # a step changes colours and waves as much as photos differ in them
     spectrum: bool = False  # what is climbed in: pixels, or the spectrum of priors.picture_of
 
 
 SETTINGS = [field for field in dataclasses.fields(Settings) if field.metadata]  # those that are options
 
 # Chosen with efficientnet_lite0 on classes that are neither default ones nor among those reported (docs/archetypes.md
-# has them), by what efficientnet_lite2 took the pictures for, and by eye. gaussian: a small image at first makes the
-# object large; a kernel much wider than a pixel costs what lies between outline and grain; jitter takes away the grid
-# of the network's strides; a rate that begins large gives colour, and ending small it leaves little noise. natural:
-# close views give detail, distant ones a shape; smaller images, though faster, hide from the network what is seen
-# among other things, and the statistics fill them with fur.
+# has them), by what efficientnet_lite2 took the pictures for, and by eye. gaussian: noise nearly to the end leaves the
+# network only what stands out from it, and steps in coarse waves give that a shape, as a small image at first makes it
+# large; a kernel much wider than a pixel costs what lies between outline and grain; jitter takes away the grid of the
+# network's strides, and a wide one tears the object apart at the edges. natural: close views give detail, distant ones
+# a shape; smaller images, though faster, hide from the network what is seen among other things, and the statistics
+# fill them with fur.
 METHODS: dict[str, Settings] = {
     "plain": Settings(),
     "gaussian": Settings(
         steps=560,
-        rate=0.25,
-        final_rate=0.02,
+        rate=0.08,
+        final_rate=0.008,
         first_size=0.57,
-        l2=1e-4,
-        jitter_px=32,
+        l2=0.005,
+        jitter_px=8,
         blur_every=4,
         blur_px=1.0,
         final_blur_px=0.5,
         contrast=0.2,
-        decorrelated=True,
+        noise=0.2,
+        calm_from=0.97,
+        as_photos=True,
     ),
     "natural": Settings(
         steps=300,
@@ -154,6 +159,7 @@ METHODS: dict[str, Settings] = {
         zoom_to=2.0,
         turn_degrees=15,
         noise=0.2,
+        calm_from=0.8,
         statistics=50,
         spectrum=True,
     ),
@@ -248,7 +254,7 @@ def visualize_classes(
 
         # 2. the logits' gradient, of the images as the network sees them this time. In the first step without the
         # statistics, which would hide that a class has no gradient of its own.
-        see = _random_sight(how, generators, side, calm=done >= CALM_FROM)
+        see = _random_sight(how, generators, side, calm=done >= how.calm_from)
         with priors.natural_statistics(layers, how.statistics if step else 0):
             gradient, scores = _gradient(model, canvas, targets, see)
         blind = _without_gradient(gradient)
@@ -282,8 +288,8 @@ def visualize_classes(
             continue
         # The logit's gradient sets the unit of length, so that one rate suits all networks; the L2
         # term is scaled with it, so that the objective stays what it says.
-        if how.decorrelated:
-            gradient = priors.as_photos_colours(gradient)
+        if how.as_photos:
+            gradient = priors.as_photos_differ(gradient)
         canvas = canvas + torch.where(scale > 0, rate / scale, 0) * (gradient - 2 * how.l2 * (canvas - GREY))
 
         # 4. the Gaussian kernel, and back the contrast that it takes; not in the last steps, so that what was climbed
@@ -316,12 +322,22 @@ def _random_sight(
     how: Settings, generators: Sequence[torch.Generator], side: int, calm: bool
 ) -> Callable[[Tensor], Tensor]:
     """What turns a canvas into what the network sees in one iteration, drawn for each image by itself."""
+
+    def picture(canvas: Tensor) -> Tensor:
+        return priors.picture_of(canvas, side) if how.spectrum else canvas
+
     if calm:
-        return lambda canvas: priors.picture_of(canvas, side) if how.spectrum else canvas
+        return picture
     if how.spectrum:
-        view = priors.random_view(generators, side, how.zoom_from, how.zoom_to, how.turn_degrees, how.noise)
-        return lambda spectrum: view(priors.picture_of(spectrum, side))
-    reach = range(-how.jitter_px, how.jitter_px + 1)
+        move = priors.random_view(generators, side, how.zoom_from, how.zoom_to, how.turn_degrees)
+    else:
+        move = _random_roll(generators, how.jitter_px)
+    noise = priors.random_noise(generators, side, how.noise) if how.noise else torch.zeros(1)
+    return lambda canvas: move(picture(canvas)) + noise.to(canvas.device)
+
+
+def _random_roll(generators: Sequence[torch.Generator], jitter_px: int) -> Callable[[Tensor], Tensor]:
+    reach = range(-jitter_px, jitter_px + 1)
     shifts = [torch.randint(len(reach), (2,), generator=g, device=g.device).tolist() for g in generators]
     shifts = [(reach[down], reach[right]) for down, right in shifts]
     return lambda images: torch.stack([i.roll(shift, (1, 2)) for i, shift in zip(images, shifts, strict=True)])

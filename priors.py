@@ -31,18 +31,25 @@ def random_spectrum(size: int, generator: torch.Generator, spread: float) -> Ten
     return spread * torch.randn(3, size, size // 2 + 1, 2, generator=generator, device=generator.device)
 
 
+def amplitudes(height: int, width: int) -> Tensor:
+    """The amplitude that photos have at the frequencies of `rfft2`, but for a factor: (height, width // 2 + 1).
+
+    In inverse proportion to the frequency (Field 1987, Relations between the statistics of natural images);
+    the mean has that of the longest wave.
+    """
+    down, right = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]  # waves per pixel
+    return 1 / torch.sqrt(down**2 + right**2).clamp(min=1 / max(height, width))
+
+
 def picture_of(spectrum: Tensor, size: int) -> Tensor:
     """spectrum (N, 3, S, S // 2 + 1, 2) -> images (N, 3, size, size) in (0, 1), size <= S, without the finest waves.
 
-    A coefficient counts in inverse proportion to its frequency, as amplitudes do in photos (Field 1987, Relations
-    between the statistics of natural images), and colours are decorrelated: so equal steps of all
-    coefficients change the image as natural images differ (Olah et al. 2017, Feature Visualization,
+    A coefficient counts as much as amplitudes of its frequency do in photos, and colours are decorrelated: so equal
+    steps of all coefficients change the image as natural images differ (Olah et al. 2017, Feature Visualization,
     "Preconditioning and Parameterization").
     """
     full = spectrum.shape[2]
-    down, right = torch.fft.fftfreq(full)[:, None], torch.fft.rfftfreq(full)[None, :]  # waves per pixel
-    scale = 1 / torch.sqrt(down**2 + right**2).clamp(min=1 / full)
-    waves = torch.view_as_complex(spectrum) * scale.to(spectrum)
+    waves = torch.view_as_complex(spectrum) * amplitudes(full, full).to(spectrum)
     if size < full:
         half = size // 2
         waves = torch.cat([waves[:, :, : size - half], waves[:, :, -half:]], 2)[..., : half + 1] * (size / full)
@@ -50,10 +57,18 @@ def picture_of(spectrum: Tensor, size: int) -> Tensor:
     return torch.sigmoid(torch.einsum("dc,nchw->ndhw", COLOURS.to(spectrum), independent))
 
 
-def as_photos_colours(gradient: Tensor) -> Tensor:
-    """A gradient by pixels (N, 3, H, W), as steps of decorrelated colours lead: mostly to brighter or darker."""
+def as_photos_differ(gradient: Tensor) -> Tensor:
+    """A gradient by pixels (N, 3, H, W), led to where photos differ: to brighter or darker, in coarse waves.
+
+    Colours are mixed by their covariance in photos, waves divided by their frequency, as amplitudes are there.
+    Each image's gradient keeps its length.
+    """
+    height, width = gradient.shape[2:]
     matrix = (COLOURS @ COLOURS.T).to(gradient)
-    return torch.einsum("dc,nchw->ndhw", matrix, gradient)
+    waves = torch.fft.rfft2(torch.einsum("dc,nchw->ndhw", matrix, gradient)) * amplitudes(height, width).to(gradient)
+    led = torch.fft.irfft2(waves, s=(height, width))
+    before, after = (torch.linalg.vector_norm(step, dim=(1, 2, 3), keepdim=True) for step in (gradient, led))
+    return led * torch.where(after > 0, before / after, 0)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -66,14 +81,13 @@ def random_view(
     zoom_from: float,
     zoom_to: float,
     turn_degrees: float,
-    noise: float,
 ) -> Callable[[Tensor], Tensor]:
-    """What shows images (N, 3, side, side) zoomed, moved, turned, mirrored and noisy, each by its own generator.
+    """What shows images (N, 3, side, side) zoomed, moved, turned and mirrored, each by its own generator.
 
     A view has from `zoom_from` to `zoom_to` of the image's side, evenly in the logarithm: below 1 a part of
-    it, above 1 all of it with mirrored surroundings. Noise has a standard deviation of 0 to `noise`.
+    it, above 1 all of it with mirrored surroundings.
     """
-    chance = torch.stack([torch.rand(6, generator=g, device=g.device) for g in generators])
+    chance = torch.stack([torch.rand(5, generator=g, device=g.device) for g in generators])
     zoom = zoom_from * (zoom_to / zoom_from) ** chance[:, 0]
     move = (2 * chance[:, 1:3] - 1) * (1 - zoom).abs()[:, None]  # the part stays in the image, the image in the view
     turn = (2 * chance[:, 3] - 1) * math.radians(turn_degrees)
@@ -81,15 +95,17 @@ def random_view(
     cos, sin = zoom * turn.cos(), zoom * turn.sin()
     rows = torch.stack([cos * mirror, -sin, move[:, 0], sin * mirror, cos, move[:, 1]], 1)  # (N, 6)
     grid = F.affine_grid(rows.view(-1, 2, 3), [len(rows), 3, side, side], align_corners=False)
-    grain = [torch.randn(3, side, side, generator=g, device=g.device) for g in generators] if noise else []
 
     def view(images: Tensor) -> Tensor:
-        seen = F.grid_sample(images, grid.to(images.device), padding_mode="reflection", align_corners=False)
-        if grain:
-            seen = seen + (noise * chance[:, 5, None, None, None] * torch.stack(grain)).to(images.device)
-        return seen
+        return F.grid_sample(images, grid.to(images.device), padding_mode="reflection", align_corners=False)
 
     return view
+
+
+def random_noise(generators: Sequence[torch.Generator], side: int, noise: float) -> Tensor:
+    """(N, 3, side, side), each by its own generator, with a standard deviation of 0 to `noise`."""
+    spread = torch.stack([torch.rand(1, generator=g, device=g.device) for g in generators])[:, :, None, None]
+    return noise * spread * torch.stack([torch.randn(3, side, side, generator=g, device=g.device) for g in generators])
 
 
 # ------------------------------------------------------------------------------------------------

@@ -169,7 +169,7 @@ def test_the_kernel_is_applied_every_k_steps_and_not_in_the_last():
 
     def spread(steps: int, every: int) -> torch.Tensor:
         settings = dict(jitter_px=0, l2=0, rate=1.0, final_rate=1.0, blur_every=every, blur_px=1.0, final_blur_px=1.0)
-        settings |= dict(contrast=0, decorrelated=False)
+        settings |= dict(contrast=0, as_photos=False)
         found = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), size=SIZE, steps=steps, **settings)
         return (found[0] - start_of(0)).abs().flatten()
 
@@ -216,14 +216,31 @@ def test_contrast_is_stretched_about_the_mean_and_never_taken():
     torch.testing.assert_close(found[1:], images[1:])  # enough of it, and none at all
 
 
-def test_decorrelated_colours_step_towards_brighter_or_darker():
-    """The score is one pixel's red: the step changes its green and blue too, as the colours of photos go together."""
-    settings = dict(size=SIZE, steps=1, l2=0.0, rate=0.01, jitter_px=0, blur_every=0, first_size=1)
-    found = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), **settings)[0] - start_of(0)
+def test_a_step_as_photos_differ_goes_to_brighter_or_darker_in_coarse_waves():
+    """The score is one pixel's red: the step changes its green and blue too, and what is around it."""
+    settings = dict(steps=1, l2=0.0, rate=0.01, jitter_px=0, blur_every=0, first_size=1)
+    found = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), size=SIZE, **settings)[0] - start_of(0)
     changed = found[:, 4, 4]
     covariance = priors.COLOURS @ priors.COLOURS.T
     torch.testing.assert_close(changed / changed[0], covariance[:, 0] / covariance[0, 0], rtol=1e-3, atol=1e-3)
-    assert (changed > 0).all() and (found.abs() > 1e-6).sum() == 3
+    assert (changed > 0).all() and found.square().mean().sqrt() == pytest.approx(0.01, rel=1e-3)
+    waves = torch.fft.fft2(found[0]).abs()
+    torch.testing.assert_close(waves[0, 1] / waves[3, 4], torch.tensor(5.0), rtol=1e-3, atol=0)  # 3, 4: 5 times as fine
+
+
+@pytest.mark.parametrize("method", ["plain", "gaussian"])
+def test_the_network_sees_noise_until_the_end_of_the_way_and_the_image_has_none(method):
+    """The score is one pixel of what is seen: what is observed less what the image is then is the noise."""
+    seen = []
+    settings = dict(steps=200, rate=0.0, final_rate=0.0, jitter_px=0, blur_every=0, first_size=1)
+    settings |= dict(noise=0.5, calm_from=0.9)
+    found = script.visualize_classes(
+        *(Blurred(), [0], method, seeds(0), SIZE, lambda step, scores, counts: seen.append(scores.item())), **settings
+    )
+    torch.testing.assert_close(found[0], start_of(0))
+    noise = torch.tensor(seen) - start_of(0)[0, 4, 4]
+    assert noise[180:].abs().max() < 1e-6 < noise[:179].abs().min()  # step 180 is 0.905 of the way
+    assert noise[:179].std().item() == pytest.approx(0.5 / 3**0.5, abs=0.05)  # of spreads from 0 to 0.5
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.5])
@@ -526,6 +543,7 @@ def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
 
     monkeypatch.setattr(script, "visualize_classes", pretend)
     given = ("--blur-every", "3", "--blur-px", "1.5", "--l2", "0.25", "--noise", "0.125", "--first-size", "0.5")
+    given += ("--turn-degrees", "5")
     run_main(
         "2c_class_visualization",
         *(*TINY, "--weights", "random", *given),
@@ -535,7 +553,8 @@ def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
     assert (seen["plain"]["blur_every"], seen["plain"]["l2"], seen["plain"]["steps"]) == (0, 0.25, 2)
     assert (seen["gaussian"]["blur_every"], seen["gaussian"]["blur_px"], seen["gaussian"]["l2"]) == (3, 1.5, 0.25)
     assert seen["gaussian"]["jitter_px"] == script.METHODS["gaussian"].jitter_px
-    assert [seen[method]["noise"] for method in script.METHODS] == [0, 0, 0.125]
+    assert [seen[method]["turn_degrees"] for method in script.METHODS] == [0, 0, 5]
+    assert {how["noise"] for how in seen.values()} == {0.125}
     assert (seen["natural"]["blur_every"], seen["natural"]["l2"]) == (0, script.METHODS["natural"].l2)
     assert {how["first_size"] for how in seen.values()} == {0.5}
     results = json.loads((tmp_path / "output/2c_class_visualization/metrics.json").read_text())["results"]

@@ -45,6 +45,30 @@ def test_a_coefficient_is_one_wave_as_faint_as_it_is_fine(down, right):
     torch.testing.assert_close(found, (0.5 if halved else 1) * amplitude * wave, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 18), (7, 9)])
+def test_a_gradient_led_as_photos_differ_is_the_direct_sum_of_its_waves(height, width):
+    """Each wave divided by its frequency and its colours mixed, against sums of cosines and sines; of equal length."""
+    gradient = torch.randn(2, 3, height, width, generator=generators(0)[0]).double()
+    mixed = torch.einsum("dc,nchw->ndhw", (priors.COLOURS @ priors.COLOURS.T).double(), gradient)
+    y, x = torch.arange(height).double()[:, None], torch.arange(width).double()[None, :]
+    expected = torch.zeros_like(mixed)
+    for down in range(-(height // 2), height - height // 2):
+        for right in range(-(width // 2), width - width // 2):
+            wave = torch.exp(2j * math.pi * (down * y / height + right * x / width))
+            amount = (mixed * wave.conj()).sum((2, 3), keepdim=True)
+            frequency = max(math.hypot(down / height, right / width), 1 / max(height, width))
+            expected += (amount * wave).real / frequency
+    expected *= gradient.flatten(1).norm(dim=1).view(2, 1, 1, 1) / expected.flatten(1).norm(dim=1).view(2, 1, 1, 1)
+    torch.testing.assert_close(priors.as_photos_differ(gradient), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-20, 1e10])
+def test_a_gradient_of_any_length_keeps_it(size):
+    gradient = torch.randn(1, 3, 8, 8, generator=generators(0)[0]) * size
+    found = priors.as_photos_differ(gradient)
+    assert found.double().norm().item() == pytest.approx(gradient.double().norm().item(), rel=1e-4)
+
+
 def test_a_smaller_picture_is_the_same_one_without_the_finest_waves():
     spectrum = torch.randn(1, 3, 32, 17, 2, generator=generators(0)[0]).double()
     spectrum[:, :, 8:-7], spectrum[..., 8:, :] = 0, 0  # nothing that 16 pixels cannot show
@@ -53,7 +77,7 @@ def test_a_smaller_picture_is_the_same_one_without_the_finest_waves():
 
 def test_a_view_of_all_without_noise_is_the_image_or_its_mirror_image():
     images = torch.rand(8, 3, 16, 16, generator=generators(0)[0])
-    seen = priors.random_view(generators(*range(8)), 16, zoom_from=1, zoom_to=1, turn_degrees=0, noise=0)(images)
+    seen = priors.random_view(generators(*range(8)), 16, zoom_from=1, zoom_to=1, turn_degrees=0)(images)
     same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(seen, images, strict=True)]
     mirrored = [torch.allclose(a, b.flip(2), atol=1e-5) for a, b in zip(seen, images, strict=True)]
     assert all(a != b for a, b in zip(same, mirrored, strict=True)) and any(same) and any(mirrored)
@@ -63,7 +87,7 @@ def test_a_view_of_all_without_noise_is_the_image_or_its_mirror_image():
 def test_a_view_stays_in_the_image_and_the_image_in_the_view(zoom, outside):
     """Of a ramp from 0 to 1 it has zoom times the range; beyond the edges the ramp goes back."""
     ramp = torch.linspace(0, 1, 64).expand(20, 3, 64, 64)
-    seen = priors.random_view(generators(*range(20)), 64, zoom_from=zoom, zoom_to=zoom, turn_degrees=0, noise=0)(ramp)
+    seen = priors.random_view(generators(*range(20)), 64, zoom_from=zoom, zoom_to=zoom, turn_degrees=0)(ramp)
     ranges = seen[:, 0].amax((1, 2)) - seen[:, 0].amin((1, 2))
     assert seen.min() >= 0 and seen.max() <= 1
     torch.testing.assert_close(ranges, torch.full((20,), min(zoom, 1.0)), rtol=0, atol=0.04)
@@ -73,16 +97,16 @@ def test_a_view_stays_in_the_image_and_the_image_in_the_view(zoom, outside):
 
 
 def test_noise_has_up_to_the_standard_deviation_asked_for():
-    images = torch.zeros(200, 3, 16, 16)
-    seen = priors.random_view(generators(*range(200)), 16, zoom_from=1, zoom_to=1, turn_degrees=0, noise=0.5)(images)
-    spread = seen.flatten(1).std(1)
+    noise = priors.random_noise(generators(*range(200)), 16, 0.5)
+    assert noise.shape == (200, 3, 16, 16) and torch.equal(noise[5:6], priors.random_noise(generators(5), 16, 0.5))
+    spread = noise.flatten(1).std(1)
     assert 0 < spread.min() < 0.05 and 0.45 < spread.max() < 0.53
     assert spread.mean() == pytest.approx(0.25, abs=0.03)
 
 
 def test_a_view_depends_on_its_own_generator_alone():
     images = torch.rand(1, 3, 16, 16, generator=generators(0)[0]).expand(3, -1, -1, -1)
-    settings = dict(side=16, zoom_from=0.5, zoom_to=1.2, turn_degrees=20, noise=0.1)
+    settings = dict(side=16, zoom_from=0.5, zoom_to=1.2, turn_degrees=20)
     together = priors.random_view(generators(4, 5, 6), **settings)(images)
     alone = priors.random_view(generators(5), **settings)(images[:1])
     assert torch.equal(together[1], alone[0]) and not torch.allclose(together[0], together[1], atol=0.01)
