@@ -6,7 +6,9 @@ Convolutional Networks, section 2). Three methods, from no prior to a strong one
 
   plain     just that: the network is certain, and nobody else sees why
   gaussian  a Gaussian kernel every few iterations keeps out the high frequencies that please the network and look
-            like noise to us (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization, section 3)
+            like noise to us (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization, sec. 3);
+            steps go mostly in coarse waves, and what the network sees is noisy, so that a shape must stand out of it
+            (as in SmoothGrad, Smilkov et al. 2017)
   natural   the spectrum and the colours of photos, seen from many sides (Olah et al. 2017, Feature Visualization), with
             the channel statistics of photos (Yin et al. 2020, Dreaming to Distill, section 3.1): priors.py
 
@@ -51,7 +53,7 @@ NOISE = 0.02  # standard deviation of the start around grey: enough to tell the 
 RESTARTS = 10  # at the most, for a class without any gradient at its start
 SCORE_EVERY = 5  # iterations between the scores kept in a row
 BETAS = (0.9, 0.99)  # of Adam, for `natural`
-SHARP_FROM = 0.95  # of the way: from there on the kernel rests
+SHARP_FROM = 0.8  # of the way: from there on the kernel rests, or the finer waves of photos would be missing
 KEEP_EVERY = 50  # iterations between the states from which an interrupted ascent goes on
 COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "blind_steps")
 COLUMNS += ("photo", "photo_probability")
@@ -130,7 +132,8 @@ SETTINGS = [field for field in dataclasses.fields(Settings) if field.metadata]  
 # has them), by what efficientnet_lite2 took the pictures for, and by eye. gaussian: noise nearly to the end leaves the
 # network only what stands out from it, and steps in coarse waves give that a shape, as a small image at first makes it
 # large; a kernel much wider than a pixel costs what lies between outline and grain; jitter takes away the grid of the
-# network's strides, and a wide one tears the object apart at the edges. natural: close views give detail, distant ones
+# network's strides, and a wide one tears the object apart at the edges; after the kernel rests, the picture gets back
+# as much of the finer waves as photos have. natural: close views give detail, distant ones
 # a shape; smaller images, though faster, hide from the network what is seen among other things, and the statistics
 # fill them with fur.
 METHODS: dict[str, Settings] = {
@@ -147,7 +150,7 @@ METHODS: dict[str, Settings] = {
         final_blur_px=0.5,
         contrast=0.2,
         noise=0.2,
-        calm_from=0.97,
+        calm_from=0.94,
         as_photos=True,
     ),
     "natural": Settings(

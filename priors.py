@@ -60,12 +60,13 @@ def picture_of(spectrum: Tensor, size: int) -> Tensor:
 def as_photos_differ(gradient: Tensor) -> Tensor:
     """A gradient by pixels (N, 3, H, W), led to where photos differ: to brighter or darker, in coarse waves.
 
-    Colours are mixed by their covariance in photos, waves divided by their frequency, as amplitudes are there.
-    Each image's gradient keeps its length.
+    Colours and waves count as much as their amplitudes in photos: the root of the colours' covariance, and one over
+    the frequency. Each image's gradient keeps its length.
     """
     height, width = gradient.shape[2:]
-    matrix = (COLOURS @ COLOURS.T).to(gradient)
-    waves = torch.fft.rfft2(torch.einsum("dc,nchw->ndhw", matrix, gradient)) * amplitudes(height, width).to(gradient)
+    variances, axes = torch.linalg.eigh(COLOURS @ COLOURS.T)
+    root = (axes * variances.sqrt() @ axes.T).to(gradient)
+    waves = torch.fft.rfft2(torch.einsum("dc,nchw->ndhw", root, gradient)) * amplitudes(height, width).to(gradient)
     led = torch.fft.irfft2(waves, s=(height, width))
     before, after = (torch.linalg.vector_norm(step, dim=(1, 2, 3), keepdim=True) for step in (gradient, led))
     return led * torch.where(after > 0, before / after, 0)

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from conftest import assert_same_state, state_of
+from scipy.linalg import sqrtm
 from torch import nn
 
 import classifier
@@ -49,7 +50,8 @@ def test_a_coefficient_is_one_wave_as_faint_as_it_is_fine(down, right):
 def test_a_gradient_led_as_photos_differ_is_the_direct_sum_of_its_waves(height, width):
     """Each wave divided by its frequency and its colours mixed, against sums of cosines and sines; of equal length."""
     gradient = torch.randn(2, 3, height, width, generator=generators(0)[0]).double()
-    mixed = torch.einsum("dc,nchw->ndhw", (priors.COLOURS @ priors.COLOURS.T).double(), gradient)
+    root = torch.from_numpy(sqrtm((priors.COLOURS @ priors.COLOURS.T).double().numpy()))
+    mixed = torch.einsum("dc,nchw->ndhw", root, gradient)
     y, x = torch.arange(height).double()[:, None], torch.arange(width).double()[None, :]
     expected = torch.zeros_like(mixed)
     for down in range(-(height // 2), height - height // 2):
