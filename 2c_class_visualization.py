@@ -8,9 +8,9 @@ Convolutional Networks, section 2). Three methods, from no prior to a strong one
   gaussian  a Gaussian kernel every few iterations keeps out the high frequencies that please the network and look
             like noise to us (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization, sec. 3);
             steps go mostly in coarse waves, and what the network sees is noisy, so that a shape must stand out of it
-            (as in SmoothGrad, Smilkov et al. 2017)
-  natural   the spectrum and the colours of photos, seen from many sides (Olah et al. 2017, Feature Visualization), with
-            the channel statistics of photos (Yin et al. 2020, Dreaming to Distill, section 3.1): priors.py
+            (as in SmoothGrad, Smilkov et al. 2017), and comes from many sides (Olah et al. 2017, Feature Visualization)
+  natural   likewise seen, in the spectrum and the colours of photos (Olah et al. 2017), with the channel statistics
+            of photos (Yin et al. 2020, Dreaming to Distill, section 3.1): priors.py
 
 How far others recognise what comes out is measured by judges, networks that had no part in it: recognition.py.
 
@@ -99,8 +99,14 @@ class Settings:
     final_rate: float = _setting(0.004, "last step, likewise")
     first_size: float = _setting(1.0, "share of the input size at which the ascent begins; it grows to 1", share)
     l2: float = _setting(0.002, "weight of the squared distance to grey, in logits", of="pixels")
-    jitter_px: int = _setting(
-        0, "the network sees the image rolled by up to so many pixels, anew in each iteration", common.whole, "pixels"
+    zoom_from: float = _setting(
+        1.0, "the network sees from this share of the image's side, anew in each iteration", above_0
+    )
+    zoom_to: float = _setting(1.0, "up to this share of it; above 1: with mirrored surroundings", above_0)
+    turn_degrees: float = _setting(0.0, "turned by up to so much")
+    noise: float = _setting(0.0, "and with noise of up to this standard deviation")
+    calm_from: float = _setting(
+        1.0, "share of the way from which on the network sees the image as it is, neither moved nor noisy", share
     )
     blur_every: int = _setting(
         0, "apply the Gaussian kernel every so many iterations; 0: never", common.whole, "kernel"
@@ -110,32 +116,27 @@ class Settings:
     contrast: float = _setting(
         0.0, "after the kernel, an image has at least this standard deviation by the last iteration", of="kernel"
     )
-    noise: float = _setting(0.0, "the network sees the image with noise of up to this standard deviation")
-    calm_from: float = _setting(
-        1.0, "share of the way from which on the network sees the image as it is, neither moved nor noisy", share
-    )
-    zoom_from: float = _setting(
-        1.0, "the network sees from this share of the image's side, anew in each iteration", above_0, "spectrum"
-    )
-    zoom_to: float = _setting(1.0, "up to this share of it; above 1: with mirrored surroundings", above_0, "spectrum")
-    turn_degrees: float = _setting(0.0, "turned by up to so much", of="spectrum")
     statistics: float = _setting(
         0.0, "weight of the distance from the channel statistics of photos, in logits", of="spectrum"
     )
     as_photos: bool = False  # a step changes colours and waves as much as photos differ in them
     spectrum: bool = False  # what is climbed in: pixels, or the spectrum of priors.picture_of
 
+    @property
+    def moved(self) -> bool:
+        """Whether the network sees the image from many sides (then mirrored too, every second time)."""
+        return (self.zoom_from, self.zoom_to, self.turn_degrees) != (1, 1, 0)
+
 
 SETTINGS = [field for field in dataclasses.fields(Settings) if field.metadata]  # those that are options
 
 # Chosen with efficientnet_lite0 on classes that are neither default ones nor among those reported (docs/archetypes.md
-# has them), by what efficientnet_lite2 took the pictures for, and by eye. gaussian: noise nearly to the end leaves the
-# network only what stands out from it, and steps in coarse waves give that a shape, as a small image at first makes it
-# large; a kernel much wider than a pixel costs what lies between outline and grain; jitter takes away the grid of the
-# network's strides, and a wide one tears the object apart at the edges; after the kernel rests, the picture gets back
-# as much of the finer waves as photos have. natural: close views give detail, distant ones
-# a shape; smaller images, though faster, hide from the network what is seen among other things, and the statistics
-# fill them with fur.
+# has them), by what efficientnet_lite2 took the pictures for, whole, in part and from far, and by eye. gaussian: noise
+# nearly to the end leaves the network only what stands out from it, and steps in coarse waves give that a shape, as a
+# small image at first makes it large; a kernel much wider than a pixel costs what lies between outline and grain; after
+# it rests, the picture gets back as much of the finer waves as photos have. natural: smaller images, though faster,
+# hide from the network what is seen among other things, and the statistics fill them with fur. Both: close views give
+# detail, distant ones a shape.
 METHODS: dict[str, Settings] = {
     "plain": Settings(),
     "gaussian": Settings(
@@ -144,13 +145,15 @@ METHODS: dict[str, Settings] = {
         final_rate=0.008,
         first_size=0.57,
         l2=0.005,
-        jitter_px=8,
+        zoom_from=0.5,
+        zoom_to=2.0,
+        turn_degrees=10,
+        noise=0.2,
+        calm_from=0.95,
         blur_every=4,
         blur_px=1.0,
         final_blur_px=0.5,
         contrast=0.2,
-        noise=0.2,
-        calm_from=0.94,
         as_photos=True,
     ),
     "natural": Settings(
@@ -172,8 +175,7 @@ METHODS: dict[str, Settings] = {
 def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
     """images (N, C, H, W), blurred: a depthwise convolution down the columns, then along the rows.
 
-    The image continues at the opposite edge, as under `torch.roll`: so the blur commutes with the
-    jitter, darkens no frame, and keeps every channel's mean.
+    The image continues at the opposite edge, so that no frame is darkened and every channel keeps its mean.
     """
     for axis, size in (2, images.shape[2]), (3, images.shape[3]):
         radius = min(math.ceil(3 * sigma_px), (size - 1) // 2)
@@ -331,19 +333,14 @@ def _random_sight(
 
     if calm:
         return picture
-    if how.spectrum:
-        move = priors.random_view(generators, side, how.zoom_from, how.zoom_to, how.turn_degrees)
-    else:
-        move = _random_roll(generators, how.jitter_px)
-    noise = priors.random_noise(generators, side, how.noise) if how.noise else torch.zeros(1)
-    return lambda canvas: move(picture(canvas)) + noise.to(canvas.device)
+    view = priors.random_view(generators, side, how.zoom_from, how.zoom_to, how.turn_degrees) if how.moved else None
+    noise = priors.random_noise(generators, side, how.noise) if how.noise else None  # (N, 3, side, side)
 
+    def seen(canvas: Tensor) -> Tensor:
+        images = view(picture(canvas)) if view else picture(canvas)
+        return images if noise is None else images + noise.to(images.device)
 
-def _random_roll(generators: Sequence[torch.Generator], jitter_px: int) -> Callable[[Tensor], Tensor]:
-    reach = range(-jitter_px, jitter_px + 1)
-    shifts = [torch.randint(len(reach), (2,), generator=g, device=g.device).tolist() for g in generators]
-    shifts = [(reach[down], reach[right]) for down, right in shifts]
-    return lambda images: torch.stack([i.roll(shift, (1, 2)) for i, shift in zip(images, shifts, strict=True)])
+    return seen
 
 
 def _start(how: Settings, size: int, generator: torch.Generator, coarse: bool = False) -> Tensor:

@@ -50,7 +50,7 @@ def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.Monke
 # what they leave behind. Eight images in batches of three, one of them broken.
 TINY = ["--model", "timm/test_resnet", "--weights", "random", "--batch-size", "3", "--dataset", "data"]
 TINY += ["--threads", "1"]  # two would wait for each other more than they compute
-ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "6", "--jitter-px", "4"]
+ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "6", "--zoom-from", "0.7"]
 ASCENT += ["--judge", "timm/test_efficientnet=random"]
 SCRIPTS = {
     "2b_evaluate": TINY,
