@@ -61,12 +61,14 @@ def as_photos_differ(gradient: Tensor) -> Tensor:
     """A gradient by pixels (N, 3, H, W), led to where photos differ: to brighter or darker, in coarse waves.
 
     Colours and waves count as much as their amplitudes in photos: the root of the colours' covariance, and one over
-    the frequency. Each image's gradient keeps its length.
+    the frequency. The mean of each colour, of no frequency, is left as it is: otherwise it goes farther than all else
+    (SqueezeNet's archetypes turned dark). Each image's gradient keeps its length.
     """
     height, width = gradient.shape[2:]
     variances, axes = torch.linalg.eigh(COLOURS @ COLOURS.T)
     root = (axes * variances.sqrt() @ axes.T).to(gradient)
     waves = torch.fft.rfft2(torch.einsum("dc,nchw->ndhw", root, gradient)) * amplitudes(height, width).to(gradient)
+    waves[..., 0, 0] = 0
     led = torch.fft.irfft2(waves, s=(height, width))
     before, after = (torch.linalg.vector_norm(step, dim=(1, 2, 3), keepdim=True) for step in (gradient, led))
     return led * torch.where(after > 0, before / after, 0)
