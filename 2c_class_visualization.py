@@ -21,7 +21,6 @@ How far others recognise what comes out is measured by judges, networks that had
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import itertools
@@ -45,6 +44,7 @@ from tqdm import tqdm
 import common
 import priors
 import recognition
+from ascent import METHODS, Settings, add_options, settings_of
 
 # green snake and tarantula are the report's; then strawberry, dalmatian, spoonbill, bald eagle
 CLASSES = ["55", "76", "949", "251", "129", "22"]
@@ -58,118 +58,6 @@ KEEP_EVERY = 50  # iterations between the states from which an interrupted ascen
 COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "blind_steps")
 COLUMNS += ("photo", "photo_probability")
 SURE = 0.9  # probability from which metrics.json counts an archetype as the network's own
-
-
-def not_negative(text: str) -> float:
-    """A finite number from 0 (argparse type)."""
-    try:
-        if 0 <= float(text) < math.inf:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
-
-
-def share(text: str) -> float:
-    """A number above 0, up to 1 (argparse type)."""
-    if (number := above_0(text)) <= 1:
-        return number
-    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, up to 1")
-
-
-def above_0(text: str) -> float:
-    """A finite number above 0 (argparse type)."""
-    if (number := not_negative(text)) > 0:
-        return number
-    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-
-
-def _setting(default: float, meaning: str, kind: Callable[[str], float] = not_negative, of: str = "all") -> Any:
-    return dataclasses.field(default=default, metadata={"help": meaning, "type": kind, "of": of})
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How an archetype is made. What moves from a first to a final value moves along a power curve."""
-
-    steps: int = _setting(120, "iterations of gradient ascent", common.positive)
-    rate: float = _setting(
-        0.04, "first step: root mean square change of a pixel (1: black to white); natural: Adam's rate"
-    )
-    final_rate: float = _setting(0.004, "last step, likewise")
-    first_size: float = _setting(1.0, "share of the input size at which the ascent begins; it grows to 1", share)
-    l2: float = _setting(0.002, "weight of the squared distance to grey, in logits", of="pixels")
-    zoom_from: float = _setting(
-        1.0, "the network sees from this share of the image's side, anew in each iteration", above_0
-    )
-    zoom_to: float = _setting(1.0, "up to this share of it; above 1: with mirrored surroundings", above_0)
-    turn_degrees: float = _setting(0.0, "turned by up to so much")
-    noise: float = _setting(0.0, "and with noise of up to this standard deviation")
-    calm_from: float = _setting(
-        1.0, "share of the way from which on the network sees the image as it is, neither moved nor noisy", share
-    )
-    blur_every: int = _setting(
-        0, "apply the Gaussian kernel every so many iterations; 0: never", common.whole, "kernel"
-    )
-    blur_px: float = _setting(0.0, "the kernel's standard deviation in the first iteration, in pixels", of="kernel")
-    final_blur_px: float = _setting(0.0, "the kernel's standard deviation in the last iteration", of="kernel")
-    contrast: float = _setting(
-        0.0, "after the kernel, an image has at least this standard deviation by the last iteration", of="kernel"
-    )
-    statistics: float = _setting(
-        0.0, "weight of the distance from the channel statistics of photos, in logits", of="spectrum"
-    )
-    as_photos: bool = False  # a step changes colours and waves as much as photos differ in them
-    spectrum: bool = False  # what is climbed in: pixels, or the spectrum of priors.picture_of
-
-    @property
-    def moved(self) -> bool:
-        """Whether the network sees the image from many sides (then mirrored too, every second time)."""
-        return (self.zoom_from, self.zoom_to, self.turn_degrees) != (1, 1, 0)
-
-
-SETTINGS = [field for field in dataclasses.fields(Settings) if field.metadata]  # those that are options
-
-# Chosen with efficientnet_lite0 on classes that are neither default ones nor among those reported (docs/archetypes.md
-# has them), by what efficientnet_lite2 took the pictures for, whole, in part and from far, and by eye. gaussian: noise
-# nearly to the end leaves the network only what stands out from it, and steps in coarse waves give that a shape, as a
-# small image at first makes it large; a kernel much wider than a pixel costs what lies between outline and grain; after
-# it rests, the picture gets back as much of the finer waves as photos have. natural: smaller images, though faster,
-# hide from the network what is seen among other things, and the statistics fill them with fur. Both: close views give
-# detail, distant ones a shape.
-METHODS: dict[str, Settings] = {
-    "plain": Settings(),
-    "gaussian": Settings(
-        steps=560,
-        rate=0.08,
-        final_rate=0.008,
-        first_size=0.57,
-        l2=0.005,
-        zoom_from=0.5,
-        zoom_to=2.0,
-        turn_degrees=10,
-        noise=0.2,
-        calm_from=0.95,
-        blur_every=4,
-        blur_px=1.0,
-        final_blur_px=0.5,
-        contrast=0.2,
-        as_photos=True,
-    ),
-    "natural": Settings(
-        steps=300,
-        rate=0.03,
-        final_rate=0.004,
-        l2=0,
-        zoom_from=0.35,
-        zoom_to=2.0,
-        turn_degrees=15,
-        noise=0.2,
-        calm_from=0.8,
-        statistics=50,
-        spectrum=True,
-    ),
-}
 
 
 def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
@@ -376,19 +264,6 @@ def _between(first: float, final: float, done: float) -> float:
     return first * (final / first) ** done if first > 0 and final > 0 else first + (final - first) * done
 
 
-def fields_of(how: Settings) -> list[str]:
-    """The names of the settings that a method has."""
-    kinds = {"all", "spectrum"} if how.spectrum else {"all", "pixels", "kernel" if how.blur_every else "pixels"}
-    return [field.name for field in SETTINGS if field.metadata["of"] in kinds]
-
-
-def settings_of(method: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The method's settings with those given as options, of which a method gets only what it has."""
-    default = METHODS[method]
-    given = {name: getattr(options, name) for name in fields_of(default)}
-    return dataclasses.asdict(dataclasses.replace(default, **{k: v for k, v in given.items() if v is not None}))
-
-
 def _verdicts(found: dict) -> str:
     """The lines under a picture: what its own network and the judges give its class."""
     lines = [f"itself: p {found['probability']:.2f}, rank {found['rank']}"]
@@ -482,6 +357,41 @@ def row_of(k: int, c: int, method: str, image: Tensor, report: common.Report, ne
     return about | found.pop("") | {"judges": found} | recognition.colours(picture)
 
 
+def make_archetypes(
+    kept: common.Rows,
+    model: common.Classifier,
+    judges: dict[str, common.Classifier],
+    photos: dict[int, dict],
+    classes: Sequence[int],
+    settings: dict[str, dict[str, Any]],
+    report: common.Report,
+) -> None:
+    """The rows that are still to be made, batch by batch, each of one method."""
+    options, methods = report.options, list(settings)
+    shape = min(options.batch_size, len(classes))  # of every batch, see common.explain_batches
+    batches = []  # (first, method, indices); the methods in turn, so that the time still needed is known early
+    for m in range(len(methods)):
+        indices = [k for k in kept.todo if k % len(methods) == m]
+        batches += [(start, m, indices[start : start + shape]) for start in range(0, len(indices), shape)]
+    total = sum(settings[methods[k % len(methods)]]["steps"] for k in kept.todo)
+    with tqdm(total=total, unit="step", disable=None, smoothing=0) as progress:
+        for _, m, group in sorted(batches):
+            method, of_group = methods[m], [classes[k // len(methods)] for k in group]
+            with common.noting_chance(torch.device(options.device)) as chance:
+                found = ascend(model, of_group, method, settings[method], options.seed, shape, kept, group[0], progress)
+            rows = []
+            for k, c, (image, scores, counts) in zip(group, of_group, found, strict=False):
+                row = row_of(k, c, method, image, report, {"": model, **judges})
+                photo = photos.get(c, {})
+                row |= {**counts, "settings": settings[method]}
+                row |= {"photo": photo.get("photo"), "photo_probability": photo.get("probability")}
+                row["scores"] = [[i, scores[i]] for i in range(0, len(scores), SCORE_EVERY)]
+                row["scores"].append([len(scores), row["logit"]])
+                rows.append({**row, "nondeterministic": sorted(chance)} if chance else row)
+            kept.append(rows)
+            kept.remove_state(group[0])
+
+
 def write_summary(
     rows: list[dict],
     photos: dict[int, dict],
@@ -549,16 +459,7 @@ def main() -> None:
         help="a network that had no part in making the archetypes and says what it takes them for: as in --model, or "
         f"MODEL=FILE with its weights; can be repeated; or `none` (default: {recognition.JUDGES[0]})",
     )
-    for field in SETTINGS:
-        defaults = ", ".join(
-            f"{name} {getattr(how, field.name):g}" for name, how in METHODS.items() if field.name in fields_of(how)
-        )
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=field.metadata["type"],
-            metavar="N",
-            help=f"{field.metadata['help']} (default: {defaults})",
-        )
+    add_options(parser)
     options = parser.parse_args()
     report = common.Report(options, __file__)
     model = common.load_from_options(options)
@@ -576,29 +477,7 @@ def main() -> None:
     what |= {"judges": {name: f"{judge.weights}, SHA-256 {judge.sha256}" for name, judge in judges.items()}}
     # row number class * methods + method: a shard has whole classes
     kept = common.Rows(report, options, what, len(classes) * len(methods), unit=len(methods))
-    shape = min(options.batch_size, len(classes))  # of every batch, see common.explain_batches
-    batches = []  # indices of one method each; the methods in turn, so that the time still needed is known early
-    for m in range(len(methods)):
-        indices = [k for k in kept.todo if k % len(methods) == m]
-        batches += [(start, m, indices[start : start + shape]) for start in range(0, len(indices), shape)]
-    total = sum(settings[methods[k % len(methods)]]["steps"] for k in kept.todo)
-    with tqdm(total=total, unit="step", disable=None, smoothing=0) as progress:
-        for _, m, group in sorted(batches):
-            method, of_group = methods[m], [classes[k // len(methods)] for k in group]
-            with common.noting_chance(torch.device(options.device)) as chance:
-                found = ascend(model, of_group, method, settings[method], options.seed, shape, kept, group[0], progress)
-            rows = []
-            for k, c, (image, scores, counts) in zip(group, of_group, found, strict=False):
-                row = row_of(k, c, method, image, report, {"": model, **judges})
-                row |= {**counts, "settings": settings[method]}
-                row |= {"photo": None, "photo_probability": None}
-                if c in photos:
-                    row |= {"photo": photos[c]["photo"], "photo_probability": photos[c]["probability"]}
-                row["scores"] = [[i, scores[i]] for i in range(0, len(scores), SCORE_EVERY)]
-                row["scores"].append([len(scores), row["logit"]])
-                rows.append({**row, "nondeterministic": sorted(chance)} if chance else row)
-            kept.append(rows)
-            kept.remove_state(group[0])
+    make_archetypes(kept, model, judges, photos, classes, settings, report)
     rows = kept.complete()
     if rows:  # else other shards are still at work, and the last of them writes it
         write_summary(rows, photos, skipped, model, judges, settings, report)

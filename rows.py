@@ -29,6 +29,7 @@ SHARED_CODE = (
     "rows.py",
     "report.py",
     "errors.py",
+    "ascent.py",
     "priors.py",
     "recognition.py",
 )
