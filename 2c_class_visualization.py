@@ -9,8 +9,8 @@ Convolutional Networks, section 2). Three methods, from no prior to a strong one
             like noise to us (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization, sec. 3);
             steps go mostly in coarse waves, and what the network sees is noisy, so that a shape must stand out of it
             (as in SmoothGrad, Smilkov et al. 2017), and comes from many sides (Olah et al. 2017, Feature Visualization)
-  natural   likewise seen, in the spectrum and the colours of photos (Olah et al. 2017), with the channel statistics
-            of photos (Yin et al. 2020, Dreaming to Distill, section 3.1): priors.py
+  natural   likewise, and all channels of the network are led to the mean and the spread that photos have there
+            (Yin et al. 2020, Dreaming to Distill, section 3.1): priors.py
 
 How far others recognise what comes out is measured by judges, networks that had no part in it: recognition.py.
 
@@ -52,7 +52,6 @@ GREY = 0.5  # normalised pixel 0, the mean image, is within 0.1 of it in all the
 NOISE = 0.02  # standard deviation of the start around grey: enough to tell the seeds apart
 RESTARTS = 10  # at the most, for a class without any gradient at its start
 SCORE_EVERY = 5  # iterations between the scores kept in a row
-BETAS = (0.9, 0.99)  # of Adam, for `natural`
 SHARP_FROM = 0.8  # of the way: from there on the kernel rests, or the finer waves of photos would be missing
 KEEP_EVERY = 50  # iterations between the states from which an interrupted ascent goes on
 COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "blind_steps")
@@ -126,37 +125,34 @@ def visualize_classes(
     layers = priors.normal_statistics(model) if how.statistics else []
 
     # 1. start from grey with a little noise
-    canvas = torch.stack([_start(how, size, g) for g in generators]).to(device)  # pixels, or their spectrum
+    images = torch.stack([_start(size, g) for g in generators]).to(device)  # (N, 3, size, size)
     counts = [{"starts": 1, "blind_steps": 0} for _ in classes]
     first = 0
     if resume is not None:
-        first, canvas, counts = resume["step"], resume["canvas"].to(device), [dict(c) for c in resume["counts"]]
+        first, images, counts = resume["step"], resume["images"].to(device), [dict(c) for c in resume["counts"]]
         for g, state in zip(generators, resume["generators"], strict=True):
             g.set_state(state)
-    adam = torch.optim.Adam([canvas], betas=BETAS, maximize=True) if how.spectrum else None
-    if adam and resume is not None:
-        adam.load_state_dict(resume["adam"])
     for step in range(first, how.steps):
         if keep is not None and step > first and step % KEEP_EVERY == 0:
-            state = {"step": step, "canvas": canvas, "counts": counts, "adam": adam.state_dict() if adam else None}
-            keep(state | {"generators": [g.get_state() for g in generators]})
+            states = [g.get_state() for g in generators]
+            keep({"step": step, "images": images, "counts": counts, "generators": states})
         done, last = step / max(how.steps - 1, 1), step == how.steps - 1
         side = size if last else next(side for until, side in sizes if done < until)
-        if not how.spectrum and canvas.shape[-1] != side:
-            canvas = F.interpolate(canvas, (side, side), mode="bicubic").clamp(0, 1)
+        if images.shape[-1] != side:
+            images = F.interpolate(images, (side, side), mode="bicubic").clamp(0, 1)
 
         # 2. the logits' gradient, of the images as the network sees them this time. In the first step without the
         # statistics, which would hide that a class has no gradient of its own.
         see = _random_sight(how, generators, side, calm=done >= how.calm_from)
         with priors.natural_statistics(layers, how.statistics if step else 0):
-            gradient, scores = _gradient(model, canvas, targets, see)
+            gradient, scores = _gradient(model, images, targets, see)
         blind = _without_gradient(gradient)
         while step == 0 and blind and max(count["starts"] for count in counts) <= RESTARTS:
             # where the last layer is a rectifier (SqueezeNet) some logits are 0, with no way up from there
             for n in blind:
-                canvas[n] = _start(how, canvas.shape[2], generators[n], coarse=True).to(device)
+                images[n] = _start(side, generators[n], coarse=True).to(device)
                 counts[n]["starts"] += 1
-            gradient, scores = _gradient(model, canvas, targets, see)
+            gradient, scores = _gradient(model, images, targets, see)
             blind = _without_gradient(gradient)
         for n in blind:
             counts[n]["blind_steps"] += 1
@@ -164,7 +160,7 @@ def visualize_classes(
                 raise common.UserError(
                     f"the gradient of class {classes[n]} is zero in step {step}: try another --seed or --rate"
                 )
-        scale = gradient.square().flatten(1).mean(1).sqrt().view(-1, *[1] * (canvas.dim() - 1))  # (N, 1, 1, 1)
+        scale = gradient.square().flatten(1).mean(1).sqrt().view(-1, 1, 1, 1)
         for c, value in zip(classes, scale.flatten().tolist(), strict=True):
             if not math.isfinite(value):
                 raise common.UserError(
@@ -173,34 +169,29 @@ def visualize_classes(
         if observe is not None:
             observe(step, scores, counts)
 
-        # 3. one step uphill
-        rate = _between(how.rate, how.final_rate, done)
-        if adam:  # every coefficient by about as much as every other, whatever its gradient
-            canvas.grad, adam.param_groups[0]["lr"] = gradient, rate
-            adam.step()
-            continue
-        # The logit's gradient sets the unit of length, so that one rate suits all networks; the L2
+        # 3. one step uphill. The gradient sets the unit of length, so that one rate suits all networks; the L2
         # term is scaled with it, so that the objective stays what it says.
+        rate = _between(how.rate, how.final_rate, done)
         if how.as_photos:
             gradient = priors.as_photos_differ(gradient)
-        canvas = canvas + torch.where(scale > 0, rate / scale, 0) * (gradient - 2 * how.l2 * (canvas - GREY))
+        images = images + torch.where(scale > 0, rate / scale, 0) * (gradient - 2 * how.l2 * (images - GREY))
 
         # 4. the Gaussian kernel, and back the contrast that it takes; not in the last steps, so that what was climbed
         # then is in the picture
         if how.blur_every and (step + 1) % how.blur_every == 0 and done < SHARP_FROM:
-            canvas = gaussian_blur(canvas, _between(how.blur_px, how.final_blur_px, done))
-            canvas = with_contrast(canvas, how.contrast * done)
+            images = gaussian_blur(images, _between(how.blur_px, how.final_blur_px, done))
+            images = with_contrast(images, how.contrast * done)
 
         # 5. back to what a picture can show: projection onto [0, 1], a part of the method
-        canvas = canvas.clamp(0, 1)
-    return priors.picture_of(canvas, size) if how.spectrum else canvas
+        images = images.clamp(0, 1)
+    return images
 
 
 def _gradient(
-    model: nn.Module, canvas: Tensor, targets: Tensor, see: Callable[[Tensor], Tensor]
+    model: nn.Module, images: Tensor, targets: Tensor, see: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The gradient by the canvas, and the scores (N,), of images as `see` shows them to the network."""
-    leaf = canvas.detach().requires_grad_()
+    """The gradient by the images (N, 3, S, S), and the scores (N,), of what `see` shows of them to the network."""
+    leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         seen = see(leaf)
     gradient, scores = common.class_score_gradient(model, seen.detach(), targets)
@@ -214,31 +205,26 @@ def _without_gradient(gradient: Tensor) -> list[int]:
 def _random_sight(
     how: Settings, generators: Sequence[torch.Generator], side: int, calm: bool
 ) -> Callable[[Tensor], Tensor]:
-    """What turns a canvas into what the network sees in one iteration, drawn for each image by itself."""
+    """What the network sees of images (N, 3, side, side) in one iteration, drawn for each of them by itself."""
+    view = noise = None
+    if how.moved and not calm:
+        view = priors.random_view(generators, side, how.zoom_from, how.zoom_to, how.turn_degrees)
+    if how.noise and not calm:
+        noise = priors.random_noise(generators, side, how.noise)  # (N, 3, side, side)
 
-    def picture(canvas: Tensor) -> Tensor:
-        return priors.picture_of(canvas, side) if how.spectrum else canvas
-
-    if calm:
-        return picture
-    view = priors.random_view(generators, side, how.zoom_from, how.zoom_to, how.turn_degrees) if how.moved else None
-    noise = priors.random_noise(generators, side, how.noise) if how.noise else None  # (N, 3, side, side)
-
-    def seen(canvas: Tensor) -> Tensor:
-        images = view(picture(canvas)) if view else picture(canvas)
+    def seen(images: Tensor) -> Tensor:
+        images = view(images) if view else images
         return images if noise is None else images + noise.to(images.device)
 
     return seen
 
 
-def _start(how: Settings, size: int, generator: torch.Generator, coarse: bool = False) -> Tensor:
-    """A canvas (3, S, S) or (3, S, S // 2 + 1, 2) near grey; `coarse`: with something in it, if only blotches.
+def _start(size: int, generator: torch.Generator, coarse: bool = False) -> Tensor:
+    """An image (3, size, size) near grey; `coarse`: with something in it, if only blotches.
 
     Blotches of a 14th of the side: of the starts tried, the one that leaves the fewest classes of SqueezeNet
     without a gradient (1.3 % a start, and none always; fine noise 3.1 %).
     """
-    if how.spectrum:
-        return priors.random_spectrum(size, generator, 0.25 if coarse else NOISE)
     if not coarse:
         return (GREY + NOISE * torch.randn(3, size, size, generator=generator, device=generator.device)).clamp(0, 1)
     blotches = torch.randn(1, 3, 14, 14, generator=generator, device=generator.device)

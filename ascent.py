@@ -47,12 +47,10 @@ class Settings:
     """How an archetype is made. What moves from a first to a final value moves along a power curve."""
 
     steps: int = _setting(120, "iterations of gradient ascent", common.positive)
-    rate: float = _setting(
-        0.04, "first step: root mean square change of a pixel (1: black to white); natural: Adam's rate"
-    )
+    rate: float = _setting(0.04, "first step: root mean square change of a pixel (1: black to white)")
     final_rate: float = _setting(0.004, "last step, likewise")
     first_size: float = _setting(1.0, "share of the input size at which the ascent begins; it grows to 1", share)
-    l2: float = _setting(0.002, "weight of the squared distance to grey, in logits", of="pixels")
+    l2: float = _setting(0.002, "weight of the squared distance to grey, in logits")
     zoom_from: float = _setting(
         1.0, "the network sees from this share of the image's side, anew in each iteration", above_0
     )
@@ -71,10 +69,9 @@ class Settings:
         0.0, "after the kernel, an image has at least this standard deviation by the last iteration", of="kernel"
     )
     statistics: float = _setting(
-        0.0, "weight of the distance from the channel statistics of photos, in logits", of="spectrum"
+        0.0, "weight of the distance from the channel statistics of photos, in logits", of="statistics"
     )
     as_photos: bool = False  # a step changes colours and waves as much as photos differ in them
-    spectrum: bool = False  # what is climbed in: pixels, or the spectrum of priors.picture_of
 
     @property
     def moved(self) -> bool:
@@ -85,51 +82,39 @@ class Settings:
 SETTINGS = [field for field in dataclasses.fields(Settings) if field.metadata]  # those that are options
 
 # Chosen with efficientnet_lite0 on classes that are neither default ones nor among those reported (docs/archetypes.md
-# has them), by what efficientnet_lite2 took the pictures for, whole, in part and from far, and by eye. gaussian: noise
-# nearly to the end leaves the network only what stands out from it, and steps in coarse waves give that a shape, as a
-# small image at first makes it large; a kernel much wider than a pixel costs what lies between outline and grain; after
-# it rests, the picture gets back as much of the finer waves as photos have. natural: smaller images, though faster,
-# hide from the network what is seen among other things, and the statistics fill them with fur. Both: close views give
-# detail, distant ones a shape.
+# has them), by what efficientnet_lite2 took the pictures for, whole, in part and from far, and by eye. Noise nearly to
+# the end leaves the network only what stands out from it, and steps in coarse waves give that a shape, as a small image
+# at first makes it large; close views give detail, distant ones a shape. A kernel much wider than a pixel costs what
+# lies between outline and grain; after it rests, the picture gets back as much of the finer waves as photos have.
+GAUSSIAN = Settings(
+    steps=560,
+    rate=0.08,
+    final_rate=0.008,
+    first_size=0.57,
+    l2=0.005,
+    zoom_from=0.5,
+    zoom_to=2.0,
+    turn_degrees=10,
+    noise=0.2,
+    calm_from=0.95,
+    blur_every=4,
+    blur_px=1.0,
+    final_blur_px=0.5,
+    contrast=0.2,
+    as_photos=True,
+)
 METHODS: dict[str, Settings] = {
     "plain": Settings(),
-    "gaussian": Settings(
-        steps=560,
-        rate=0.08,
-        final_rate=0.008,
-        first_size=0.57,
-        l2=0.005,
-        zoom_from=0.5,
-        zoom_to=2.0,
-        turn_degrees=10,
-        noise=0.2,
-        calm_from=0.95,
-        blur_every=4,
-        blur_px=1.0,
-        final_blur_px=0.5,
-        contrast=0.2,
-        as_photos=True,
-    ),
-    "natural": Settings(
-        steps=300,
-        rate=0.03,
-        final_rate=0.004,
-        l2=0,
-        zoom_from=0.35,
-        zoom_to=2.0,
-        turn_degrees=15,
-        noise=0.2,
-        calm_from=0.8,
-        statistics=50,
-        spectrum=True,
-    ),
+    "gaussian": GAUSSIAN,
+    # the statistics smooth by themselves, and give contrast: a weaker kernel leaves more to see in every part
+    "natural": dataclasses.replace(GAUSSIAN, statistics=30, blur_every=8, blur_px=0.5, contrast=0),
 }
 
 
 def fields_of(how: Settings) -> list[str]:
     """The names of the settings that a method has."""
-    kinds = {"all", "spectrum"} if how.spectrum else {"all", "pixels", "kernel" if how.blur_every else "pixels"}
-    return [field.name for field in SETTINGS if field.metadata["of"] in kinds]
+    has = {"all": True, "kernel": how.blur_every > 0, "statistics": how.statistics > 0}
+    return [field.name for field in SETTINGS if has[field.metadata["of"]]]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

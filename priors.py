@@ -1,8 +1,8 @@
 """What keeps gradient ascent near pictures that others would recognise.
 
-Three ideas of other people: the image as a spectrum whose fine waves are faint, seen each time from another side (both
-Olah et al. 2017, Feature Visualization), with the mean and the spread in every channel of the network that real
-photos have there (Yin et al. 2020, Dreaming to Distill).
+Three ideas of other people: steps mostly in coarse waves, an image that is seen each time from another side (both
+Olah et al. 2017, Feature Visualization), and the mean and the spread in every channel of the network that real photos
+have there (Yin et al. 2020, Dreaming to Distill).
 """
 
 from __future__ import annotations
@@ -19,56 +19,36 @@ from torch import Tensor, nn
 import common
 
 # ------------------------------------------------------------------------------------------------
-# The image as a spectrum
+# Steps as photos differ
 
 # Square root of the colours' covariance on ImageNet: what three independent channels become (a constant of Lucid's,
 # github.com/tensorflow/lucid, optvis/param/color.py, scaled so that its longest column is 1)
 COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.4619
 
 
-def random_spectrum(size: int, generator: torch.Generator, spread: float) -> Tensor:
-    """A start for `picture_of`: (3, size, size // 2 + 1, 2), real and imaginary parts."""
-    return spread * torch.randn(3, size, size // 2 + 1, 2, generator=generator, device=generator.device)
-
-
 def amplitudes(height: int, width: int) -> Tensor:
     """The amplitude that photos have at the frequencies of `rfft2`, but for a factor: (height, width // 2 + 1).
 
     In inverse proportion to the frequency (Field 1987, Relations between the statistics of natural images);
-    the mean has that of the longest wave.
+    the mean, which has no frequency, is left out with 0.
     """
     down, right = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]  # waves per pixel
-    return 1 / torch.sqrt(down**2 + right**2).clamp(min=1 / max(height, width))
-
-
-def picture_of(spectrum: Tensor, size: int) -> Tensor:
-    """spectrum (N, 3, S, S // 2 + 1, 2) -> images (N, 3, size, size) in (0, 1), size <= S, without the finest waves.
-
-    A coefficient counts as much as amplitudes of its frequency do in photos, and colours are decorrelated: so equal
-    steps of all coefficients change the image as natural images differ (Olah et al. 2017, Feature Visualization,
-    "Preconditioning and Parameterization").
-    """
-    full = spectrum.shape[2]
-    waves = torch.view_as_complex(spectrum) * amplitudes(full, full).to(spectrum)
-    if size < full:
-        half = size // 2
-        waves = torch.cat([waves[:, :, : size - half], waves[:, :, -half:]], 2)[..., : half + 1] * (size / full)
-    independent = torch.fft.irfft2(waves, s=(size, size), norm="ortho")  # (N, 3, size, size)
-    return torch.sigmoid(torch.einsum("dc,nchw->ndhw", COLOURS.to(spectrum), independent))
+    frequency = torch.sqrt(down**2 + right**2)
+    return torch.where(frequency > 0, 1 / frequency, 0)
 
 
 def as_photos_differ(gradient: Tensor) -> Tensor:
     """A gradient by pixels (N, 3, H, W), led to where photos differ: to brighter or darker, in coarse waves.
 
     Colours and waves count as much as their amplitudes in photos: the root of the colours' covariance, and one over
-    the frequency. The mean of each colour, of no frequency, is left as it is: otherwise it goes farther than all else
-    (SqueezeNet's archetypes turned dark). Each image's gradient keeps its length.
+    the frequency. So equal steps change the image as natural images differ (Olah et al. 2017, Feature Visualization,
+    "Preconditioning and Parameterization"). Each colour keeps its mean, which would otherwise go farther than all
+    else (SqueezeNet's archetypes turned dark), and each image's gradient its length.
     """
     height, width = gradient.shape[2:]
     variances, axes = torch.linalg.eigh(COLOURS @ COLOURS.T)
     root = (axes * variances.sqrt() @ axes.T).to(gradient)
     waves = torch.fft.rfft2(torch.einsum("dc,nchw->ndhw", root, gradient)) * amplitudes(height, width).to(gradient)
-    waves[..., 0, 0] = 0
     led = torch.fft.irfft2(waves, s=(height, width))
     before, after = (torch.linalg.vector_norm(step, dim=(1, 2, 3), keepdim=True) for step in (gradient, led))
     return led * torch.where(after > 0, before / after, 0)

@@ -19,33 +19,6 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def one_wave(down: int, right: int, size: int = 32) -> torch.Tensor:
-    """A spectrum (1, 3, size, size // 2 + 1, 2) with one coefficient, in the channel that is brightness."""
-    spectrum = torch.zeros(1, 3, size, size // 2 + 1, 2)
-    spectrum[0, 0, down, right, 0] = 1
-    return spectrum
-
-
-def brightness(spectrum: torch.Tensor, size: int = 32) -> torch.Tensor:
-    """What the picture's pixels were before the sigmoid."""
-    return priors.picture_of(spectrum.double(), size).logit()[0].mean(0)
-
-
-def test_an_empty_spectrum_is_grey():
-    assert torch.equal(priors.picture_of(torch.zeros(2, 3, 8, 5, 2), 8), torch.full((2, 3, 8, 8), 0.5))
-
-
-@pytest.mark.parametrize(("down", "right"), [(0, 1), (2, 0), (3, 4), (-5, 2)])
-def test_a_coefficient_is_one_wave_as_faint_as_it_is_fine(down, right):
-    """Amplitudes in inverse proportion to the frequency, relative to the wave that fits in once."""
-    found = brightness(one_wave(down, right))
-    y, x = torch.arange(32.0)[:, None], torch.arange(32.0)[None, :]
-    wave = torch.cos(2 * math.pi * (down * y + right * x) / 32).double()
-    amplitude = brightness(one_wave(0, 1)).max() / math.hypot(down, right)
-    halved = right == 0  # the other half of a real image's spectrum is not stored, but for its first column
-    torch.testing.assert_close(found, (0.5 if halved else 1) * amplitude * wave, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 18), (7, 9)])
 def test_a_gradient_led_as_photos_differ_is_the_direct_sum_of_its_waves(height, width):
     """Each wave divided by its frequency and its colours mixed, against sums of cosines and sines; of equal length.
@@ -74,12 +47,6 @@ def test_a_gradient_of_any_length_keeps_it(size):
     gradient = torch.randn(1, 3, 8, 8, generator=generators(0)[0]) * size
     found = priors.as_photos_differ(gradient)
     assert found.double().norm().item() == pytest.approx(gradient.double().norm().item(), rel=1e-4)
-
-
-def test_a_smaller_picture_is_the_same_one_without_the_finest_waves():
-    spectrum = torch.randn(1, 3, 32, 17, 2, generator=generators(0)[0]).double()
-    spectrum[:, :, 8:-7], spectrum[..., 8:, :] = 0, 0  # nothing that 16 pixels cannot show
-    assert torch.allclose(priors.picture_of(spectrum, 16), priors.picture_of(spectrum, 32)[..., ::2, ::2], atol=1e-12)
 
 
 def test_a_view_of_all_without_noise_is_the_image_or_its_mirror_image():
