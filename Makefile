@@ -80,7 +80,8 @@ HOPPER = $$($(RUN) -c 'import matplotlib; print(matplotlib.get_data_path())')/sa
 docs: $(INSTALLED)
 	$(RUN) 2c_class_visualization.py --classes 22 24 55 76 129 251 289 546 607 780 943 949 --dataset none --output $(PICTURES)
 	$(RUN) 2f_guided_saliency.py $(HOPPER) --classes "military uniform" --output $(PICTURES)
-	cp $(PICTURES)/2c_class_visualization/archetypes.png docs/archetypes.png
+	$(RUN) -c 'import sys; from PIL import Image; Image.open(sys.argv[1]).convert("RGB").save(sys.argv[2], quality=90)' \
+		$(PICTURES)/2c_class_visualization/archetypes.png docs/archetypes.jpg
 	cp $(PICTURES)/2f_guided_saliency/guided_saliency.png docs/guided_saliency.png
 
 clean:

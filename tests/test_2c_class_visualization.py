@@ -377,22 +377,12 @@ def test_statistics_lead_the_ascent(toy):
     norm = toy[1]
 
     def distance(statistics: float) -> float:
-        found = script.visualize_classes(
-            toy,
-            [0, 1],
-            "natural",
-            seeds(0, 1),
-            size=32,
-            steps=40,
-            statistics=statistics,
-            noise=0,
-            rate=0.15,
-            final_rate=0.02,
-        )
+        settings = dict(size=32, steps=40, statistics=statistics, noise=0)
+        found = script.visualize_classes(toy, [0, 1], "natural", seeds(0, 1), **settings)
         values = toy[0](found)
         z = (values.mean((2, 3)) - norm.running_mean) / norm.running_var.sqrt()
         v = (values.var((2, 3)) / norm.running_var).log()
-        return float((z.square() + 0.25 * v.square()).mean())
+        return (z.square() + 0.25 * v.square()).mean().item()
 
     assert distance(30.0) < 0.7 * distance(0.0)
 
