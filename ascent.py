@@ -51,6 +51,11 @@ class Settings:
     final_rate: float = _setting(0.004, "last step, likewise")
     first_size: float = _setting(1.0, "share of the input size at which the ascent begins; it grows to 1", share)
     l2: float = _setting(0.002, "weight of the squared distance to grey, in logits")
+    farthest: float = _setting(
+        0.5,
+        "at most this root mean square distance from grey, if the network has no batch norm; 0.5: as far as any picture",
+        above_0,
+    )
     zoom_from: float = _setting(
         1.0, "the network sees from this share of the image's side, anew in each iteration", above_0
     )
@@ -92,6 +97,7 @@ GAUSSIAN = Settings(
     final_rate=0.008,
     first_size=0.57,
     l2=0.005,
+    farthest=0.25,
     zoom_from=0.5,
     zoom_to=2.0,
     turn_degrees=10,

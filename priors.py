@@ -126,6 +126,14 @@ class _Natural(torch.autograd.Function):
         return torch.addcmul(gradient + level[:, :, None, None], values, slope[:, :, None, None]), None, None, None
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether it has batch norms that know their statistics, or had them before they were folded."""
+    return any(
+        hasattr(module, "normal_mean") or (isinstance(module, nn.BatchNorm2d) and module.running_mean is not None)
+        for module in model.modules()
+    )
+
+
 def normal_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]:
     """Where a network's values are known to have what mean and standard deviation on its training data.
 
@@ -142,7 +150,7 @@ def normal_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]
             not layers or (module.groups == 1 and module.out_channels <= module.in_channels)
         ):
             layers.append((module.register_forward_hook, module.normal_mean, module.normal_std))
-    if not layers:
+    if not has_batch_norm(model):
         device = common.device_of(model)
         layers = [(model.register_forward_pre_hook, *(torch.tensor(v, device=device) for v in PHOTOS.values()))]
     return [(register, mean, std.clamp(min=1e-2)) for register, mean, std in layers]
