@@ -53,7 +53,7 @@ class Settings:
     l2: float = _setting(0.002, "weight of the squared distance to grey, in logits")
     farthest: float = _setting(
         0.5,
-        "at most this root mean square distance from grey, if the network has no batch norm; 0.5: as far as any picture",
+        "without batch norm: at most this root mean square distance from grey; 0.5: as far as any picture",
         above_0,
     )
     zoom_from: float = _setting(

@@ -213,6 +213,29 @@ def test_contrast_is_stretched_about_the_mean_and_never_taken():
     torch.testing.assert_close(found[1:], images[1:])  # enough of it, and none at all
 
 
+def test_what_is_too_far_from_grey_is_drawn_back_straight():
+    images = 0.5 + torch.rand(3, 3, 8, 8, generator=seeds(0)[0]) * torch.tensor([1.0, 0.1, 0.0]).view(3, 1, 1, 1)
+    found = script.near_grey(images, 0.25)
+    distance = (images[0] - 0.5).square().mean().sqrt()
+    torch.testing.assert_close(found[0], 0.5 + (images[0] - 0.5) * 0.25 / distance)
+    assert torch.equal(found[1:], images[1:])  # near enough, and grey itself
+    black = torch.zeros(1, 3, 8, 8)
+    assert torch.equal(script.near_grey(black, 0.5), black)
+
+
+@pytest.mark.parametrize("method", ["gaussian", "natural"])
+def test_only_without_batch_norm_an_archetype_is_held_near_grey(linear, toy, method):
+    """Strong steps against a bound of a tenth."""
+    settings = dict(steps=20, rate=0.5, final_rate=0.5, noise=0, contrast=0, farthest=0.1)
+
+    def distance(model: nn.Module, size: int) -> float:
+        found = script.visualize_classes(model, [0, 1], method, seeds(0, 1), size, **settings)
+        return (found - 0.5).square().mean((1, 2, 3)).sqrt().max().item()
+
+    assert distance(linear, SIZE) == pytest.approx(0.1, abs=1e-6)
+    assert distance(toy, 32) > 0.2
+
+
 def test_a_step_as_photos_differ_goes_to_brighter_or_darker_in_coarse_waves():
     """The score is one pixel's red: the step changes its green and blue too, and what is around it."""
     settings = dict(steps=1, l2=0.0, rate=0.01, blur_every=0, first_size=1, **STILL)
