@@ -546,6 +546,7 @@ def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
     assert {how["first_size"] for how in seen.values()} == {0.5}
     results = json.loads((tmp_path / "output/2c_class_visualization/metrics.json").read_text())["results"]
     assert results["natural"]["sides_px"] == [112, 160, 224]
+    assert {results[method]["farthest_from_grey"] for method in script.METHODS} == {0.5}  # it has batch norms
     lines = (tmp_path / "output/2c_class_visualization/rows.jsonl").read_text().splitlines()
     own = [row["probability"] for row in map(json.loads, lines) if row["method"] == "plain"]
     assert results["plain"]["least_probability"] == min(own) < max(own)
