@@ -96,8 +96,8 @@ def near_grey(images: Tensor, farthest: float) -> Tensor:
 def farthest_from_grey(model: nn.Module, how: Settings) -> float:
     """The bound of `near_grey`: with batch norm none, 0.5 being as far as any picture can be.
 
-    efficientnet_lite0's archetypes end at 0.16 to 0.26 by themselves (photos: 0.23). Without batch norm gradients
-    agree from view to view, and contrast grows until all is black and white.
+    efficientnet_lite0's archetypes end at 0.16 to 0.26 by themselves (photos: 0.23). Those of SqueezeNet, whose
+    steps agree from view to view, go on to 0.4 and are cut off at white (docs/archetypes.md).
     """
     return 0.5 if priors.has_batch_norm(model) else how.farthest
 
