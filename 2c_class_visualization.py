@@ -12,6 +12,9 @@ Convolutional Networks, section 2). Three methods, from no prior to a strong one
   natural   likewise, and all channels of the network are led to the mean and the spread that photos have there
             (Yin et al. 2020, Dreaming to Distill, section 3.1): priors.py
 
+A network without batch norm has no such statistics but its input's; the last two hold its images as near to grey as
+photos are.
+
 How far others recognise what comes out is measured by judges, networks that had no part in it: recognition.py.
 
     python 2c_class_visualization.py                                           # six classes, three methods
