@@ -418,15 +418,15 @@ def write_summary(
     results["judges"] = {name: {"weights": judge.weights, "sha256": judge.sha256} for name, judge in judges.items()}
     results["photos"] = recognition.summary(list(photos.values()), judges, reference) if photos else None
     for method in settings:
-        own = [row for row in rows if row["method"] == method]
+        own, how = [row for row in rows if row["method"] == method], Settings(**settings[method])
         results[method] = recognition.summary(own, judges, reference) | {
             "starts_drawn_again": sum(row["starts"] - 1 for row in own),
             "steps_without_gradient": sum(row["blind_steps"] for row in own),
             f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
             "least_probability": min(row["probability"] for row in own),
             "settings": settings[method],
-            "farthest_from_grey": farthest_from_grey(model, Settings(**settings[method])),
-            "sides_px": [side for _, side in growing_sizes(model, Settings(**settings[method]), model.input_size)],
+            "farthest_from_grey": farthest_from_grey(model, how),
+            "sides_px": [side for _, side in growing_sizes(model, how, model.input_size)],
         }
     tables = {
         "archetypes.csv": [

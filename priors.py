@@ -128,10 +128,7 @@ class _Natural(torch.autograd.Function):
 
 def has_batch_norm(model: nn.Module) -> bool:
     """Whether it has batch norms that know their statistics, or had them before they were folded."""
-    return any(
-        hasattr(module, "normal_mean") or (isinstance(module, nn.BatchNorm2d) and module.running_mean is not None)
-        for module in model.modules()
-    )
+    return bool(_batch_norms(model))
 
 
 def normal_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]:
@@ -141,6 +138,14 @@ def normal_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]
     layer's and those of convolutions that do not widen, which say as much and cost a tenth. A network without
     batch norm (VGG, AlexNet, SqueezeNet) has this only of its input: the colours of photos.
     """
+    layers = _batch_norms(model)
+    if not layers:
+        device = common.device_of(model)
+        layers = [(model.register_forward_pre_hook, *(torch.tensor(v, device=device) for v in PHOTOS.values()))]
+    return [(register, mean, std.clamp(min=1e-2)) for register, mean, std in layers]
+
+
+def _batch_norms(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]:
     layers: list[tuple[Callable, Tensor, Tensor]] = []
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
@@ -150,10 +155,7 @@ def normal_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]
             not layers or (module.groups == 1 and module.out_channels <= module.in_channels)
         ):
             layers.append((module.register_forward_hook, module.normal_mean, module.normal_std))
-    if not has_batch_norm(model):
-        device = common.device_of(model)
-        layers = [(model.register_forward_pre_hook, *(torch.tensor(v, device=device) for v in PHOTOS.values()))]
-    return [(register, mean, std.clamp(min=1e-2)) for register, mean, std in layers]
+    return layers
 
 
 @contextmanager
