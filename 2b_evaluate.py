@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-import command
+from explain.shell import run
 
 import numpy as np
 import torch
@@ -229,4 +229,4 @@ def mistakes_figure(wrong: list[dict], mistakes: int, images: int, files, model:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    run(main)

@@ -15,7 +15,7 @@ Convolutional Networks, section 2). Three methods, from no prior to a strong one
 A network without batch norm has no such statistics but its input's; the last two hold its images as near to grey as
 photos are.
 
-How far others recognise what comes out is measured by judges, networks that had no part in it: recognition.py.
+How far others recognise what comes out is measured by judges, networks that had no part in it: judges.py.
 
     python 2c_class_visualization.py                                           # six classes, three methods
     python 2c_class_visualization.py --classes tarantula --methods gaussian --steps 80     # the fast one
@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import command
+from explain.shell import run
 
 import numpy as np
 import torch
@@ -45,9 +45,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import common
-import priors
-import recognition
 from ascent import METHODS, Settings, add_options, settings_of
+from explain import judges as recognition
+from explain import priors
 
 # green snake and tarantula are the report's; then strawberry, dalmatian, spoonbill, bald eagle
 CLASSES = ["55", "76", "949", "251", "129", "22"]
@@ -494,4 +494,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    run(main)

@@ -10,7 +10,7 @@ believe it (Guo et al. 2017, On Calibration of Modern Neural Networks, section 2
 
 from __future__ import annotations
 
-import command
+from explain.shell import run
 
 from torch import Tensor, nn
 
@@ -91,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    run(main)

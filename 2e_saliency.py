@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-import command
+from explain.shell import run
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -104,4 +104,4 @@ def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: com
 
 
 if __name__ == "__main__":
-    command.run(main)
+    run(main)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import command
+from explain.shell import run
 
 import numpy as np
 import torch
@@ -426,4 +426,4 @@ def draw_randomised(rows: list[dict], results: dict, model: common.Classifier) -
 
 
 if __name__ == "__main__":
-    command.run(main)
+    run(main)

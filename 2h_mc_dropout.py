@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import command
+from explain.shell import run
 
 import numpy as np
 import torch
@@ -448,4 +448,4 @@ def draw_order(rows: list[dict], files: list[common.ImageFile], model: common.Cl
 
 
 if __name__ == "__main__":
-    command.run(main)
+    run(main)

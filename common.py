@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classifier import Classifier, load_model
-from drawing import (  # noqa: F401 (scripts take all from here)
+from explain.errors import UserError, one_line, printable, unknown
+from explain.figures import (  # noqa: F401 (scripts take all from here)
     MAP_PERCENTILE,
     brightest,
     draw_image,
@@ -40,10 +40,10 @@ from drawing import (  # noqa: F401 (scripts take all from here)
     panel_grid,
     short,
 )
-from errors import UserError, one_line, printable, unknown
-from images import read_image, to_pixels  # noqa: F401 (likewise)
-from report import Report, save_figure, write_array, write_file  # noqa: F401 (likewise)
-from rows import Rows, run_settings, shard, size_of
+from explain.networks import Classifier, load_model
+from explain.output import Report, save_figure, write_array, write_file  # noqa: F401 (likewise)
+from explain.pictures import read_image, to_pixels  # noqa: F401 (likewise)
+from explain.rows import Rows, run_settings, shard, size_of
 
 TEST_FOLDERS = ("test_images", "test images", "test", "ILSVRC2012_img_test")  # spellings met in the wild
 

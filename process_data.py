@@ -26,7 +26,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import command
+from explain.shell import run
 
 import timm
 import torchvision
@@ -35,8 +35,8 @@ from PIL import ImageOps
 from tqdm import tqdm
 
 import common
-import images
-from errors import UserError
+from explain import pictures
+from explain.errors import UserError
 
 IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val")  # spellings met in the wild
 MAX_LIST_BYTES = 16_000_000  # ILSVRC's list of 50,000 images has 1.7 MB; a list beyond that is no list of images
@@ -162,8 +162,8 @@ def read_labels(path: Path, names: Sequence[tuple[str, str]]) -> tuple[dict[str,
 def inspect_image(path: Path, upright: bool) -> dict[str, Any]:
     """Decode the whole image; what identifies its content, or the `reason` why it is no image."""
     try:
-        data = images.read_bytes(path)  # once: what is decoded is what is hashed
-        notes = images.decode_image(data, common.printable(path), upright).info["notes"]
+        data = pictures.read_bytes(path)  # once: what is decoded is what is hashed
+        notes = pictures.decode_image(data, common.printable(path), upright).info["notes"]
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "notes": notes}
@@ -451,4 +451,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    run(main)

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import classifier  # noqa: E402
 import common  # noqa: E402
+from explain import networks  # noqa: E402
 
 BATCH = 16
 CLASSES = [55, 76, 949, 251, 129, 22]  # of 2c, its default
@@ -83,19 +83,19 @@ def our_gradient(name: str, guided: bool, double: bool = False) -> Callable[[], 
     images, classes = batch(count), targets(count)
     if double:
         images = images.double()
-        model = classifier.prepare(eager(name).double(), images[:1])
+        model = networks.prepare(eager(name).double(), images[:1])
     else:
         model = prepared(name)
     return lambda: method(model, images, classes)[0]
 
 
 def part_of_preparation(name: str, part: str) -> Callable[[], Tensor]:
-    """The same gradient by the network as it is built, and after one more step of `classifier.prepare` each."""
+    """The same gradient by the network as it is built, and after one more step of `networks.prepare` each."""
     images, classes, model = batch(), targets(), eager(name).requires_grad_(False)
     if part == "folded":
-        classifier.fold_batch_norms(model, images[:1])
+        networks.fold_batch_norms(model, images[:1])
     if part == "rearranged":
-        classifier.prepare(model, images[:1])
+        networks.prepare(model, images[:1])
     elif part != "as built":
         model.to(memory_format=torch.channels_last)
     return lambda: common.class_score_gradient(model, images, classes)[0]

@@ -12,12 +12,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import command
-
 import pytest
 import torch
 from PIL import Image
 from torch import nn
+
+from explain import shell
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"  # real photos and a second network; may be absent
@@ -70,8 +70,8 @@ def ctrl_c():
 
 @pytest.fixture(autouse=True)
 def own_signals():
-    """What `command.run` lets signals do is undone."""
-    before = [(number, signal.getsignal(number)) for number in command.ASKING]
+    """What `shell.run` lets signals do is undone."""
+    before = [(number, signal.getsignal(number)) for number in shell.ASKING]
     yield
     signal.set_wakeup_fd(-1)
     for number, handler in before:
@@ -135,7 +135,7 @@ def _script(name: str, arguments: list[str], cwd: Path, killed_at: int | None) -
     sys.addaudithook(touches)
     sys.argv = [f"{name}.py", *arguments]
     try:
-        command.run(load_script(name).main)
+        shell.run(load_script(name).main)
     finally:
         sys.stdout.flush()
         Path("said.events").write_text(str(events))

@@ -16,8 +16,7 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 import common
-import priors
-import recognition
+from explain import judges, priors
 
 script = load_script("2c_class_visualization")
 SIZE = 8
@@ -372,7 +371,7 @@ def test_a_picture_is_measured_as_it_was_saved(linear):
     pixels = torch.randint(0, 256, (SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).byte()
     logits = linear(pixels.permute(2, 0, 1)[None] / 255)[0].double()
     for c in range(4):
-        found = recognition.measure(linear, Image.fromarray(pixels.numpy()), c)
+        found = judges.measure(linear, Image.fromarray(pixels.numpy()), c)
         assert found["logit"] == pytest.approx(logits[c].item())
         assert found["probability"] == pytest.approx((logits[c].exp() / logits.exp().sum()).item())
         assert found["rank"] == 1 + logits.argsort(descending=True).tolist().index(c)
@@ -423,7 +422,7 @@ def found_by(own: int, **judges: int) -> dict:
 def test_what_is_said_over_all_classes():
     rows = [found_by(1, a=1, b=1000), found_by(1, a=5, b=5), found_by(2, a=6, b=2), found_by(1, a=1, b=6)]
     reference = {"mean": [0.5, 0.5, 0.2], "spread": [0.2, 0.2, 0.2]}
-    said = recognition.summary(rows, ["a", "b"], reference)
+    said = judges.summary(rows, ["a", "b"], reference)
     assert (said["classes"], said["top1"], said["top5"]) == (4, 0.75, 1)
     assert (said["judges"]["a"]["top1"], said["judges"]["a"]["top5"]) == (0.5, 0.75)
     assert (said["judges"]["b"]["top1"], said["judges"]["b"]["top5"]) == (0, 0.5)
@@ -435,10 +434,10 @@ def test_what_is_said_over_all_classes():
 def test_the_least_recognised_come_first_by_the_geometric_mean_of_their_ranks():
     rows = [found_by(1, a=4, b=9), found_by(1, a=100, b=1), found_by(1, a=1, b=1)]
     rows = [{**row, "class": c, "name": f"name {c}", "method": "natural"} for c, row in enumerate(rows)]
-    lines = recognition.least_recognised(rows, ["a", "b"])
+    lines = judges.least_recognised(rows, ["a", "b"])
     assert [(line["class"], line["mean_rank"]) for line in lines] == [(1, 10), (0, 6), (2, 1)]
     assert (lines[0]["rank_by_a"], lines[0]["rank_by_b"]) == (100, 1)
-    assert recognition.least_recognised([{**rows[0], "judges": {}}], []) == []
+    assert judges.least_recognised([{**rows[0], "judges": {}}], []) == []
 
 
 def test_a_judge_sees_the_whole_picture_at_its_own_size(linear):
@@ -447,16 +446,16 @@ def test_a_judge_sees_the_whole_picture_at_its_own_size(linear):
     picture = Image.fromarray(pixels.numpy())
     small = torch.from_numpy(np.array(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
     logits = linear(small.permute(2, 0, 1)[None] / 255)[0]
-    assert recognition.measure(linear, picture, 1)["logit"] == pytest.approx(logits[1].item())
+    assert judges.measure(linear, picture, 1)["logit"] == pytest.approx(logits[1].item())
 
 
 def test_the_default_judge_is_not_the_network_explained():
     lite0, lite2 = common.load_model(), common.load_model("efficientnet_lite2")
-    assert list(recognition.load_judges(None, lite0, "cpu")) == ["efficientnet_lite2"]
-    assert list(recognition.load_judges(None, lite2, "cpu")) == ["efficientnet_lite0"]
-    assert recognition.load_judges(["none"], lite0, "cpu") == {}
+    assert list(judges.load_judges(None, lite0, "cpu")) == ["efficientnet_lite2"]
+    assert list(judges.load_judges(None, lite2, "cpu")) == ["efficientnet_lite0"]
+    assert judges.load_judges(["none"], lite0, "cpu") == {}
     with pytest.raises(common.UserError, match="is the network that is explained"):
-        recognition.load_judges(["efficientnet_lite0"], lite0, "cpu")
+        judges.load_judges(["efficientnet_lite0"], lite0, "cpu")
 
 
 # ------------------------------------------------------------------------------------------------

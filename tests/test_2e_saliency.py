@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-import command
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from conftest import SHARED, Raises, assert_same_state, load_script, run_main, r
 from torch import nn
 
 import common
+from explain import shell
 
 script = load_script("2e_saliency")
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
@@ -198,7 +197,7 @@ def test_errors_are_one_sentence(arguments, says, tmp_path, monkeypatch, capsys)
     save_photo(tmp_path / "a.png")
     (tmp_path / "text.jpg").write_text("text")
     with pytest.raises(SystemExit) as caught:
-        command.run(lambda: run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch))
+        shell.run(lambda: run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch))
     message = str(caught.value.code)
     assert message.startswith("error: ") and says in message and "\n" not in message
     assert not (tmp_path / "output/2e_saliency/metrics.json").exists()

@@ -7,8 +7,6 @@ import os
 import sys
 import warnings
 
-import command
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,7 @@ from conftest import save_photo
 from PIL import Image
 
 import common
-import report
+from explain import output, shell
 
 
 def stored(path, array, mode=None, **settings):
@@ -173,7 +171,7 @@ def test_write_file_is_all_or_nothing(tmp_path, monkeypatch):
 
 
 def test_csv_text_has_six_digits_and_quotes():
-    assert report.csv_text([{"a": 1 / 3, "b": 'x,"y"', "c": None, "d": 7}]) == 'a,b,c,d\n0.333333,"x,""y""",,7\n'
+    assert output.csv_text([{"a": 1 / 3, "b": 'x,"y"', "c": None, "d": 7}]) == 'a,b,c,d\n0.333333,"x,""y""",,7\n'
 
 
 def test_images_of_folders_are_in_a_fixed_order_without_hidden_ones(tmp_path):
@@ -213,14 +211,14 @@ def test_run_turns_errors_into_one_sentence(monkeypatch):
         ),
     ]:
         with pytest.raises(SystemExit) as caught:
-            command.run(fails(error))
+            shell.run(fails(error))
         assert caught.value.code == says
     monkeypatch.setattr(os, "_exit", sys.exit)
     with pytest.raises(SystemExit) as caught:
-        command.run(fails(KeyboardInterrupt()))
+        shell.run(fails(KeyboardInterrupt()))
     assert caught.value.code == 130
     with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
-        command.run(fails(ZeroDivisionError()))
+        shell.run(fails(ZeroDivisionError()))
 
 
 def test_every_seed_and_every_key_has_its_own_stream():

@@ -23,8 +23,6 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
-import command
-
 import numpy as np
 import pytest
 import torch
@@ -36,10 +34,9 @@ from PIL import Image, ImageCms
 from safetensors.torch import save, save_file
 from torch import nn
 
-import classifier
 import common
-import images
-from errors import UserError
+from explain import networks, pictures, shell
+from explain.errors import UserError
 
 process_data = load_script("process_data")
 
@@ -258,12 +255,12 @@ def test_damage_is_named(name, tmp_path):
 def test_truncated_at_twenty_offsets(kind, how):
     """Refused; but for the last byte of a PNG or a GIF, without which all pixels are there."""
     whole = stored(NOISE, kind, **how)
-    pixels = images.decode_image(whole, "whole").tobytes()
+    pixels = pictures.decode_image(whole, "whole").tobytes()
     for part in range(19):
         with pytest.raises(UserError, match="cannot be read|no image"):
-            images.decode_image(whole[: len(whole) * part // 19], "part")
+            pictures.decode_image(whole[: len(whole) * part // 19], "part")
     try:
-        assert images.decode_image(whole[:-1], "part").tobytes() == pixels
+        assert pictures.decode_image(whole[:-1], "part").tobytes() == pixels
     except UserError:
         assert kind not in ("PNG", "GIF")
 
@@ -337,13 +334,13 @@ def test_a_file_that_changes_while_it_is_read(mode, tmp_path, monkeypatch):
     before, after = (stored(Image.new(mode, (64, 48), value), "TIFF") for value in (0, "white"))
     path.write_bytes(before)
     expected = common.read_image(path)
-    real = images._to_rgb
+    real = pictures._to_rgb
 
     def changes(image):
         path.write_bytes(after)
         return real(image)
 
-    monkeypatch.setattr(images, "_to_rgb", changes)
+    monkeypatch.setattr(pictures, "_to_rgb", changes)
     assert common.read_image(path).tobytes() == expected.tobytes()
     path.write_bytes(before)
     assert process_data.inspect_image(path, True)["sha256"] == hashlib.sha256(before).hexdigest()  # what was looked at
@@ -351,8 +348,8 @@ def test_a_file_that_changes_while_it_is_read(mode, tmp_path, monkeypatch):
 
 def test_a_file_that_vanishes_while_it_is_read(tmp_path, monkeypatch):
     path = save_photo(tmp_path / "a.png")
-    size, real = path.stat().st_size, images._to_rgb
-    monkeypatch.setattr(images, "_to_rgb", lambda image: path.unlink() or real(image))
+    size, real = path.stat().st_size, pictures._to_rgb
+    monkeypatch.setattr(pictures, "_to_rgb", lambda image: path.unlink() or real(image))
     assert process_data.inspect_image(path, True)["bytes"] == size
     assert "No such file" in process_data.inspect_image(path, True)["reason"]
 
@@ -534,7 +531,7 @@ def test_paths_that_are_no_text_can_be_printed(tmp_path, monkeypatch, capsys):
         raise FileNotFoundError(2, "No such file", "new\nline")
 
     with pytest.raises(SystemExit, match=r"^error: new\\nline: No such file; check the path and its disk$"):
-        command.run(main)
+        shell.run(main)
     assert "\\udcff" in capsys.readouterr().out
 
 
@@ -628,11 +625,11 @@ def test_checkpoints_truncated_at_twenty_offsets(kind, tmp_path):
     whole = save(state) if kind == "safetensors" else saved(state, **(OLD if kind == "old" else {}))
     path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
     path.write_bytes(whole)
-    assert set(classifier.read_state_dict(path)[0]) == {"a", "b"}
+    assert set(networks.read_state_dict(path)[0]) == {"a", "b"}
     for part in [*range(19), None]:
         path.write_bytes(whole[:-1] if part is None else whole[: len(whole) * part // 19])
         with pytest.raises(UserError, match=NO_DATA):
-            classifier.read_state_dict(path)
+            networks.read_state_dict(path)
 
 
 def test_published_names_are_taken_by_name_not_by_place(tmp_path):
@@ -703,15 +700,15 @@ def fuzz(check, examples: int, *strategies) -> None:
 @pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.long)])
 def test_mutated_images(examples):
     """An RGB image or one sentence; a PNG, which has checksums, is as it was or refused."""
-    whole = images.decode_image(SEEDS[0], "whole").tobytes()
+    whole = pictures.decode_image(SEEDS[0], "whole").tobytes()
 
     def check(seed: int, mutations: list) -> None:
         try:
-            image = images.decode_image(mutated(SEEDS[seed], mutations), "name")
+            image = pictures.decode_image(mutated(SEEDS[seed], mutations), "name")
         except UserError as error:
             assert str(error).startswith("name ") and "\n" not in str(error)
         else:
-            assert image.mode == "RGB" and image.width * image.height <= images.MAX_PIXELS
+            assert image.mode == "RGB" and image.width * image.height <= pictures.MAX_PIXELS
             assert seed or image.tobytes() == whole
 
     fuzz(check, examples, st.integers(0, len(SEEDS) - 1))
@@ -753,7 +750,7 @@ def test_mutated_checkpoints(kind, examples, tmp_path):
     def check(mutations: list) -> None:
         path.write_bytes(mutated(whole, mutations))
         try:
-            classifier._load_state(network, classifier.read_state_dict(path)[0], path, "net")
+            networks._load_state(network, networks.read_state_dict(path)[0], path, "net")
         except UserError as error:
             assert "\n" not in str(error)
         else:

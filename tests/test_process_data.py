@@ -12,7 +12,7 @@ import pytest
 from conftest import SHARED, load_script, run_main, run_script, save_photo
 from PIL import Image
 
-from errors import UserError
+from explain.errors import UserError
 
 process_data = load_script("process_data")
 

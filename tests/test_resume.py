@@ -12,8 +12,6 @@ import time
 from itertools import cycle
 from pathlib import Path
 
-import command
-
 import pytest
 import timm
 import torch
@@ -30,7 +28,7 @@ from conftest import (
 )
 
 import common
-import rows
+from explain import rows, shell
 
 # long enough for a state to be kept
 SCRIPTS = {**SCRIPTS, "2c_class_visualization": [*SCRIPTS["2c_class_visualization"], "--steps", "60"]}
@@ -339,7 +337,7 @@ def slow() -> None:
 
     os.dup2(os.open("slow.out", os.O_WRONLY | os.O_CREAT), 1)
     os.dup2(os.open("slow.err", os.O_WRONLY | os.O_CREAT), 2)
-    command.run(main)
+    shell.run(main)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -356,7 +354,7 @@ def test_ctrl_c_ends_a_long_operation(number, tmp_path, monkeypatch):
     started = time.perf_counter()
     process.join(60)
     assert time.perf_counter() - started < 2 and process.exitcode == 130
-    assert Path("slow.err").read_text() == command.STOPPED
+    assert Path("slow.err").read_text() == shell.STOPPED
 
 
 # and what each has just imported when it is stopped; before the first of these, it is Python's own start
@@ -364,7 +362,7 @@ LOADED = dict(zip(SCRIPTS, ("command", "numpy", "torch._C", "torch", "timm", "ma
 LOADED["process_data"] = "torch.nn"
 
 
-@pytest.mark.parametrize(("name", "number"), zip(LOADED, cycle(command.ASKING)))
+@pytest.mark.parametrize(("name", "number"), zip(LOADED, cycle(shell.ASKING)))
 def test_ctrl_c_while_libraries_are_imported(name, number, tmp_path):
     """It was a traceback."""
     script = [sys.executable, "-X", "importtime", ROOT / f"{name}.py"]  # says what it has imported, line by line
@@ -376,7 +374,7 @@ def test_ctrl_c_while_libraries_are_imported(name, number, tmp_path):
         started = time.perf_counter()
         said = [line for line in process.stderr if not line.startswith("import time:")]
         assert process.wait() == 130 and time.perf_counter() - started < 2
-    assert "".join(said) == command.STOPPED
+    assert "".join(said) == shell.STOPPED
 
 
 @pytest.mark.parametrize("name", SOME_SCRIPTS)
@@ -389,6 +387,6 @@ def test_ctrl_c_says_how_to_go_on(name, undisturbed, tmp_path):
     started = time.perf_counter()
     process.join(60)
     assert time.perf_counter() - started < 2 and process.exitcode == 130
-    assert (tmp_path / "said.err").read_text() == command.STOPPED and "start the same command again" in command.STOPPED
+    assert (tmp_path / "said.err").read_text() == shell.STOPPED and "start the same command again" in shell.STOPPED
     finish_script(name, *SCRIPTS[name], cwd=tmp_path)
     assert contents(tmp_path / "output" / name) == whole(undisturbed, name)

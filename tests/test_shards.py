@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, SCRIPTS, contents, run_main, save_inputs
 
 import common
-import rows
+from explain import rows
 
 pytestmark = pytest.mark.usefixtures("own_threads")
 

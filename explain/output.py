@@ -22,8 +22,8 @@ import torch
 import torchvision
 from matplotlib.figure import Figure
 
-from classifier import Classifier
-from errors import UserError
+from explain.errors import UserError
+from explain.networks import Classifier
 
 WAYS = ("shard", "merge", "fresh")  # options that decide who does the work, and so are no part of what came out
 EARLIER = ".earlier.json"  # the files of a run that was complete, until the next one is
@@ -220,7 +220,7 @@ def libraries() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """What the numbers depend on: interpreter, libraries, this project's commit where known."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

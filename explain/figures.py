@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from classifier import Classifier
-from errors import UserError
-from images import read_image, to_pixels
+from explain.errors import UserError
+from explain.networks import Classifier
+from explain.pictures import read_image, to_pixels
 
 
 def panel_grid(items: int, columns: int, per_line: int, size: float = 2.1) -> tuple[Figure, np.ndarray]:

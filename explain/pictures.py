@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from errors import UserError, one_line, printable
+from explain.errors import UserError, one_line, printable
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 TURNS = {  # what turns a picture upright, by its EXIF orientation

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from errors import UserError, printable
+from explain.errors import UserError, printable
 
 STOPPED = "\nstopped; what is done is kept: start the same command again to go on\n"
 GRACE = 1.0  # seconds until a process that was asked to end is ended
@@ -93,6 +93,7 @@ def run(main: Callable[[], None]) -> None:
         gc.freeze()  # or that end looks through all that the libraries have made: a second
 
 
-# the program is a script beside this file, and not a test or a notebook
-if Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent == Path(__file__).resolve().parent:
+ROOT = Path(__file__).resolve().parents[1]
+# the program is one of the exercises, and not a test or a notebook
+if Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent == ROOT:
     end_when_asked(grace=0)

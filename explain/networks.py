@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from errors import UserError, one_line, unknown
+from explain.errors import UserError, one_line, unknown
 
 
 class Classifier(nn.Module):

@@ -15,8 +15,8 @@ from conftest import SHARED, save_photo
 from safetensors.torch import save_file
 from torch import nn
 
-import classifier
 import common
+from explain import networks
 
 
 class Trap:
@@ -308,7 +308,7 @@ def test_batch_norms_are_folded_where_the_function_stays_the_same(make, folded):
     net, images = with_statistics(make()), torch.rand(2, 3, 9, 11, dtype=torch.float64)
     classes = torch.tensor([0, 1])
     logits, (gradient, _) = net(images), common.class_score_gradient(net, images, classes)
-    assert classifier.fold_batch_norms(net, images[:1]) == folded
+    assert networks.fold_batch_norms(net, images[:1]) == folded
     assert (
         sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
         == sum(isinstance(m, nn.BatchNorm2d) for m in make().modules()) - folded
@@ -325,8 +325,8 @@ def test_a_strided_convolution_of_the_image_is_the_same_rearranged(kernel, strid
     images = torch.rand(2, 3, *size, dtype=torch.float64)
     logits, (gradient, _) = net(images), common.class_score_gradient(net, images, torch.tensor([0, 3]))
     names = list(net.state_dict())
-    classifier.prepare(net, images[:1])
-    assert type(net[0]) is classifier._ImageConv2d and list(net.state_dict()) == names
+    networks.prepare(net, images[:1])
+    assert type(net[0]) is networks._ImageConv2d and list(net.state_dict()) == names
     found, scores = common.class_score_gradient(net, images, torch.tensor([0, 3]))
     torch.testing.assert_close(scores, logits[[0, 1], [0, 3]], rtol=0, atol=1e-12)
     torch.testing.assert_close(found, gradient, rtol=0, atol=1e-12)
@@ -336,8 +336,8 @@ def test_a_strided_convolution_of_the_image_is_the_same_rearranged(kernel, strid
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "timm/resnetv2_50"])
 def test_prepared_networks_have_the_gradient_they_had(name, monkeypatch):
     """In float64, where no rectifier is decided by rounding."""
-    prepare = classifier.prepare
-    monkeypatch.setattr(classifier, "prepare", lambda model, example: model.eval())
+    prepare = networks.prepare
+    monkeypatch.setattr(networks, "prepare", lambda model, example: model.eval())
     model = with_statistics(common.load_model(name, None if name == "efficientnet_lite0" else "random"))
     images, classes = torch.rand(1, 3, model.input_size, model.input_size, dtype=torch.float64), torch.tensor([5])
     expected, score = common.class_score_gradient(model, images, classes)
@@ -353,7 +353,7 @@ def test_every_torchvision_model_builds(name):
     """Built with their real preprocessing and shape, without memory for their parameters."""
     if not name.startswith("regnet_"):  # these compute their widths with tensors
         with torch.device("meta"):
-            model = classifier._build_torchvision(name, "random")
+            model = networks._build_torchvision(name, "random")
     else:
         model = common.load_model(name, "random")
     assert len(model.categories) == 1000 and model.input_size >= 224

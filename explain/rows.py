@@ -17,21 +17,21 @@ from typing import Any
 
 import torch
 
-from classifier import Classifier
-from errors import UserError
-from report import WAYS, Report, json_line, libraries, remove_leftovers, write_file
+from explain.errors import UserError
+from explain.networks import Classifier
+from explain.output import WAYS, Report, json_line, libraries, remove_leftovers, write_file
 
 STARTING_OVER = "starting over"  # in run.json, while the rows of another run are being cleared away
 SHARED_CODE = (
     "common.py",
-    "images.py",
-    "classifier.py",
-    "rows.py",
-    "report.py",
-    "errors.py",
+    "explain/pictures.py",
+    "explain/networks.py",
+    "explain/rows.py",
+    "explain/output.py",
+    "explain/errors.py",
     "ascent.py",
-    "priors.py",
-    "recognition.py",
+    "explain/priors.py",
+    "explain/judges.py",
 )
 
 
@@ -65,7 +65,7 @@ def run_settings(
     """
     chosen = {key: value for key, value in vars(options).items() if key not in (*WAYS, "show", "output")}
     code = hashlib.sha256()
-    for path in (script, *(Path(__file__).with_name(name) for name in SHARED_CODE)):
+    for path in (script, *(Path(__file__).parents[1] / name for name in SHARED_CODE)):
         code.update(path.read_bytes())
     settings = chosen | {
         "weights": f"{model.weights}, SHA-256 {model.sha256}",
