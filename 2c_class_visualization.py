@@ -329,7 +329,7 @@ def ascend(
 
     The batch is filled up to `shape` with its last class; what is found for the filling comes last.
     """
-    batch = common.filled(classes, shape)
+    batch = common.pad(classes, shape)
     state = kept.load_state(index)
     if state is None or state["classes"] != batch:  # of other company: it was split otherwise then
         state = {"classes": batch, "scores": [], "ascent": None}
@@ -345,7 +345,7 @@ def ascend(
         kept.save_state(index, {**state, "ascent": ascent})
 
     progress.update(len(scores_so_far) * len(classes))
-    generators = common.streams(seed, batch)
+    generators = common.seeded_generators(seed, batch)
     images = visualize_classes(
         model, batch, method, generators, observe=observe, keep=keep, resume=state["ascent"], **settings
     )
@@ -386,7 +386,7 @@ def make_archetypes(
     with tqdm(total=total, unit="step", disable=None, smoothing=0) as progress:
         for _, m, group in sorted(batches):
             method, of_group = methods[m], [classes[k // len(methods)] for k in group]
-            with common.noting_chance(torch.device(options.device)) as chance:
+            with common.record_nondeterminism(torch.device(options.device)) as chance:
                 found = ascend(model, of_group, method, settings[method], options.seed, shape, kept, group[0], progress)
             rows = []
             for k, c, (image, scores, counts) in zip(group, of_group, found, strict=False):

@@ -292,7 +292,7 @@ def main() -> None:
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         maps, logits, classes, seen = both_maps(model, images, [asked[file.index] for file in batch])
         rows = common.describe_classes(logits, classes)
-        generators = common.streams(options.seed, (file.index for file in batch))
+        generators = common.seeded_generators(options.seed, (file.index for file in batch))
         noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
         noisy_maps, *_ = both_maps(model, images + NOISE * noise, classes.tolist())
         randomised = randomise(images, batch, classes)
@@ -316,7 +316,7 @@ def main() -> None:
             return {}
         # one shape, however many they are (see common.explain_batches)
         shape = min(options.randomise, len(batch))
-        places = common.filled(places, shape)[:shape]
+        places = common.pad(places, shape)[:shape]
         generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every batch
         layers, left = cascading_randomisation(model, images[places], classes[places], options.stages, generator)
         curves = [

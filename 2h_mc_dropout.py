@@ -183,7 +183,7 @@ def single_and_mc_logits(
     _refuse_unreachable(model)
     with common.evaluation_mode(model), torch.inference_mode():
         logits = _shared_passes(model, images, passes, generators, single=True)
-    return common.finite(logits[0]), logits[1:]
+    return common.check_finite(logits[0]), logits[1:]
 
 
 def _shared_passes(
@@ -330,7 +330,7 @@ def main() -> None:
     share = passes_can_be_shared(model, torch.rand(size, generator=torch.Generator().manual_seed(0)).to(options.device))
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
-        generators = common.streams(options.seed, (file.index for file in batch))
+        generators = common.seeded_generators(options.seed, (file.index for file in batch))
         single, logits = single_and_mc_logits(model, images, options.passes, generators, share)  # (T, N, classes)
         return (uncertainty(logits[:, n], single[n]) for n in range(len(batch)))
 

@@ -12,7 +12,6 @@ model. Importing this file does nothing.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import re
 import warnings
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from explain.errors import UserError, one_line, printable, unknown
+from explain.evaluation import check_finite, device_of, evaluation_mode, predict_logits  # noqa: F401 (for the scripts)
 from explain.figures import (  # noqa: F401 (scripts take all from here)
     MAP_PERCENTILE,
     brightest,
@@ -148,43 +148,6 @@ def find_class(text: str, categories: Sequence[str]) -> int:
     return found[0]
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode inside; afterwards each as it was, also after an error."""
-    before = [(module, module.training) for module in model.modules()]
-    for module, _ in before:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise UserError(
-                "a batch norm of this network keeps no averages, so that an image's result depends on its batch: "
-                "build it with track_running_stats=True"
-            )
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the network computes."""
-    return next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
-
-
-def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """images (N, 3, H, W) -> logits (N, classes), without a graph; raises UserError where they are not finite."""
-    with evaluation_mode(model), torch.inference_mode():
-        logits = model(images.clone())  # a clone, since a model may write into its input
-    return finite(logits).clone()  # no inference tensor: the caller may go on with it
-
-
-def finite(logits: Tensor) -> Tensor:
-    """The logits, or a UserError."""
-    if not logits.isfinite().all():
-        raise UserError("the network's logits are not finite: its weights are damaged, or no images' values went in")
-    return logits
-
-
 def logits_with_graph(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """images (N, 3, H, W) -> a copy of them to differentiate by, logits (N, classes); see `input_gradient`."""
     leaf = images.detach().clone().requires_grad_()
@@ -239,7 +202,7 @@ def chosen_classes(logits: Tensor, asked: Sequence[int | None]) -> Tensor:
 
 def describe_classes(logits: Tensor, classes: Tensor) -> list[dict]:
     """What logits (N, classes) say of a class (N,) for each image; raises UserError where they are not finite."""
-    logits, chosen = finite(logits.detach()), classes[:, None]
+    logits, chosen = check_finite(logits.detach()), classes[:, None]
     columns = {
         "class": classes,
         "logit": logits.gather(1, chosen)[:, 0],
@@ -343,9 +306,9 @@ def explain_batches(
                     pixels.append(loaded[0])
                     row["notes"] = loaded[1]
             if readable:
-                images = torch.stack(filled(pixels, batch)).to(model.mean.device)
-                with noting_chance(images.device) as chance:
-                    found = islice(explain(images, filled([file for file, _ in readable], batch)), len(readable))
+                images = torch.stack(pad(pixels, batch)).to(model.mean.device)
+                with record_nondeterminism(images.device) as chance:
+                    found = islice(explain(images, pad([file for file, _ in readable], batch)), len(readable))
                     for (_, row), values in zip(readable, found, strict=True):
                         row.update(values)
                 for _, row in readable if chance else ():
@@ -355,13 +318,13 @@ def explain_batches(
         readers.shutdown(cancel_futures=True)
 
 
-def filled(items: Sequence[Any], length: int) -> list:
+def pad(items: Sequence[Any], length: int) -> list:
     """The items, and copies of the last one up to the length."""
     return [*items, *[items[-1]] * (length - len(items))]
 
 
 @contextmanager
-def noting_chance(device: torch.device) -> Iterator[set[str]]:
+def record_nondeterminism(device: torch.device) -> Iterator[set[str]]:
     """Deterministic kernels inside, where the device has them; the set gets the names of operations without one.
 
     A processor's kernels are deterministic anyway, as far as any of these networks go.
@@ -410,7 +373,7 @@ def seed(text: str) -> int:
     return int(text)
 
 
-def streams(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
+def seeded_generators(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
     """A generator for each key (an image's index, a class id), whatever the others are.
 
     torch's generator on the CPU takes no more than the lowest 32 bits of its seed. There the seeds' ranges of keys

@@ -183,7 +183,7 @@ def plain_evaluation(name: str) -> Callable[[], Tensor]:
 def our_passes(name: str, passes: int) -> Callable[[], Tensor]:
     method = script("2h_mc_dropout").mc_dropout_logits
     model, images = prepared(name), batch()
-    return lambda: method(model, images, passes, common.streams(0, range(BATCH)), share=True)
+    return lambda: method(model, images, passes, common.seeded_generators(0, range(BATCH)), share=True)
 
 
 def loop_of_passes(name: str, passes: int) -> Callable[[], Tensor]:
@@ -229,7 +229,9 @@ def torch_uncertaintys_passes(name: str, passes: int) -> Callable[[], Tensor]:
 def our_ascent(name: str, method: str) -> Callable[[], Tensor]:
     visualize_classes, model = script("2c_class_visualization").visualize_classes, prepared(name)
     # at the full size from the first step on, as the bare passes are
-    return lambda: visualize_classes(model, CLASSES, method, common.streams(0, CLASSES), steps=STEPS, first_size=1)
+    return lambda: visualize_classes(
+        model, CLASSES, method, common.seeded_generators(0, CLASSES), steps=STEPS, first_size=1
+    )
 
 
 def bare_steps(name: str) -> Callable[[], Tensor]:

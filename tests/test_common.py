@@ -223,11 +223,13 @@ def test_run_turns_errors_into_one_sentence(monkeypatch):
 
 def test_every_seed_and_every_key_has_its_own_stream():
     seeds, keys = (0, 1, 2, 3, 999, 2**31 - 1), (0, 1, 2, 999, 49_999)
-    drawn = {torch.rand(4, generator=g).numpy().tobytes() for seed in seeds for g in common.streams(seed, keys)}
+    drawn = {
+        torch.rand(4, generator=g).numpy().tobytes() for seed in seeds for g in common.seeded_generators(seed, keys)
+    }
     assert len(drawn) == len(seeds) * len(keys)
-    again = [torch.rand(4, generator=g) for _ in range(2) for g in common.streams(7, [5])]
+    again = [torch.rand(4, generator=g) for _ in range(2) for g in common.seeded_generators(7, [5])]
     assert torch.equal(*again)
-    starts = sorted(g.initial_seed() for seed in range(1000) for g in common.streams(seed, [0]))
+    starts = sorted(g.initial_seed() for seed in range(1000) for g in common.seeded_generators(seed, [0]))
     assert min(b - a for a, b in zip(starts, starts[1:], strict=False)) > 1_000_000  # keys up to there meet no other's
     assert starts[0] + 2**32 - starts[-1] > 1_000_000
 
@@ -262,7 +264,10 @@ def test_nothing_finite_is_needed_to_draw(tmp_path):
 
 def test_operations_without_a_deterministic_form_are_named(tmp_path):
     """On any device but the processor; torch's warning is the source, and other warnings are let through."""
-    with pytest.warns(UserWarning, match="something else"), common.noting_chance(torch.device("meta")) as chance:
+    with (
+        pytest.warns(UserWarning, match="something else"),
+        common.record_nondeterminism(torch.device("meta")) as chance,
+    ):
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         warnings.warn("bad_op does not have a deterministic implementation, but you set ...", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
