@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import common
-from explain import networks
+from explain import inference, networks
 
 
 class Trap:
@@ -175,7 +175,7 @@ def test_a_downloaded_file_is_data_too(monkeypatch, tmp_path):
     path = tmp_path / "hub/checkpoints/squeezenet1_1-b8a52dc0.pth"
     path.parent.mkdir(parents=True)
     torch.save({"a": Trap(tmp_path / "sprung")}, path)
-    with pytest.raises(common.UserError, match="no state dict that can be loaded as data"):
+    with pytest.raises(common.UserError, match="cannot be loaded as data"):
         common.load_model("squeezenet1_1")
     assert not (tmp_path / "sprung").exists()
 
@@ -201,10 +201,10 @@ def test_unknown_models(name, says):
 def test_weights_that_do_not_fit_or_are_no_data(tmp_path):
     state = torchvision.models.squeezenet1_0().state_dict()
     wrong = {
-        "text": ("no state dict", lambda path: path.write_text("weights")),
-        "empty": ("no state dict", lambda path: path.write_bytes(b"")),
-        "trap": ("no state dict", lambda path: torch.save({"a": Trap(tmp_path / "sprung")}, path)),
-        "list": ("holds no state dict", lambda path: torch.save([1, 2], path)),
+        "text": ("cannot be loaded as data", lambda path: path.write_text("weights")),
+        "empty": ("cannot be loaded as data", lambda path: path.write_bytes(b"")),
+        "trap": ("cannot be loaded as data", lambda path: torch.save({"a": Trap(tmp_path / "sprung")}, path)),
+        "list": ("is not a state dict", lambda path: torch.save([1, 2], path)),
         "fewer": (
             "1 tensors missing, 0 extra, 0 of another shape, features.0.weight first",
             lambda path: torch.save({k: v for k, v in state.items() if k != "features.0.weight"}, path),
@@ -308,7 +308,7 @@ def test_batch_norms_are_folded_where_the_function_stays_the_same(make, folded):
     net, images = with_statistics(make()), torch.rand(2, 3, 9, 11, dtype=torch.float64)
     classes = torch.tensor([0, 1])
     logits, (gradient, _) = net(images), common.class_score_gradient(net, images, classes)
-    assert networks.fold_batch_norms(net, images[:1]) == folded
+    assert inference.fold_batch_norms(net, images[:1]) == folded
     assert (
         sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
         == sum(isinstance(m, nn.BatchNorm2d) for m in make().modules()) - folded
@@ -325,8 +325,8 @@ def test_a_strided_convolution_of_the_image_is_the_same_rearranged(kernel, strid
     images = torch.rand(2, 3, *size, dtype=torch.float64)
     logits, (gradient, _) = net(images), common.class_score_gradient(net, images, torch.tensor([0, 3]))
     names = list(net.state_dict())
-    networks.prepare(net, images[:1])
-    assert type(net[0]) is networks._ImageConv2d and list(net.state_dict()) == names
+    inference.prepare(net, images[:1])
+    assert type(net[0]) is inference._ImageConv2d and list(net.state_dict()) == names
     found, scores = common.class_score_gradient(net, images, torch.tensor([0, 3]))
     torch.testing.assert_close(scores, logits[[0, 1], [0, 3]], rtol=0, atol=1e-12)
     torch.testing.assert_close(found, gradient, rtol=0, atol=1e-12)

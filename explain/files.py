@@ -1,0 +1,59 @@
+"""Files: written all or nothing, identified by their content, kept inside their folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether the path, all links followed, is the folder or lies in it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def size_of(path: Path) -> int | None:
+    """Return a file's size in bytes; None where there is no file."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write all or nothing; a file that already holds these bytes is left alone (so is its time)."""
+    data = data.encode() if isinstance(data, str) else data
+    if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # each process has names of its own, which are not made from the file's: that may be as long as names can be
+    temporary = path.with_name(f".writing-{secrets.token_hex(8)}.tmp")
+    try:
+        for attempt in range(3):
+            temporary.write_bytes(data)
+            try:
+                os.replace(temporary, path)
+                break
+            except FileNotFoundError:  # a run that has just started took it for a leftover
+                if attempt == 2:
+                    raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote."""
+    for path in (*folder.glob(".writing-*.tmp"), *folder.glob("*/.writing-*.tmp")):
+        path.unlink(missing_ok=True)

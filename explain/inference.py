@@ -1,0 +1,132 @@
+"""The form in which a network costs least to explain; docs/benchmarks.md has what each part is worth."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+MANY_ROWS = 256  # from which on a linear layer gains as a convolution
+
+
+def prepare(model: nn.Module, example: Tensor) -> nn.Module:
+    """Give a network its inference form, in place: the same logits and gradients to rounding, in less time.
+
+    Evaluation mode, frozen parameters, batch norms folded into their convolutions, a strided
+    convolution of the image and linear layers of many rows rearranged, channels-last memory.
+    `example` (1, 3, H, W) shows which batch norm follows which convolution.
+    """
+    model.requires_grad_(False).eval()
+    fold_batch_norms(model, example)
+    for module in model.modules():
+        if type(module) is nn.Conv2d and _reads_image_in_strides(module):
+            module.__class__ = _ImageConv2d  # the same parameters and names, another forward pass
+        if type(module) is nn.Linear:
+            module.__class__ = _Linear
+    return model.to(memory_format=torch.channels_last)
+
+
+def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
+    """Fold each batch norm that reads nothing but a convolution's output into that convolution; return how many.
+
+    Where the logits of the example change by more than rounding (another layer reads the convolution too),
+    nothing is folded.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    pairs, before = _normalised_convolutions(model, example)
+    if not pairs:
+        return 0
+    for conv, norm in pairs:
+        fused = fuse_conv_bn_eval(conv, norm)
+        # the statistics of its outputs on the training data: 2c leads its archetypes to them
+        if norm.affine:
+            fused.register_buffer("normal_mean", norm.bias.detach().clone(), persistent=False)
+            fused.register_buffer("normal_std", norm.weight.detach().abs(), persistent=False)
+        _replace(model, names[conv], fused)
+        _replace(model, names[norm], getattr(norm, "act", nn.Identity()))
+    with torch.no_grad():
+        same = torch.allclose(model(example), before, rtol=0, atol=1e-4 * float(before.abs().max()))
+    if not same:
+        for module in (module for pair in pairs for module in pair):
+            _replace(model, names[module], module)
+    return len(pairs) if same else 0
+
+
+def _normalised_convolutions(model: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Module, nn.Module]], Tensor]:
+    """Return the pairs of a convolution and the batch norm that reads its output, and the example's logits.
+
+    Found by a forward pass, so that the modules' names and order do not matter.
+    """
+    calls: Counter[nn.Module] = Counter()
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by id; the tensors are kept so that no id comes twice
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+
+    def note_output(conv: nn.Module, _: Any, output: Tensor) -> None:
+        calls[conv] += 1
+        outputs[id(output)] = conv, output
+
+    def note_input(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[norm] += 1
+        if id(inputs[0]) in outputs:
+            pairs.append((outputs[id(inputs[0])][0], norm))
+
+    with ExitStack() as hooks, torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                hooks.enter_context(module.register_forward_hook(note_output))
+            elif type(module) in (nn.BatchNorm2d, timm.layers.BatchNormAct2d) and module.track_running_stats:
+                hooks.enter_context(module.register_forward_pre_hook(note_input))
+        logits = model(example)
+    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1], logits
+
+
+class _ImageConv2d(nn.Conv2d):
+    """A convolution of the image in strides, by space-to-depth where a gradient will be asked for.
+
+    A stride of s over 3 channels is a stride of 1 over the 3 s^2 channels of every s-th pixel. The
+    sums are the same; the backward kernels, made for many channels, take half the time (the idea:
+    Shi et al. 2016, Is the deconvolution layer the same as a convolutional layer?).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return super().forward(images)
+        (stride, _), (size, _), (padding, _) = self.stride, self.kernel_size, self.padding
+        grown = -(-size // stride) * stride  # the kernel's side, filled up with zeros to whole strides
+        ends = [((n + 2 * padding - size) // stride) * stride + grown - n - padding for n in images.shape[2:]]
+        images = F.pad(images, (padding, ends[1], padding, ends[0]))  # negative where the last pixels are not read
+        weight = F.pad(self.weight, (0, grown - size) * 2)
+        images = F.pixel_unshuffle(images, stride).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(images, F.pixel_unshuffle(weight, stride), self.bias)
+
+
+def _reads_image_in_strides(conv: nn.Conv2d) -> bool:
+    """For kernels from 5 on: a 3 x 3 one gains nothing."""
+    square = all(len({*sides}) == 1 for sides in (conv.stride, conv.kernel_size, conv.padding))
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    return plain and square and conv.in_channels == 3 and conv.stride[0] > 1 and conv.kernel_size[0] >= 5
+
+
+class _Linear(nn.Linear):
+    """A linear layer of many rows as a 1 x 1 convolution of so many pixels.
+
+    The same products by oneDNN in place of MKL, which uses half of the width of an AMD processor.
+    """
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if rows.device.type != "cpu" or rows.numel() < MANY_ROWS * self.in_features:
+            return super().forward(rows)
+        pixels = rows.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # (1, C, M, 1), channels-last
+        outputs = F.conv2d(pixels, self.weight[:, :, None, None], self.bias)
+        return outputs.permute(0, 2, 3, 1).reshape(*rows.shape[:-1], self.out_features)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
