@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import common  # noqa: E402
-from explain import networks  # noqa: E402
+from explain import inference  # noqa: E402
 
 BATCH = 16
 CLASSES = [55, 76, 949, 251, 129, 22]  # of 2c, its default
@@ -77,25 +78,29 @@ def targets(count: int = BATCH) -> Tensor:
 
 
 def our_gradient(name: str, guided: bool, double: bool = False) -> Callable[[], Tensor]:
-    guided_gradient = script("2f_guided_saliency").guided_gradient
-    method = guided_gradient if guided else common.class_score_gradient
+    rule = script("2f_guided_saliency").guided_rectifiers if guided else nullcontext
     count = 2 if double else BATCH
     images, classes = batch(count), targets(count)
     if double:
         images = images.double()
-        model = networks.prepare(eager(name).double(), images[:1])
+        model = inference.prepare(eager(name).double(), images[:1])
     else:
         model = prepared(name)
-    return lambda: method(model, images, classes)[0]
+
+    def gradient() -> Tensor:
+        with rule():
+            return common.class_score_gradient(model, images, classes)[0]
+
+    return gradient
 
 
 def part_of_preparation(name: str, part: str) -> Callable[[], Tensor]:
-    """The same gradient by the network as it is built, and after one more step of `networks.prepare` each."""
+    """The same gradient by the network as it is built, and after one more step of `inference.prepare` each."""
     images, classes, model = batch(), targets(), eager(name).requires_grad_(False)
     if part == "folded":
-        networks.fold_batch_norms(model, images[:1])
+        inference.fold_batch_norms(model, images[:1])
     if part == "rearranged":
-        networks.prepare(model, images[:1])
+        inference.prepare(model, images[:1])
     elif part != "as built":
         model.to(memory_format=torch.channels_last)
     return lambda: common.class_score_gradient(model, images, classes)[0]

@@ -1,0 +1,11 @@
+"""What the exercises stand on, one file per noun; a reader of one need not open it.
+
+Nothing here imports an exercise or common.py. Each line knows those above it, and nothing of those below:
+
+- errors
+- files, shell, pictures, evaluation
+- checkpoints, inference; rectifiers, dropout; maps, randomisation; labels, sample
+- networks
+- figures, output; priors, judges
+- rows
+"""

@@ -1,4 +1,4 @@
-"""What a user can put right, and how it is said."""
+"""Errors that a user can put right, and their wording."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ class UserError(ValueError):
     """Something a user can put right: one sentence with the value and the cure."""
 
 
+class OthersAtWork(Exception):  # noqa: N818
+    """Not an error: rows of other shards are missing, and the last shard to finish writes the summary."""
+
+
 def one_line(error: Exception) -> str:
-    """What another library said, short enough to stand inside a sentence."""
+    """Return another library's message, short enough to stand inside a sentence."""
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
-def unknown(kind: str, given: str, known: Iterable[str]) -> str:
-    """The beginning of a sentence about a name that does not exist, with the nearest that do."""
-    near = difflib.get_close_matches(given, list(known), n=3, cutoff=0.5)
-    return f"no {kind} is named {given!r}" + (f": did you mean {' or '.join(near)}?" if near else "")
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Return the beginning of a sentence about a name that does not exist, with the nearest that do."""
+    near = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)
+    return f"no {kind} is named {name!r}" + (f": did you mean {' or '.join(near)}?" if near else "")
 
 
 def printable(path: Path) -> str:
-    """The path as it can be printed, drawn and written as UTF-8, whatever bytes it is made of."""
+    """Return the path as it can be printed, drawn and written as UTF-8, whatever bytes it is made of."""
     text = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else repr(text)[1:-1]

@@ -1,4 +1,4 @@
-"""What the figures of several scripts are drawn with."""
+"""Figures: panels, pictures and saliency maps as several exercises draw them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from explain.pictures import read_image, to_pixels
 
 
 def panel_grid(items: int, columns: int, per_line: int, size: float = 2.1) -> tuple[Figure, np.ndarray]:
-    """A figure for `items` pictures of `columns` panels each, `per_line` of them side by side.
+    """Return a figure for `items` pictures of `columns` panels each, `per_line` of them side by side.
 
-    Returns the figure and its axes as an array (items, columns); `size` is a panel's side in inches.
+    Its axes come as an array (items, columns); `size` is a panel's side in inches.
     """
     per_line = min(per_line, items)
     lines = -(-items // per_line)
@@ -50,16 +50,16 @@ def draw_picture(axes: Axes, model: Classifier, path: Path, title: str, upright:
     return picture
 
 
-MAP_PERCENTILE = 99.5  # a few pixels stand out so far that the rest would be black beside them
+MAP_PERCENTILE = 99.5  # drawn brightest: a few pixels stand out so far that the rest would be black beside them
 
 
 def map_name(index: int) -> str:
-    """Where an image's maps lie in the script's folder."""
+    """Return the name of the file that holds an image's maps, in the exercise's folder."""
     return f"maps/{index:05d}.npy"
 
 
 def brightest(maps: Sequence[np.ndarray]) -> float:
-    """The value drawn brightest on the one scale of these maps; the largest where their percentile is 0."""
+    """Return the value drawn brightest on the one scale of these maps; the largest where their percentile is 0."""
     return float(max((np.percentile(m, MAP_PERCENTILE) or m.max() for m in maps), default=1.0))
 
 
@@ -73,13 +73,13 @@ def draw_map(axes: Axes, saliency: np.ndarray, white: float, title: str, status:
 
 
 def draw_title(figure: Figure, *lines: str) -> None:
-    """A title of one or more lines, broken where the figure is too narrow for them."""
-    letters = int(figure.get_figwidth() * 14)  # of the size below fit into an inch
-    text = "\n".join(part for line in lines for part in textwrap.wrap(line, letters))
+    """Draw a title of one or more lines, broken where the figure is too narrow for them."""
+    characters = int(figure.get_figwidth() * 14)  # of the size below fit into an inch
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, characters))
     figure.set_figheight(figure.get_figheight() + 0.16 * text.count("\n"))
     figure.suptitle(text, fontsize=9, parse_math=False)
 
 
 def short(text: str, length: int = 24) -> str:
-    """A name cut to `length` characters, for a title."""
+    """Return a name cut to `length` characters, for a title."""
     return text if len(text) <= length else text[: length - 1] + "…"

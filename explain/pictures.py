@@ -1,4 +1,4 @@
-"""Pictures: any file that is one, read as 8-bit RGB, and nothing that is damaged passed off as whole."""
+"""Pictures: read as 8-bit RGB whatever they were stored as; a damaged one is an error, never passed off as whole."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """A file's content at one moment; raises UserError for what is no file (a pipe would never end)."""
+    """Return a file's content; raises UserError for what is not a regular file (a pipe would never end)."""
     name = printable(Path(path))
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{name} is no regular file: give an image file")
+        raise UserError(f"{name} is not a regular file: give an image file")
     try:
         size = os.stat(path).st_size
         data = Path(path).read_bytes() if size <= MAX_BYTES else b""
@@ -55,7 +55,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def decode_image(data: bytes, name: str, upright: bool = True) -> Image.Image:
-    """`read_image` for the content of a file, which `name` stands for in errors."""
+    """Decode the content of a file as `read_image` does; errors call it `name`."""
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if image.width * image.height > MAX_PIXELS:
@@ -80,7 +80,7 @@ def decode_image(data: bytes, name: str, upright: bool = True) -> Image.Image:
     except UserError:
         raise
     except Image.UnidentifiedImageError:
-        raise UserError(f"{name} is no image in {', '.join(IMAGE_FORMATS)}: convert or remove it") from None
+        raise UserError(f"{name} is not an image in {', '.join(IMAGE_FORMATS)}: convert or remove it") from None
     except Image.DecompressionBombError:  # Pillow's own limit is twice as high
         raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels: scale it down first") from None
     except Exception as error:  # a damaged file makes Pillow raise anything, an IndexError among them
@@ -125,5 +125,5 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
-    """(3, H, W) in [0, 1] -> (H, W, 3) uint8, for drawing and saving."""
+    """Convert (3, H, W) in [0, 1] to (H, W, 3) uint8, for drawing and saving."""
     return (image.detach().cpu() * 255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()

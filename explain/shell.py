@@ -1,6 +1,6 @@
-"""What makes a script a command: however it ends, it does so with one line, and it keeps its memory.
+"""The command-line shell around an exercise: however a run ends, it ends with one line.
 
-Scripts import this file before the libraries that take seconds, so that Ctrl-C has its line from then on. Imported by
+Exercises import this file before the libraries that take seconds, so that Ctrl-C is answered from then on. Imported by
 anything else, it does nothing by itself.
 """
 
@@ -11,53 +11,34 @@ import gc
 import os
 import signal
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
-from explain.errors import UserError, printable
+from explain.errors import OthersAtWork, UserError, printable
 
-STOPPED = "\nstopped; what is done is kept: start the same command again to go on\n"
-GRACE = 1.0  # seconds until a process that was asked to end is ended
-ASKING = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what a cluster or torchrun sends
+ROOT = Path(__file__).resolve().parents[1]
+STOPPED = "\nstopped; what is done is kept: run the same command again to resume\n"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what a cluster or torchrun sends
 
 
-def end_when_asked(grace: float) -> Callable[[], None]:
-    """End the process `grace` seconds after Ctrl-C or SIGTERM, whatever it is doing, and say how to go on.
+def stop(*_: Any) -> None:
+    """End the process at once and say how to resume: all that a row or a file is worth is on the disk already."""
+    os.write(2, STOPPED.encode())
+    os._exit(130)
 
-    Python's own handlers run between two of its instructions, and a backward pass is a single one.
-    The byte that a signal writes wakes a thread, which needs to wait for nobody. With some grace,
-    KeyboardInterrupt is raised meanwhile; without, nothing is. Returned is what says, once, how to go on.
-    """
-    lock, said = threading.Lock(), []
 
-    def say() -> None:
-        with lock:
-            if not said:
-                said.append(os.write(2, STOPPED.encode()))
-
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-
-    def watch() -> None:
-        while os.read(reading, 1)[0] not in ASKING:
-            pass
-        say()
-        time.sleep(grace)
-        os._exit(130)  # as by SIGKILL: what was half written is put right at the next start
-
-    threading.Thread(target=watch, daemon=True).start()
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for number in ASKING:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has it for what runs in the background
-            signal.signal(number, signal.default_int_handler if grace else lambda *_: None)
-    return say
+def stop_on_signals() -> None:
+    """Let Ctrl-C and SIGTERM call `stop`; what a shell has set to be ignored (a background job) stays ignored."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 def keep_freed_memory() -> None:
-    """Tell the C library to use freed memory again rather than hand it back to the system after each batch.
+    """Tell the C library to reuse freed memory rather than hand it back to the system after each batch.
 
     A batch's activations are hundreds of megabytes. By default glibc returns each large tensor, and
     the next batch waits for the same pages to be handed out and zeroed anew: a third to a half of
@@ -67,33 +48,37 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
+    mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads, since only the first can hold tensors of any size
     mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
     mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own, which would end with it
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main(): what a user can put right becomes one sentence and exit status 1."""
-    say_how_to_go_on = end_when_asked(GRACE)
+    """Run an exercise's main(): what a user can put right becomes one sentence and exit status 1.
+
+    main() has a thread of its own. Python calls a signal's handler in the main thread, between two of its
+    instructions, and a backward pass is a single one: a main thread that only waits answers at once.
+    """
+    stop_on_signals()
     keep_freed_memory()
     warnings.filterwarnings("ignore", module="PIL")  # read_image says itself what is wrong with a file
-    sys.stdout.reconfigure(errors="backslashreplace")  # for a path that is no text
+    sys.stdout.reconfigure(errors="backslashreplace")  # for a path that is not text
+    with ThreadPoolExecutor(1) as thread:
+        work = thread.submit(main)
+        while not work.done():
+            wait([work], timeout=0.5)  # an endless wait would not hear Ctrl-C on Windows
+    gc.freeze()  # the prompt comes back a second sooner: the interpreter's end does not search the libraries' objects
     try:
-        main()
+        work.result()
+    except OthersAtWork as status:
+        print(status)
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
-        where = printable(Path(str(error.filename or "the system")))
-        sys.exit(f"error: {where}: {error.strerror or error}; check the path and its disk")
-    except KeyboardInterrupt:
-        say_how_to_go_on()
-        os._exit(130)  # the interpreter's own end waits for threads, and nothing could cut it short
-    finally:
-        for number in ASKING:  # while the interpreter ends, there is nothing left to stop
-            signal.signal(number, signal.SIG_IGN)
-        gc.freeze()  # or that end looks through all that the libraries have made: a second
+        place = printable(Path(str(error.filename or "the system")))
+        sys.exit(f"error: {place}: {error.strerror or error}; check the path and its disk")
 
 
-ROOT = Path(__file__).resolve().parents[1]
 # the program is one of the exercises, and not a test or a notebook
 if Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent == ROOT:
-    end_when_asked(grace=0)
+    stop_on_signals()

@@ -65,6 +65,14 @@ def random_images(count: int, size: int, generator: torch.Generator | None = Non
     return 0.3 * noise + 0.7 * nn.functional.interpolate(blotches, (size, size), mode="bilinear")
 
 
+def guided_gradient(model: nn.Module, images: torch.Tensor, classes: torch.Tensor):
+    """The guided gradient (N, 3, H, W) itself, of which the maps are made, and what the rule met."""
+    guided.refuse_opaque(model)
+    with guided.guided_rectifiers() as rule:
+        gradient, _ = common.class_score_gradient(model, images, classes)
+    return gradient, rule
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
@@ -92,7 +100,7 @@ def check(name: str) -> dict:
             errors.append(float(((torch.cat(differences) - exact) / exact).abs().max()))
     found = {"name": name, "finite_difference": min(errors)}
     try:
-        gradient, seen = guided.guided_gradient(model, image, classes)
+        gradient, seen = guided_gradient(model, image, classes)
     except common.UserError as error:
         assert "has none" in str(error)
         return {**found, "rectifiers": 0, "others": str(error).split("(")[1].split(")")[0]}

@@ -12,6 +12,7 @@ from torch import nn
 
 import common
 from explain import shell
+from explain.maps import describe_map
 
 script = load_script("2e_saliency")
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
@@ -104,7 +105,7 @@ def test_a_model_that_writes_into_its_input(images):
     ("values", "status"), [(np.zeros((4, 4)), "zero gradient"), (np.full((4, 4), np.nan), "not finite")]
 )
 def test_a_map_that_says_nothing_is_named(values, status):
-    assert common.describe_map(values) == {
+    assert describe_map(values) == {
         "status": status,
         "largest": None,
         "half_mass_area": None,
@@ -115,12 +116,12 @@ def test_a_map_that_says_nothing_is_named(values, status):
 def test_measures_of_a_map_by_hand():
     values = np.zeros((10, 10))
     values[3, 4] = 2.0
-    found = common.describe_map(values)
+    found = describe_map(values)
     assert found["half_mass_area"] == 0.01 and found["largest"] == 2
     assert found["roughness"] == pytest.approx(4 * 2 / 180 / 0.02)
-    even = common.describe_map(np.ones((10, 10)))
+    even = describe_map(np.ones((10, 10)))
     assert even["half_mass_area"] == 0.5 and even["roughness"] == 0
-    noise = common.describe_map(np.random.default_rng(0).random((300, 300)))
+    noise = describe_map(np.random.default_rng(0).random((300, 300)))
     assert noise["roughness"] == pytest.approx(2 / 3, abs=0.01)
 
 
@@ -150,6 +151,27 @@ def test_run(tmp_path, monkeypatch):
     images = model.preprocess(common.read_image(tmp_path / "1.png"))[None]
     expected = script.saliency_maps(model, images, model(images).argmax(1))[0]
     torch.testing.assert_close(torch.from_numpy(np.load(folder / "maps" / "00002.npy")), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
+    """Bit for bit, on the same batch. A changed method changes both: no second copy of it draws the figures."""
+    photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
+    arguments = [*photos, "--model", "timm/test_resnet", "--weights", "random"]
+    model = common.load_model("timm/test_resnet", "random")
+    images = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
+
+    def saved_and_public(output: str) -> tuple[torch.Tensor, torch.Tensor]:
+        run_main("2e_saliency", *arguments, "--output", output, cwd=tmp_path, monkeypatch=monkeypatch)
+        files = [tmp_path / output / f"2e_saliency/maps/{i:05d}.npy" for i in range(3)]
+        public = script.saliency_maps(model, images, common.predict_logits(model, images).argmax(1))
+        return torch.stack([torch.from_numpy(np.load(file)) for file in files]), public
+
+    saved, public = saved_and_public("a")
+    assert torch.equal(saved, public) and saved.any()
+    method = script.saliency
+    monkeypatch.setattr(script, "saliency", lambda forward: 2 * method(forward))
+    doubled, public = saved_and_public("b")
+    assert torch.equal(doubled, public) and torch.equal(doubled, 2 * saved)
 
 
 def test_the_class_asked_for(tmp_path, monkeypatch):
@@ -188,9 +210,9 @@ def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
         (["a.png", "--classes", "tarantla"], "did you mean tarantula"),
         (["a.png", "--classes", "1000"], "ids go from 0 to 999"),
         (["--classes", "tarantula", "a.png"], "give image files before --classes"),
-        (["a.png", "--seed", "-1"], "'-1' is no whole number"),
-        (["a.png", "--batch-size", "0"], "'0' is no whole number from 1"),
-        (["text.jpg", "--limit", "1"], "is no image in JPEG"),
+        (["a.png", "--seed", "-1"], "--seed must be a whole number from 0 to 2147483647, not '-1'"),
+        (["a.png", "--batch-size", "0"], "--batch-size must be a whole number of at least 1, not '0'"),
+        (["text.jpg", "--limit", "1"], "is not an image in JPEG"),
     ],
 )
 def test_errors_are_one_sentence(arguments, says, tmp_path, monkeypatch, capsys):
@@ -201,7 +223,9 @@ def test_errors_are_one_sentence(arguments, says, tmp_path, monkeypatch, capsys)
     message = str(caught.value.code)
     assert message.startswith("error: ") and says in message and "\n" not in message
     assert not (tmp_path / "output/2e_saliency/metrics.json").exists()
-    assert says == "is no image in JPEG" or not (tmp_path / "output").exists()  # only that one is found while running
+    assert (
+        says == "is not an image in JPEG" or not (tmp_path / "output").exists()
+    )  # only that one is found while running
 
 
 def test_from_a_shell(tmp_path):

@@ -13,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from architectures import guided_gradient
 from conftest import Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
 from reference import guided_gradient as reference_gradient
 from scipy.stats import spearmanr
@@ -20,6 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import common
+from explain import randomisation
 
 script = load_script("2f_guided_saliency")
 
@@ -96,7 +98,7 @@ def wide(images):
 def test_every_form_of_a_rectifier_is_guided(form, images):
     expected = reference_gradient(Net(nn.ReLU()), wide(images), CLASSES)
     net = Net(UNBOUNDED[form])
-    gradient, seen = script.guided_gradient(net, wide(images), CLASSES)
+    gradient, seen = guided_gradient(net, wide(images), CLASSES)
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
     assert sum(seen.rectifiers.values()) == 2
     plain, _ = common.class_score_gradient(net, wide(images), CLASSES)
@@ -106,7 +108,7 @@ def test_every_form_of_a_rectifier_is_guided(form, images):
 @pytest.mark.parametrize("form", BOUNDED)
 def test_every_form_of_a_bounded_rectifier_is_guided(form, images):
     expected = reference_gradient(Net(nn.ReLU6()), wide(images), CLASSES)
-    gradient, _ = script.guided_gradient(Net(BOUNDED[form]), wide(images), CLASSES)
+    gradient, _ = guided_gradient(Net(BOUNDED[form]), wide(images), CLASSES)
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
     assert (reference_gradient(Net(nn.ReLU()), wide(images), CLASSES) - expected).norm() > 1e-3
 
@@ -194,7 +196,7 @@ def test_rectifiers_in_the_head_and_inside_functions(images):
 
             return F.relu(super().forward(inner(x)))
 
-    gradient, seen = script.guided_gradient(Odd(F.relu), wide(images), CLASSES)
+    gradient, seen = guided_gradient(Odd(F.relu), wide(images), CLASSES)
     torch.testing.assert_close(gradient, reference_gradient(Odd(F.relu), wide(images), CLASSES))
     assert seen.rectifiers == {"relu": 4}
 
@@ -227,13 +229,13 @@ def test_reductions_by_max_are_no_rectifiers(images):
         def forward(self, x):
             return super().forward(x) + x.max(0)[0].max() + x.clamp(0.0001, 1).mean()
 
-    _, seen = script.guided_gradient(Reduces(F.relu), wide(images), CLASSES)
+    _, seen = guided_gradient(Reduces(F.relu), wide(images), CLASSES)
     assert seen.rectifiers == {"relu": 2}
 
 
 def test_both_kinds_are_counted(images):
     both = nn.Sequential(Net(F.relu), nn.SiLU(), nn.Tanh())
-    _, seen = script.guided_gradient(both, wide(images), CLASSES)
+    _, seen = guided_gradient(both, wide(images), CLASSES)
     assert (seen.rectifiers, seen.others) == ({"relu": 2}, {"silu": 1, "tanh": 1})
 
 
@@ -252,13 +254,13 @@ def test_equal_to_captum_where_captum_is_right_and_different_where_it_is_not(ima
     vgg = torchvision.models.vgg11(num_classes=5, init_weights=True).eval()
     with pytest.warns(UserWarning):
         theirs = captum.attr.GuidedBackprop(vgg).attribute(images.clone().requires_grad_(), target=classes)
-    ours, _ = script.guided_gradient(vgg, images, classes)
+    ours, _ = guided_gradient(vgg, images, classes)
     assert (ours - theirs).norm() < 1e-5 * theirs.norm()
 
     mobile = torchvision.models.mobilenet_v2(num_classes=5).eval()
     theirs = captum.attr.GuidedBackprop(mobile).attribute(images.clone().requires_grad_(), target=classes)
     plain, _ = common.class_score_gradient(mobile, images, classes)
-    ours, _ = script.guided_gradient(mobile, images, classes)
+    ours, _ = guided_gradient(mobile, images, classes)
     assert (theirs - plain).norm() < 1e-5 * plain.norm()
     assert (ours - plain).norm() > 0.1 * plain.norm()
     expected = reference_gradient(mobile, images, classes)
@@ -295,7 +297,7 @@ def test_a_custom_function_is_counted(images):
         def backward(ctx, gradient):
             return gradient * 0.5
 
-    _, seen = script.guided_gradient(Net(lambda x: Swish.apply(F.relu(x))), wide(images), CLASSES)
+    _, seen = guided_gradient(Net(lambda x: Swish.apply(F.relu(x))), wide(images), CLASSES)
     assert (seen.rectifiers, seen.others) == ({"relu": 2}, {"swish": 2})
 
 
@@ -346,7 +348,7 @@ def test_nothing_is_left_behind_after_an_error_in_the_model(where, toy, images):
         script.guided_saliency_maps(broken, images, CLASSES % 4)
     assert_same_state(before, state_of(broken))
     plain, _ = common.class_score_gradient(toy, images, CLASSES % 4)  # no mode is left on
-    guided, _ = script.guided_gradient(toy, images, CLASSES % 4)
+    guided, _ = guided_gradient(toy, images, CLASSES % 4)
     assert not torch.allclose(plain, guided)
 
 
@@ -368,18 +370,22 @@ def test_layers_are_randomised_from_the_top_down(toy, images):
         def forward(self, x):
             return self.last(F.relu(self.first(x)).flatten(1))
 
-    groups = script.randomised_layers(Turned(), images[:1], 9)
+    groups = randomisation.layers_from_the_top(Turned(), images[:1], 9)
     assert [[name for name, _ in group] for group in groups] == [["last"], ["first"]]
-    groups = script.randomised_layers(toy, images[:1], 2)
+    groups = randomisation.layers_from_the_top(toy, images[:1], 2)
     assert [[name for name, _ in group] for group in groups] == [["8", "3"], ["1", "0"]]
 
 
 def test_cascading_randomisation(images):
     torch.manual_seed(0)
     toy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+
+    def both(*arguments):
+        return script.plain_and_guided_maps(*arguments)[0]
+
     before = state_of(toy)
     runs = [
-        script.cascading_randomisation(toy, images, CLASSES % 4, 3, torch.Generator().manual_seed(seed))
+        randomisation.cascading_randomisation(toy, images, CLASSES % 4, both, 3, torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
     ]
     assert_same_state(before, state_of(toy))
@@ -394,15 +400,15 @@ def test_cascading_randomisation(images):
         parameter.data = torch.randn(parameter.shape, generator=generator) * parameter.std() + parameter.mean()
     pairs = [
         [m[0].abs().amax(1) for m in (method(toy, images, CLASSES % 4), method(copied, images, CLASSES % 4))]
-        for method in (common.class_score_gradient, script.guided_gradient)
+        for method in (common.class_score_gradient, guided_gradient)
     ]
     expected = [[spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(*pair, strict=True)] for pair in pairs]
     np.testing.assert_allclose(left[0], expected, atol=1e-6)
 
 
 def test_a_constant_map_has_no_rank_correlation():
-    assert script.rank_correlation(np.zeros((3, 3)), np.arange(9.0).reshape(3, 3)) is None
-    assert script.rank_correlation(np.full((3, 3), np.nan), np.arange(9.0).reshape(3, 3)) is None
+    assert randomisation.rank_correlation(np.zeros((3, 3)), np.arange(9.0).reshape(3, 3)) is None
+    assert randomisation.rank_correlation(np.full((3, 3), np.nan), np.arange(9.0).reshape(3, 3)) is None
 
 
 @pytest.mark.parametrize(
@@ -437,7 +443,7 @@ def test_rectifiers_inside_timms_fused_layers(name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5).double().eval()
     images = torch.rand(1, 3, 64, 64, dtype=torch.float64)
-    gradient, seen = script.guided_gradient(model, images, torch.tensor([2]))
+    gradient, seen = guided_gradient(model, images, torch.tensor([2]))
     expected = reference_gradient(model, images, torch.tensor([2]))
     assert (gradient - expected).norm() < 1e-9 * expected.norm()
     assert sum(seen.rectifiers.values()) >= 17
@@ -461,6 +467,33 @@ def test_run(tmp_path, monkeypatch):
     plain, guided = np.load(folder / "maps" / "00000.npy")
     assert plain.shape == (224, 224) and np.abs(plain - guided).max() > 0.1 * plain.max()
     assert (folder / "guided_saliency.png").stat().st_size > 10_000
+
+
+def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
+    """Bit for bit, on the same batch; and the independent reference's. A changed rule changes both."""
+    photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
+    arguments = [*photos, "--model", "timm/test_resnet", "--weights", "random", "--classes", "5", "--randomise", "0"]
+    model = common.load_model("timm/test_resnet", "random")
+    images = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
+    classes = torch.tensor([5, 5, 5])
+
+    def saved(output: str) -> torch.Tensor:
+        run_main("2f_guided_saliency", *arguments, "--output", output, cwd=tmp_path, monkeypatch=monkeypatch)
+        return torch.stack(
+            [torch.from_numpy(np.load(tmp_path / output / f"2f_guided_saliency/maps/{i:05d}.npy")) for i in range(3)], 1
+        )
+
+    plain, guided = saved("a")  # (3, H, W)
+    assert torch.equal(plain, script.saliency(common.forward_pass(model, images, classes)))
+    assert torch.equal(guided, script.guided_saliency_maps(model, images, classes))
+    expected = reference_gradient(model.double(), images.double(), classes).abs().amax(1)
+    assert (guided - expected).norm() <= 1e-5 * expected.norm()
+    monkeypatch.setattr(script, "guide", lambda signal: 2 * signal.clamp(min=0))
+    _, doubled = saved("b")
+    assert torch.equal(doubled, script.guided_saliency_maps(model.float(), images, classes))
+    assert doubled.norm() > 2 * guided.norm()
+    monkeypatch.setattr(script, "saliency", lambda *arguments: 0 * load_script("2e_saliency").saliency(*arguments))
+    assert not saved("c").any() and not script.guided_saliency_maps(model, images, classes).any()
 
 
 def test_a_network_without_rectifiers_is_one_sentence(tmp_path):

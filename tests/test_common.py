@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 
 import common
 from explain import output, shell
+from explain.errors import OthersAtWork
 
 
 def stored(path, array, mode=None, **settings):
@@ -109,9 +109,9 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
         "empty": "no image",
         "text": "no image",
         "cut": "truncated",
-        "folder": "no regular file",
+        "folder": "not a regular file",
         "dangling": "No such file",
-        "pipe": "no regular file",
+        "pipe": "not a regular file",
         "missing": "No such file",
     }
     for name, words in says.items():
@@ -196,7 +196,7 @@ def test_validation_images_are_ordered_by_class_number(tmp_path):
     assert [file.key for file in files][0] == "DL_data_p/9/a.png"
 
 
-def test_run_turns_errors_into_one_sentence(monkeypatch):
+def test_run_turns_errors_into_one_sentence(capsys):
     def fails(error):
         def main():
             raise error
@@ -213,10 +213,8 @@ def test_run_turns_errors_into_one_sentence(monkeypatch):
         with pytest.raises(SystemExit) as caught:
             shell.run(fails(error))
         assert caught.value.code == says
-    monkeypatch.setattr(os, "_exit", sys.exit)
-    with pytest.raises(SystemExit) as caught:
-        shell.run(fails(KeyboardInterrupt()))
-    assert caught.value.code == 130
+    shell.run(fails(OthersAtWork("shard 0/2: all 3 rows are done")))
+    assert capsys.readouterr().out == "shard 0/2: all 3 rows are done\n"
     with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
         shell.run(fails(ZeroDivisionError()))
 
@@ -237,15 +235,17 @@ def test_every_seed_and_every_key_has_its_own_stream():
 def test_a_report_keeps_what_others_put_there(tmp_path):
     options = common.option_parser("", "--output", "--seed").parse_args(["--output", str(tmp_path)])
     for names in (["a.csv", "b.csv"], ["a.csv"]):
-        made = common.Report(options, "thing.py")
-        made.finish([{"index": 0, "notes": ["L to RGB"]}], [], {"x": 1.0}, {n: [{"k": 1}] for n in names})
+        output_folder = common.OutputFolder(options, "thing.py")
+        rows = [{"index": 0, "notes": ["L to RGB"]}]
+        output_folder.write_rows(rows)
+        output_folder.finish([{"index": 0, "notes": ["L to RGB"]}], [], {"x": 1.0}, {n: [{"k": 1}] for n in names})
         (tmp_path / "thing" / "mine.csv").write_text("kept")
     assert sorted(p.name for p in (tmp_path / "thing").iterdir()) == ["a.csv", "metrics.json", "mine.csv", "rows.jsonl"]
     metrics = json.loads((tmp_path / "thing/metrics.json").read_text())
     assert metrics["images"]["notes"] == {"L to RGB": 1} and metrics["seed"] == 0
     (tmp_path / "file").write_text("")
-    with pytest.raises(common.UserError, match="is no folder"):
-        common.Report(common.option_parser("", "--output").parse_args(["--output", str(tmp_path)]), "file.py")
+    with pytest.raises(common.UserError, match="is not a folder"):
+        common.OutputFolder(common.option_parser("", "--output").parse_args(["--output", str(tmp_path)]), "file.py")
 
 
 def test_nothing_finite_is_needed_to_draw(tmp_path):
@@ -274,7 +274,7 @@ def test_operations_without_a_deterministic_form_are_named(tmp_path):
     assert chance == {"bad_op"} and not torch.are_deterministic_algorithms_enabled()
     options = common.option_parser("", "--output").parse_args(["--output", str(tmp_path)])
     for rows in ([{"index": 0}], [{"index": 0, "nondeterministic": ["bad_op"]}]):
-        common.Report(options, "thing.py").finish(rows, [], {}, {})
+        common.OutputFolder(options, "thing.py").finish(rows, [], {}, {})
         metrics = json.loads((tmp_path / "thing/metrics.json").read_text())
         assert metrics["deterministic"] == (len(rows[0]) == 1)
     assert metrics["nondeterministic_operations"] == ["bad_op"]

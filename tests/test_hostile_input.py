@@ -35,7 +35,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 import common
-from explain import networks, pictures, shell
+from explain import checkpoints, pictures, shell
 from explain.errors import UserError
 
 process_data = load_script("process_data")
@@ -411,7 +411,7 @@ def test_a_folder_of_all_that(tmp_path, weights):
 
     result = run_script("2d_predict", folder / "pipe.jpg", "--strict", *model, cwd=tmp_path)
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.splitlines()[-1] == f"error: {folder}/pipe.jpg is no regular file: give an image file"
+    assert result.stderr.splitlines()[-1] == f"error: {folder}/pipe.jpg is not a regular file: give an image file"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -453,8 +453,8 @@ def test_a_class_folder_beyond_all_numbers(tmp_path):
 # The output
 
 
-def report_in(output: Path) -> common.Report:
-    return common.Report(common.option_parser("", "--output").parse_args(["--output", str(output)]), "thing.py")
+def report_in(output: Path) -> common.OutputFolder:
+    return common.OutputFolder(common.option_parser("", "--output").parse_args(["--output", str(output)]), "thing.py")
 
 
 def file_above(folder: Path) -> Path:
@@ -475,7 +475,8 @@ def link_out(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "says"), [(file_above, "is no folder"), (dangling, "is no folder"), (link_out, "is a link that leaves")]
+    ("make", "says"),
+    [(file_above, "is not a folder"), (dangling, "is not a folder"), (link_out, "is a link that leaves")],
 )
 def test_an_output_folder_that_is_none_is_refused_before_the_work(make, says, tmp_path):
     output = make(tmp_path)
@@ -501,7 +502,7 @@ def test_a_folder_of_the_output_that_links_out(tmp_path):
     (tmp_path / "output/thing").mkdir(parents=True)
     (tmp_path / "output/thing/maps").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="is a link that leaves"):
-        made.path("maps/0.npy")
+        made.file("maps/0.npy")
 
 
 def test_earlier_metrics_cannot_delete_what_lies_elsewhere(tmp_path):
@@ -522,7 +523,7 @@ def test_metrics_that_are_none_are_replaced(content, tmp_path):
     path.parent.mkdir()
     path.write_text(content, "latin-1") if content else os.mkfifo(path)
     report_in(tmp_path).finish([], [], {}, {})
-    assert json.loads(path.read_text())["files"] == ["rows.jsonl"]
+    assert json.loads(path.read_text())["files"] == []
 
 
 def test_paths_that_are_no_text_can_be_printed(tmp_path, monkeypatch, capsys):
@@ -570,7 +571,7 @@ def zipped() -> bytes:
 
 OLD = {"_use_new_zipfile_serialization": False}
 BIAS = "features.0.bias"  # (96,)
-NO_DATA = "is no state dict that can be loaded as data"
+NO_DATA = "cannot be loaded as data"
 CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "script.pth": (lambda s: scripted(), NO_DATA),
     "archive.pth": (lambda s: zipped(), NO_DATA),
@@ -578,13 +579,13 @@ CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "number.pth": (lambda s: pickle.dumps(3), NO_DATA),
     "safe.pth": (lambda s: save(s), NO_DATA),
     "pickled.safetensors": (lambda s: saved(s), NO_DATA),
-    "numbered.pth": (lambda s: saved({**s, 1: torch.ones(1)}), "holds no state dict"),
-    "nested.pth": (lambda s: saved({"state_dict": s, "epoch": 3}), "holds no state dict"),
+    "numbered.pth": (lambda s: saved({**s, 1: torch.ones(1)}), "is not a state dict"),
+    "nested.pth": (lambda s: saved({"state_dict": s, "epoch": 3}), "is not a state dict"),
     "nothing.pth": (lambda s: saved({}), "52 tensors missing, 0 extra, 0 of another shape, features.0.weight first"),
     "huge.pth": (lambda s: saved({**s, BIAS: torch.ones(1).expand(1 << 42)}), f"1 of another shape, {BIAS} first"),
     "extra and huge.pth": (lambda s: saved({**s, "x": torch.ones(1).expand(1 << 42)}), "1 extra.* x first"),
-    "sparse.pth": (lambda s: saved({**s, BIAS: torch.ones(96).to_sparse()}), f"no plain values in {BIAS}"),
-    "meta.pth": (lambda s: saved({**s, BIAS: torch.ones(96, device="meta")}), f"no plain values in {BIAS}"),
+    "sparse.pth": (lambda s: saved({**s, BIAS: torch.ones(96).to_sparse()}), f"does not have plain values in {BIAS}"),
+    "meta.pth": (lambda s: saved({**s, BIAS: torch.ones(96, device="meta")}), f"does not have plain values in {BIAS}"),
     "complex.pth": (lambda s: saved({**s, BIAS: torch.ones(96) * 1j}), f"complex64 in {BIAS}, not torch.float32"),
     "whole.pth": (lambda s: saved({**s, BIAS: torch.ones(96).char()}), f"int8 in {BIAS}.* .1 tensors"),
     "overflow.pth": (lambda s: saved({**s, BIAS: torch.ones(96).double() * 1e300}), f"NaN or infinity in {BIAS}"),
@@ -625,11 +626,11 @@ def test_checkpoints_truncated_at_twenty_offsets(kind, tmp_path):
     whole = save(state) if kind == "safetensors" else saved(state, **(OLD if kind == "old" else {}))
     path = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pth")
     path.write_bytes(whole)
-    assert set(networks.read_state_dict(path)[0]) == {"a", "b"}
+    assert set(checkpoints.read_state_dict(path)[0]) == {"a", "b"}
     for part in [*range(19), None]:
         path.write_bytes(whole[:-1] if part is None else whole[: len(whole) * part // 19])
         with pytest.raises(UserError, match=NO_DATA):
-            networks.read_state_dict(path)
+            checkpoints.read_state_dict(path)
 
 
 def test_published_names_are_taken_by_name_not_by_place(tmp_path):
@@ -750,7 +751,7 @@ def test_mutated_checkpoints(kind, examples, tmp_path):
     def check(mutations: list) -> None:
         path.write_bytes(mutated(whole, mutations))
         try:
-            networks._load_state(network, networks.read_state_dict(path)[0], path, "net")
+            checkpoints.load_state(network, checkpoints.read_state_dict(path)[0], path, "net")
         except UserError as error:
             assert "\n" not in str(error)
         else:

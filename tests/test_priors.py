@@ -11,7 +11,7 @@ from conftest import assert_same_state, state_of
 from scipy.linalg import sqrtm
 from torch import nn
 
-from explain import networks, priors
+from explain import inference, priors
 
 
 def generators(*seeds: int) -> list[torch.Generator]:
@@ -128,7 +128,7 @@ def test_statistics_are_the_same_before_and_after_folding():
     images = torch.rand(2, 3, 12, 12, generator=generators(0)[0]).double()
     model = convolutional()
     folded = copy.deepcopy(model)
-    assert networks.fold_batch_norms(folded, images) == 2
+    assert inference.fold_batch_norms(folded, images) == 2
     assert len(priors.normal_statistics(model)) == len(priors.normal_statistics(folded)) == 2
     assert priors.has_batch_norm(model) and priors.has_batch_norm(folded)
     torch.testing.assert_close(gradient_of(model, images, 5.0), gradient_of(folded, images, 5.0))
@@ -142,7 +142,7 @@ def test_of_folded_layers_the_first_and_those_that_do_not_widen():
         *(nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16)),  # each channel by itself
         *(nn.Conv2d(16, 4, 1), nn.BatchNorm2d(4)),  # narrows
     ).eval()
-    assert networks.fold_batch_norms(model, torch.rand(1, 3, 8, 8)) == 4
+    assert inference.fold_batch_norms(model, torch.rand(1, 3, 8, 8)) == 4
     assert [len(mean) for _, mean, _ in priors.normal_statistics(model)] == [8, 4]
 
 

@@ -430,8 +430,12 @@ PROBLEMS = {
     "parent": (lambda d: val(d, "../../etc/passwd 1"), "'../../etc/passwd', which leaves the folder", None),
     "parent inside": (lambda d: val(d, "x/../../y.jpg 1"), "which leaves the folder", None),
     "backslash": (lambda d: val(d, "..\\x.jpg 1"), "which leaves the folder", None),
-    "text": (lambda d: (d / "DL_data/validation_images/a.jpg").write_text("no image"), "is no image in JPEG", "a.jpg"),
-    "empty": (lambda d: (d / "DL_data/validation_images/a.jpg").write_bytes(b""), "is no image in JPEG", "a.jpg"),
+    "text": (
+        lambda d: (d / "DL_data/validation_images/a.jpg").write_text("no image"),
+        "is not an image in JPEG",
+        "a.jpg",
+    ),
+    "empty": (lambda d: (d / "DL_data/validation_images/a.jpg").write_bytes(b""), "is not an image in JPEG", "a.jpg"),
     "truncated": (lambda d: truncate(d / "DL_data/validation_images/a.jpg"), "a.jpg cannot be read", "a.jpg"),
     "link out": (lambda d: link_out(d / "DL_data/validation_images/a.jpg"), "'a.jpg' is a link that leaves", "a.jpg"),
     "dangling link": (
@@ -440,7 +444,7 @@ PROBLEMS = {
         "a.jpg",
     ),
     "link loop": (lambda d: relink(d / "DL_data/validation_images/a.jpg", "a.jpg"), "a.jpg cannot be read", "a.jpg"),
-    "fifo": (lambda d: fifo(d / "DL_data/validation_images/a.jpg"), "no regular file", "a.jpg"),
+    "fifo": (lambda d: fifo(d / "DL_data/validation_images/a.jpg"), "not a regular file", "a.jpg"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -56,6 +57,12 @@ def whole(undisturbed, name: str) -> dict[str, bytes]:
     return contents(undisturbed[0] / "output" / name)
 
 
+def rows_so_far(folder: Path) -> Path:
+    """The file of a run that is not split, while it is under way."""
+    settings = json.loads((folder / "run.json").read_bytes())
+    return folder / f"rows.{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]}.0-of-1.jsonl"
+
+
 def interrupted(undisturbed, name: str, tmp_path: Path, rows_left: int) -> Path:
     """A copy of a run's folder as a kill would leave it after so many rows and a half; the rest is gone."""
     save_inputs(tmp_path)
@@ -64,7 +71,7 @@ def interrupted(undisturbed, name: str, tmp_path: Path, rows_left: int) -> Path:
     done = undisturbed[0] / "output" / name
     (folder / "run.json").write_bytes((done / "run.json").read_bytes())
     lines = (done / "rows.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "rows.jsonl").write_bytes(b"".join(lines[:rows_left]) + lines[rows_left][:20])
+    rows_so_far(folder).write_bytes(b"".join(lines[:rows_left]) + lines[rows_left][:20])
     for row in map(json.loads, lines[:rows_left]):
         for file in row.get("files", []):
             (folder / file).parent.mkdir(exist_ok=True)
@@ -139,19 +146,19 @@ def test_a_full_disk(name, undisturbed, tmp_path, small_disk):
 def test_a_failing_write(name, undisturbed, tmp_path, monkeypatch):
     """The same without a file system of one's own: the disk takes half of the last lot of rows."""
     save_inputs(tmp_path)
-    write, calls = os.write, []
+    fsync, sizes = os.fsync, [0]
 
-    def full(file: int, data: bytes) -> int:
-        calls.append(file)
-        if len(calls) < (2 if name == "2c_class_visualization" else 3):
-            return write(file, data)
-        write(file, data[: len(data) // 2])
+    def full(file: int) -> None:
+        sizes.append(os.fstat(file).st_size)
+        if len(sizes) <= (2 if name == "2c_class_visualization" else 3):
+            return fsync(file)
+        os.ftruncate(file, (sizes[-2] + sizes[-1]) // 2)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as caught:
-        patch.setattr(rows.os, "write", full)
+        patch.setattr(rows.os, "fsync", full)
         run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=patch)
-    assert caught.value.filename == f"output/{name}/rows.jsonl"
+    assert caught.value.filename == f"output/{name}/{rows_so_far(tmp_path / 'output' / name).name}"
     run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     assert contents(tmp_path / "output" / name) == whole(undisturbed, name)
 
@@ -243,7 +250,7 @@ def test_other_images_and_other_code_refuse_to_mix(undisturbed, tmp_path, monkey
         run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     os.truncate(photo, size)
     with monkeypatch.context() as patch, pytest.raises(common.UserError, match="with code "):
-        patch.setattr(rows, "SHARED_CODE", ("common.py",))
+        patch.setattr(rows, "imported_files", lambda script: [script])
         run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=patch)
     assert contents(folder) == before
     run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
@@ -263,7 +270,8 @@ def test_fresh_starts_over(left, undisturbed, tmp_path, monkeypatch):
     if left == 5:
         (folder / "metrics.json").unlink()
         lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
-        (folder / "rows.jsonl").write_text("".join(lines[:2]) + "damaged\n" + "".join(lines[2:5]))
+        (folder / "rows.jsonl").unlink()
+        rows_so_far(folder).write_text("".join(lines[:5]))
         with pytest.raises(common.UserError, match="--fresh"):
             run_main(name, *shorter, "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
         for k in (5, 6, 7):
@@ -279,10 +287,77 @@ def test_fresh_starts_over(left, undisturbed, tmp_path, monkeypatch):
 def test_fresh_with_the_same_settings(undisturbed, tmp_path, monkeypatch):
     name = "2d_predict"
     folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
-    wrong = (folder / "rows.jsonl").read_text().replace('"index": 1', '"index": 1, "wrong": 1')
-    (folder / "rows.jsonl").write_text(wrong)
+    path = rows_so_far(folder)
+    path.write_text(path.read_text().replace('"index": 1', '"index": 1, "wrong": 1'))
     run_main(name, *SCRIPTS[name], "--fresh", cwd=tmp_path, monkeypatch=monkeypatch)
     assert contents(folder) == whole(undisturbed, name)
+
+
+def test_a_damaged_row_is_computed_again(undisturbed, tmp_path, monkeypatch):
+    """In the middle of the file, too, and in that of a complete run."""
+    name = "2d_predict"
+    folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
+    lines = rows_so_far(folder).read_bytes().splitlines(keepends=True)
+    rows_so_far(folder).write_bytes(
+        b"".join([lines[0], b"damaged\n", b"\0\0\n", b"[1]\n", b'{"index": "2"}\n', *lines[3:]])
+    )
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert contents(folder) == whole(undisturbed, name)
+    whole_file = folder / "rows.jsonl"
+    whole_file.write_bytes(whole_file.read_bytes().replace(b'"index": 4', b'"index": 4,,', 1))
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert contents(folder) == whole(undisturbed, name)
+
+
+@pytest.mark.parametrize("moment", ["before the first row", "after the last row"])
+def test_another_run_takes_the_folder_over(moment, undisturbed, tmp_path, monkeypatch):
+    """It said that rows were missing from other shards, and ended well, its result gone."""
+    name = "2d_predict"
+    save_inputs(tmp_path)
+    method = "append" if moment == "before the first row" else "complete"
+    original = getattr(common.Rows, method)
+
+    def overtaken(self, *given):
+        if self.settings["seed"] == 0:
+            others = ["--seed", "1"] if method == "append" else ["--seed", "1", "--fresh"]
+            run_main(name, *SCRIPTS[name], *others, cwd=tmp_path, monkeypatch=monkeypatch)
+        return original(self, *given)
+
+    monkeypatch.setattr(common.Rows, method, overtaken)
+    with pytest.raises(common.UserError, match="another run with other settings .* its own --output") as caught:
+        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert "\n" not in str(caught.value)
+    metrics = json.loads((tmp_path / "output" / name / "metrics.json").read_text())
+    assert metrics["seed"] == 1 and metrics["images"]["found"] == 8  # the other run is whole
+    lines = (tmp_path / "output" / name / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(8))
+
+
+def test_two_runs_with_the_same_settings_both_end_right(undisturbed, tmp_path, monkeypatch):
+    name = "2d_predict"
+    save_inputs(tmp_path)
+    append, calls = common.Rows.append, []
+
+    def overtaken(self, rows):
+        calls.append(rows)
+        if len(calls) == 2:
+            run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+        return append(self, rows)
+
+    monkeypatch.setattr(common.Rows, "append", overtaken)
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert len(calls) > 3 and contents(tmp_path / "output" / name) == whole(undisturbed, name)
+
+
+def test_the_code_that_a_run_depends_on_is_what_its_script_imports():
+    def names(script: str) -> set[str]:
+        return {path.relative_to(ROOT).as_posix() for path in rows.imported_files(ROOT / f"{script}.py")}
+
+    shared = {"common.py", *(f"explain/{noun}.py" for noun in ("rows", "networks", "inference", "pictures", "errors"))}
+    assert shared < names("2b_evaluate") and "2b_evaluate.py" in names("2b_evaluate")
+    only_of_2c = {"explain/judges.py", "explain/priors.py"}
+    assert only_of_2c < names("2c_class_visualization") and not only_of_2c & names("2b_evaluate")
+    assert "2e_saliency.py" in names("2f_guided_saliency") and "2e_saliency.py" not in names("2h_mc_dropout")
 
 
 def test_metrics_json_means_complete(undisturbed, tmp_path, monkeypatch):
@@ -362,7 +437,7 @@ LOADED = dict(zip(SCRIPTS, ("command", "numpy", "torch._C", "torch", "timm", "ma
 LOADED["process_data"] = "torch.nn"
 
 
-@pytest.mark.parametrize(("name", "number"), zip(LOADED, cycle(shell.ASKING)))
+@pytest.mark.parametrize(("name", "number"), zip(LOADED, cycle(shell.STOP_SIGNALS)))
 def test_ctrl_c_while_libraries_are_imported(name, number, tmp_path):
     """It was a traceback."""
     script = [sys.executable, "-X", "importtime", ROOT / f"{name}.py"]  # says what it has imported, line by line
@@ -387,6 +462,6 @@ def test_ctrl_c_says_how_to_go_on(name, undisturbed, tmp_path):
     started = time.perf_counter()
     process.join(60)
     assert time.perf_counter() - started < 2 and process.exitcode == 130
-    assert (tmp_path / "said.err").read_text() == shell.STOPPED and "start the same command again" in shell.STOPPED
+    assert (tmp_path / "said.err").read_text() == shell.STOPPED and "run the same command again" in shell.STOPPED
     finish_script(name, *SCRIPTS[name], cwd=tmp_path)
     assert contents(tmp_path / "output" / name) == whole(undisturbed, name)

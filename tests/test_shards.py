@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, SCRIPTS, contents, run_main, save_inputs
 
 import common
-from explain import rows
+from explain import files, rows
 
 pytestmark = pytest.mark.usefixtures("own_threads")
 
@@ -150,31 +150,33 @@ def test_two_that_finish_together(plain, tmp_path, monkeypatch):
     assert reads and contents(tmp_path / "output" / name) == plain(name)
 
 
-def test_leftovers_are_removed_but_not_those_of_who_is_at_work(plain, tmp_path, monkeypatch):
-    """A temporary file's name has its machine and its process; a run that is alone knows them all to be dead."""
+def test_leftovers_are_removed_and_nothing_else(plain, tmp_path, monkeypatch):
+    """Whoever is writing when his temporary file is taken for a leftover writes it again."""
     name = "2e_saliency"
     folder = tmp_path / "output" / name
-    node, ended = os.uname().nodename[:60], subprocess.Popen(["true"])
-    ended.wait()
     save_inputs(tmp_path)
     (folder / "maps").mkdir(parents=True)
-    dead, ours, theirs, alien = (
-        folder / f"maps/.{node}-{ended.pid}.tmp",
-        folder / f".{node}-{os.getppid()}.tmp",
-        folder / ".elsewhere-1.tmp",
-        folder / ".notes.tmp",
-    )
-    for path in (dead, ours, theirs, alien):
+    leftovers = [folder / ".writing-0123.tmp", folder / "maps/.writing-4567.tmp"]
+    for path in (*leftovers, folder / ".notes.tmp"):
         path.write_text("")
-    run_main(name, *SCRIPTS[name], "--shard", "0/2", cwd=tmp_path, monkeypatch=monkeypatch)
-    assert [path.exists() for path in (dead, ours, theirs, alien)] == [False, True, True, True]
     run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
-    assert [path.exists() for path in (dead, ours, theirs, alien)] == [False, False, False, True]
+    assert not any(path.exists() for path in leftovers) and (folder / ".notes.tmp").exists()
+    replace, calls = os.replace, []
+
+    def taken(source, target):
+        calls.append(source)
+        if len(calls) < 3:
+            files.remove_leftovers(tmp_path)
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", taken)
+    files.write_file(tmp_path / "a", "text")
+    assert (tmp_path / "a").read_text() == "text" and len(calls) == 3
 
 
 @pytest.mark.parametrize("text", ["3/2", "2/2", "0/0", "-1/2", "1", "a/b", "1/2/3", "0.5/2", "/"])
 def test_what_is_no_shard(text, tmp_path, monkeypatch):
-    with pytest.raises(common.UserError, match="is no shard: give i/n with i from 0 to n - 1") as caught:
+    with pytest.raises(common.UserError, match="a shard is I/N with I from 0 to N - 1") as caught:
         run_main("2d_predict", f"--shard={text}", cwd=tmp_path, monkeypatch=monkeypatch)
     assert "\n" not in str(caught.value)
 
@@ -194,7 +196,7 @@ def test_the_environment_of_torchrun(monkeypatch):
     assert rows.shard_of(options) == (1, 3)
     options.shard = None
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(common.UserError, match="RANK/WORLD_SIZE in the environment: '2/1' is no shard"):
+    with pytest.raises(common.UserError, match="RANK/WORLD_SIZE in the environment: a shard is I/N"):
         rows.shard_of(options)
 
 
