@@ -51,6 +51,8 @@ def single_and_mc_logits(
     model: nn.Module, images: Tensor, passes: int, generator: Generators = None, share: bool | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the logits (N, classes) of the deterministic pass, and those (passes, N, classes) with dropout on."""
+    if passes < 1:
+        raise common.UserError(f"passes must be a whole number of at least 1, not {passes}")
     generators = one_generator_each(generator, len(images))
     dropout.refuse_unreachable(model)
     if share is None:

@@ -123,16 +123,17 @@ def passes_can_be_shared(model: nn.Module, images: Tensor) -> bool:
 
     With nothing dropped, a batch that grows threefold at the first dropout must give the logits of one that does not.
     It does not where the two meet (a skip connection around the first dropout), where rows are paired by their
-    place, where weights are dropped, or where the first dimension is not that of the images.
+    place, where weights are dropped, or where the first dimension is not that of the images. Two batches are tried,
+    of two images and of three: a table of weights can have as many rows as one of them, but not as both.
     Of the images (N, 3, H, W) only shape, type and device matter. Raises UserError for a network without dropout.
     """
-    examples = torch.rand((2, *images.shape[1:]), generator=torch.Generator().manual_seed(0)).to(images)
+    examples = torch.rand((3, *images.shape[1:]), generator=torch.Generator().manual_seed(0)).to(images)
     with evaluation_mode(model), torch.inference_mode():
         with DropoutMode(torch.ones) as once:  # kept values are scaled by 1 / (1 - p) in both
-            expected = model(examples.clone())  # (2, classes)
+            expected = model(examples.clone())  # (3, classes)
         require_dropout(once)
         tolerance = 1e-4 * float(expected.abs().max())
-        for count in (2,):
+        for count in (2, 3):
             try:
                 with SharedPasses(torch.ones, count, at_most=3) as mode:
                     grown = model(examples[:count].clone()).unflatten(0, (mode.passes, count))

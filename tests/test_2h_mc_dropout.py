@@ -112,6 +112,18 @@ def test_the_script_and_the_public_function_share_their_core(factor, share, own_
         assert row["predictive_entropy"] != row_of(sampled[:, n] * (3 - factor), single[n])["predictive_entropy"]
 
 
+@pytest.mark.parametrize("share", [None, True, False])
+def test_outputs_of_more_dimensions(share, images):
+    """A segmentation: the passes in front, and the same ones in every way."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Dropout2d(0.5), nn.Conv2d(4, 2, 1))
+    assert dropout.passes_can_be_shared(net, images)
+    out = script.mc_dropout_logits(net, images, 7, generators(*range(5)), share)
+    assert out.shape == (7, 5, 2, 8, 8) and out.std(0).min() > 0
+    whole = script.mc_dropout_logits(net, images[3:4], 7, generators(3), share=False)
+    torch.testing.assert_close(out[:, 3], whole[:, 0])
+
+
 def test_features_run_once(images):
     calls = []
 
@@ -123,8 +135,8 @@ def test_features_run_once(images):
     net = nn.Sequential(Counts(), nn.Flatten(), nn.Dropout(), nn.Linear(192, 3))
     assert script.mc_dropout_logits(net, images, 100, share=True).shape == (100, 5, 3)
     assert calls == [5]
-    script.mc_dropout_logits(net, images, 100)  # the two passes of a pair find out whether it can be shared
-    assert calls == [5, 2, 2, 5]
+    script.mc_dropout_logits(net, images, 100)  # the passes of two and of three images try whether it can be shared
+    assert calls == [5, 3, 2, 3, 5]
 
 
 def test_one_generator_gives_every_image_its_own_masks(images):
@@ -181,6 +193,12 @@ def test_an_images_passes_are_its_own(images):
 def test_number_of_generators(images):
     with pytest.raises(common.UserError, match="2 generators for 5 images"):
         script.mc_dropout_logits(Head(), images, 2, generators(0, 1))
+
+
+@pytest.mark.parametrize("passes", [0, -1])
+def test_number_of_passes(passes, images):
+    with pytest.raises(common.UserError, match=f"passes must be a whole number of at least 1, not {passes}"):
+        script.mc_dropout_logits(Head(), images, passes)
 
 
 def test_uncertainty_by_hand():

@@ -48,6 +48,18 @@ class DropConnect(nn.Module):
         return F.linear(x.flatten(1), F.dropout(self.weight, 0.5))
 
 
+class Table(nn.Module):
+    """Features are dropped, then weights: as many rows as the trial's two images in three passes."""
+
+    def __init__(self, rows=6):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(rows, 192))
+
+    def forward(self, x):
+        return F.linear(F.dropout(x.flatten(1), 0.5), F.dropout(self.weight, 0.5))
+
+
 class Branches(nn.Module):
     """A second dropout on what did not grow, cut into windows."""
 
@@ -57,7 +69,7 @@ class Branches(nn.Module):
         return torch.cat([a.unflatten(1, (3, 64)).mean(2), b.view(len(x), 3, 64).mean(2)], 1)
 
 
-@pytest.mark.parametrize("kind", [TwoSided, Sequence, DropConnect, Branches])
+@pytest.mark.parametrize("kind", [TwoSided, Sequence, DropConnect, Table, Branches])
 def test_a_batch_that_must_not_grow_does_not(kind, images):
     """Mean and spread of the network's own dropout, where the first dimension is not that of one image each."""
     torch.manual_seed(1)
@@ -74,6 +86,25 @@ def test_a_batch_that_must_not_grow_does_not(kind, images):
     torch.testing.assert_close(together[:, 3], alone[:, 0])
     first, second = (script.single_and_mc_logits(net, images, 1)[0] for _ in range(2))
     assert torch.equal(first, second)  # the deterministic pass drops nothing
+
+
+@pytest.mark.parametrize("rows", [2, 3, 6, 9])
+def test_a_table_of_weights_is_not_taken_for_a_batch(rows, images):
+    """Its 6 rows were taken for two images in three passes: one mask in place of three, 2.5 times the variance."""
+    assert not dropout.passes_can_be_shared(Table(rows), images)
+    with pytest.raises(common.UserError, match=f"called on {rows} rows for 5 images, so give share=False"):
+        script.mc_dropout_logits(Table(rows), images, 7, share=True)
+
+
+def test_the_trial_lets_a_batch_of_any_size_grow():
+    """An image of more than NUMBERS_TOGETHER values grew to one pass, which is no trial."""
+
+    class Skips(nn.Module):
+        def forward(self, x):
+            return (F.dropout(x, 0.5) + x).mean((2, 3))
+
+    image = torch.zeros(1, 1, 1, script.NUMBERS_TOGETHER + 1)
+    assert not dropout.passes_can_be_shared(Skips(), image)
 
 
 KINDS = {
