@@ -1,0 +1,188 @@
+"""Dropout as an operation: switched on wherever a forward pass calls it, by a module or by a function.
+
+Switching modules to training mode would miss timm's networks, which call F.dropout without a module.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from explain.errors import UserError
+from explain.evaluation import evaluation_mode
+
+WHOLE_CHANNELS = {"dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout"}
+DROPOUTS = {"dropout", "alpha_dropout"} | WHOLE_CHANNELS
+# Attention that drops its weights by itself, and the place of the probability among its arguments.
+ATTENTION = {"multi_head_attention_forward": 10, "scaled_dot_product_attention": 4}
+ALPHA = -1.7580993408473766  # SELU's limit at minus infinity: Klambauer et al. 2017, "New Dropout Technique"
+
+
+class DropoutMode(TorchFunctionMode):
+    """Switch on every dropout of the forward passes run inside, and nothing else, whatever mode the modules are in.
+
+    `draw(shape)` returns uniform numbers in [0, 1) for the mask of an input of this shape; None drops nothing.
+    Raises UserError for attention that drops inside a fused operation.
+    """
+
+    batch_dimensions = 1
+
+    def __init__(self, draw: Callable[[tuple[int, ...]], Tensor] | None = None):
+        super().__init__()
+        self.draw = draw
+        self.probabilities: list[float] = []  # of every dropout met
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        spelling = getattr(function, "__name__", "")
+        name = spelling.removesuffix("_")
+        if name in ATTENTION:
+            _refuse_hidden(kwargs.get("dropout_p", args[ATTENTION[name]] if len(args) > ATTENTION[name] else 0))
+        if name not in DROPOUTS:
+            return function(*args, **kwargs)
+        input, p = (lambda input, p=0.5, *_, **__: (input, p))(*args, **kwargs)  # all of them begin with these
+        self.probabilities.append(p)
+        if p == 0 or self.draw is None:
+            return input
+        output = self.drop(input, p, name)
+        if spelling.endswith("_") or kwargs.get("inplace") or args[3:4] == (True,):
+            # later readers of the input must see what was dropped; where the batch has just grown
+            # they cannot, and the NaN makes such a reader known
+            input.copy_(output) if input.shape == output.shape else input.fill_(torch.nan)
+        return output
+
+    def drop(self, input: Tensor, p: float, name: str) -> Tensor:
+        """Return the input (batch dimensions, channels, ...) with a new mask on it."""
+        shape = mask_shape(input.shape, self.batch_dimensions, name in WHOLE_CHANNELS)
+        mask = self.draw(shape).ge_(p).to(input)  # 1 is kept; in place, like what follows: memory is what it costs
+        if "alpha" in name:
+            return mask_alpha(input, mask, p)
+        mask.mul_(1 / (1 - p) if p < 1 else 0)
+        return mask.mul_(input) if mask.shape == input.shape else mask * input
+
+
+class SharedPasses(DropoutMode):
+    """Let passes share all that comes before the first dropout, where the batch grows.
+
+    There an input (images, ...) becomes (passes * images, ...), and `draw` gets the shape (passes, images, ...).
+    With `single`, the first pass is the deterministic one. At most `at_most` passes run together, fewer where
+    their inputs of the first dropout hold more than `numbers` values for an image; `passes` is their number,
+    known once that dropout has been met.
+    """
+
+    batch_dimensions = 2
+
+    def __init__(self, draw: Callable, images: int, at_most: int, numbers: int = sys.maxsize, single: bool = False):
+        super().__init__(draw)
+        self.images, self.at_most, self.numbers, self.single = images, at_most, numbers, single
+        self.passes = 0
+
+    def drop(self, input: Tensor, p: float, name: str) -> Tensor:
+        grown = self.grow(input)
+        output = self.spare_first(grown, p, name) if self.single else super().drop(grown, p, name)
+        return output.flatten(0, 1)
+
+    def grow(self, input: Tensor) -> Tensor:
+        """Return the input as (passes, images, ...), whether or not its batch has grown before."""
+        if not self.passes:
+            of_one_image = max(1, input.numel() // self.images)
+            self.passes = min(self.at_most, max(1, self.numbers // of_one_image) + self.single)
+        if len(input) == self.passes * self.images:
+            return input.unflatten(0, (self.passes, self.images))
+        if len(input) == self.images:
+            return input[None].expand(self.passes, *input.shape)
+        raise UserError(
+            f"the passes of this network cannot share what comes before dropout: it is called on {len(input)} rows "
+            f"for {self.images} images, so give share=False"
+        )
+
+    def spare_first(self, grown: Tensor, p: float, name: str) -> Tensor:
+        """Drop in every pass but the first, the deterministic one."""
+        return torch.cat([grown[:1], super().drop(grown[1:], p, name)])
+
+
+def mask_shape(shape: tuple[int, ...], batch_dimensions: int, whole_channels: bool) -> tuple[int, ...]:
+    """Return the shape of an input's mask: the input's own, or one value for each channel."""
+    leading = batch_dimensions + 1 if whole_channels else len(shape)
+    return (*shape[:leading], *(1 for _ in shape[leading:]))
+
+
+def mask_alpha(input: Tensor, mask: Tensor, p: float) -> Tensor:
+    """Return the input with ALPHA where the mask is 0, shifted and scaled so that mean and variance stay the same."""
+    a = ((1 - p) * (1 + p * ALPHA**2)) ** -0.5 if p < 1 else 0
+    return a * (input * mask + ALPHA * (1 - mask)) - a * ALPHA * p
+
+
+def passes_can_be_shared(model: nn.Module, images: Tensor) -> bool:
+    """Return True if the passes may share what comes before the first dropout, which is found by a trial.
+
+    With nothing dropped, a batch that grows threefold at the first dropout must give the logits of one that does not.
+    It does not where the two meet (a skip connection around the first dropout), where rows are paired by their
+    place, where weights are dropped, or where the first dimension is not that of the images. Two batches are tried,
+    of two images and of three: a table of weights can have as many rows as one of them, but not as both.
+    Of the images (N, 3, H, W) only shape, type and device matter. Raises UserError for a network without dropout.
+    """
+    examples = torch.rand((3, *images.shape[1:]), generator=torch.Generator().manual_seed(0)).to(images)
+    with evaluation_mode(model), torch.inference_mode():
+        with DropoutMode(torch.ones) as once:  # kept values are scaled by 1 / (1 - p) in both
+            expected = model(examples.clone())  # (3, classes)
+        require_dropout(once)
+        tolerance = 1e-4 * float(expected.abs().max())
+        for count in (2, 3):
+            try:
+                with SharedPasses(torch.ones, count, at_most=3) as mode:
+                    grown = model(examples[:count].clone()).unflatten(0, (mode.passes, count))
+                if not torch.allclose(grown, expected[:count].expand_as(grown), rtol=1e-3, atol=tolerance):
+                    return False
+            except (RuntimeError, ValueError, IndexError, AssertionError):
+                return False  # shapes that do not fit; an error of the model's own comes again in a whole pass
+    return True
+
+
+def require_dropout(mode: DropoutMode) -> None:
+    """Raise UserError if no active dropout was met in this mode."""
+    if not any(mode.probabilities):
+        problem = "only dropout with p = 0" if mode.probabilities else "no dropout"
+        raise UserError(
+            f"this network has {problem}, so all passes would be the same: set --dropout P where the architecture has "
+            "some (most of timm's, such as timm/mobilenetv3_small_100), or use efficientnet_lite0, alexnet or googlenet"
+        )
+
+
+def refuse_unreachable(model: nn.Module) -> None:
+    """Raise UserError for dropout inside a fused operation, where no mask can be set."""
+    for module in model.modules():
+        _refuse_hidden(getattr(_fused(module), "p", 0))
+        _refuse_hidden(module.dropout if isinstance(module, nn.RNNBase) else 0)
+
+
+def set_dropout(model: nn.Module, p: float) -> int:
+    """Set every dropout that has p = 0, a module or a number `drop_rate`, to p; return how many there were.
+
+    What a fused attention kernel would drop stays off.
+    """
+    count = 0
+    for module in {*model.modules()} - {_fused(module) for module in model.modules()}:
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0:
+            module.p, count = p, count + 1
+        elif getattr(module, "drop_rate", None) == 0:
+            module.drop_rate, count = p, count + 1
+    return count
+
+
+def _refuse_hidden(p: float) -> None:
+    if p > 0:
+        raise UserError(
+            f"this network has dropout (p = {p}) inside a fused operation (attention, recurrent layers), where no mask "
+            "can be set: build it without"
+        )
+
+
+def _fused(module: nn.Module) -> nn.Module | None:
+    """Return timm's attention dropout where a fused kernel, in which it cannot be switched on, takes its place."""
+    return getattr(module, "attn_drop", None) if getattr(module, "fused_attn", False) else None
