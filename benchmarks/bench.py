@@ -1,12 +1,12 @@
-"""How fast is it, beside what people use today and beside what the machine allows?
+"""Time the scripts against other implementations and against what the machine allows.
 
-Each row does the same work by two sides, in turn (A B A B ...), in two processes that wait for each
-other: this project's with the setting of its scripts that keeps freed memory, the peer's as its
-documentation shows it. Their results are compared first; where they are not the same, there is
-no row. Ratios are medians over the turns, with the least and the greatest.
+Each row times the same work on two sides in turn (A B A B ...), in two processes that wait for each other. This
+project's side keeps freed memory, as its scripts do; the other side runs as its documentation shows. Results are
+compared first, and a row whose results differ has no ratio. A ratio is the median over the turns, with the minimum and
+the maximum.
 
-    python benchmarks/bench.py                        # all: twenty minutes; or `make bench`
-    python benchmarks/bench.py --only 2b --turns 3    # some of it: these rows are replaced
+    python benchmarks/bench.py                        # everything, in twenty minutes; or `make bench`
+    python benchmarks/bench.py --only 2b --turns 3    # replaces the rows of 2b only
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ SCRIPTS = ["2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency",
 
 
 # ------------------------------------------------------------------------------------------------
-# Two sides, in turn
+# Two sides in turn
 
 
 def _side(connection: Any, keep_memory: bool, function: str, arguments: tuple) -> None:
-    """A process that runs one side's work whenever it is told to, and says how long it took."""
+    """Run one side's work in a process of its own at each request, and send back the seconds that it took."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     import warnings
 
@@ -58,7 +58,7 @@ def _side(connection: Any, keep_memory: bool, function: str, arguments: tuple) -
             result = run()
             seconds = time.perf_counter() - start
             connection.send((seconds, result.detach().double().numpy() if asked == "result" else None))
-    except EOFError:  # the other end has been stopped
+    except EOFError:  # the parent process has stopped
         pass
     except Exception as error:
         connection.send(error)
@@ -89,7 +89,7 @@ class Side:
 
 @contextmanager
 def sides(*given: tuple) -> Iterator[list[Side]]:
-    """(keeps memory, function, arguments...) each."""
+    """Start a side for each (keep_memory, function, *arguments), and stop them all at the end."""
     started: list[Side] = []
     try:
         for keep_memory, function, *arguments in given:
@@ -103,17 +103,19 @@ def sides(*given: tuple) -> Iterator[list[Side]]:
 
 
 def take_turns(runs: list[Callable[[], float]], turns: int) -> list[list[float]]:
-    """The seconds of each run, over the turns; a first turn warms up and does not count."""
+    """Return the seconds of each run in each turn, after one turn of warm-up."""
     times = [[run() for run in runs] for _ in range(turns + 1)][1:]
     return [list(column) for column in zip(*times, strict=True)]
 
 
 def ratio(of: list[float], to: list[float]) -> dict[str, float]:
+    """Return the median, minimum and maximum over the turns of `of` divided by `to`."""
     ratios = [a / b for a, b in zip(of, to, strict=True)]
     return {"ratio": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios)}
 
 
 def relative(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the norm of a - b over the norm of b."""
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
@@ -122,6 +124,7 @@ def relative(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def gradients(turns: int, guided: bool) -> Iterator[dict]:
+    """Time 2e or 2f against captum and against two forward passes of the prepared network."""
     for name in NETWORKS:
         row: dict[str, Any] = {"work": "2f gradients" if guided else "2e gradients", "network": name, "peer": "captum"}
         with sides((True, "our_gradient", name, guided, True), (False, "captums_gradient", name, guided, True)) as both:
@@ -148,7 +151,7 @@ PARTS = ["as built", "channels-last", "folded", "rearranged"]
 
 
 def parts(turns: int) -> Iterator[dict]:
-    """What each step of the preparation is worth alone, for a gradient."""
+    """Time a gradient after each further step of the preparation."""
     for name in NETWORKS:
         given = [(False, "part_of_preparation", name, part) for part in PARTS]
         with sides(*given, (True, "part_of_preparation", name, PARTS[-1])) as started:
@@ -162,6 +165,7 @@ def parts(turns: int) -> Iterator[dict]:
 
 
 def evaluation(turns: int) -> Iterator[dict]:
+    """Time 2b against a plain loop and against decoding plus forward passes."""
     name = NETWORKS[0]
     given = [(True, "our_evaluation", name), (False, "plain_evaluation", name)]
     with sides(*given, (True, "our_evaluation", name, False), (True, "bare_forward", name)) as started:
@@ -183,6 +187,7 @@ def evaluation(turns: int) -> Iterator[dict]:
 
 
 def passes(turns: int) -> Iterator[dict]:
+    """Time 2h against one forward pass and against other implementations of Monte Carlo dropout."""
     for name, count in (("efficientnet_lite0", 100), ("efficientnet_lite0", 1000), ("vgg16", 100), ("alexnet", 100)):
         with sides((True, "our_passes", name, count), (True, "bare_forward", name)) as started:
             ours, bare = take_turns([side.seconds for side in started], turns)
@@ -199,7 +204,7 @@ def passes(turns: int) -> Iterator[dict]:
         row = {"work": "2h, T = 100", "network": name, "peer": peer}
         try:
             with sides((True, "our_passes", name, 100), (False, function, name, 100)) as started:
-                a, b = (side.result() for side in started)  # (T, N, classes), each with masks of its own
+                a, b = (side.result() for side in started)  # (T, N, classes), each side with its own masks
                 if float(b.std(0).max()) < 1e-3:
                     yield {**row, "cannot": "no dropout was switched on: all passes are the same"}
                     continue
@@ -213,6 +218,7 @@ def passes(turns: int) -> Iterator[dict]:
 
 
 def ascent(turns: int) -> Iterator[dict]:
+    """Time 2c against bare forward and backward passes and against one class at a time."""
     name = NETWORKS[0]
     methods = ["plain", "gaussian"]
     given = [(True, "our_ascent", name, method) for method in methods]
@@ -226,7 +232,7 @@ def ascent(turns: int) -> Iterator[dict]:
 
 
 def _process(*command: str) -> tuple[float, float]:
-    """Seconds and peak resident megabytes of a whole process."""
+    """Return the seconds and the peak resident gigabytes of a whole process."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     message = process.stderr.read().decode()
@@ -237,6 +243,7 @@ def _process(*command: str) -> tuple[float, float]:
 
 
 def first_result(turns: int) -> Iterator[dict]:
+    """Time 2d on one photo as a whole process, against its imports alone."""
     photo = str(next((ROOT / "dataset" / "DL_data_p").rglob("*.*")))
     ours = ["2d_predict.py", photo, "--output", "output/benchmarks", "--fresh"]
     bare = ["-c", "import torch, torchvision, timm"]
@@ -251,6 +258,7 @@ def first_result(turns: int) -> Iterator[dict]:
 
 
 def memory(turns: int) -> Iterator[dict]:
+    """Compare each script's peak memory with that of its eager network's forward and backward pass."""
     name = NETWORKS[0]
     bare = _process("benchmarks/work.py", name)[1]
     for script in SCRIPTS:
@@ -296,7 +304,7 @@ def machine() -> dict[str, Any]:
 
 
 def document(found: dict[str, Any], notes: str) -> str:
-    """docs/benchmarks.md."""
+    """Return the text of docs/benchmarks.md."""
     rows, machine = found["rows"], found["machine"]
     turns = [row["turns"] for row in rows]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
@@ -304,27 +312,33 @@ def document(found: dict[str, Any], notes: str) -> str:
     text = [
         "# Benchmarks",
         "",
-        "Written by `make bench` from `benchmarks.json`. Each row does the same work by two sides in turn, in "
-        "processes of their own; a ratio is the median over the turns, with the least and the greatest.",
+        "The time and memory of the scripts, against other implementations and against what cannot be avoided, such as "
+        "one forward pass. `make bench` measures them (20 minutes) and writes this page from `benchmarks.json`. Each "
+        "row times the same work in two processes that take turns; a ratio is the median over the turns, with the "
+        "minimum and the maximum.",
         "",
         f"Machine: {machine['processor']}, {machine['cores']} cores{wide}; {versions}. "
         f"{min(turns)} to {max(turns)} turns, batch 16, 224 px.",
         "",
-        "## Beside peers",
+        "## Against other implementations",
         "",
-        "Ratio: the peer's time over ours. Apart: how far the results differ, compared first (gradients: relative in "
-        "norm, in float64; logits: largest difference; passes with masks of their own: root mean square, in standard "
-        "errors).",
+        "- *ratio*: the peer's time over ours; *with memory kept*: where the peer keeps freed memory too.",
+        "- *fraction of the limit*: the limit's time over ours. For gradients the limit is two forward passes of the "
+        "same prepared network, for 2b decoding plus forward passes.",
+        "- *difference* of the results, compared first: for gradients relative, in norm and float64; for logits the "
+        "largest; for 2h, whose masks differ, the root mean square in standard errors. Different results get no ratio.",
+        "- *a class at a time through 8 bits*: as pytorch-cnn-visualizations, which rounds the image after each step.",
         "",
-        "| work | network | ours, ms an image | peer | ratio | of them with memory kept | share of the limit | apart |",
+        "| work | network | ours, ms per image | peer | ratio | ratio with memory kept | fraction of the limit "
+        "| difference |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in (row for row in rows if "peer" in row):
         head = f"| {row['work']} | {row['network']} | {_number(row, 'ours_ms')} | {row['peer']} |"
         if "cannot" in row:
-            text.append(f"{head} no row: {row['cannot']} | | | |")
+            text.append(f"{head} no ratio: {row['cannot']} | | | |")
         elif "ratio" not in row:
-            text.append(f"{head} no row: another result | | {_number(row, 'share_of_limit')} | {row['apart']:.1g} |")
+            text.append(f"{head} no ratio: results differ | | {_number(row, 'share_of_limit')} | {row['apart']:.1g} |")
         else:
             apart = row.get("apart", row.get("standard_errors_apart"))
             text.append(
@@ -343,7 +357,7 @@ def document(found: dict[str, Any], notes: str) -> str:
     of_2e = [row["of_2e"] for row in rows if "of_2e" in row]
     if of_2e:
         text += ["", f"A guided gradient takes {min(of_2e):.2f} to {max(of_2e):.2f} times as long as a plain one."]
-    text += ["", "## Beside what cannot be avoided", "", "Ratio: our time (or memory) over the limit's.", ""]
+    text += ["", "## Against the limit", "", "*Ratio*: our time (or memory) over the limit's.", ""]
     text += ["| work | network | ours | limit | ratio |", "|---|---|---|---|---|"]
     for row in (row for row in rows if "limit" in row):
         ours = f"{row['ours_gb']:.2f} GB" if "ours_gb" in row else f"{_number(row, 'ours_ms')} ms"
@@ -354,7 +368,7 @@ def document(found: dict[str, Any], notes: str) -> str:
         "",
         "## What each step of the preparation is worth",
         "",
-        "A gradient, ms an image; each with those before it.",
+        "Milliseconds per image for a gradient. Each column adds one step to those before it.",
         "",
     ]
     text += [f"| network | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
@@ -373,8 +387,8 @@ def _spread(row: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="some of the work")
-    parser.add_argument("--turns", type=int, default=5, help="turns that count (default: 5)")
+    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="parts to run (default: all)")
+    parser.add_argument("--turns", type=int, default=5, help="turns to time, after one turn of warm-up (default: 5)")
     options = parser.parse_args()
     rows = []
     for work in tqdm(options.only, unit="work", disable=None):

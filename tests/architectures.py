@@ -1,10 +1,10 @@
-"""Plain and guided gradients on every classification architecture of torchvision, in float64.
+"""Check plain and guided gradients on every classification architecture of torchvision, in float64.
 
-For each: the plain gradient against central finite differences, the guided one against the
-reference in reference.py, the logits with and without the guided mode, and captum beside it.
+The plain gradient is compared with central finite differences, the guided gradient with the independent
+implementation in reference.py and with captum, and the logits with and without the guided mode.
 
-    PYTHONPATH=. python tests/architectures.py resnet18 vgg11   # some, printed
-    make architectures                                          # all, written to docs/architectures.md too (20 minutes)
+    PYTHONPATH=. python tests/architectures.py resnet18 vgg11   # prints the named architectures
+    make architectures                                          # all, also written to docs/architectures.md: 20 minutes
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from tqdm import tqdm
 
 import common
 
-PIXELS = 6  # pixels at which the gradient is compared with a finite difference
-STEPS = (1e-7, 1e-9, 1e-10)  # of a pixel value; the best counts: kinks spoil the larger, rounding the smaller
+PIXELS = 6  # pixels at which the gradient is compared with finite differences
+STEPS = (1e-7, 1e-9, 1e-10)  # of a pixel value; the best counts: kinks spoil large steps, rounding small ones
 NAMES = torchvision.models.list_models(module=torchvision.models)
 
 guided = load_script("2f_guided_saliency")
 
 
 def build(name: str) -> tuple[nn.Module, int]:
-    """The network with seeded random weights, and the side of a small input that it takes.
+    """Return the network with seeded random weights, and the side in pixels of a small input that it accepts.
 
-    Batch norm's averages are taken from one batch: with those of a new network (0 and 1) the
-    signal of a deep one vanishes, and with it any comparison.
+    The statistics of its batch norms come from one batch: with those of a new network (mean 0, variance 1) the
+    signal vanishes in deep networks, and there would be nothing to compare.
     """
     torch.manual_seed(0)
     size = 96
@@ -47,7 +47,7 @@ def build(name: str) -> tuple[nn.Module, int]:
         size = 224
     model = torchvision.models.get_model(name, num_classes=20, **settings).double().eval()
     for parameter in model.parameters():
-        if parameter.dim() > 1 and not parameter.any():  # the vision transformers' heads begin as zero
+        if parameter.dim() > 1 and not parameter.any():  # the heads of vision transformers start at zero
             nn.init.normal_(parameter, std=0.02)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -59,7 +59,7 @@ def build(name: str) -> tuple[nn.Module, int]:
 
 
 def random_images(count: int, size: int, generator: torch.Generator | None = None) -> torch.Tensor:
-    """(N, 3, size, size) in [0, 1], blotched: noise alone looks the same to a deep network in every image."""
+    """Return images (N, 3, size, size) in [0, 1], blotched: to a deep network all images of pure noise look alike."""
     noise = torch.rand(count, 3, size, size, generator=generator, dtype=torch.float64)
     blotches = torch.rand(count, 3, 4, 4, generator=generator, dtype=torch.float64)
     return 0.3 * noise + 0.7 * nn.functional.interpolate(blotches, (size, size), mode="bilinear")
@@ -74,22 +74,23 @@ def guided_gradient(model: nn.Module, images: torch.Tensor, classes: torch.Tenso
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the norm of a - b over the norm of b."""
     return float((a - b).norm() / b.norm())
 
 
 def check(name: str) -> dict:
-    """All comparisons for one architecture, as relative differences."""
+    """Return all comparisons for one architecture, as relative differences."""
     model, size = build(name)
     generator = torch.Generator().manual_seed(1)
     image = random_images(1, size, generator)
     with torch.no_grad():
         logits = model(image)
-    classes = logits.argmax(1)  # SqueezeNet's last rectifier leaves other logits at 0, without any gradient
+    classes = logits.argmax(1)  # SqueezeNet's last rectifier sets others to 0, with no gradient
     plain, _ = common.class_score_gradient(model, image, classes)
 
-    places = plain.abs().flatten().topk(PIXELS).indices  # where it is largest, rounding matters least
+    places = plain.abs().flatten().topk(PIXELS).indices  # rounding matters least where it is largest
     exact = plain.view(-1)[places]
-    errors = []  # the worst pixel's, for each step
+    errors = []  # of the worst pixel, for each step
     with torch.no_grad():
         for length in STEPS:
             differences = []
@@ -119,13 +120,13 @@ def check(name: str) -> dict:
             theirs = captum.attr.GuidedBackprop(model).attribute(image.clone().requires_grad_(), target=classes)
         found["captum"] = relative(theirs, gradient)
         found["captum_is_plain"] = relative(theirs, plain) < 1e-9
-    except Exception as error:  # whatever captum stumbles over is the finding
+    except Exception as error:  # any failure of captum is a result
         found["captum"] = f"{type(error).__name__}"
     return found
 
 
 def verdict(row: dict) -> str:
-    """What captum gives, in words."""
+    """Return the comparison with captum in words."""
     if isinstance(row.get("captum"), str):
         return f"fails ({row['captum']})"
     if row["captum"] < 1e-9:
@@ -134,8 +135,9 @@ def verdict(row: dict) -> str:
 
 
 def table(rows: list[dict]) -> str:
+    """Return the rows as a Markdown table."""
     lines = [
-        "| architecture | rectifiers guided | left as they are | plain vs. finite difference | guided vs. reference "
+        "| architecture | rectifiers guided | other activations | plain vs. finite difference | guided vs. reference "
         "| logits equal | plain vs. guided | captum |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -147,25 +149,28 @@ def table(rows: list[dict]) -> str:
                 f"| {row['plain']:.2g} | {verdict(row)} |"
             )
         else:
-            lines.append(f"{start} error that says so | | | |")
+            lines.append(f"{start} error: no rectifiers | | | |")
     return "\n".join(lines) + "\n"
 
 
 HEAD = """# Gradients on every architecture
 
-Written by `make architectures`: the {count} classification architectures of torchvision {torchvision} with seeded
-random weights, in float64, at a reduced input size (PyTorch {torch}, captum {captum}).
-All numbers but the counts are relative differences.
+Plain and guided gradients are correct on all {count} classification architectures of torchvision {torchvision}. Plain
+gradients agree with finite differences, guided gradients with an independent implementation, and guided
+backpropagation changes no logit. A network without rectifiers has no guided gradient: asking for one raises an error
+that names its activations.
 
-- *plain vs. finite difference*: the gradient of a class's logit against central differences, the worst of
-  {pixels} among the pixels where it is largest. What remains is rounding and the kinks of the rectifiers.
-- *guided vs. reference*: guided backpropagation against a reference made by other means, each rectifier replaced,
-  as it is called, by a function whose backward is the rule written out (`tests/reference.py`).
-- *logits equal*: the same numbers, to the bit, with and without the guided mode.
-- *plain vs. guided*: how far the two gradients are apart: they are not one under two names.
-- *captum*: what captum's GuidedBackprop gives in place of the guided gradient.
+`make architectures` checks this in 20 minutes and writes this page, unless a check fails. The networks have seeded
+random weights and run in float64 at a reduced input size (PyTorch {torch}, captum {captum}). All numbers except the
+counts are relative differences.
 
-A network without rectifiers has no guided gradient; asking for one is an error that names its activations.
+- *plain vs. finite difference*: the gradient of a class logit against central differences, at the worst of the
+  {pixels} pixels where it is largest. What remains is rounding and the kinks of the rectifiers.
+- *guided vs. reference*: against an implementation that replaces each rectifier, as it is called, by a function whose
+  backward pass is the guided rule written out (`tests/reference.py`).
+- *logits equal*: whether the logits with and without guided backpropagation are the same to the bit.
+- *plain vs. guided*: the difference between the two gradients, which shows that they are not one under two names.
+- *captum*: what captum's GuidedBackprop returns, compared with the guided gradient.
 
 """
 
