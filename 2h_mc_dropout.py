@@ -139,41 +139,6 @@ def one_generator_each(generator: Generators, images: int) -> list[torch.Generat
     return list(generator)
 
 
-def main() -> None:
-    parser = common.option_parser(
-        __doc__,
-        *("images", "--dataset", "--output", "--model", "--weights", "--device", "--threads"),
-        *("--batch-size", "--seed", "--limit", "--strict", "--show", "--shard", "--merge", "--fresh"),
-    )
-    parser.add_argument("--passes", default=100, type=common.positive, metavar="T", help="passes with dropout on")
-    parser.add_argument("--dropout", type=float, metavar="P", help="probability for each dropout with p = 0")
-    options = parser.parse_args()
-    if options.dropout is not None and not 0 < options.dropout < 1:
-        raise common.UserError(f"--dropout must be above 0 and below 1, not {options.dropout}")
-    files = common.test_images(options)
-    report = common.Report(options, __file__)
-    model = common.load_from_options(options)
-    if options.dropout is not None and not dropout.set_dropout(model, options.dropout):
-        raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
-    example = torch.empty(1, 3, model.input_size, model.input_size, device=options.device)
-    share = dropout.passes_can_be_shared(model, example)  # one trial, so that all images are treated alike
-
-    def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
-        generators = common.seeded_generators(options.seed, (file.index for file in batch))
-        single, logits = single_and_mc_logits(model, images, options.passes, generators, share)  # (T, N, classes)
-        return (uncertainty(logits[:, n], single[n]) for n in range(len(batch)))
-
-    rows, skipped = common.explain_images(model, files, explain, options, report)
-    if not rows:
-        return  # other shards are still at work; the last of them goes on from here
-    ordered = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))
-    figure = draw(ordered[: options.show], len(rows), files, model, options.passes)
-    common.save_figure(figure, report.path("mc_dropout.png"))
-    common.save_figure(draw_order(ordered, files, model, options.passes), report.path("uncertainty.png"))
-    results = summary(rows, options.passes, len(model.categories))
-    report.finish(rows, skipped, results, tables(rows, ordered, model.categories), model)
-
-
 def tables(rows: list[dict], ordered: list[dict], categories: Sequence[str]) -> dict[str, list[dict]]:
     """Return the tables by their file names: the images in order of uncertainty, and the leading classes of each."""
     images = [
@@ -255,6 +220,39 @@ def draw_order(rows: list[dict], files: list[common.ImageFile], model: common.Cl
     axes.legend(fontsize=7, frameon=False, loc="upper left")
     axes.set_title(f"{model.name}: predictive entropy of {len(rows)} images over {passes} passes", fontsize=9)
     return figure
+
+
+def main() -> None:
+    parser = common.exercise_parser(__doc__, "images", "--limit", "--strict")
+    parser.add_argument(
+        "--passes", default=100, type=common.positive, metavar="T", help="number of forward passes with dropout on"
+    )
+    parser.add_argument(
+        "--dropout", type=float, metavar="P", help="dropout probability (0 < P < 1) for dropout layers whose own is 0"
+    )
+    options = parser.parse_args()
+    if options.dropout is not None and not 0 < options.dropout < 1:
+        raise common.UserError(f"--dropout must be above 0 and below 1, not {options.dropout}")
+    files = common.test_images(options)
+    output = common.OutputFolder(options, __file__)
+    model = common.load_from_options(options)
+    if options.dropout is not None and not dropout.set_dropout(model, options.dropout):
+        raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
+    example = torch.empty(1, 3, model.input_size, model.input_size, device=options.device)
+    share = dropout.passes_can_be_shared(model, example)  # one trial, so that all images are treated alike
+
+    def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
+        generators = common.seeded_generators(options.seed, (file.index for file in batch))
+        single, logits = single_and_mc_logits(model, images, options.passes, generators, share)  # (T, N, classes)
+        return (uncertainty(logits[:, n], single[n]) for n in range(len(batch)))
+
+    rows, skipped = common.explain_images(model, files, explain, options, output)
+    ordered = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))
+    figure = draw(ordered[: options.show], len(rows), files, model, options.passes)
+    common.save_figure(figure, output.file("mc_dropout.png"))
+    common.save_figure(draw_order(ordered, files, model, options.passes), output.file("uncertainty.png"))
+    results = summary(rows, options.passes, len(model.categories))
+    output.finish(rows, skipped, results, tables(rows, ordered, model.categories), model)
 
 
 if __name__ == "__main__":
