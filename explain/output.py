@@ -23,15 +23,11 @@ import torchvision
 from matplotlib.figure import Figure
 
 from explain.errors import UserError
+from explain.files import is_inside
 from explain.networks import Classifier
 
 WAYS = ("shard", "merge", "fresh")  # options that decide who does the work, and so are no part of what came out
 EARLIER = ".earlier.json"  # the files of a run that was complete, until the next one is
-
-
-def is_inside(path: Path, folder: Path) -> bool:
-    """Whether the path, all links followed, is in the folder or is the folder."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def write_file(path: Path, data: bytes | str) -> None:
