@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import os
-import re
 import shutil
 import sys
 from collections import Counter
@@ -28,8 +26,6 @@ from typing import Any, NamedTuple
 
 from explain.shell import run
 
-import timm
-import torchvision
 from matplotlib.figure import Figure
 from PIL import ImageOps
 from tqdm import tqdm
@@ -37,11 +33,11 @@ from tqdm import tqdm
 import common
 from explain import pictures
 from explain.errors import UserError
+from explain.files import is_inside, sha256_of
+from explain.labels import read_labels, read_names
+from explain.sample import write_sample
 
 IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val")  # spellings met in the wild
-MAX_LIST_BYTES = 16_000_000  # ILSVRC's list of 50,000 images has 1.7 MB; a list beyond that is no list of images
-MAX_LINES = 1_000_000  # a list of ten million blank lines has fewer bytes than that
-MAX_NAME = 1000  # characters of a class name; ImageNet's longest has 121
 SHOWN_PROBLEMS = 20  # and the number of the rest
 
 
@@ -93,72 +89,6 @@ def find_source(data: Path) -> Source:
     return Source(*found.values(), common.find_folder(data, common.TEST_FOLDERS))
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, whatever ends them, without a byte-order mark."""
-    if path.stat().st_size > MAX_LIST_BYTES:
-        raise UserError(f"{path} has more than {MAX_LIST_BYTES:,} bytes: give a list of images or of names")
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    if "\0" in text:
-        raise UserError(f"{path} is no text (it has zero bytes): save it as UTF-8")
-    lines = text.split("\n")
-    if len(lines) > MAX_LINES:
-        raise UserError(f"{path} has more than {MAX_LINES:,} lines: give a list of images or of names")
-    return [line.strip() for line in lines]
-
-
-def read_names(path: Path) -> list[tuple[str, str]]:
-    """(wnid, name) of every class; the wnid is empty where the line does not begin with one."""
-    lines = read_lines(path)
-    while lines and not lines[-1]:
-        lines.pop()
-    names = [re.fullmatch(r"(n[0-9]{8}(?!\S))?\s*(.*)", line).groups(default="") for line in lines]
-    for number, (_, name) in enumerate(names, start=1):
-        if not 0 < len(name) <= MAX_NAME:  # to pass over a blank line would shift all names after it
-            raise UserError(f"line {number} of {path} has a name of {len(name)} letters: give 1 to {MAX_NAME}")
-    for wnid, times in Counter(wnid for wnid, _ in names if wnid).items():
-        if times > 1:
-            raise UserError(f"{path} has the wnid {wnid} on {times} lines: give each class its own")
-    if not names:
-        raise UserError(f"{path} is empty: write the name of class n into line n, from 0")
-    return names
-
-
-def read_labels(path: Path, names: Sequence[tuple[str, str]]) -> tuple[dict[str, int], dict[str, str]]:
-    """Read `val.txt`: the class id of every good file name, and what is wrong with every bad one.
-
-    A line without a name stands among the bad ones as `line <number>`.
-    """
-    ids = {wnid: i for i, (wnid, _) in enumerate(names) if wnid}
-    labels: dict[str, int] = {}
-    bad: dict[str, str] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        cut = max(line.rfind(separator) for separator in " \t,")  # a name may contain blanks, an id does not
-        name, field = line[: max(cut, 0)].strip(" \t,").removeprefix("./"), line[cut + 1 :]
-        is_id = re.fullmatch("-?[0-9]{1,9}", field)
-        class_id = int(field) if is_id else ids.get(field)
-        said, wrong = repr(common.short(name, MAX_NAME)), None
-        if not line:
-            continue
-        if not name or not field:
-            name, wrong = f"line {number}", f"is {common.short(line, 80)!r}: give a file name and a class id"
-        elif name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            wrong = f"names {said}, which leaves the folder: give a name inside it"
-        elif class_id is None and re.fullmatch("n[0-9]{8}", field):
-            wrong = f"gives {said} the wnid {field}, with which no line of the names begins: give the class id"
-        elif class_id is None:
-            wrong = f"gives {said} the class {common.short(field)!r}: give a class id or a wnid"
-        elif not 0 <= class_id < len(names):
-            wrong = f"gives {said} the class {class_id}, but the names are of 0 to {len(names) - 1}: correct one"
-        elif labels.setdefault(name, class_id) != class_id:
-            wrong = f"gives {said} the class {class_id}, another line {labels[name]}: remove one of the lines"
-        if wrong:
-            bad[name] = f"line {number} of {path} {wrong}"
-    return {name: class_id for name, class_id in labels.items() if name not in bad}, bad
-
-
 def inspect_image(path: Path, upright: bool) -> dict[str, Any]:
     """Decode the whole image; what identifies its content, or the `reason` why it is no image."""
     try:
@@ -167,10 +97,6 @@ def inspect_image(path: Path, upright: bool) -> dict[str, Any]:
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "notes": notes}
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -184,14 +110,13 @@ def plan(
 
     Names of `val.txt` are only ever looked up among the files that are there, never opened.
     """
-    root = Path(os.path.realpath(folder))
     items, problems = [], dict(bad)
     for name, path in present.items():
         if name in bad:
             continue
         if name not in labels:
             problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
-        elif not Path(os.path.realpath(path)).is_relative_to(root):
+        elif not is_inside(path, folder):
             problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
         else:
             items.append(Item(labels[name], name, path))
@@ -213,9 +138,9 @@ def put(source: Path, split: Path, target: Path, digest: str, link: bool) -> boo
 
     `digest` is the content's SHA-256 when it was checked. Raises UserError where it has changed since.
     """
-    if not Path(os.path.realpath(target.parent)).is_relative_to(os.path.realpath(split)):
+    if not is_inside(target.parent, split):
         raise UserError(f"{target.parent} is a link that leaves {split}: remove the link")
-    if target.is_file() and (target.samefile(source) if link else sha256(target) == digest):
+    if target.is_file() and (target.samefile(source) if link else sha256_of(target) == digest):
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}.tmp")  # not made from a name that may have 255 bytes already
@@ -232,7 +157,7 @@ def put(source: Path, split: Path, target: Path, digest: str, link: bool) -> boo
             shutil.copyfile(source, temporary)
             status = source.stat()
             os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
-        if sha256(temporary) != digest:
+        if sha256_of(temporary) != digest:
             raise UserError(f"{source} changed while it was read: start the same command again")
         os.replace(temporary, target)
     finally:
@@ -250,49 +175,6 @@ def prune(path: Path, split: Path) -> Path:
     if not any(path.parent.iterdir()):
         path.parent.rmdir()
     return target
-
-
-# ------------------------------------------------------------------------------------------------
-# The sample
-
-
-def sample_files() -> dict[str, bytes]:
-    """The sample dataset, from packages that are installed anyway: path in DL_data -> content."""
-    package = {}
-    for name in ("foolbox", "matplotlib", "sklearn"):
-        spec = importlib.util.find_spec(name)  # found, not imported: foolbox brings a lot along
-        if spec is None:
-            raise UserError(f"package {name} is missing: pip install -r requirements.txt")
-        package[name] = Path(spec.origin).parent
-    photos = sorted((package["foolbox"] / "data").glob("imagenet_*_*.jpg"))  # imagenet_<number>_<class id>.jpg
-    pictures = package["sklearn"] / "datasets/images"
-    tests = [
-        package["matplotlib"] / "mpl-data/sample_data/grace_hopper.jpg",
-        pictures / "china.jpg",
-        pictures / "flower.jpg",
-    ]
-    wnids = timm.data.ImageNetInfo("imagenet-1k").label_names()
-    names = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
-    return {
-        **{f"validation_images/{path.name}": path.read_bytes() for path in photos},
-        **{f"test_images/{path.name}": path.read_bytes() for path in tests},
-        "val.txt": "".join(f"{path.name} {path.stem.split('_')[2]}\n" for path in photos).encode(),
-        "synset_words.txt": "".join(f"{w} {n}\n" for w, n in zip(wnids, names, strict=True)).encode(),
-    }
-
-
-def write_sample(data: Path) -> None:
-    """Write the sample as `data`; what is there already must be part of it."""
-    files = sample_files()
-    for path in common.list_files(data) if data.is_dir() else []:
-        name = path.relative_to(data).as_posix()
-        if name not in files or path.read_bytes() != files[name]:
-            raise UserError(
-                f"{data} holds another dataset ({name!r} is not of the sample): "
-                "leave --sample away to split it, or give another --dataset"
-            )
-    for name, content in files.items():  # files that hold this already are left alone
-        common.write_file(data / name, content)
 
 
 # ------------------------------------------------------------------------------------------------
