@@ -8,74 +8,84 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from explain.errors import UserError
-from explain.figures import short
 
-MAX_LIST_BYTES = 16_000_000  # ILSVRC's list of 50,000 images has 1.7 MB; a list beyond that is no list of images
-MAX_LINES = 1_000_000  # a list of ten million blank lines has fewer bytes than that
+MAX_BYTES = 16_000_000  # of a list; ILSVRC-2012's, of 50,000 images, has 1.7 MB
+MAX_LINES = 1_000_000  # ten million blank lines have fewer bytes than that
 MAX_NAME = 1000  # characters of a class name; ImageNet's longest has 121
+MAX_QUOTE = 300  # characters of a line that an error quotes
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, whatever ends them, without a byte-order mark."""
-    if path.stat().st_size > MAX_LIST_BYTES:
-        raise UserError(f"{path} has more than {MAX_LIST_BYTES:,} bytes: give a list of images or of names")
+    """Return the lines of a text file, stripped, whatever ends them, without a byte-order mark.
+
+    Raises UserError for a file that is not UTF-8 text or is too large to be a list.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path} has more than {MAX_BYTES:,} bytes: give a list of images or of class names")
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     if "\0" in text:
-        raise UserError(f"{path} is no text (it has zero bytes): save it as UTF-8")
+        raise UserError(f"{path} is not a text file (it contains zero bytes): save it as UTF-8")
     lines = text.split("\n")
     if len(lines) > MAX_LINES:
-        raise UserError(f"{path} has more than {MAX_LINES:,} lines: give a list of images or of names")
+        raise UserError(f"{path} has more than {MAX_LINES:,} lines: give a list of images or of class names")
     return [line.strip() for line in lines]
 
 
 def read_names(path: Path) -> list[tuple[str, str]]:
-    """(wnid, name) of every class; the wnid is empty where the line does not begin with one."""
+    """Return (wnid, name) of each class; the wnid is empty where the line does not begin with one.
+
+    Raises UserError for a blank line: to skip it would shift the class ids of all names after it.
+    """
     lines = read_lines(path)
     while lines and not lines[-1]:
         lines.pop()
     names = [re.fullmatch(r"(n[0-9]{8}(?!\S))?\s*(.*)", line).groups(default="") for line in lines]
     for number, (_, name) in enumerate(names, start=1):
-        if not 0 < len(name) <= MAX_NAME:  # to pass over a blank line would shift all names after it
-            raise UserError(f"line {number} of {path} has a name of {len(name)} letters: give 1 to {MAX_NAME}")
+        if not 0 < len(name) <= MAX_NAME:
+            raise UserError(f"line {number} of {path} has a name of {len(name)} characters: give 1 to {MAX_NAME}")
     for wnid, times in Counter(wnid for wnid, _ in names if wnid).items():
         if times > 1:
             raise UserError(f"{path} has the wnid {wnid} on {times} lines: give each class its own")
     if not names:
-        raise UserError(f"{path} is empty: write the name of class n into line n, from 0")
+        raise UserError(f"{path} is empty: write the name of class n on line n, counting from 0")
     return names
 
 
 def read_labels(path: Path, names: Sequence[tuple[str, str]]) -> tuple[dict[str, int], dict[str, str]]:
-    """Read `val.txt`: the class id of every good file name, and what is wrong with every bad one.
+    """Read the class of each image; return the class id of each good file name, and the problem of each bad one.
 
-    A line without a name stands among the bad ones as `line <number>`.
+    `names` are those of the classes, from `read_names`. The problem of an incomplete line is called `line <number>`.
     """
-    ids = {wnid: i for i, (wnid, _) in enumerate(names) if wnid}
+    wnids = {wnid: class_id for class_id, (wnid, _) in enumerate(names) if wnid}
     labels: dict[str, int] = {}
-    bad: dict[str, str] = {}
+    problems: dict[str, str] = {}
     for number, line in enumerate(read_lines(path), start=1):
-        cut = max(line.rfind(separator) for separator in " \t,")  # a name may contain blanks, an id does not
-        name, field = line[: max(cut, 0)].strip(" \t,").removeprefix("./"), line[cut + 1 :]
-        is_id = re.fullmatch("-?[0-9]{1,9}", field)
-        class_id = int(field) if is_id else ids.get(field)
-        said, wrong = repr(short(name, MAX_NAME)), None
         if not line:
             continue
-        if not name or not field:
-            name, wrong = f"line {number}", f"is {short(line, 80)!r}: give a file name and a class id"
+        name, text = split_line(line)
+        class_id = int(text) if re.fullmatch("-?[0-9]{1,9}", text) else wnids.get(text)
+        quoted, problem = repr(name[:MAX_QUOTE]), None
+        if not name or not text:
+            name, problem = f"line {number}", f"is {line[:MAX_QUOTE]!r}: give a file name and a class id"
         elif name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            wrong = f"names {said}, which leaves the folder: give a name inside it"
-        elif class_id is None and re.fullmatch("n[0-9]{8}", field):
-            wrong = f"gives {said} the wnid {field}, with which no line of the names begins: give the class id"
+            problem = f"names {quoted}: give a path inside the image folder, without '..' or backslashes"
+        elif class_id is None and re.fullmatch("n[0-9]{8}", text):
+            problem = f"gives {quoted} the wnid {text}, which is not in the list of class names: give the class id"
         elif class_id is None:
-            wrong = f"gives {said} the class {short(field)!r}: give a class id or a wnid"
+            problem = f"gives {quoted} the class {text[:MAX_QUOTE]!r}: give a class id or a wnid"
         elif not 0 <= class_id < len(names):
-            wrong = f"gives {said} the class {class_id}, but the names are of 0 to {len(names) - 1}: correct one"
+            problem = f"gives {quoted} the class {class_id}, but only 0 to {len(names) - 1} have names: correct one"
         elif labels.setdefault(name, class_id) != class_id:
-            wrong = f"gives {said} the class {class_id}, another line {labels[name]}: remove one of the lines"
-        if wrong:
-            bad[name] = f"line {number} of {path} {wrong}"
-    return {name: class_id for name, class_id in labels.items() if name not in bad}, bad
+            problem = f"gives {quoted} the class {class_id}, but another line gives it {labels[name]}: remove one"
+        if problem:
+            problems[name] = f"line {number} of {path} {problem}"
+    return {name: class_id for name, class_id in labels.items() if name not in problems}, problems
+
+
+def split_line(line: str) -> tuple[str, str]:
+    """Return the file name and the class of a line `NAME CLASS`; either is empty if it is missing."""
+    cut = max(line.rfind(separator) for separator in " \t,")  # a name may contain spaces, a class does not
+    return line[: max(cut, 0)].strip(" \t,").removeprefix("./"), line[cut + 1 :]

@@ -13,20 +13,16 @@ from explain.output import write_file
 
 
 def sample_files() -> dict[str, bytes]:
-    """The sample dataset, from packages that are installed anyway: path in DL_data -> content."""
-    package = {}
+    """Return the files of the sample dataset: path in DL_data -> content."""
+    folders = {}
     for name in ("foolbox", "matplotlib", "sklearn"):
-        spec = importlib.util.find_spec(name)  # found, not imported: foolbox brings a lot along
+        spec = importlib.util.find_spec(name)  # not imported: foolbox brings a lot along
         if spec is None:
             raise UserError(f"package {name} is missing: pip install -r requirements.txt")
-        package[name] = Path(spec.origin).parent
-    photos = sorted((package["foolbox"] / "data").glob("imagenet_*_*.jpg"))  # imagenet_<number>_<class id>.jpg
-    pictures = package["sklearn"] / "datasets/images"
-    tests = [
-        package["matplotlib"] / "mpl-data/sample_data/grace_hopper.jpg",
-        pictures / "china.jpg",
-        pictures / "flower.jpg",
-    ]
+        folders[name] = Path(spec.origin).parent
+    photos = sorted((folders["foolbox"] / "data").glob("imagenet_*_*.jpg"))  # imagenet_<number>_<class id>.jpg
+    tests = [folders["sklearn"] / "datasets/images" / name for name in ("china.jpg", "flower.jpg")]
+    tests.append(folders["matplotlib"] / "mpl-data/sample_data/grace_hopper.jpg")
     wnids = timm.data.ImageNetInfo("imagenet-1k").label_names()
     names = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
     return {
@@ -38,7 +34,7 @@ def sample_files() -> dict[str, bytes]:
 
 
 def write_sample(data: Path) -> None:
-    """Write the sample as `data`; what is there already must be part of it."""
+    """Write the sample dataset to the folder `data`; raise UserError if that holds any other file."""
     files = sample_files()
     for path in sorted(data.rglob("*")):
         name = path.relative_to(data).as_posix()
@@ -46,8 +42,8 @@ def write_sample(data: Path) -> None:
             continue
         if name not in files or path.read_bytes() != files[name]:
             raise UserError(
-                f"{data} holds another dataset ({name!r} is not of the sample): "
-                "leave --sample away to split it, or give another --dataset"
+                f"{data} holds another dataset ({name!r} is not part of the sample): "
+                "omit --sample to split it, or choose another --dataset"
             )
-    for name, content in files.items():  # files that hold this already are left alone
+    for name, content in files.items():
         write_file(data / name, content)

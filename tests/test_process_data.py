@@ -211,7 +211,7 @@ def test_link_across_devices_names_the_cure(dataset, split, monkeypatch):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", link)
-    with pytest.raises(UserError, match="cross-device link.*leave --link away"):
+    with pytest.raises(UserError, match="cross-device link.*omit --link"):
         split("--link")
     assert files_below(dataset / "DL_data_p") == {}
 
@@ -243,7 +243,7 @@ def test_file_that_changes_after_the_check_is_not_taken(dataset, split, monkeypa
         return real(source, target)
 
     monkeypatch.setattr(shutil, "copyfile", copyfile)
-    with pytest.raises(UserError, match="changed while it was read"):
+    with pytest.raises(UserError, match="changed while it was being copied"):
         split()
     assert files_below(dataset / "DL_data_p") == {}
 
@@ -306,7 +306,7 @@ def test_spellings(dataset, folder, suffix):
     (data / "val.txt").rename(data / f"val{suffix}")
     (data / "synset_words.txt").rename(data / f"synset_words{suffix}")
     expected = (data / folder, data / f"val{suffix}", data / f"synset_words{suffix}", data / "test_images")
-    assert process_data.find_source(data) == expected
+    assert process_data.find_parts(data) == expected
 
 
 def test_wnids_split_the_images(dataset, split):
@@ -333,6 +333,20 @@ def test_hidden_files_are_no_images(dataset, split):
     assert metrics["results"]["validation_images"] == 3
 
 
+def test_one_is_no_plural(dataset, split, capsys):
+    write_lists(dataset / "DL_data", "a.jpg 0\n")
+    for name in ("b b.png", "c.jpg"):
+        (dataset / "DL_data/validation_images" / name).unlink()
+    (dataset / "DL_data_p/1").mkdir(parents=True)
+    (dataset / "DL_data_p/1/old.jpg").write_text("old")
+    split("--prune")
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "1 image of 1 class -> dataset/DL_data_p (1 written, 0 unchanged)",
+        "1 test image; 0 of 1 listed file missing",
+        "moved 1 leftover file to dataset/DL_data_p_pruned:",
+    ]
+
+
 def test_dataset_without_test_images(dataset, split):
     shutil.rmtree(dataset / "DL_data/test_images")
     rows, metrics = split()
@@ -355,7 +369,7 @@ def test_listed_but_absent_is_counted_and_an_error_only_with_strict(dataset, spl
     assert "'absent2.jpg'" in message
     _, metrics = split()
     assert (metrics["results"]["listed"], metrics["results"]["listed_but_absent"]) == (5, 2)
-    assert "2 of the 5 listed files are not there" in capsys.readouterr().out
+    assert "2 of 5 listed files missing" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------
@@ -364,8 +378,8 @@ def test_listed_but_absent_is_counted_and_an_error_only_with_strict(dataset, spl
 
 def test_none_of_the_listed_is_there(dataset, split):
     write_lists(dataset / "DL_data", "x.jpg 0\ny.jpg 1\n")
-    assert "no file that" in refused(split, dataset)
-    assert "no file that" in refused(split, dataset, "--skip-bad")
+    assert "is readable and listed" in refused(split, dataset)
+    assert "is readable and listed" in refused(split, dataset, "--skip-bad")
 
 
 def test_empty_folder_is_refused(dataset, split):
@@ -377,21 +391,21 @@ def test_empty_folder_is_refused(dataset, split):
 # how to make it, what is said, which of the files that are there is left out
 PROBLEMS = {
     "not listed": (lambda d: save_photo(d / "DL_data/validation_images/new.jpg", 3), "'new.jpg' is in", "new.jpg"),
-    "id too large": (lambda d: val(d, "x.jpg 3"), "the class 3, but the names are of 0 to 2", None),
+    "id too large": (lambda d: val(d, "x.jpg 3"), "the class 3, but only 0 to 2 have names", None),
     "id negative": (lambda d: val(d, "x.jpg -1"), "the class -1, but", None),
     "id with sign": (lambda d: val(d, "x.jpg +1"), "the class '+1': give a class id", None),
     "id of 5000 digits": (lambda d: val(d, "x.jpg " + "9" * 5000), "give a class id", None),
     "other digits": (lambda d: val(d, "x.jpg ١"), "give a class id", None),
     "header": (lambda d: val(d, "name,class"), "the class 'class'", None),
-    "two ids": (lambda d: val(d, "a.jpg 1"), "'a.jpg' the class 1, another line 0", "a.jpg"),
-    "two ids by ./": (lambda d: val(d, "./a.jpg 1"), "'a.jpg' the class 1, another line 0", "a.jpg"),
-    "wnid without names": (lambda d: val(d, "x.jpg n01440764"), "the wnid n01440764, with which no line", None),
+    "two ids": (lambda d: val(d, "a.jpg 1"), "'a.jpg' the class 1, but another line gives it 0", "a.jpg"),
+    "two ids by ./": (lambda d: val(d, "./a.jpg 1"), "'a.jpg' the class 1, but another line gives it 0", "a.jpg"),
+    "wnid without names": (lambda d: val(d, "x.jpg n01440764"), "the wnid n01440764, which is not in the list", None),
     "no id": (lambda d: val(d, "x.jpg"), "line 4 of dataset/DL_data/val.txt is 'x.jpg': give a file name and", None),
     "no name": (lambda d: val(d, ", 1"), "give a file name and a class id", None),
-    "absolute": (lambda d: val(d, "/etc/passwd 1"), "'/etc/passwd', which leaves the folder", None),
-    "parent": (lambda d: val(d, "../../etc/passwd 1"), "'../../etc/passwd', which leaves the folder", None),
-    "parent inside": (lambda d: val(d, "x/../../y.jpg 1"), "which leaves the folder", None),
-    "backslash": (lambda d: val(d, "..\\x.jpg 1"), "which leaves the folder", None),
+    "absolute": (lambda d: val(d, "/etc/passwd 1"), "'/etc/passwd': give a path inside the image folder", None),
+    "parent": (lambda d: val(d, "../../etc/passwd 1"), "'../../etc/passwd': give a path inside the image folder", None),
+    "parent inside": (lambda d: val(d, "x/../../y.jpg 1"), "give a path inside the image folder", None),
+    "backslash": (lambda d: val(d, "..\\x.jpg 1"), "give a path inside the image folder", None),
     "text": (lambda d: (d / "DL_data/validation_images/a.jpg").write_text("no image"), "is no image in JPEG", "a.jpg"),
     "empty": (lambda d: (d / "DL_data/validation_images/a.jpg").write_bytes(b""), "is no image in JPEG", "a.jpg"),
     "truncated": (lambda d: truncate(d / "DL_data/validation_images/a.jpg"), "a.jpg cannot be read", "a.jpg"),
@@ -469,7 +483,7 @@ def test_all_problems_are_listed_at_once(dataset, split):
 def test_twenty_problems_are_shown_and_the_rest_counted(dataset, split):
     val(dataset, *(f"x{i}.jpg 9" for i in range(25)))
     lines = refused(split, dataset).splitlines()
-    assert "problems, 25" in lines[0]
+    assert "has 25 problems" in lines[0]
     assert len(lines) == 1 + 20 + 1
     assert lines[-1].strip() == "and 5 more"
 
@@ -484,11 +498,11 @@ def test_skip_bad_with_nothing_left_is_refused(dataset, split):
     [
         (b"caf\xe9\n", "not UTF-8 .byte 3.: save it"),
         ("a\nb\n".encode("utf-16"), "not UTF-8"),
-        (b"a\0\nb\n", "is no text"),
+        (b"a\0\nb\n", "is not a text file"),
         (b"\n \n", "is empty"),
-        (b"a\n\nb\n", "line 2 of .* has a name of 0 letters"),
-        (b"n01440764\n", "line 1 of .* has a name of 0 letters"),
-        (b"a\n" + b"b" * 1001, "line 2 of .* has a name of 1001 letters"),
+        (b"a\n\nb\n", "line 2 of .* has a name of 0 characters"),
+        (b"n01440764\n", "line 1 of .* has a name of 0 characters"),
+        (b"a\n" + b"b" * 1001, "line 2 of .* has a name of 1001 characters"),
         (b"n01440764 a\nn01440764 b\n", "wnid n01440764 on 2 lines"),
         (b"a\n" * 8_000_001, "more than 16,000,000 bytes"),
     ],
@@ -503,7 +517,11 @@ def test_bad_synset_words(dataset, split, names, expected):
 
 @pytest.mark.parametrize(
     ("labels", "expected"),
-    [(b"a\0.jpg 0\n", "is no text"), (b"\xff\xfe", "not UTF-8"), (b"x 1\n" * 10_000_000, "more than 16,000,000 bytes")],
+    [
+        (b"a\0.jpg 0\n", "is not a text file"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"x 1\n" * 10_000_000, "more than 16,000,000 bytes"),
+    ],
     ids=["NUL", "not UTF-8", "10 million lines"],
 )
 def test_bad_val_txt(dataset, split, labels, expected):
@@ -587,7 +605,7 @@ def test_problems_as_a_command(dataset):
     result = run_script("process_data", cwd=dataset.parent)
     assert result.returncode == 1
     assert result.stdout == ""
-    assert result.stderr.startswith("error: dataset has problems, 2; nothing was written")
+    assert result.stderr.startswith("error: dataset has 2 problems, so nothing was written")
     assert "Traceback" not in result.stderr
     assert not (dataset / "DL_data_p").exists()
 

@@ -37,7 +37,7 @@ def test_sample_leaves_a_changed_sample_alone(tmp_path):
     sample.write_sample(tmp_path / "DL_data")
     (tmp_path / "DL_data/val.txt").write_text("mine")
     before = state_below(tmp_path)
-    with pytest.raises(UserError, match="'val.txt' is not of the sample"):
+    with pytest.raises(UserError, match="'val.txt' is not part of the sample"):
         sample.write_sample(tmp_path / "DL_data")
     assert state_below(tmp_path) == before
 
