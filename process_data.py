@@ -1,35 +1,31 @@
 """Split the validation images by class: DL_data/<validation images>/NAME -> DL_data_p/<class id>/NAME.
 
-`val.txt` gives each image its class id (`NAME ID` a line; a comma, tabs, or a wnid for the id work
-too) and line n, from 0, of `synset_words.txt` names class n. That is the layout in which ILSVRC-2012's
-validation set is handed around (Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition
-Challenge). Everything is read and checked before anything is written, and all problems are listed
-at once. A second run changes nothing, and no file is ever deleted: --prune moves it.
+`val.txt` gives each image its class id, one `NAME ID` a line (separated by spaces, tabs or a comma; a wnid works in
+place of the id), and line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is
+passed on in this layout (Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is
+read and checked before anything is written, and all problems are reported at once. A second run changes nothing. No
+file is ever deleted: --prune moves it.
 
-    python process_data.py --sample       # no dataset yet: 23 photos from installed packages; the fast one
-    python process_data.py                # your own, in dataset/DL_data; --link saves the disk space
+    python process_data.py --sample       # no dataset yet: 23 photos from installed packages, in seconds
+    python process_data.py                # your own dataset in dataset/DL_data; --link saves the disk space
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.util
 import os
-import re
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from itertools import count
+from itertools import chain, count
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from explain.shell import run
 
-import timm
-import torchvision
 from matplotlib.figure import Figure
 from PIL import ImageOps
 from tqdm import tqdm
@@ -37,185 +33,167 @@ from tqdm import tqdm
 import common
 from explain import pictures
 from explain.errors import UserError
+from explain.files import is_inside, sha256_of
+from explain.labels import read_labels, read_names
+from explain.sample import write_sample
 
 IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val")  # spellings met in the wild
-MAX_LIST_BYTES = 16_000_000  # ILSVRC's list of 50,000 images has 1.7 MB; a list beyond that is no list of images
-MAX_LINES = 1_000_000  # a list of ten million blank lines has fewer bytes than that
-MAX_NAME = 1000  # characters of a class name; ImageNet's longest has 121
-SHOWN_PROBLEMS = 20  # and the number of the rest
+MAX_LINES = 20  # of problems or file names printed; the rest is counted
 
 
-class Source(NamedTuple):
-    """Where the four parts of a dataset are."""
+def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict], dict[str, Any]]:
+    """Split the validation images; return a row for each image, the files that were skipped, and the results."""
+    base = Path(options.dataset)
+    split = base / "DL_data_p"
 
-    images: Path
-    labels: Path
-    names: Path
-    tests: Path | None
+    # 1. Find the folders and the lists.
+    image_folder, label_list, name_list, test_folder = find_parts(base / "DL_data")
+
+    # 2. Read and check everything. Problems end the run here, before anything is written.
+    images, skipped, counts = check_images(image_folder, label_list, name_list, options)
+    tests = describe_images("test", common.list_files(test_folder) if test_folder else [], base)
+    skipped += [{"path": row["path"], "reason": row["reason"]} for row in tests if "reason" in row]
+    tests = [row for row in tests if "reason" not in row]
+
+    # 3. Copy or link each image into the folder of its class.
+    written = 0
+    for path, row in tqdm(images.items(), desc="splitting", unit="image", disable=None):
+        written += copy_or_link(path, base / row["path"], split, row["sha256"], options.link)
+
+    # 4. Find what no longer belongs there. The other scripts read it until --prune moves it, and so it has rows.
+    leftovers = sorted(set(common.list_files(split)) - {base / row["path"] for row in images.values()})
+    rows = [*images.values(), *tests]
+    if options.prune:
+        for path in leftovers:
+            move_out(path, split)
+    else:
+        for row in describe_images("leftover", leftovers, base):
+            rows.append(row | {"notes": ["no longer belongs", *row.get("notes", [])]})
+
+    results = counts | {
+        "classes": len({row["class"] for row in images.values()}),
+        "validation_images": len(images),
+        "test_images": len(tests),
+        "written": written,
+        "unchanged": len(images) - written,
+        "no_longer_belong": len(leftovers),
+        "pruned": len(leftovers) if options.prune else 0,
+    }
+    changes = f"{written} written, {len(images) - written} unchanged"
+    print(f"{quantity(len(images), 'image')} of {quantity(results['classes'], 'class')} -> {split} ({changes})")
+    listed = quantity(counts["listed"], "listed file")
+    print(f"{quantity(len(tests), 'test image')}; {counts['listed_but_absent']} of {listed} missing")
+    if leftovers:
+        files = quantity(len(leftovers), "leftover file")
+        head = f"moved {files} to {split}_pruned:" if options.prune else f"{files} in {split} (see --prune):"
+        print(list_lines(head, [repr(path.relative_to(split).as_posix()) for path in leftovers]))
+    return rows, skipped, results
 
 
-class Item(NamedTuple):
-    """An image to be split: its class, its name (relative to the folder), where it is."""
+def find_parts(data: Path) -> tuple[Path, Path, Path, Path | None]:
+    """Find the parts of a dataset: image folder, label list, name list, folder of test images or None.
 
-    class_id: int
-    name: str
-    source: Path
-
-
-class Checked(NamedTuple):
-    """What the check found: facts are those of `inspect_image`, problems a sentence for each name."""
-
-    names: list[tuple[str, str]]
-    present: dict[str, Path]
-    good: list[tuple[Item, dict]]
-    tests: list[tuple[Path, dict]]
-    problems: dict[str, str]
-    listed: int
-    absent: int
-
-
-# ------------------------------------------------------------------------------------------------
-# Reading
-
-
-def find_source(data: Path) -> Source:
-    """Find the parts of the dataset, in any of their spellings."""
+    Raises UserError if one of the first three is missing.
+    """
     if not data.is_dir():
         raise UserError(f"{data} does not exist: put your dataset there, or add --sample for a small one")
     files = {path.name.casefold(): path for path in data.iterdir() if path.is_file()}
-    found = {
+    parts = {
         f"folder {IMAGE_FOLDERS[0]}": common.find_folder(data, IMAGE_FOLDERS),
         "file val.txt": files.get("val.txt") or files.get("val"),
         "file synset_words.txt": files.get("synset_words.txt") or files.get("synset_words"),
     }
-    for part in [part for part, path in found.items() if path is None][:1]:
-        raise UserError(f"{data} has no {part}: put it there, or give another --dataset")
-    return Source(*found.values(), common.find_folder(data, common.TEST_FOLDERS))
+    for part, path in parts.items():
+        if path is None:
+            raise UserError(f"{data} has no {part}: put it there, or choose another --dataset")
+    return *parts.values(), common.find_folder(data, common.TEST_FOLDERS)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, whatever ends them, without a byte-order mark."""
-    if path.stat().st_size > MAX_LIST_BYTES:
-        raise UserError(f"{path} has more than {MAX_LIST_BYTES:,} bytes: give a list of images or of names")
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    if "\0" in text:
-        raise UserError(f"{path} is no text (it has zero bytes): save it as UTF-8")
-    lines = text.split("\n")
-    if len(lines) > MAX_LINES:
-        raise UserError(f"{path} has more than {MAX_LINES:,} lines: give a list of images or of names")
-    return [line.strip() for line in lines]
+def check_images(
+    folder: Path, label_list: Path, name_list: Path, options: argparse.Namespace
+) -> tuple[dict[Path, dict], list[dict], dict[str, Any]]:
+    """Read the lists and all validation images.
 
-
-def read_names(path: Path) -> list[tuple[str, str]]:
-    """(wnid, name) of every class; the wnid is empty where the line does not begin with one."""
-    lines = read_lines(path)
-    while lines and not lines[-1]:
-        lines.pop()
-    names = [re.fullmatch(r"(n[0-9]{8}(?!\S))?\s*(.*)", line).groups(default="") for line in lines]
-    for number, (_, name) in enumerate(names, start=1):
-        if not 0 < len(name) <= MAX_NAME:  # to pass over a blank line would shift all names after it
-            raise UserError(f"line {number} of {path} has a name of {len(name)} letters: give 1 to {MAX_NAME}")
-    for wnid, times in Counter(wnid for wnid, _ in names if wnid).items():
-        if times > 1:
-            raise UserError(f"{path} has the wnid {wnid} on {times} lines: give each class its own")
-    if not names:
-        raise UserError(f"{path} is empty: write the name of class n into line n, from 0")
-    return names
-
-
-def read_labels(path: Path, names: Sequence[tuple[str, str]]) -> tuple[dict[str, int], dict[str, str]]:
-    """Read `val.txt`: the class id of every good file name, and what is wrong with every bad one.
-
-    A line without a name stands among the bad ones as `line <number>`.
+    Returns the row of each good image, in the order in which the other scripts read them; the bad ones with the reason;
+    and counts for metrics.json. Raises UserError with all problems at once, or prints them with --skip-bad.
     """
-    ids = {wnid: i for i, (wnid, _) in enumerate(names) if wnid}
-    labels: dict[str, int] = {}
-    bad: dict[str, str] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        cut = max(line.rfind(separator) for separator in " \t,")  # a name may contain blanks, an id does not
-        name, field = line[: max(cut, 0)].strip(" \t,").removeprefix("./"), line[cut + 1 :]
-        is_id = re.fullmatch("-?[0-9]{1,9}", field)
-        class_id = int(field) if is_id else ids.get(field)
-        said, wrong = repr(common.short(name, MAX_NAME)), None
-        if not line:
-            continue
-        if not name or not field:
-            name, wrong = f"line {number}", f"is {common.short(line, 80)!r}: give a file name and a class id"
-        elif name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            wrong = f"names {said}, which leaves the folder: give a name inside it"
-        elif class_id is None and re.fullmatch("n[0-9]{8}", field):
-            wrong = f"gives {said} the wnid {field}, with which no line of the names begins: give the class id"
-        elif class_id is None:
-            wrong = f"gives {said} the class {common.short(field)!r}: give a class id or a wnid"
-        elif not 0 <= class_id < len(names):
-            wrong = f"gives {said} the class {class_id}, but the names are of 0 to {len(names) - 1}: correct one"
-        elif labels.setdefault(name, class_id) != class_id:
-            wrong = f"gives {said} the class {class_id}, another line {labels[name]}: remove one of the lines"
-        if wrong:
-            bad[name] = f"line {number} of {path} {wrong}"
-    return {name: class_id for name, class_id in labels.items() if name not in bad}, bad
+    base = Path(options.dataset)
+
+    # compare the folder with the lists
+    names = read_names(name_list)
+    labels, problems = read_labels(label_list, names)
+    listed = {*labels, *problems}
+    files = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
+    for name, path in files.items():  # a listed name is only looked up here, and never opened
+        if name not in listed:
+            problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
+        elif name in labels and not is_inside(path, folder):
+            problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
+
+    # decode the images that are left
+    order = sorted((name for name in files if name not in problems), key=lambda name: (labels[name], Path(name)))
+    rows = dict(zip(order, describe_images("validation", [files[name] for name in order], base), strict=True))
+    problems |= {name: row["reason"] for name, row in rows.items() if "reason" in row}
+    absent = [name for name in labels if name not in files]
+    if options.strict:
+        problems |= {name: f"{name!r} is listed, but not in {folder}: add it" for name in absent}
+
+    # stop at problems
+    good = [name for name in order if name not in problems]
+    total = quantity(len(problems), "problem")
+    if not good:
+        head = f"no image in {folder} is readable and listed: put the images there or correct {label_list}"
+        raise UserError(list_lines(head, problems.values()))
+    if problems and not options.skip_bad:
+        head = f"{base} has {total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
+        raise UserError(list_lines(head, problems.values()))
+    if problems:
+        print(list_lines(f"{base} has {total}, skipped because of --skip-bad:", problems.values()), file=sys.stderr)
+
+    for index, name in enumerate(good):
+        class_id = labels[name]
+        place = {"index": index, "path": f"DL_data_p/{class_id}/{name}"}
+        rows[name] |= place | {"class": class_id, "name": names[class_id][1]}
+    bad = [name for name in files if name in problems]
+    skipped = [{"path": files[name].relative_to(base).as_posix(), "reason": problems[name]} for name in bad]
+    counts = {"listed": len(listed), "listed_but_absent": len(absent), "problems": len(problems)}
+    counts["bad_lines"] = [problem for name, problem in problems.items() if name not in files]
+    return {files[name]: rows[name] for name in good}, skipped, counts
+
+
+def describe_images(role: str, paths: Sequence[Path], base: Path) -> list[dict[str, Any]]:
+    """Return a row for each image: what identifies its content, or the `reason` why it cannot be used.
+
+    Each role is numbered from 0, as `common.validation_images` and `common.test_images` number their files.
+    """
+    upright = role == "test"  # 2b takes validation images as they are stored
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
+        jobs = pool.imap(lambda path: inspect_image(path, upright), paths)
+        facts = list(tqdm(jobs, desc="checking", total=len(paths), unit="image", disable=None if paths else True))
+    return [
+        {"role": role, "index": index, "path": path.relative_to(base).as_posix(), "class": None, "name": None, **fact}
+        for index, (path, fact) in enumerate(zip(paths, facts, strict=True))
+    ]
 
 
 def inspect_image(path: Path, upright: bool) -> dict[str, Any]:
-    """Decode the whole image; what identifies its content, or the `reason` why it is no image."""
+    """Decode a whole image; return what identifies its content, or the `reason` why it cannot be used."""
     try:
-        data = pictures.read_bytes(path)  # once: what is decoded is what is hashed
+        data = pictures.read_bytes(path)  # once: the bytes that are decoded are those that are hashed
         notes = pictures.decode_image(data, common.printable(path), upright).info["notes"]
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "notes": notes}
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def copy_or_link(source: Path, target: Path, split: Path, digest: str, link: bool) -> bool:
+    """Copy or hard-link a file, all or nothing; return False if the target is right already.
 
-
-# ------------------------------------------------------------------------------------------------
-# Planning
-
-
-def plan(
-    present: Mapping[str, Path], folder: Path, labels: Mapping[str, int], bad: Mapping[str, str]
-) -> tuple[list[Item], dict[str, str]]:
-    """What to split, in the order in which the scripts will read it, and what is wrong with the rest.
-
-    Names of `val.txt` are only ever looked up among the files that are there, never opened.
+    `digest` is the SHA-256 of the content that was checked. Raises UserError if the content has changed since.
     """
-    root = Path(os.path.realpath(folder))
-    items, problems = [], dict(bad)
-    for name, path in present.items():
-        if name in bad:
-            continue
-        if name not in labels:
-            problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
-        elif not Path(os.path.realpath(path)).is_relative_to(root):
-            problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
-        else:
-            items.append(Item(labels[name], name, path))
-    return sorted(items, key=lambda item: (item.class_id, Path(item.name))), problems
-
-
-def list_lines(head: str, lines: Collection[str]) -> str:
-    """A message with the first lines, and the number of the rest."""
-    rest = len(lines) - SHOWN_PROBLEMS
-    return "\n  ".join([head, *list(lines)[:SHOWN_PROBLEMS], *([f"and {rest} more"] if rest > 0 else [])])
-
-
-# ------------------------------------------------------------------------------------------------
-# Carrying out
-
-
-def put(source: Path, split: Path, target: Path, digest: str, link: bool) -> bool:
-    """Copy or hard-link one file, all or nothing; False where the target is right already.
-
-    `digest` is the content's SHA-256 when it was checked. Raises UserError where it has changed since.
-    """
-    if not Path(os.path.realpath(target.parent)).is_relative_to(os.path.realpath(split)):
+    if not is_inside(target.parent, split):
         raise UserError(f"{target.parent} is a link that leaves {split}: remove the link")
-    if target.is_file() and (target.samefile(source) if link else sha256(target) == digest):
+    if target.is_file() and (target.samefile(source) if link else sha256_of(target) == digest):
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}.tmp")  # not made from a name that may have 255 bytes already
@@ -224,230 +202,96 @@ def put(source: Path, split: Path, target: Path, digest: str, link: bool) -> boo
             try:
                 os.link(os.path.realpath(source), temporary)
             except OSError as error:
-                raise UserError(
-                    f"{source} cannot be hard-linked into {target.parent} ({error.strerror}): "
-                    "leave --link away, or keep DL_data and DL_data_p on one file system"
-                ) from None
+                cure = "omit --link, or keep DL_data and DL_data_p on one file system"
+                raise UserError(f"{source} cannot be hard-linked to {target} ({error.strerror}): {cure}") from None
         else:
             shutil.copyfile(source, temporary)
             status = source.stat()
             os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
-        if sha256(temporary) != digest:
-            raise UserError(f"{source} changed while it was read: start the same command again")
+        if sha256_of(temporary) != digest:
+            raise UserError(f"{source} changed while it was being copied: run the same command again")
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     return True
 
 
-def prune(path: Path, split: Path) -> Path:
-    """Move a file out of the split, to a name that is free; returns where it is now."""
-    wanted = split.with_name(split.name + "_pruned") / path.relative_to(split)
-    numbered = (wanted.with_name(f"{wanted.stem}.{n}{wanted.suffix}") for n in count(1))
-    target = wanted if not os.path.lexists(wanted) else next(p for p in numbered if not os.path.lexists(p))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(path, target)
+def move_out(path: Path, split: Path) -> None:
+    """Move a file from DL_data_p to DL_data_p_pruned, to a name that is free."""
+    target = split.with_name(f"{split.name}_pruned") / path.relative_to(split)
+    numbered = (target.with_name(f"{target.stem}.{n}{target.suffix}") for n in count(1))
+    free = next(path for path in chain([target], numbered) if not os.path.lexists(path))
+    free.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(path, free)
     if not any(path.parent.iterdir()):
         path.parent.rmdir()
-    return target
 
 
-# ------------------------------------------------------------------------------------------------
-# The sample
+def list_lines(head: str, lines: Collection[str]) -> str:
+    """Return a message with the first lines, and the number of the rest."""
+    rest = len(lines) - MAX_LINES
+    return "\n  ".join([head, *list(lines)[:MAX_LINES], *([f"and {rest} more"] if rest > 0 else [])])
 
 
-def sample_files() -> dict[str, bytes]:
-    """The sample dataset, from packages that are installed anyway: path in DL_data -> content."""
-    package = {}
-    for name in ("foolbox", "matplotlib", "sklearn"):
-        spec = importlib.util.find_spec(name)  # found, not imported: foolbox brings a lot along
-        if spec is None:
-            raise UserError(f"package {name} is missing: pip install -r requirements.txt")
-        package[name] = Path(spec.origin).parent
-    photos = sorted((package["foolbox"] / "data").glob("imagenet_*_*.jpg"))  # imagenet_<number>_<class id>.jpg
-    pictures = package["sklearn"] / "datasets/images"
-    tests = [
-        package["matplotlib"] / "mpl-data/sample_data/grace_hopper.jpg",
-        pictures / "china.jpg",
-        pictures / "flower.jpg",
-    ]
-    wnids = timm.data.ImageNetInfo("imagenet-1k").label_names()
-    names = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
-    return {
-        **{f"validation_images/{path.name}": path.read_bytes() for path in photos},
-        **{f"test_images/{path.name}": path.read_bytes() for path in tests},
-        "val.txt": "".join(f"{path.name} {path.stem.split('_')[2]}\n" for path in photos).encode(),
-        "synset_words.txt": "".join(f"{w} {n}\n" for w, n in zip(wnids, names, strict=True)).encode(),
-    }
-
-
-def write_sample(data: Path) -> None:
-    """Write the sample as `data`; what is there already must be part of it."""
-    files = sample_files()
-    for path in common.list_files(data) if data.is_dir() else []:
-        name = path.relative_to(data).as_posix()
-        if name not in files or path.read_bytes() != files[name]:
-            raise UserError(
-                f"{data} holds another dataset ({name!r} is not of the sample): "
-                "leave --sample away to split it, or give another --dataset"
-            )
-    for name, content in files.items():  # files that hold this already are left alone
-        common.write_file(data / name, content)
-
-
-# ------------------------------------------------------------------------------------------------
-# Checking, and the report
+def quantity(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 image, 2 images, 2 classes."""
+    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def draw_classes(table: Sequence[dict], photos: Mapping[int, Path], show: int) -> Figure:
-    """How many images a class has, and a photo each of up to `show` classes spread over all."""
-    shown = min(show, len(table))
-    chosen = [table[i * len(table) // shown] for i in range(shown)]
-    lines = -(-shown // 7)
-    per_line = -(-shown // lines)  # 24: four lines of 6; 19: 7, 7, 5
+    """Draw the number of images of each class, and a photo each of up to `show` classes spread over all."""
+    total = min(show, len(table))
+    examples = [table[i * len(table) // total] for i in range(total)]
+    lines = -(-total // 7)
+    per_line = -(-total // lines)  # 24: four lines of 6; 19: 7, 7, 5
     heights = [2.8, lines * (9 / max(per_line, 5) + 0.25)]  # inches
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)
 
     axes = upper.subplots()
     few = len(table) <= 100  # names can be read below the bars
-    where = range(len(table)) if few else [line["class"] for line in table]
-    axes.bar(where, [line["images"] for line in table], width=0.8 if few else 1.0)
+    positions = range(len(table)) if few else [row["class"] for row in table]
+    axes.bar(positions, [row["images"] for row in table], width=0.8 if few else 1.0)
     if few:
-        labels = [common.short(line["name"]) for line in table]
-        axes.set_xticks(where, labels, rotation=90, fontsize=7 if len(table) <= 50 else 5, parse_math=False)
+        names = [common.short(row["name"]) for row in table]
+        axes.set_xticks(positions, names, rotation=90, fontsize=7 if len(table) <= 50 else 5, parse_math=False)
     axes.set(xlabel="" if few else "class id", ylabel="images")
     axes.margins(x=0.01)
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
-    total = sum(line["images"] for line in table)
-    title = f"{total} validation images of {len(table)} classes; below, a photo (cropped) of {shown} of them"
+    images, classes = sum(row["images"] for row in table), quantity(len(table), "class")
+    title = f"{quantity(images, 'validation image')} of {classes}; below, a photo (cropped) of {total} of them"
     upper.suptitle(title, fontsize=10)
 
-    for place, line in zip(lower.subplots(lines, per_line, squeeze=False).flat, chosen, strict=False):
-        place.imshow(ImageOps.fit(common.read_image(photos[line["class"]]), (160, 160)))
-        place.set_title(f"{line['class']} {common.short(line['name'], 18)}", fontsize=7.5, parse_math=False)
-    for place in lower.axes:
-        place.axis("off")
+    for panel, row in zip(lower.subplots(lines, per_line, squeeze=False).flat, examples, strict=False):
+        panel.imshow(ImageOps.fit(common.read_image(photos[row["class"]]), (160, 160)))
+        panel.set_title(f"{row['class']} {common.short(row['name'], 18)}", fontsize=7.5, parse_math=False)
+    for panel in lower.axes:
+        panel.axis("off")
     return figure
-
-
-def check(options: argparse.Namespace, base: Path) -> Checked:
-    """Read everything, write nothing; raises UserError with all that is wrong, unless --skip-bad."""
-    source = find_source(base / "DL_data")
-    names = read_names(source.names)
-    labels, bad = read_labels(source.labels, names)
-    present = {path.relative_to(source.images).as_posix(): path for path in common.list_files(source.images)}
-    items, problems = plan(present, source.images, labels, bad)
-    tests = common.list_files(source.tests) if source.tests else []
-    jobs = [(item.source, False) for item in items] + [(path, True) for path in tests]  # 2b takes them as stored
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
-        reading = pool.imap(lambda job: inspect_image(*job), jobs)
-        facts = list(tqdm(reading, desc="checking", total=len(jobs), unit="image", disable=None))
-    looked_at = list(zip(items, facts, strict=False))
-    problems |= {item.name: fact["reason"] for item, fact in looked_at if "reason" in fact}
-    absent = [name for name in labels if name not in present]
-    if options.strict:
-        problems |= {name: f"{name!r} is listed, but not in {source.images}: add it" for name in absent}
-    good = [(item, fact) for item, fact in looked_at if item.name not in problems]
-    lines = list(problems.values())
-    if present.keys().isdisjoint({*labels, *bad}):
-        head = f"no file that {source.labels} lists is in {source.images}: put the images there or correct the list"
-        raise UserError(list_lines(head, lines))
-    if problems and not options.skip_bad:
-        head = f"{base} has problems, {len(lines)}; nothing was written, --skip-bad goes on without these:"
-        raise UserError(list_lines(head, lines))
-    if not good:
-        raise UserError(list_lines(f"no image in {source.images} can be used:", lines))
-    if problems:
-        print(list_lines(f"going on without these, {len(lines)}:", lines), file=sys.stderr)
-    looked_at_tests = list(zip(tests, facts[len(items) :], strict=True))
-    return Checked(names, present, good, looked_at_tests, problems, len(labels) + len(bad), len(absent))
-
-
-def describe(base: Path, checked: Checked, leftover: Sequence[Path]) -> tuple[list[dict], list[dict]]:
-    """One row per image, with what identifies its content and nothing that changes from run to run.
-
-    Each role is numbered from 0, as `common.validation_images` and `common.test_images` number them.
-    Second, the files that are left out, with the reason.
-    """
-    rows = []
-    skipped = [
-        {"path": path.relative_to(base).as_posix(), "reason": checked.problems[name]}
-        for name, path in checked.present.items()
-        if name in checked.problems
-    ]
-    for index, (item, fact) in enumerate(checked.good):
-        path = f"DL_data_p/{item.class_id}/{item.name}"
-        kind = {"role": "validation", "class": item.class_id, "name": checked.names[item.class_id][1]}
-        rows.append({"index": index, "path": path, **kind, **fact})
-    for index, (path, fact) in enumerate(checked.tests):
-        key = path.relative_to(base).as_posix()
-        if "reason" in fact:
-            skipped.append({"path": key, **fact})
-        else:
-            rows.append({"index": index, "path": key, "role": "test", "class": None, "name": None, **fact})
-    # the scripts read what no longer belongs until it is pruned, so that it is part of what the data are
-    for index, path in enumerate(leftover):
-        fact = inspect_image(path, upright=False)
-        fact["notes"] = ["no longer belongs", *fact.pop("notes", [])]
-        key = path.relative_to(base).as_posix()
-        rows.append({"index": index, "path": key, "role": "leftover", "class": None, "name": None, **fact})
-    return rows, skipped
 
 
 def main() -> None:
     parser = common.option_parser(__doc__, "--dataset", "--output", "--show")
     parser.set_defaults(show=24)
     parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
-    parser.add_argument("--link", action="store_true", help="make hard links, which take no space, in place of copies")
-    parser.add_argument("--prune", action="store_true", help="move what no longer belongs to DL_data_p_pruned")
-    parser.add_argument("--skip-bad", action="store_true", help="go on without what is wrong, and say what it was")
-    parser.add_argument("--strict", action="store_true", help="take a listed file that is absent for an error")
+    parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space, not copies")
+    parser.add_argument("--prune", action="store_true", help="move files no longer in the dataset to DL_data_p_pruned")
+    parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
+    parser.add_argument("--strict", action="store_true", help="treat a listed file that is absent as a problem")
     options = parser.parse_args()
-    report = common.Report(options, __file__)
-    base = Path(options.dataset)
+    output = common.OutputFolder(options, __file__)
     if options.sample:
-        write_sample(base / "DL_data")
-    checked = check(options, base)
+        write_sample(Path(options.dataset) / "DL_data")
+    rows, skipped, results = split_by_class(options)
 
-    # from here on something is written
-    split = base / "DL_data_p"
-    targets = [split / str(item.class_id) / item.name for item, _ in checked.good]
-    jobs = list(zip(checked.good, targets, strict=True))
-    written = 0
-    for (item, fact), target in tqdm(jobs, desc="splitting", unit="image", disable=None):
-        written += put(item.source, split, target, fact["sha256"], options.link)
-    leftover = sorted(set(common.list_files(split)) - set(targets))
-    pruned = [prune(path, split) for path in leftover] if options.prune else []
-
-    # the summary
-    rows, skipped = describe(base, checked, [] if options.prune else leftover)
-    images = Counter(item.class_id for item, _ in checked.good)
-    table = [{"class": c, "name": checked.names[c][1], "images": images[c]} for c in sorted(images)]
-    results = {
-        "classes": len(images),
-        "validation_images": len(checked.good),
-        "test_images": sum(row["role"] == "test" for row in rows),
-        "listed": checked.listed,
-        "listed_but_absent": checked.absent,
-        "written": written,
-        "unchanged": len(targets) - written,
-        "no_longer_belong": len(leftover),
-        "pruned": len(pruned),
-        "problems": len(checked.problems),
-        "bad_lines": [reason for name, reason in checked.problems.items() if name not in checked.present],
-    }
-    photos = {item.class_id: item.source for item, _ in reversed(checked.good)}  # the first of each class
-    common.save_figure(draw_classes(table, photos, options.show), report.path("classes.png"))
-    done = f"({written} written, {len(targets) - written} unchanged)"
-    print(f"{len(targets)} images of {len(images)} classes -> {split} {done}")
-    print(f"{results['test_images']} test images; {checked.absent} of the {checked.listed} listed files are not there")
-    if leftover:
-        cure = f"moved to {split}_pruned" if options.prune else "--prune moves them away"
-        names = [repr(path.relative_to(split).as_posix()) for path in leftover]
-        print(list_lines(f"no longer belong in {split}, {len(leftover)} ({cure}):", names))
-    report.finish(rows, skipped, results, {"classes.csv": table})
+    images = [row for row in rows if row["role"] == "validation"]
+    per_class = Counter((row["class"], row["name"]) for row in images)
+    table = [{"class": c, "name": name, "images": number} for (c, name), number in per_class.items()]
+    photos = {row["class"]: Path(options.dataset, row["path"]) for row in reversed(images)}  # the first of each class
+    common.save_figure(draw_classes(table, photos, options.show), output.file("classes.png"))
+    output.write_rows(rows)
+    output.finish(rows, skipped, results, {"classes.csv": table})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Broken and malicious input: one sentence or a listed skip for each, never a traceback, a hang or a wrong number.
 
 All of it is made here. What each kind of image is when it is whole stands in test_common.py, what
-val.txt and synset_words.txt may hold in test_process_data.py, whole weights in test_classifier.py.
+val.txt and synset_words.txt may hold in test_labels.py and test_process_data.py, whole weights in test_classifier.py.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from torch import nn
 import common
 from explain import checkpoints, pictures, shell
 from explain.errors import UserError
+from explain.labels import read_labels, read_names
 
 process_data = load_script("process_data")
 
@@ -423,13 +424,13 @@ def test_ten_million_lines_take_no_time(tmp_path):
     (tmp_path / "val.txt").write_bytes(b"\n" * 10_000_000)
     started = time.perf_counter()
     with pytest.raises(UserError, match="more than 1,000,000 lines"):
-        process_data.read_labels(tmp_path / "val.txt", [("", "a")])
+        read_labels(tmp_path / "val.txt", [("", "a")])
     assert time.perf_counter() - started < 5
 
 
 def test_a_long_name_is_said_in_short(tmp_path):
     (tmp_path / "val.txt").write_text("x" * 1_000_000 + " 9\n" + "../" * 300_000 + "x 0\n")
-    _, bad = process_data.read_labels(tmp_path / "val.txt", [("", "a")])
+    _, bad = read_labels(tmp_path / "val.txt", [("", "a")])
     assert len(bad) == 2 and max(map(len, bad.values())) < 2000
 
 
@@ -437,9 +438,9 @@ def test_more_names_than_classes_shift_nothing(tmp_path):
     for extra in ("", "more\n" * 2000):
         (tmp_path / "names").write_text("a\nb\n" + extra)
         (tmp_path / "val.txt").write_text("x.jpg 1\n")
-        names = process_data.read_names(tmp_path / "names")
+        names = read_names(tmp_path / "names")
         assert names[:2] == [("", "a"), ("", "b")]
-        assert process_data.read_labels(tmp_path / "val.txt", names) == ({"x.jpg": 1}, {})
+        assert read_labels(tmp_path / "val.txt", names) == ({"x.jpg": 1}, {})
 
 
 def test_a_class_folder_beyond_all_numbers(tmp_path):
@@ -724,8 +725,8 @@ def test_mutated_lists(examples, tmp_path):
     def check(seed: int, mutations: list) -> None:
         path.write_bytes(mutated(LISTS[seed], mutations))
         try:
-            assert all(name for _, name in process_data.read_names(path))
-            labels, bad = process_data.read_labels(path, names)
+            assert all(name for _, name in read_names(path))
+            labels, bad = read_labels(path, names)
         except UserError as error:
             assert "\n" not in str(error)
         else:
