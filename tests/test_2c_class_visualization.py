@@ -566,7 +566,7 @@ def test_the_real_photo_stands_beside_the_archetype(tmp_path, monkeypatch):
     assert [row["photo"] for row in rows] == ["DL_data_p/76/b.jpg", None]
     assert 0 < rows[0]["photo_probability"] < 1 and rows[1]["photo_probability"] is None
     (skipped,) = json.loads((folder / "metrics.json").read_text())["images"]["skipped"]
-    assert skipped["path"] == "DL_data_p/76/a.jpg" and "is no image" in skipped["reason"]
+    assert skipped["path"] == "DL_data_p/76/a.jpg" and "is not an image" in skipped["reason"]
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,8 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     Image.new("1", (10_000, 9_000)).save(tmp_path / "large.png")
     says = {
-        "empty": "no image",
-        "text": "no image",
+        "empty": "not an image",
+        "text": "not an image",
         "cut": "truncated",
         "folder": "not a regular file",
         "dangling": "No such file",
@@ -293,7 +293,7 @@ def test_a_short_batch_is_filled_up_and_the_filling_thrown_away(tmp_path):
     """Kernels may differ with the batch's shape: an image that cannot be read, and the end, must not change it."""
     model = common.load_model("timm/test_resnet", "random")
     files = [common.ImageFile(i, f"{i}.png", save_photo(tmp_path / f"{i}.png", i)) for i in range(5)]
-    files[1].path.write_bytes(b"no image")
+    files[1].path.write_bytes(b"not an image")
     shapes = []
 
     def explain(images, batch):
@@ -304,4 +304,4 @@ def test_a_short_batch_is_filled_up_and_the_filling_thrown_away(tmp_path):
     rows = [row for rows in common.explain_batches(model, files, explain, 3) for row in rows]
     assert shapes == [(3, 3, model.input_size, model.input_size)] * 2
     assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
-    assert [row.get("explained") for row in rows] == [0, None, 2, 3, 4] and "is no image" in rows[1]["skipped"]
+    assert [row.get("explained") for row in rows] == [0, None, 2, 3, 4] and "is not an image" in rows[1]["skipped"]

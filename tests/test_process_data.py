@@ -475,7 +475,7 @@ def test_all_problems_are_listed_at_once(dataset, split):
     (data / "validation_images/c.jpg").write_text("no image")
     val(dataset, "../x 1", "y.jpg 17", "a.jpg 2", "z.jpg n99999999", "absent.jpg 1")
     message = refused(split, dataset, "--strict")
-    for expected in ("'../x'", "'y.jpg'", "'a.jpg'", "n99999999", "'new.jpg'", "c.jpg is no image", "'absent.jpg'"):
+    for expected in ("'../x'", "'y.jpg'", "'a.jpg'", "n99999999", "'new.jpg'", "c.jpg is not an image", "'absent.jpg'"):
         assert expected in message
     assert len(message.splitlines()) == 1 + 7
 
