@@ -50,3 +50,19 @@ def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
     with evaluation_mode(model), torch.inference_mode():
         logits = model(images.clone())
     return check_finite(logits).clone()  # not an inference tensor: the caller may compute with it under autograd
+
+
+def class_standing(logits: Tensor, classes: Tensor) -> list[dict]:
+    """Return where a class (N,) stands under logits (N, classes): a dict of class, logit, probability and rank each.
+
+    Rank 1 is the likeliest class. Probabilities have the precision of the logits.
+    """
+    chosen = logits.gather(1, classes[:, None])  # (N, 1)
+    columns = {
+        "class": classes,
+        "logit": chosen[:, 0],
+        "probability": logits.softmax(1).gather(1, classes[:, None])[:, 0],
+        "rank": 1 + (logits > chosen).sum(1),
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
