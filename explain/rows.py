@@ -29,7 +29,9 @@ SHARED_CODE = (
     "explain/rows.py",
     "explain/output.py",
     "explain/errors.py",
-    "ascent.py",
+    "explain/archetypes.py",
+    "explain/ascent_state.py",
+    "explain/options.py",
     "explain/priors.py",
     "explain/judges.py",
 )
