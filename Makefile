@@ -9,7 +9,7 @@
 OUTPUT := output
 SCRIPTS := 2b_evaluate 2c_class_visualization 2d_predict 2e_saliency 2f_guided_saliency 2h_mc_dropout
 METRICS := $(SCRIPTS:%=$(OUTPUT)/%/metrics.json)
-SHARED_CODE := ascent.py common.py $(wildcard explain/*.py)
+SHARED_CODE := common.py $(wildcard explain/*.py)
 # what the data is; process_data.py leaves the file as it was where nothing changed
 DATA := $(OUTPUT)/process_data/rows.jsonl
 

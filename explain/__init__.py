@@ -4,8 +4,8 @@ Nothing here imports an exercise or common.py. Each line knows those above it, a
 
 - errors
 - files, shell, pictures, evaluation
-- checkpoints, inference; rectifiers, dropout; maps, randomisation; labels, sample
+- checkpoints, inference; rectifiers, dropout; maps, randomisation; labels, sample, options
 - networks
 - figures, output; priors, judges
-- rows
+- rows; ascent_state, archetypes
 """

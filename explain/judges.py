@@ -1,7 +1,6 @@
-"""What networks take a picture for, and how far pictures of many classes are recognised: the measure of 2c.
+"""Judges: networks that had no part in making an archetype and say how well they recognise its class.
 
-A judge is a network that had no part in making a picture. Beside what it says of the archetypes stands what it says
-of photos of the same classes, in so far as the dataset has them.
+The same measures on photos of the classes, where the dataset has some, are the yardstick.
 """
 
 from __future__ import annotations
@@ -15,138 +14,121 @@ import numpy as np
 import torch
 from PIL import Image
 
-import common
+from explain.errors import UserError
+from explain.evaluation import class_standing, device_of, predict_logits
+from explain.networks import Classifier, load_model
 
-JUDGES = ("efficientnet_lite2", "efficientnet_lite0")  # the first of them that is not the network explained
-MEASURES = ("top1", "top5", "mean_probability", "median_rank")
+JUDGES = ("efficientnet_lite2", "efficientnet_lite0")  # the default is the first that is not the network explained
+RECOGNITION = ("top1", "top5", "mean_probability", "median_rank")
 
 
-def measure(model: common.Classifier, picture: Image.Image, c: int) -> dict[str, float]:
-    """What a network gives class c for an 8-bit picture, all of which it sees.
+def load_judges(requests: Sequence[str] | None, model: Classifier, device: str) -> dict[str, Classifier]:
+    """Load the networks that --judge requests as NAME or NAME=FILE, by name; none for ["none"].
 
-    A picture of its own input size is not resampled.
+    Raises UserError for a network that is given twice, is the one explained, or has another number of classes.
     """
+    if requests == ["none"]:
+        return {}
+    networks: dict[str, Classifier] = {}
+    for request in requests or [next(name for name in JUDGES if name != model.name)]:
+        name, _, weights = request.partition("=")
+        judge = load_model(name, weights or None, device)
+        if judge.sha256 == model.sha256 != "unknown":
+            raise UserError(f"--judge {request} is the network that is explained: give another one")
+        if len(judge.categories) != len(model.categories):
+            raise UserError(
+                f"--judge {request} has {len(judge.categories)} classes and {model.name} has {len(model.categories)}: "
+                "give a judge with the same classes"
+            )
+        if name in networks:
+            raise UserError(f"--judge {name} is given twice: give each network once")
+        networks[name] = judge
+    return networks
+
+
+# ------------------------------------------------------------------------------------------------
+# One picture
+
+
+def measure(model: Classifier, picture: Image.Image, c: int) -> dict[str, float]:
+    """Return the logit, probability and rank of class c for an 8-bit picture, resized as a whole to the input size."""
     side = (model.input_size, model.input_size)
     picture = picture if picture.size == side else picture.resize(side, Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255  # (1, 3, S, S)
-    logits = common.predict_logits(model, pixels.to(common.device_of(model)))[0].double().cpu()  # (classes,)
-    rank = 1 + int((logits > logits[c]).sum())  # 1 is the likeliest class
-    return {"logit": logits[c].item(), "probability": logits.softmax(0)[c].item(), "rank": rank}
+    logits = predict_logits(model, pixels.to(device_of(model))).cpu().double()  # (1, classes)
+    (standing,) = class_standing(logits, torch.tensor([c]))
+    return {key: standing[key] for key in ("logit", "probability", "rank")}
 
 
 def colours(picture: Image.Image) -> dict[str, list[float]]:
-    """Mean and standard deviation of each channel, 1 being white."""
+    """Return the mean and standard deviation of each channel, on a scale where white is 1."""
     pixels = np.asarray(picture, dtype=np.float64) / 255
     return {"mean": pixels.mean((0, 1)).tolist(), "spread": pixels.std((0, 1)).tolist()}
 
 
-def load_judges(asked: Sequence[str] | None, model: common.Classifier, device: str) -> dict[str, common.Classifier]:
-    """The networks of --judge, by name: NAME or NAME=FILE; none at all for `none`."""
-    if asked == ["none"]:
-        return {}
-    judges: dict[str, common.Classifier] = {}
-    for text in asked or [next(name for name in JUDGES if name != model.name)]:
-        name, _, weights = text.partition("=")
-        judge = common.load_model(name, weights or None, device)
-        if judge.sha256 == model.sha256 != "unknown":
-            raise common.UserError(f"--judge {text} is the network that is explained: give another one")
-        if len(judge.categories) != len(model.categories):
-            raise common.UserError(
-                f"--judge {text} knows {len(judge.categories)} classes and {model.name} {len(model.categories)}: "
-                "give one that knows the same"
-            )
-        if name in judges:
-            raise common.UserError(f"--judge {name} is given twice: give each network once")
-        judges[name] = judge
-    return judges
-
-
-def real_photos(
-    model: common.Classifier, judges: dict[str, common.Classifier], classes: Sequence[int], dataset: str
-) -> tuple[dict[int, dict], list[dict]]:
-    """The first readable photo of each class in the split dataset, if any, as all networks see it; what was skipped."""
-    photos: dict[int, dict] = {}
-    skipped = []
-    try:
-        files = common.validation_images(dataset)
-    except common.UserError:
-        files = []  # no dataset: the archetypes do without
-    for file in files:
-        c = common.class_of(file)
-        if c not in classes or c in photos:
-            continue
-        try:
-            photo = common.read_image(file.path)
-            crops = {name: network.preprocess(photo) for name, network in {"": model, **judges}.items()}
-        except common.UserError as error:
-            skipped.append({"path": file.key, "reason": str(error)})
-            continue
-        crops = {name: Image.fromarray(common.to_pixels(crop)) for name, crop in crops.items()}
-        photos[c] = {
-            "photo": file.key,
-            **measure(model, crops[""], c),
-            "judges": {name: measure(judge, crops[name], c) for name, judge in judges.items()},
-            **colours(crops[""]),
-            "bytes": common.size_of(file.path),
-            "path": file.path,
-        }
-    return photos, skipped
-
-
-def recognised(found: Sequence[dict], judge: str | None) -> dict[str, float]:
-    """How the network itself, or a judge, takes archetypes or photos for their class."""
-    views = [row["judges"][judge] if judge else row for row in found]
+def describe_picture(
+    model: Classifier, judges: dict[str, Classifier], pictures: dict[Classifier, Image.Image], c: int
+) -> dict[str, Any]:
+    """Return the measures of class c by all networks, each of its own rendering of one picture, and the colours."""
     return {
-        "top1": sum(view["rank"] == 1 for view in views) / len(views),
-        "top5": sum(view["rank"] <= 5 for view in views) / len(views),
-        "mean_probability": sum(view["probability"] for view in views) / len(views),
-        "median_rank": statistics.median(view["rank"] for view in views),
+        **measure(model, pictures[model], c),
+        "judges": {name: measure(judge, pictures[judge], c) for name, judge in judges.items()},
+        **colours(pictures[model]),
     }
 
 
-def summary(found: Sequence[dict], judges: Sequence[str], reference: dict[str, list[float]]) -> dict[str, Any]:
-    """What is said of the archetypes of one method, or of the photos, over all classes."""
-    own = {key: np.mean([row[key] for row in found], 0) for key in ("mean", "spread")}
-    apart = np.concatenate([own[key] - reference[key] for key in own])
+# ------------------------------------------------------------------------------------------------
+# The pictures of many classes
+
+
+def recognition(rows: Sequence[dict], judge: str | None) -> dict[str, float]:
+    """Return how well a judge, or the network explained (None), recognises the class of each picture."""
+    measures = [row["judges"][judge] if judge else row for row in rows]
     return {
-        "classes": len(found),
-        **recognised(found, None),
-        "judges": {judge: recognised(found, judge) for judge in judges},
-        "mean_logit": sum(row["logit"] for row in found) / len(found),
+        "top1": sum(m["rank"] == 1 for m in measures) / len(measures),
+        "top5": sum(m["rank"] <= 5 for m in measures) / len(measures),
+        "mean_probability": sum(m["probability"] for m in measures) / len(measures),
+        "median_rank": statistics.median(m["rank"] for m in measures),
+    }
+
+
+def summarise(rows: Sequence[dict], judges: Sequence[str], reference: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the recognition of pictures by all networks, and the distance of their mean colours to a reference."""
+    own = {key: np.mean([row[key] for row in rows], 0) for key in ("mean", "spread")}
+    difference = np.concatenate([own[key] - reference[key] for key in own])
+    return {
+        "classes": len(rows),
+        **recognition(rows, None),
+        "judges": {judge: recognition(rows, judge) for judge in judges},
+        "mean_logit": sum(row["logit"] for row in rows) / len(rows),
         "colours": {key: value.tolist() for key, value in own.items()}
-        | {"distance_from_photos": float(np.sqrt(np.mean(apart**2)))},
+        | {"distance_from_photos": float(np.sqrt(np.mean(difference**2)))},
     }
+
+
+def recognition_table(results: dict[str, dict[str, Any] | None], own_name: str) -> list[dict]:
+    """Return a line for each kind of pictures that has a summary, and each network: the one explained, then judges."""
+    table = []
+    for kind, summary in results.items():
+        if summary is None:
+            continue
+        for name, measures in ((own_name, summary), *summary["judges"].items()):
+            line = {"pictures": kind, "network": name, "judge": measures is not summary, "classes": summary["classes"]}
+            table.append(line | {key: measures[key] for key in RECOGNITION})
+    return table
 
 
 def least_recognised(rows: Sequence[dict], judges: Sequence[str]) -> list[dict]:
-    """A line for each archetype, the one whose class its judges put on the last places first."""
-
-    def places(row: dict) -> float:
-        return math.prod(row["judges"][judge]["rank"] for judge in judges) ** (1 / len(judges))
-
-    lines = [
-        {
-            **{key: row[key] for key in ("class", "name", "method", "probability")},
-            "mean_rank": places(row),
-            **{f"rank_by_{judge}": row["judges"][judge]["rank"] for judge in judges},
-        }
-        for row in rows
-        if judges
-    ]
-    return sorted(lines, key=lambda line: (-line["mean_rank"], line["class"]))
+    """Return a line for each archetype, sorted by the geometric mean of its ranks among judges, the worst first."""
+    table = []
+    for row in rows if judges else ():
+        ranks = [row["judges"][judge]["rank"] for judge in judges]
+        line = {key: row[key] for key in ("class", "name", "method", "probability")}
+        line["mean_rank"] = math.prod(ranks) ** (1 / len(ranks))
+        table.append(line | {f"rank_by_{judge}": rank for judge, rank in zip(judges, ranks, strict=True)})
+    return sorted(table, key=lambda line: (-line["mean_rank"], line["class"]))
 
 
-def columns(row: dict) -> dict[str, float]:
-    """What the judges say, as columns of the table of archetypes."""
-    return {f"{key}_by_{judge}": said[key] for judge, said in row["judges"].items() for key in ("probability", "rank")}
-
-
-def shares(results: dict[str, dict[str, Any] | None], own_name: str) -> list[dict]:
-    """A line for each kind of pictures and each network: the one explained, then the judges."""
-    lines = []
-    for kind, said in results.items():
-        networks = {own_name: (False, said), **{j: (True, of) for j, of in said["judges"].items()}} if said else {}
-        for name, (is_judge, found) in networks.items():
-            line = {"pictures": kind, "network": name, "judge": is_judge, "classes": said["classes"]}
-            lines.append(line | {key: found[key] for key in MEASURES})
-    return lines
+def judge_columns(row: dict) -> dict[str, float]:
+    """Return the judges' measures of one archetype as columns of a table."""
+    return {f"{key}_by_{judge}": m[key] for judge, m in row["judges"].items() for key in ("probability", "rank")}

@@ -1,109 +1,131 @@
-"""What keeps gradient ascent near pictures that others would recognise.
+"""Priors that keep the images of gradient ascent near photos, so that other networks and people recognise them.
 
-Three ideas of other people: steps mostly in coarse waves, an image that is seen each time from another side (both
-Olah et al. 2017, Feature Visualization), and the mean and the spread in every channel of the network that real photos
-have there (Yin et al. 2020, Dreaming to Distill).
+Steps of mostly low frequency and random augmentation (both Olah et al. 2017, Feature Visualization), the channel
+statistics of photos in all layers of the network (Yin et al. 2020, Dreaming to Distill), and a limit to the contrast.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import common
+from explain.evaluation import device_of
 
 # ------------------------------------------------------------------------------------------------
-# Steps as photos differ
+# The spectrum of photos
 
-# Square root of the colours' covariance on ImageNet: what three independent channels become (a constant of Lucid's,
+# Square root of the covariance of colours on ImageNet: maps three independent channels to red, green and blue (from
 # github.com/tensorflow/lucid, optvis/param/color.py, scaled so that its longest column is 1)
 COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.4619
 
 
 def amplitudes(height: int, width: int) -> Tensor:
-    """The amplitude that photos have at the frequencies of `rfft2`, but for a factor: (height, width // 2 + 1).
+    """Return the amplitude of photos at the frequencies of `rfft2`, up to a factor: (height, width // 2 + 1).
 
-    In inverse proportion to the frequency (Field 1987, Relations between the statistics of natural images);
-    the mean, which has no frequency, is left out with 0.
+    It is inversely proportional to the frequency (Field 1987, Relations between the statistics of natural images);
+    at frequency 0, the mean, it is set to 0.
     """
-    down, right = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]  # waves per pixel
-    frequency = torch.sqrt(down**2 + right**2)
+    vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]  # cycles per pixel
+    frequency = torch.sqrt(vertical**2 + horizontal**2)
     return torch.where(frequency > 0, 1 / frequency, 0)
 
 
-def as_photos_differ(gradient: Tensor) -> Tensor:
-    """A gradient by pixels (N, 3, H, W), led to where photos differ: to brighter or darker, in coarse waves.
+def precondition(gradient: Tensor) -> Tensor:
+    """Return a pixel gradient (N, 3, H, W) whose frequencies and colours are weighted by their amplitudes in photos.
 
-    Colours and waves count as much as their amplitudes in photos: the root of the colours' covariance, and one over
-    the frequency. So equal steps change the image as natural images differ (Olah et al. 2017, Feature Visualization,
-    "Preconditioning and Parameterization"). Each colour keeps its mean, which would otherwise go farther than all
-    else (SqueezeNet's archetypes turned dark), and each image's gradient its length.
+    The weights are one over the frequency, and the root of the colours' covariance, so that equal steps change an
+    image as photos differ (Olah et al. 2017, Feature Visualization, "Preconditioning and Parameterization"). The mean
+    of each colour does not change: otherwise it would go farther than all else, and SqueezeNet's archetypes turn dark.
+    Each image's gradient keeps its norm.
     """
     height, width = gradient.shape[2:]
     variances, axes = torch.linalg.eigh(COLOURS @ COLOURS.T)
     root = (axes * variances.sqrt() @ axes.T).to(gradient)
-    waves = torch.fft.rfft2(torch.einsum("dc,nchw->ndhw", root, gradient)) * amplitudes(height, width).to(gradient)
-    led = torch.fft.irfft2(waves, s=(height, width))
-    before, after = (torch.linalg.vector_norm(step, dim=(1, 2, 3), keepdim=True) for step in (gradient, led))
-    return led * torch.where(after > 0, before / after, 0)
+    spectrum = torch.fft.rfft2(torch.einsum("dc,nchw->ndhw", root, gradient)) * amplitudes(height, width).to(gradient)
+    step = torch.fft.irfft2(spectrum, s=(height, width))
+    before, after = (torch.linalg.vector_norm(t, dim=(1, 2, 3), keepdim=True) for t in (gradient, step))
+    return step * torch.where(after > 0, before / after, 0)
 
 
 # ------------------------------------------------------------------------------------------------
-# The image from many sides
+# Random augmentation
 
 
-def random_view(
-    generators: Sequence[torch.Generator],
-    side: int,
-    zoom_from: float,
-    zoom_to: float,
-    turn_degrees: float,
+def random_affine(
+    generators: Sequence[torch.Generator], side: int, zoom_from: float, zoom_to: float, rotation_degrees: float
 ) -> Callable[[Tensor], Tensor]:
-    """What shows images (N, 3, side, side) zoomed, moved, turned and mirrored, each by its own generator.
+    """Return a function that crops or shrinks, shifts, rotates and flips images (N, 3, side, side) at random.
 
-    A view has from `zoom_from` to `zoom_to` of the image's side, evenly in the logarithm: below 1 a part of
-    it, above 1 all of it with mirrored surroundings.
+    Each image has its own generator. The visible part has `zoom_from` to `zoom_to` times the image's side, uniform in
+    the logarithm: below 1 it is a crop, above 1 the image is surrounded by its reflection.
     """
     chance = torch.stack([torch.rand(5, generator=g, device=g.device) for g in generators])
     zoom = zoom_from * (zoom_to / zoom_from) ** chance[:, 0]
-    move = (2 * chance[:, 1:3] - 1) * (1 - zoom).abs()[:, None]  # the part stays in the image, the image in the view
-    turn = (2 * chance[:, 3] - 1) * math.radians(turn_degrees)
-    mirror = torch.where(chance[:, 4] < 0.5, -1.0, 1.0)
-    cos, sin = zoom * turn.cos(), zoom * turn.sin()
-    rows = torch.stack([cos * mirror, -sin, move[:, 0], sin * mirror, cos, move[:, 1]], 1)  # (N, 6)
-    grid = F.affine_grid(rows.view(-1, 2, 3), [len(rows), 3, side, side], align_corners=False)
+    shift = (2 * chance[:, 1:3] - 1) * (1 - zoom).abs()[:, None]  # a crop stays inside the image, a shrunk image whole
+    angle = (2 * chance[:, 3] - 1) * math.radians(rotation_degrees)
+    flip = torch.where(chance[:, 4] < 0.5, -1.0, 1.0)
+    cos, sin = zoom * angle.cos(), zoom * angle.sin()
+    matrices = torch.stack([cos * flip, -sin, shift[:, 0], sin * flip, cos, shift[:, 1]], 1)  # (N, 6)
+    grid = F.affine_grid(matrices.view(-1, 2, 3), [len(matrices), 3, side, side], align_corners=False)
 
-    def view(images: Tensor) -> Tensor:
+    def transform(images: Tensor) -> Tensor:
         return F.grid_sample(images, grid.to(images.device), padding_mode="reflection", align_corners=False)
 
-    return view
+    return transform
 
 
 def random_noise(generators: Sequence[torch.Generator], side: int, noise: float) -> Tensor:
-    """(N, 3, side, side), each by its own generator, with a standard deviation of 0 to `noise`."""
+    """Return noise (N, 3, side, side), each image's by its own generator, of a standard deviation from 0 to `noise`."""
     spread = torch.stack([torch.rand(1, generator=g, device=g.device) for g in generators])[:, :, None, None]
     return noise * spread * torch.stack([torch.randn(3, side, side, generator=g, device=g.device) for g in generators])
 
 
 # ------------------------------------------------------------------------------------------------
-# The statistics of real photos
+# The colours and channel statistics of photos
 
-# of ImageNet's, red, green and blue, as torchvision's models take them
-PHOTOS = {"mean": [0.485, 0.456, 0.406], "spread": [0.229, 0.224, 0.225]}
+GREY = 0.5  # zero after the normalisation of each network here, give or take 0.1
+NO_LIMIT = 0.5  # root mean square distance of black or white from grey, the largest there is
+# mean and standard deviation of red, green and blue on ImageNet, as in torchvision's normalisation
+PHOTO_COLOURS = {"mean": [0.485, 0.456, 0.406], "spread": [0.229, 0.224, 0.225]}
 
 
-class _Natural(torch.autograd.Function):
-    """The values unchanged; on the way back their gradient less that of `weight` times their distance from normal.
+def near_grey(images: Tensor, limit: float) -> Tensor:
+    """Return images (N, 3, H, W), with those farther from grey than `limit` (root mean square) moved back to it.
 
-    The distance of an image's channel with mean m and variance v from those of the photos, M and V: the
-    square of (m - M) / sqrt(V), and a quarter of the square of log(v / V); over channels the mean.
-    Its gradient is known in closed form, so that no graph and no copies are needed for it.
+    The projection onto a ball: the objective's L2 term as a constraint, whose unit is the same for all networks.
+    """
+    distance = (images - GREY).square().mean((1, 2, 3), keepdim=True).sqrt()
+    return torch.where(distance > limit, GREY + (images - GREY) * (limit / distance), images)
+
+
+def with_contrast(images: Tensor, min_std: float) -> Tensor:
+    """Return images (N, C, H, W), with those of a smaller standard deviation than `min_std` stretched to it."""
+    mean = images.mean((1, 2, 3), keepdim=True)
+    std = images.std((1, 2, 3), keepdim=True, correction=0)
+    return mean + (images - mean) * torch.where(std > 0, min_std / std, 1).clamp(min=1)
+
+
+def grey_distance_limit(model: nn.Module, max_grey_distance: float) -> float:
+    """Return the limit for `near_grey`: `max_grey_distance` for a network without batch norm, else none.
+
+    The archetypes of efficientnet_lite0 end at 0.16 to 0.26 without a limit (photos: 0.23). Those of SqueezeNet, whose
+    steps agree from one augmentation to the next, reach 0.4 and are cut off at white (docs/archetypes.md).
+    """
+    return NO_LIMIT if has_batch_norm(model) else max_grey_distance
+
+
+class _StatisticsPrior(torch.autograd.Function):
+    """The identity, whose backward pass subtracts `weight` times the gradient of the distance to given statistics.
+
+    For a channel of mean m and variance v, and given M and V, the distance is the square of (m - M) / sqrt(V) plus a
+    quarter of the square of log(v / V), averaged over channels. Its gradient has a closed form, so that it needs
+    neither a graph nor copies.
     """
 
     @staticmethod
@@ -119,7 +141,7 @@ class _Natural(torch.autograd.Function):
         own = values.mean((2, 3))  # (N, C)
         variance = torch.linalg.vector_norm(values, dim=(2, 3)).square() / pixels - own.square()
         ratio = variance / std.square()
-        # below a 10,000th the logarithm is held: a channel that is dead in this image is not pulled at all
+        # a ratio below 1/10,000 is clamped: a channel that is constant in this image gets no gradient
         by_variance = torch.where(ratio > 1e-4, 0.5 * ratio.clamp(min=1e-4).log() / (ratio * std.square()), 0.0)
         slope = -2 * ctx.weight / (channels * pixels) * by_variance
         level = -2 * ctx.weight / (channels * pixels) * (own - mean) / std.square() - slope * own
@@ -127,21 +149,22 @@ class _Natural(torch.autograd.Function):
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether it has batch norms that know their statistics, or had them before they were folded."""
+    """Return True for a network that has batch norms with running statistics, or had them before they were folded."""
     return bool(_batch_norms(model))
 
 
-def normal_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]:
-    """Where a network's values are known to have what mean and standard deviation on its training data.
+def channel_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]:
+    """Return a network's layers whose statistics on photos are known, as (function that registers a hook, mean, std).
 
-    From batch norms, also those that `classifier.prepare` folded into their convolutions: there only the first
-    layer's and those of convolutions that do not widen, which say as much and cost a tenth. A network without
-    batch norm (VGG, AlexNet, SqueezeNet) has this only of its input: the colours of photos.
+    They come from batch norms, including those that `networks.prepare` folded into convolutions; of these only the
+    first layer and the convolutions that do not widen, which say as much and cost a tenth. A network without batch
+    norm (VGG, AlexNet, SqueezeNet) has one entry, its input: the colours of photos.
     """
     layers = _batch_norms(model)
     if not layers:
-        device = common.device_of(model)
-        layers = [(model.register_forward_pre_hook, *(torch.tensor(v, device=device) for v in PHOTOS.values()))]
+        device = device_of(model)
+        colours = (torch.tensor(values, device=device) for values in PHOTO_COLOURS.values())
+        layers = [(model.register_forward_pre_hook, *colours)]
     return [(register, mean, std.clamp(min=1e-2)) for register, mean, std in layers]
 
 
@@ -158,36 +181,24 @@ def _batch_norms(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]:
     return layers
 
 
-@contextmanager
-def natural_statistics(layers: Sequence[tuple[Callable, Tensor, Tensor]], weight: float) -> Iterator[None]:
-    """While it is held, each image's gradient also leads its channels to the mean and the spread that photos have.
+@contextlib.contextmanager
+def statistics_prior(layers: Sequence[tuple[Callable, Tensor, Tensor]], weight: float) -> Iterator[None]:
+    """Add to each image's gradient, inside the context, that of -`weight` times its distance to the layers' statistics.
 
-    `layers` are those of `normal_statistics`; the gradient is that of the score less `weight` times
-    the mean distance over them. Yin et al. 2020, Dreaming to Distill, section 3.1, equation 4, with each
-    image's own statistics in place of its batch's, so that no archetype depends on its company, and with a
-    scale, so that all channels count alike.
+    `layers` come from `channel_statistics`; the distance is the mean over them. Yin et al. 2020, Dreaming to Distill,
+    section 3.1, equation 4, with two changes: the statistics of each image replace those of its batch, so that no
+    archetype depends on the others, and distances are relative, so that all channels count alike.
     """
 
-    def lead(mean: Tensor, std: Tensor) -> Callable:
-        def hook(_: nn.Module, values: Any, output: Tensor | None = None) -> Any:
-            if output is None:  # before a batch norm
-                return (_Natural.apply(values[0], mean, std, weight / len(layers)), *values[1:])
-            return _Natural.apply(output, mean, std, weight / len(layers))
+    def hook_for(mean: Tensor, std: Tensor) -> Callable:
+        def hook(_: nn.Module, inputs: Any, output: Tensor | None = None) -> Any:
+            if output is None:  # a pre-hook
+                return (_StatisticsPrior.apply(inputs[0], mean, std, weight / len(layers)), *inputs[1:])
+            return _StatisticsPrior.apply(output, mean, std, weight / len(layers))
 
         return hook
 
-    used = layers if weight else ()
-    with _hooks([(register, lead(mean, std)) for register, mean, std in used]):
+    with contextlib.ExitStack() as hooks:
+        for register, mean, std in layers:
+            hooks.enter_context(register(hook_for(mean, std)))
         yield
-
-
-@contextmanager
-def _hooks(wanted: Sequence[tuple[Callable, Callable]]) -> Iterator[None]:
-    handles = []
-    try:
-        for register, hook in wanted:
-            handles.append(register(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -16,11 +18,11 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 import common
-from explain import judges, priors
+from explain import ascent_state, judges, priors
 
 script = load_script("2c_class_visualization")
 SIZE = 8
-STILL = dict(zoom_from=1, zoom_to=1, turn_degrees=0)  # the network sees the image as it is
+UNMOVED = dict(zoom_from=1, zoom_to=1, rotation_degrees=0)  # no augmentation but noise
 
 
 class Linear(nn.Module):
@@ -48,57 +50,77 @@ def seeds(*classes: int) -> list[torch.Generator]:
 def start_of(c: int) -> torch.Tensor:
     """Where the ascent of class c begins: its own noise around grey."""
     noise = torch.randn(3, SIZE, SIZE, generator=seeds(c)[0])
-    return 0.5 + script.NOISE * noise
+    return 0.5 + ascent_state.START_NOISE * noise
+
+
+def ascend(model: nn.Module, classes: list[int], method: str, **settings: float) -> Iterator[ascent_state.State]:
+    """The states of an ascent, one object, with class ids as seeds."""
+    changed = dataclasses.replace(script.METHODS[method], **settings)
+    return script.ascend(model, classes, changed, seeds(*classes), SIZE)
 
 
 def test_plain_ascent_moves_along_the_weight_row(linear):
-    found = script.visualize_classes(
+    result = script.visualize_classes(
         linear, [2, 0], "plain", seeds(2, 0), size=SIZE, steps=5, rate=0.01, final_rate=0.01, l2=0
     )
-    for image, c in zip(found, [2, 0], strict=True):
+    for image, c in zip(result, [2, 0], strict=True):
         row = linear.weights[c].view(3, SIZE, SIZE)
         expected = start_of(c) + 5 * 0.01 * row / row.square().mean().sqrt()
         torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
 
 
 def test_the_rate_moves_from_first_to_final_in_equal_ratios(linear):
-    found = script.visualize_classes(
+    result = script.visualize_classes(
         linear, [1], "plain", seeds(1), size=SIZE, steps=3, rate=0.04, final_rate=0.01, l2=0
     )
     row = linear.weights[1].view(3, SIZE, SIZE)
     expected = start_of(1) + (0.04 + 0.02 + 0.01) * row / row.square().mean().sqrt()
-    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(result[0], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("l2", [5.0, 20.0])
 def test_with_the_l2_term_the_ascent_ends_at_w_over_two_lambda(linear, l2):
     """The maximum of w.x - l2 |x - grey|^2 is at grey + w / (2 l2), for any scale of the step."""
-    found = script.visualize_classes(
+    result = script.visualize_classes(
         linear, [0, 3], "plain", size=SIZE, l2=l2, steps=400, rate=0.5 / l2, final_rate=0.1 / l2
     )
     expected = 0.5 + linear.weights[[0, 3]].view(2, 3, SIZE, SIZE) / (2 * l2)
-    torch.testing.assert_close(found, expected.clamp(0, 1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(result, expected.clamp(0, 1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", script.METHODS)
 @pytest.mark.parametrize("steps", [1, 7])
 def test_exactly_n_steps_each_observed(linear, method, steps):
-    seen = []
-    script.visualize_classes(
-        linear, [0, 1], method, size=SIZE, steps=steps, observe=lambda step, scores, starts: seen.append((step, scores))
-    )
-    assert linear.calls == steps
-    assert [step for step, _ in seen] == list(range(steps))
-    assert all(scores.shape == (2,) and not scores.requires_grad for _, scores in seen)
+    """Before each step and after the last."""
+    observed = [(state.step, len(state.scores), linear.calls) for state in ascend(linear, [0, 1], method, steps=steps)]
+    assert observed == [(step, step, step) for step in range(steps + 1)]
 
 
 def test_the_first_score_observed_is_that_of_the_start(linear):
-    seen = []
-    script.visualize_classes(
-        linear, [3], "plain", seeds(3), size=SIZE, steps=2, observe=lambda step, scores, starts: seen.append(scores)
-    )
-    assert seen[0].item() == pytest.approx((linear.weights[3] @ start_of(3).flatten()).item(), rel=1e-4)
-    assert seen[1] > seen[0]
+    *_, state = ascend(linear, [3], "plain", steps=2)
+    (first,), (second,) = state.scores
+    assert first == pytest.approx((linear.weights[3] @ start_of(3).flatten()).item(), rel=1e-4)
+    assert second > first
+
+
+@pytest.mark.parametrize("method", script.METHODS)
+@pytest.mark.parametrize("steps_done", [1, 4, 7])
+def test_an_ascent_resumed_from_its_saved_state_ends_in_the_same_image(toy, method, steps_done):
+    """From the bytes of the state, with generators that have drawn something else since."""
+    settings = dataclasses.replace(script.METHODS[method], steps=8)
+    *_, undisturbed = script.ascend(toy, [0, 2], settings, seeds(0, 2), 64)
+    file = io.BytesIO()
+    for state in script.ascend(toy, [0, 2], settings, seeds(0, 2), 64):
+        if state.step == steps_done:
+            torch.save(vars(state), file)
+            break
+    file.seek(0)
+    saved = ascent_state.State(**torch.load(file, weights_only=True))
+    *_, resumed = script.ascend(toy, [0, 2], settings, seeds(5, 6), 64, saved)
+    assert torch.equal(resumed.images, undisturbed.images) and resumed.scores == undisturbed.scores
+    assert (resumed.step, resumed.starts) == (8, [1, 1])
+    same = [torch.equal(a, b) for a, b in zip(resumed.generators, undisturbed.generators, strict=True)]
+    assert all(same)
 
 
 @pytest.mark.parametrize("method", script.METHODS)
@@ -122,10 +144,10 @@ def test_another_seed_is_another_picture_and_the_same_seed_the_same(toy):
 
 @pytest.mark.parametrize("method", script.METHODS)
 def test_values_stay_in_0_1_and_nothing_hangs_on_the_result(toy, method):
-    found = script.visualize_classes(toy, [0, 1, 2], method, size=SIZE, steps=30, rate=0.5, final_rate=0.5)
-    assert found.shape == (3, 3, SIZE, SIZE) and found.dtype == torch.float32
-    assert found.min() == 0 and found.max() == 1  # steps this large reach both ends, and go no farther
-    assert not found.requires_grad and found.grad is None
+    result = script.visualize_classes(toy, [0, 1, 2], method, size=SIZE, steps=30, rate=0.5, final_rate=0.5)
+    assert result.shape == (3, 3, SIZE, SIZE) and result.dtype == torch.float32
+    assert result.min() == 0 and result.max() == 1  # steps this large reach both ends, and go no farther
+    assert not result.requires_grad and result.grad is None
 
 
 @pytest.mark.parametrize("method", script.METHODS)
@@ -144,13 +166,13 @@ def test_the_model_stays_as_it_was_after_an_error_inside_it(toy, where):
     assert_same_state(before, state_of(model))
 
 
-def test_an_error_in_the_observer_is_let_through(toy):
-    def observe(step, scores, starts):
-        raise KeyError("mine")
-
+@pytest.mark.parametrize("method", script.METHODS)
+def test_an_error_in_the_observer_is_let_through(toy, method):
     before = state_of(toy)
     with pytest.raises(KeyError, match="mine"):
-        script.visualize_classes(toy, [0], "plain", size=SIZE, observe=observe)
+        for state in ascend(toy, [0], method):
+            if state.step == 2:
+                raise KeyError("mine")
     assert_same_state(before, state_of(toy))
 
 
@@ -166,9 +188,9 @@ def test_the_kernel_is_applied_every_k_steps_and_not_in_the_last():
 
     def spread(steps: int, every: int) -> torch.Tensor:
         settings = dict(l2=0, rate=1.0, final_rate=1.0, blur_every=every, blur_px=1.0, final_blur_px=1.0)
-        settings |= dict(contrast=0, as_photos=False, **STILL)
-        found = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), size=SIZE, steps=steps, **settings)
-        return (found[0] - start_of(0)).abs().flatten()
+        settings |= dict(contrast=0, precondition=False, **UNMOVED)
+        result = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), size=SIZE, steps=steps, **settings)
+        return (result[0] - start_of(0)).abs().flatten()
 
     assert (spread(steps=2, every=2) > 1e-6).sum() == 1  # the second step is the last
     assert (spread(steps=3, every=4) > 1e-6).sum() == 1
@@ -183,21 +205,21 @@ def test_the_kernel_narrows_from_first_to_final(linear, monkeypatch):
     assert used == pytest.approx([4 * 0.25**0.25, 4 * 0.25**0.75])  # in steps 1 and 3 of 0 to 4
 
 
-def test_the_gradient_comes_back_to_the_pixel_that_was_seen():
-    """The score is the pixel (4, 4) of what the network sees: mirrored, that is the image's pixel (4, 3)."""
-    settings = dict(size=SIZE, steps=12, l2=0.0, rate=0.1, final_rate=0.1, turn_degrees=1e-9)
-    found = script.visualize_classes(Blurred(), [0], "plain", seeds(1), **settings)[0] - start_of(1)
-    assert {tuple(i) for i in (found.abs() > 1e-3).nonzero().tolist()} == {(0, 4, 3), (0, 4, 4)}
+def test_the_gradient_comes_back_through_the_augmentation():
+    """The score is the pixel (4, 4) of the augmented image: flipped, that is the image's pixel (4, 3)."""
+    settings = dict(size=SIZE, steps=12, l2=0.0, rate=0.1, final_rate=0.1, rotation_degrees=1e-9)
+    result = script.visualize_classes(Blurred(), [0], "plain", seeds(1), **settings)[0] - start_of(1)
+    assert {tuple(i) for i in (result.abs() > 1e-3).nonzero().tolist()} == {(0, 4, 3), (0, 4, 4)}
 
 
-def test_from_close_by_the_network_sees_a_part_and_from_far_all_of_it():
-    """A score that adds all pixels: a part of half the side moves half of the rows and columns, about."""
+def test_a_close_crop_has_a_part_of_the_image_and_a_distant_one_all_of_it():
+    """A score that adds all pixels: a crop of half the side moves half of the rows and columns, about."""
     model = Linear(torch.ones(1, 3 * SIZE * SIZE))
 
     def moved(zoom: float) -> torch.Tensor:
         settings = dict(steps=1, l2=0.0, rate=0.01, zoom_from=zoom, zoom_to=zoom)
-        found = script.visualize_classes(model, [0], "plain", seeds(0), SIZE, **settings)[0] - start_of(0)
-        return (found.abs() > 1e-4).float().mean()
+        result = script.visualize_classes(model, [0], "plain", seeds(0), SIZE, **settings)[0] - start_of(0)
+        return (result.abs() > 1e-4).float().mean()
 
     assert moved(2.0) == moved(1.0) == 1
     assert 0.2 < moved(0.5) < 0.6
@@ -205,59 +227,55 @@ def test_from_close_by_the_network_sees_a_part_and_from_far_all_of_it():
 
 def test_contrast_is_stretched_about_the_mean_and_never_taken():
     images = torch.rand(3, 3, 8, 8, generator=seeds(0)[0]) * torch.tensor([0.1, 1.0, 0.0]).view(3, 1, 1, 1)
-    found = script.with_contrast(images, 0.2)
-    torch.testing.assert_close(found[0].std(correction=0), torch.tensor(0.2))
-    torch.testing.assert_close(found.mean((1, 2, 3)), images.mean((1, 2, 3)))
-    assert torch.equal(found[0].flatten().argsort(), images[0].flatten().argsort())
-    torch.testing.assert_close(found[1:], images[1:])  # enough of it, and none at all
+    result = priors.with_contrast(images, 0.2)
+    torch.testing.assert_close(result[0].std(correction=0), torch.tensor(0.2))
+    torch.testing.assert_close(result.mean((1, 2, 3)), images.mean((1, 2, 3)))
+    assert torch.equal(result[0].flatten().argsort(), images[0].flatten().argsort())
+    torch.testing.assert_close(result[1:], images[1:])  # enough of it, and none at all
 
 
-def test_what_is_too_far_from_grey_is_drawn_back_straight():
+def test_what_is_too_far_from_grey_is_moved_back_straight():
     images = 0.5 + torch.rand(3, 3, 8, 8, generator=seeds(0)[0]) * torch.tensor([1.0, 0.1, 0.0]).view(3, 1, 1, 1)
-    found = script.near_grey(images, 0.25)
+    result = priors.near_grey(images, 0.25)
     distance = (images[0] - 0.5).square().mean().sqrt()
-    torch.testing.assert_close(found[0], 0.5 + (images[0] - 0.5) * 0.25 / distance)
-    assert torch.equal(found[1:], images[1:])  # near enough, and grey itself
+    torch.testing.assert_close(result[0], 0.5 + (images[0] - 0.5) * 0.25 / distance)
+    assert torch.equal(result[1:], images[1:])  # near enough, and grey itself
     black = torch.zeros(1, 3, 8, 8)
-    assert torch.equal(script.near_grey(black, 0.5), black)
+    assert torch.equal(priors.near_grey(black, 0.5), black)
 
 
 @pytest.mark.parametrize("method", ["gaussian", "natural"])
 def test_only_without_batch_norm_an_archetype_is_held_near_grey(linear, toy, method):
     """Strong steps against a bound of a tenth."""
-    settings = dict(steps=20, rate=0.5, final_rate=0.5, noise=0, contrast=0, farthest=0.1)
+    settings = dict(steps=20, rate=0.5, final_rate=0.5, noise=0, contrast=0, max_grey_distance=0.1)
 
     def distance(model: nn.Module, size: int) -> float:
-        found = script.visualize_classes(model, [0, 1], method, seeds(0, 1), size, **settings)
-        return (found - 0.5).square().mean((1, 2, 3)).sqrt().max().item()
+        result = script.visualize_classes(model, [0, 1], method, seeds(0, 1), size, **settings)
+        return (result - 0.5).square().mean((1, 2, 3)).sqrt().max().item()
 
     assert distance(linear, SIZE) == pytest.approx(0.1, abs=1e-6)
     assert distance(toy, 32) > 0.2
 
 
-def test_a_step_as_photos_differ_goes_to_brighter_or_darker_in_coarse_waves():
+def test_a_preconditioned_step_goes_to_brighter_or_darker_in_coarse_waves():
     """The score is one pixel's red: the step changes its green and blue too, and what is around it."""
-    settings = dict(steps=1, l2=0.0, rate=0.01, blur_every=0, first_size=1, **STILL)
-    found = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), size=SIZE, **settings)[0] - start_of(0)
-    changed = found[:, 4, 4]
+    settings = dict(steps=1, l2=0.0, rate=0.01, blur_every=0, first_size=1, **UNMOVED)
+    result = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), size=SIZE, **settings)[0] - start_of(0)
+    changed = result[:, 4, 4]
     root = torch.from_numpy(sqrtm((priors.COLOURS @ priors.COLOURS.T).numpy()))
     torch.testing.assert_close(changed / changed[0], root[:, 0] / root[0, 0], rtol=1e-3, atol=1e-3)
-    assert (changed > 0).all() and found.square().mean().sqrt() == pytest.approx(0.01, rel=1e-3)
-    waves = torch.fft.fft2(found[0]).abs()
+    assert (changed > 0).all() and result.square().mean().sqrt() == pytest.approx(0.01, rel=1e-3)
+    waves = torch.fft.fft2(result[0]).abs()
     torch.testing.assert_close(waves[0, 1] / waves[3, 4], torch.tensor(5.0), rtol=1e-3, atol=0)  # 3, 4: 5 times as fine
 
 
 @pytest.mark.parametrize("method", ["plain", "gaussian"])
-def test_the_network_sees_noise_until_the_end_of_the_way_and_the_image_has_none(method):
-    """The score is one pixel of what is seen: what is observed less what the image is then is the noise."""
-    seen = []
-    settings = dict(steps=200, rate=0.0, final_rate=0.0, blur_every=0, first_size=1, **STILL)
-    settings |= dict(noise=0.5, calm_from=0.9)
-    found = script.visualize_classes(
-        *(Blurred(), [0], method, seeds(0), SIZE, lambda step, scores, counts: seen.append(scores.item())), **settings
-    )
-    torch.testing.assert_close(found[0], start_of(0))
-    noise = torch.tensor(seen) - start_of(0)[0, 4, 4]
+def test_noise_is_added_until_augment_until_and_not_to_the_image(method):
+    """The score is one pixel of the augmented image: less the pixel of the image, it is the noise."""
+    settings = dict(steps=200, rate=0.0, final_rate=0.0, blur_every=0, first_size=1, **UNMOVED)
+    *_, state = ascend(Blurred(), [0], method, **settings, noise=0.5, augment_until=0.9)
+    torch.testing.assert_close(state.images[0], start_of(0))
+    noise = torch.tensor(state.scores)[:, 0] - start_of(0)[0, 4, 4]
     assert noise[180:].abs().max() < 1e-6 < noise[:179].abs().min()  # step 180 is 0.905 of the way
     assert noise[:179].std().item() == pytest.approx(0.5 / 3**0.5, abs=0.05)  # of spreads from 0 to 0.5
 
@@ -296,35 +314,26 @@ class Dimmed(nn.Module):
 
     def __init__(self, dark: set[int]):
         super().__init__()
-        self.dark, self.seen = dark, 0
+        self.dark, self.calls = dark, 0
 
     def forward(self, images):
-        self.seen += 1
-        return images.flatten(1).sum(1, keepdim=True).expand(-1, 2) * (self.seen not in self.dark)
+        self.calls += 1
+        return images.flatten(1).sum(1, keepdim=True).expand(-1, 2) * (self.calls not in self.dark)
 
 
 @pytest.mark.parametrize("method", ["plain", "gaussian"])
 def test_steps_without_gradient_are_counted_and_move_nothing(method):
-    """Where an ascent ended with an error as soon as a class was out of sight for one step."""
-    counted = []
-    images = []
-    for dark in ({3, 4}, set()):
-        found = script.visualize_classes(
-            Dimmed(dark),
-            [0, 1],
-            method,
-            seeds(0, 1),
-            size=SIZE,
-            steps=8 if dark else 6,
-            **dict(rate=0.01, final_rate=0.01, blur_every=0, first_size=1, **STILL),
-            observe=lambda step, scores, counts: counted.append([dict(count) for count in counts]),
-        )
-        images.append(found)
-    assert counted[7] == [{"starts": 1, "blind_steps": 2}] * 2 and counted[1][0]["blind_steps"] == 0
-    torch.testing.assert_close(*images)  # as if the two steps had not been
+    """Where an ascent ended with an error as soon as a class had no gradient in one step."""
+    settings = dict(rate=0.01, final_rate=0.01, blur_every=0, first_size=1, **UNMOVED)
+    counts = []
+    for state in ascend(Dimmed({3, 4}), [0, 1], method, steps=8, **settings):
+        counts.append(list(state.zero_gradient_steps))
+    assert counts == [[0, 0]] * 3 + [[1, 1]] + [[2, 2]] * 5 and state.starts == [1, 1]
+    *_, undisturbed = ascend(Dimmed(set()), [0, 1], method, steps=6, **settings)
+    torch.testing.assert_close(state.images, undisturbed.images)  # as if the two steps had not been
 
 
-def test_a_class_out_of_sight_for_half_of_the_steps_is_an_error():
+def test_a_class_without_gradient_in_half_of_the_steps_is_an_error():
     with pytest.raises(common.UserError, match="gradient of class 0 is zero in step 7"):
         script.visualize_classes(Dimmed({2, 3, 5, 7, 8}), [0], "plain", size=SIZE, steps=8)
 
@@ -371,27 +380,27 @@ def test_a_picture_is_measured_as_it_was_saved(linear):
     pixels = torch.randint(0, 256, (SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).byte()
     logits = linear(pixels.permute(2, 0, 1)[None] / 255)[0].double()
     for c in range(4):
-        found = judges.measure(linear, Image.fromarray(pixels.numpy()), c)
-        assert found["logit"] == pytest.approx(logits[c].item())
-        assert found["probability"] == pytest.approx((logits[c].exp() / logits.exp().sum()).item())
-        assert found["rank"] == 1 + logits.argsort(descending=True).tolist().index(c)
+        result = judges.measure(linear, Image.fromarray(pixels.numpy()), c)
+        assert result["logit"] == pytest.approx(logits[c].item())
+        assert result["probability"] == pytest.approx((logits[c].exp() / logits.exp().sum()).item())
+        assert result["rank"] == 1 + logits.argsort(descending=True).tolist().index(c)
 
 
 def test_the_image_grows_where_the_network_takes_other_sizes(toy, linear):
-    how = script.METHODS["gaussian"]
-    assert script.growing_sizes(toy, how, 224) == [(0.5, 128), (0.75, 176), (math.inf, 224)]
-    assert script.growing_sizes(toy, script.METHODS["plain"], 224) == [(0.5, 224), (0.75, 224), (math.inf, 224)]
-    assert {side for _, side in script.growing_sizes(linear, how, 224)} == {224}  # takes one size only
-    assert {side for _, side in script.growing_sizes(toy, how, 8)} == {8}
+    settings = script.METHODS["gaussian"]
+    assert script.growing_sides(toy, settings, 224) == [128, 176, 224] and script.GROW_AT == (0.5, 0.75)
+    assert script.growing_sides(toy, script.METHODS["plain"], 224) == [224, 224, 224]
+    assert script.growing_sides(linear, settings, 224) == [224, 224, 224]  # takes one size only
+    assert script.growing_sides(toy, settings, 8) == [8, 8, 8]
 
 
 @pytest.mark.parametrize("method", ["gaussian", "natural"])
-def test_every_size_is_seen_and_the_result_has_the_full_one(toy, method):
-    seen = []
-    toy.register_forward_pre_hook(lambda model, images: seen.append(images[0].shape[-1]))
-    found = script.visualize_classes(toy, [0, 1], method, size=64, steps=8, first_size=0.5)
-    assert found.shape == (2, 3, 64, 64)
-    assert seen[1:] == [32] * 4 + [48] * 2 + [64] * 2  # after the trial whether it takes the smallest
+def test_the_image_grows_in_three_stages_to_its_full_size(toy, method):
+    sides = []
+    toy.register_forward_pre_hook(lambda model, images: sides.append(images[0].shape[-1]))
+    result = script.visualize_classes(toy, [0, 1], method, size=64, steps=8, first_size=0.5)
+    assert result.shape == (2, 3, 64, 64)
+    assert sides[1:] == [32] * 4 + [48] * 2 + [64] * 2  # after the trial whether it takes the smallest
 
 
 def test_statistics_lead_the_ascent(toy):
@@ -400,8 +409,8 @@ def test_statistics_lead_the_ascent(toy):
 
     def distance(statistics: float) -> float:
         settings = dict(size=32, steps=40, statistics=statistics, noise=0)
-        found = script.visualize_classes(toy, [0, 1], "natural", seeds(0, 1), **settings)
-        values = toy[0](found)
+        result = script.visualize_classes(toy, [0, 1], "natural", seeds(0, 1), **settings)
+        values = toy[0](result)
         z = (values.mean((2, 3)) - norm.running_mean) / norm.running_var.sqrt()
         v = (values.var((2, 3)) / norm.running_var).log()
         return (z.square() + 0.25 * v.square()).mean().item()
@@ -413,26 +422,32 @@ def test_statistics_lead_the_ascent(toy):
 # Judges
 
 
-def found_by(own: int, **judges: int) -> dict:
+def row_of_ranks(own: int, **ranks: int) -> dict:
     """A row with ranks; probabilities are one by the rank."""
-    views = {name: {"rank": rank, "probability": 1 / rank} for name, rank in judges.items()}
-    return {"rank": own, "probability": 1 / own, "logit": 0.0, "judges": views, "mean": [0.5] * 3, "spread": [0.2] * 3}
+    measures = {judge: {"rank": rank, "probability": 1 / rank} for judge, rank in ranks.items()}
+    row = {"rank": own, "probability": 1 / own, "logit": 0.0, "judges": measures}
+    return row | {"mean": [0.5] * 3, "spread": [0.2] * 3}
 
 
-def test_what_is_said_over_all_classes():
-    rows = [found_by(1, a=1, b=1000), found_by(1, a=5, b=5), found_by(2, a=6, b=2), found_by(1, a=1, b=6)]
+def test_the_summary_of_all_classes():
+    rows = [
+        row_of_ranks(1, a=1, b=1000),
+        row_of_ranks(1, a=5, b=5),
+        row_of_ranks(2, a=6, b=2),
+        row_of_ranks(1, a=1, b=6),
+    ]
     reference = {"mean": [0.5, 0.5, 0.2], "spread": [0.2, 0.2, 0.2]}
-    said = judges.summary(rows, ["a", "b"], reference)
-    assert (said["classes"], said["top1"], said["top5"]) == (4, 0.75, 1)
-    assert (said["judges"]["a"]["top1"], said["judges"]["a"]["top5"]) == (0.5, 0.75)
-    assert (said["judges"]["b"]["top1"], said["judges"]["b"]["top5"]) == (0, 0.5)
-    assert said["judges"]["a"]["median_rank"] == 3 and said["judges"]["b"]["median_rank"] == 5.5
-    assert said["judges"]["a"]["mean_probability"] == pytest.approx((1 + 1 / 5 + 1 / 6 + 1) / 4)
-    assert said["colours"]["distance_from_photos"] == pytest.approx(math.sqrt(0.3**2 / 6))
+    summary = judges.summarise(rows, ["a", "b"], reference)
+    a, b = summary["judges"]["a"], summary["judges"]["b"]
+    assert (summary["classes"], summary["top1"], summary["top5"]) == (4, 0.75, 1)
+    assert (a["top1"], a["top5"], b["top1"], b["top5"]) == (0.5, 0.75, 0, 0.5)
+    assert a["median_rank"] == 3 and b["median_rank"] == 5.5
+    assert a["mean_probability"] == pytest.approx((1 + 1 / 5 + 1 / 6 + 1) / 4)
+    assert summary["colours"]["distance_from_photos"] == pytest.approx(math.sqrt(0.3**2 / 6))
 
 
 def test_the_least_recognised_come_first_by_the_geometric_mean_of_their_ranks():
-    rows = [found_by(1, a=4, b=9), found_by(1, a=100, b=1), found_by(1, a=1, b=1)]
+    rows = [row_of_ranks(1, a=4, b=9), row_of_ranks(1, a=100, b=1), row_of_ranks(1, a=1, b=1)]
     rows = [{**row, "class": c, "name": f"name {c}", "method": "natural"} for c, row in enumerate(rows)]
     lines = judges.least_recognised(rows, ["a", "b"])
     assert [(line["class"], line["mean_rank"]) for line in lines] == [(1, 10), (0, 6), (2, 1)]
@@ -519,36 +534,63 @@ def test_without_a_judge_there_is_no_table_of_what_judges_miss(tmp_path, monkeyp
 
 def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
     """A kernel given as an option does not turn the plain method into the other one."""
-    seen = {}
+    used = {}
 
-    def pretend(model, classes, method, generator, observe, **settings):
-        seen[method] = settings
-        for step in range(settings["steps"]):
-            observe(step, torch.ones(len(classes)), [{"starts": 1, "blind_steps": 0}] * len(classes))
-        return torch.rand(len(classes), 3, 224, 224)
+    def pretend(model, classes, settings, generators, size, state):
+        used[next(name for name in script.METHODS if name not in used)] = settings
+        state = ascent_state.State.start(generators, size)
+        for _ in range(settings.steps):
+            state.update(torch.rand(len(classes), 3, size, size), torch.ones(len(classes)), generators)
+        yield state
 
-    monkeypatch.setattr(script, "visualize_classes", pretend)
-    given = ("--blur-every", "3", "--blur-px", "1.5", "--l2", "0.25", "--noise", "0.125", "--first-size", "0.5")
-    given += ("--statistics", "5")
+    monkeypatch.setattr(script, "ascend", pretend)
+    options = ("--blur-every", "3", "--blur-px", "1.5", "--l2", "0.25", "--noise", "0.125", "--first-size", "0.5")
+    options += ("--statistics", "5")
     run_main(
         "2c_class_visualization",
-        *(*TINY, "--weights", "random", *given),
+        *(*TINY, "--weights", "random", *options),
         cwd=tmp_path,
         monkeypatch=monkeypatch,
     )
-    assert (seen["plain"]["blur_every"], seen["plain"]["l2"], seen["plain"]["steps"]) == (0, 0.25, 2)
-    assert (seen["gaussian"]["blur_every"], seen["gaussian"]["blur_px"], seen["gaussian"]["l2"]) == (3, 1.5, 0.25)
-    assert seen["gaussian"]["zoom_to"] == script.METHODS["gaussian"].zoom_to
-    assert [seen[method]["statistics"] for method in script.METHODS] == [0, 0, 5]
-    assert {how["noise"] for how in seen.values()} == {0.125}
-    assert (seen["natural"]["blur_every"], seen["natural"]["l2"]) == (3, 0.25)
-    assert {how["first_size"] for how in seen.values()} == {0.5}
+    plain, gaussian, natural = (used[method] for method in script.METHODS)
+    assert (plain.blur_every, plain.l2, plain.steps) == (0, 0.25, 2)
+    assert (gaussian.blur_every, gaussian.blur_px, gaussian.l2) == (3, 1.5, 0.25)
+    assert gaussian.zoom_to == script.METHODS["gaussian"].zoom_to
+    assert [settings.statistics for settings in used.values()] == [0, 0, 5]
+    assert {settings.noise for settings in used.values()} == {0.125}
+    assert (natural.blur_every, natural.l2) == (3, 0.25)
+    assert {settings.first_size for settings in used.values()} == {0.5}
     results = json.loads((tmp_path / "output/2c_class_visualization/metrics.json").read_text())["results"]
     assert results["natural"]["sides_px"] == [112, 160, 224]
-    assert {results[method]["farthest_from_grey"] for method in script.METHODS} == {0.5}  # it has batch norms
+    assert {results[method]["grey_distance_limit"] for method in script.METHODS} == {0.5}  # it has batch norms
     lines = (tmp_path / "output/2c_class_visualization/rows.jsonl").read_text().splitlines()
     own = [row["probability"] for row in map(json.loads, lines) if row["method"] == "plain"]
     assert results["plain"]["least_probability"] == min(own) < max(own)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_the_archetypes_are_those_of_the_function(tmp_path, monkeypatch, direction):
+    """To the bit; and who changes the gradient (here: to descent) changes both."""
+    logit_gradient = script.logit_gradient
+
+    def changed(*arguments):
+        gradient, scores = logit_gradient(*arguments)
+        return direction * gradient, scores
+
+    monkeypatch.setattr(script, "logit_gradient", changed)
+    options = ("--model", "timm/test_resnet", "--weights", "random", "--seed", "3", "--first-size", "0.5")
+    run_main("2c_class_visualization", *TINY, *options, cwd=tmp_path, monkeypatch=monkeypatch)
+    model = common.load_model("timm/test_resnet", "random")
+    names = ("76_tarantula", "1_goldfish")
+    for method in script.METHODS:
+        generators = common.seeded_generators(3, [76, 1])
+        images = script.visualize_classes(model, [76, 1], method, generators, steps=2, first_size=0.5)
+        for name, image in zip(names, images, strict=True):
+            file = tmp_path / f"output/2c_class_visualization/archetypes/{name}_{method}.png"
+            assert np.array_equal(np.asarray(Image.open(file)), common.to_pixels(image))
+    lines = (tmp_path / "output/2c_class_visualization/rows.jsonl").read_text().splitlines()
+    ((_, first), (_, last)) = json.loads(lines[0])["scores"]
+    assert (last > first) == (direction > 0)
 
 
 def test_the_real_photo_stands_beside_the_archetype(tmp_path, monkeypatch):
@@ -575,15 +617,17 @@ def test_the_real_photo_stands_beside_the_archetype(tmp_path, monkeypatch):
         (("--classes", "tarantulla"), "did you mean tarantula"),
         (("--classes", "1000"), "ids go from 0 to 999"),
         (("--methods", "cubist"), "invalid choice: 'cubist'"),
-        (("--rate", "-1"), "no number from 0"),
-        (("--blur-every", "0.5"), "no whole number from 0"),
-        (("--steps", "0"), "no whole number from 1"),
-        (("--first-size", "1.5"), "no number above 0, up to 1"),
-        (("--zoom-to", "0"), "no number above 0"),
+        (("--rate", "-1"), "--rate: must be a number of at least 0, not '-1'"),
+        (("--blur-every", "0.5"), "--blur-every.* whole number .*0"),
+        (("--steps", "0"), "--steps.* whole number .*1"),
+        (("--first-size", "1.5"), "--first-size: must be a number above 0 and at most 1, not '1.5'"),
+        (("--zoom-to", "0"), "--zoom-to: must be a number above 0, not '0'"),
+        (("--noise", "nan"), "--noise: must be a number of at least 0, not 'nan'"),
+        (("--l2", "inf"), "--l2: must be a number of at least 0, not 'inf'"),
         (("--judge", "efficientnet_lite9"), "no model is named 'efficientnet_lite9'"),
         (("--judge", "efficientnet_lite0=absent.pth"), "absent.pth"),
         (("--judge", "timm/test_vit=random", "--judge", "timm/test_vit=random"), "given twice"),
-        (("--judge", "timm/swin_tiny_patch4_window7_224.ms_in22k=random"), "knows 21841 classes"),
+        (("--judge", "timm/swin_tiny_patch4_window7_224.ms_in22k=random"), "has 21841 classes"),
     ],
 )
 def test_wrong_options(tmp_path, monkeypatch, arguments, message):

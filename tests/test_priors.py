@@ -1,4 +1,4 @@
-"""What keeps archetypes near photos, against closed forms, autograd and the network before its folding."""
+"""The priors of 2c, against closed forms, autograd and the network before its folding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 18), (7, 9)])
-def test_a_gradient_led_as_photos_differ_is_the_direct_sum_of_its_waves(height, width):
+def test_a_preconditioned_gradient_is_the_direct_sum_of_its_waves(height, width):
     """Each wave divided by its frequency and its colours mixed, against sums of cosines and sines; of equal length.
 
     No colour's mean moves: that made archetypes of SqueezeNet too dark.
@@ -36,37 +36,37 @@ def test_a_gradient_led_as_photos_differ_is_the_direct_sum_of_its_waves(height, 
             if (down, right) != (0, 0):
                 expected += (amount * wave).real / math.hypot(down / height, right / width)
     expected *= gradient.flatten(1).norm(dim=1).view(2, 1, 1, 1) / expected.flatten(1).norm(dim=1).view(2, 1, 1, 1)
-    found = priors.as_photos_differ(gradient)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.mean((2, 3)), torch.zeros_like(found[..., 0, 0]), rtol=0, atol=1e-12)
+    result = priors.precondition(gradient)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.mean((2, 3)), torch.zeros_like(result[..., 0, 0]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-20, 1e10])
 def test_a_gradient_of_any_length_keeps_it(size):
     gradient = torch.randn(1, 3, 8, 8, generator=generators(0)[0]) * size
-    found = priors.as_photos_differ(gradient)
-    assert found.double().norm().item() == pytest.approx(gradient.double().norm().item(), rel=1e-4)
+    result = priors.precondition(gradient)
+    assert result.double().norm().item() == pytest.approx(gradient.double().norm().item(), rel=1e-4)
 
 
-def test_a_view_of_all_without_noise_is_the_image_or_its_mirror_image():
+def test_without_zoom_and_rotation_an_image_stays_or_is_flipped():
     images = torch.rand(8, 3, 16, 16, generator=generators(0)[0])
-    seen = priors.random_view(generators(*range(8)), 16, zoom_from=1, zoom_to=1, turn_degrees=0)(images)
-    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(seen, images, strict=True)]
-    mirrored = [torch.allclose(a, b.flip(2), atol=1e-5) for a, b in zip(seen, images, strict=True)]
-    assert all(a != b for a, b in zip(same, mirrored, strict=True)) and any(same) and any(mirrored)
+    augmented = priors.random_affine(generators(*range(8)), 16, zoom_from=1, zoom_to=1, rotation_degrees=0)(images)
+    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip(augmented, images, strict=True)]
+    flipped = [torch.allclose(a, b.flip(2), atol=1e-5) for a, b in zip(augmented, images, strict=True)]
+    assert all(a != b for a, b in zip(same, flipped, strict=True)) and any(same) and any(flipped)
 
 
 @pytest.mark.parametrize(("zoom", "outside"), [(0.25, False), (0.9, False), (1.5, True)])
-def test_a_view_stays_in_the_image_and_the_image_in_the_view(zoom, outside):
-    """Of a ramp from 0 to 1 it has zoom times the range; beyond the edges the ramp goes back."""
+def test_a_crop_stays_in_the_image_and_a_shrunk_image_stays_whole(zoom, outside):
+    """A ramp from 0 to 1 keeps zoom times its range; beyond its edges it is reflected."""
     ramp = torch.linspace(0, 1, 64).expand(20, 3, 64, 64)
-    seen = priors.random_view(generators(*range(20)), 64, zoom_from=zoom, zoom_to=zoom, turn_degrees=0)(ramp)
-    ranges = seen[:, 0].amax((1, 2)) - seen[:, 0].amin((1, 2))
-    assert seen.min() >= 0 and seen.max() <= 1
+    augmented = priors.random_affine(generators(*range(20)), 64, zoom_from=zoom, zoom_to=zoom, rotation_degrees=0)(ramp)
+    ranges = augmented[:, 0].amax((1, 2)) - augmented[:, 0].amin((1, 2))
+    assert augmented.min() >= 0 and augmented.max() <= 1
     torch.testing.assert_close(ranges, torch.full((20,), min(zoom, 1.0)), rtol=0, atol=0.04)
-    steps = seen[:, 0, 32].diff().sign()
+    steps = augmented[:, 0, 32].diff().sign()
     assert ((steps.amin(1) != steps.amax(1)) == outside).float().mean() >= 0.9
-    assert len({round(v, 3) for v in seen[:, 0].amin((1, 2)).tolist()}) > 5 or outside  # moved to many places
+    assert len({round(v, 3) for v in augmented[:, 0].amin((1, 2)).tolist()}) > 5 or outside  # moved to many places
 
 
 def test_noise_has_up_to_the_standard_deviation_asked_for():
@@ -77,28 +77,30 @@ def test_noise_has_up_to_the_standard_deviation_asked_for():
     assert spread.mean() == pytest.approx(0.25, abs=0.03)
 
 
-def test_a_view_depends_on_its_own_generator_alone():
+def test_an_augmentation_depends_on_its_own_generator_alone():
     images = torch.rand(1, 3, 16, 16, generator=generators(0)[0]).expand(3, -1, -1, -1)
-    settings = dict(side=16, zoom_from=0.5, zoom_to=1.2, turn_degrees=20)
-    together = priors.random_view(generators(4, 5, 6), **settings)(images)
-    alone = priors.random_view(generators(5), **settings)(images[:1])
+    settings = dict(side=16, zoom_from=0.5, zoom_to=1.2, rotation_degrees=20)
+    together = priors.random_affine(generators(4, 5, 6), **settings)(images)
+    alone = priors.random_affine(generators(5), **settings)(images[:1])
     assert torch.equal(together[1], alone[0]) and not torch.allclose(together[0], together[1], atol=0.01)
 
 
 def test_the_gradient_of_the_statistics_is_autograds():
     values = torch.rand(2, 5, 6, 7, generator=generators(0)[0]).double().requires_grad_()
     mean, std = torch.rand(2, 5, generator=generators(1)[0]).double() + 0.1
-    (found,) = torch.autograd.grad((priors._Natural.apply(values, mean, std, 3.0) ** 2).sum(), values)
+    (result,) = torch.autograd.grad((priors._StatisticsPrior.apply(values, mean, std, 3.0) ** 2).sum(), values)
     own, variance = values.mean((2, 3)), values.var((2, 3), correction=0)
     distance = ((own - mean) / std).square() + 0.25 * (variance / std.square()).log().square()
     (expected,) = torch.autograd.grad((values**2).sum() - 3.0 * distance.mean(1).sum(), values)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
 def test_a_channel_without_any_spread_has_a_finite_gradient():
     values = torch.zeros(1, 2, 4, 4, requires_grad=True)
-    (found,) = torch.autograd.grad(priors._Natural.apply(values, torch.zeros(2), torch.ones(2), 1.0).sum(), values)
-    assert torch.equal(found, torch.ones(1, 2, 4, 4))
+    (result,) = torch.autograd.grad(
+        priors._StatisticsPrior.apply(values, torch.zeros(2), torch.ones(2), 1.0).sum(), values
+    )
+    assert torch.equal(result, torch.ones(1, 2, 4, 4))
 
 
 def convolutional(seed: int = 0) -> nn.Module:
@@ -119,7 +121,7 @@ def convolutional(seed: int = 0) -> nn.Module:
 
 def gradient_of(model: nn.Module, images: torch.Tensor, weight: float) -> torch.Tensor:
     images = images.clone().requires_grad_()
-    with priors.natural_statistics(priors.normal_statistics(model), weight):
+    with priors.statistics_prior(priors.channel_statistics(model), weight):
         return torch.autograd.grad(model(images)[:, 1].sum(), images)[0]
 
 
@@ -129,7 +131,7 @@ def test_statistics_are_the_same_before_and_after_folding():
     model = convolutional()
     folded = copy.deepcopy(model)
     assert inference.fold_batch_norms(folded, images) == 2
-    assert len(priors.normal_statistics(model)) == len(priors.normal_statistics(folded)) == 2
+    assert len(priors.channel_statistics(model)) == len(priors.channel_statistics(folded)) == 2
     assert priors.has_batch_norm(model) and priors.has_batch_norm(folded)
     torch.testing.assert_close(gradient_of(model, images, 5.0), gradient_of(folded, images, 5.0))
     assert (gradient_of(model, images, 5.0) - gradient_of(model, images, 0.0)).abs().max() > 0.01
@@ -143,7 +145,7 @@ def test_of_folded_layers_the_first_and_those_that_do_not_widen():
         *(nn.Conv2d(16, 4, 1), nn.BatchNorm2d(4)),  # narrows
     ).eval()
     assert inference.fold_batch_norms(model, torch.rand(1, 3, 8, 8)) == 4
-    assert [len(mean) for _, mean, _ in priors.normal_statistics(model)] == [8, 4]
+    assert [len(mean) for _, mean, _ in priors.channel_statistics(model)] == [8, 4]
 
 
 def test_a_network_without_batch_norm_has_the_colours_of_photos():
@@ -151,7 +153,7 @@ def test_a_network_without_batch_norm_has_the_colours_of_photos():
     assert not priors.has_batch_norm(model)
     images = torch.rand(2, 3, 8, 8, generator=generators(0)[0]).double()
     leaf = images.clone().requires_grad_()
-    mean, spread = (torch.tensor(v).double()[:, None, None] for v in priors.PHOTOS.values())
+    mean, spread = (torch.tensor(v).double()[:, None, None] for v in priors.PHOTO_COLOURS.values())
     values = leaf.var((2, 3), correction=0, keepdim=True)
     distance = ((leaf.mean((2, 3), keepdim=True) - mean) / spread).square() + 0.25 * (values / spread**2).log().square()
     (expected,) = torch.autograd.grad(model(leaf)[:, 1].sum() - 7.0 * distance.mean(1).sum(), leaf)
@@ -163,7 +165,7 @@ def test_nothing_is_left_behind(fails):
     model = convolutional()
     before = state_of(model)
     try:
-        with priors.natural_statistics(priors.normal_statistics(model), 1.0):
+        with priors.statistics_prior(priors.channel_statistics(model), 1.0):
             model(torch.rand(1, 3, 12, 12).double())
             if fails:
                 raise KeyError

@@ -183,30 +183,29 @@ def test_only_what_is_missing_is_done_again(name, undisturbed, tmp_path, monkeyp
 
 @pytest.mark.parametrize("second", ["gaussian", "natural"])
 def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch, second):
-    """The second method is stopped in its 55th step: the state is of the 50th, from which 10 are left."""
+    """The second method is stopped after its 55th step: the state is that after the 50th, from which 10 are left."""
     name, steps = "2c_class_visualization", []
     script = load_script(name)
-    visualize = script.visualize_classes
+    ascend = script.ascend
 
-    def stopped(model, classes, method, *arguments, observe, **settings):
-        def count(step, scores, starts):
-            steps.append(step)
-            if method == second and len(steps) == 60 + 55 and stop:
+    def stopped(model, classes, settings, *arguments):
+        for state in ascend(model, classes, settings, *arguments):
+            if stop and settings.noise and state.step == 55:  # plain has no noise
                 raise KeyboardInterrupt
-            observe(step, scores, starts)
+            steps.append(state.step)
+            yield state
 
-        return visualize(model, classes, method, *arguments, observe=count, **settings)
-
-    monkeypatch.setattr(script, "visualize_classes", stopped)
+    monkeypatch.setattr(script, "ascend", stopped)
     save_inputs(tmp_path)
     arguments = [*SCRIPTS[name], "--batch-size", "5", "--methods", "plain", second]
     stop = True
     with pytest.raises(KeyboardInterrupt):
         run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     assert len(list((tmp_path / "output" / name).glob("state.*.pt"))) == 1
+    assert steps == [*range(61), *range(55)]
     stop = False
     run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert steps[115:] == list(range(50, 60))
+    assert steps[61 + 55 :] == list(range(50, 61))
     run_main(name, *arguments, "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
     resumed, other = contents(tmp_path / "output" / name), contents(tmp_path / "other" / name)
     resumed.pop("metrics.json"), other.pop("metrics.json")  # they name the output folder
