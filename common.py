@@ -418,11 +418,10 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         help="process only the images whose index modulo N is I; the last shard to finish writes the summary "
         "(default: RANK and WORLD_SIZE of the environment, else all images)",
     ),
-    "--merge": dict(action="store_true", help="compute nothing; write the summary of the rows that the shards left"),
     "--fresh": dict(action="store_true", help="discard existing results and start over"),
 }
 EXERCISE_OPTIONS = ("--dataset", "--output", "--model", "--weights", "--device", "--threads", "--batch-size", "--seed")
-EXERCISE_OPTIONS += ("--show", "--shard", "--merge", "--fresh")
+EXERCISE_OPTIONS += ("--show", "--shard", "--fresh")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from explain.errors import UserError
 from explain.files import is_inside, write_file
 from explain.networks import Classifier
 
-EXECUTION_OPTIONS = ("shard", "merge", "fresh")  # they decide who computes, and so are no part of the result
+EXECUTION_OPTIONS = ("shard", "fresh")  # they decide who computes, and so are no part of the result
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
@@ -68,7 +69,6 @@ class OutputFolder:
         self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"
-        self.earlier = self.path / ".earlier.json"
         self.files: list[str] = []  # written by this run
         self.started = time.perf_counter()
         existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
@@ -94,16 +94,26 @@ class OutputFolder:
         """Write rows.jsonl."""
         write_file(self.file("rows.jsonl"), "".join(map(json_line, rows)))
 
-    def set_aside(self, names: Iterable[str] = ()) -> None:
-        """Remove metrics.json, which means complete, and remember the files that it and `names` list.
+    def discard(self, record: Path, names: Iterable[str]) -> None:
+        """Remove a record of an earlier run and the files that it names, but none that is newer than the record.
 
-        `finish` removes those that the new run does not write: after a shorter run, no maps of the longer one before
-        it are left among the new ones, and a file of the user's own is never touched.
+        What another shard of this run has written by now is newer; a file of the user's own is named nowhere.
         """
-        names = {*names, *_listed_files(self.metrics), *_listed_files(self.earlier)}
-        if names:
-            write_file(self.earlier, json.dumps({"files": sorted(names)}) + "\n")
-        self.metrics.unlink(missing_ok=True)
+        written = os.path.getmtime(record) if record.is_file() else 0
+        record.unlink(missing_ok=True)
+        for path in (self.path / name for name in names):
+            if path.suffix in (".png", ".npy", ".csv") and os.path.isfile(path) and is_inside(path.parent, self.path):
+                with suppress(FileNotFoundError):  # another shard may do the same
+                    if os.path.getmtime(path) <= written:
+                        path.unlink()
+
+    def discard_metrics(self) -> None:
+        """Remove metrics.json, which means complete, and what it lists."""
+        try:
+            files = json.loads(self.metrics.read_bytes())["files"] if self.metrics.is_file() else []
+        except (ValueError, KeyError, TypeError, RecursionError):  # not one of ours
+            files = []
+        self.discard(self.metrics, [name for name in files if isinstance(name, str)])
 
     def finish(
         self,
@@ -121,10 +131,6 @@ class OutputFolder:
         for name, table in tables.items():
             write_file(self.file(name), csv_text(table))
         files = {*self.files, *(name for row in rows for name in row.get("files", []))}
-        for name in {*_listed_files(self.metrics), *_listed_files(self.earlier)} - files:
-            path = self.path / name
-            if path.suffix in (".png", ".npy", ".csv") and os.path.isfile(path) and is_inside(path.parent, self.path):
-                path.unlink(missing_ok=True)
         used = len(rows) if images is None else images
         notes = Counter(note for row in rows for note in row.get("notes", []))
         nondeterministic = sorted({name for row in rows for name in row.get("nondeterministic", [])})
@@ -156,19 +162,9 @@ class OutputFolder:
                 "classes": len(model.categories),
             }
         write_file(self.metrics, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
-        self.earlier.unlink(missing_ok=True)
         if skipped:
             print(f"skipped {len(skipped)} of {used + len(skipped)} images; metrics.json says why")
         print(self.metrics)
-
-
-def _listed_files(path: Path) -> list[str]:
-    """Return the names under "files" in metrics.json or its like; none where it is absent or damaged."""
-    try:
-        metrics = json.loads(path.read_bytes()) if path.is_file() else {"files": []}
-        return [name for name in metrics["files"] if isinstance(name, str)]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
 
 
 def library_versions() -> dict[str, str]:

@@ -38,8 +38,6 @@ def shard(text: str) -> tuple[int, int]:
 
 def shard_of(options: argparse.Namespace) -> tuple[int, int]:
     """Return this process's part (i, n): by --shard, else by the environment that torchrun sets, else all."""
-    if options.merge:
-        return 0, 1
     if options.shard or not (os.environ.get("RANK") and os.environ.get("WORLD_SIZE")):
         return options.shard or (0, 1)
     try:
@@ -119,40 +117,47 @@ class Rows:
         self, output: OutputFolder, options: argparse.Namespace, settings: dict[str, Any], total: int, unit: int = 1
     ):
         self.output, self.folder, self.settings, self.total = output, output.path, settings, total
-        self.merge, (self.i, self.n) = options.merge, shard_of(options)
+        self.i, self.n = shard_of(options)
         self.own = [k for k in range(total) if k // unit % self.n == self.i]
         self.run = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
         self.complete_file = self.folder / "rows.jsonl"
         self.shard_file = self.folder / f"rows.{self.run}.{self.i}-of-{self.n}.jsonl"
-        self._start(options.fresh)
+        if self.own:  # a shard without images must not clear away what others may be writing
+            self._start(options.fresh)
+        remove_leftovers(self.folder)
         rows = self._read()
-        self.todo = [] if self.merge else [k for k in self.own if k not in rows or not self._has_files(rows[k])]
+        self.todo = [k for k in self.own if k not in rows or not self._has_files(rows[k])]
         if self.todo:
-            self._set_metrics_aside()
+            output.metrics.unlink(missing_ok=True)  # it means that all is there
 
     def _start(self, fresh: bool) -> None:
         """Resume the run that is there, or clear it away where it is another one and may go."""
         stored = self._stored_settings()
         if stored == self.settings:
             if fresh:
-                self._discard_own()
-        elif self.merge:
-            raise UserError(f"{self.folder} has no rows to merge of a run with {self._difference(stored)}")
-        elif self.own:  # a shard without images must not clear away what others may be writing
-            if stored and not fresh and CLEARING not in stored and self._is_unfinished():
-                raise UserError(
-                    f"{self.folder} has an unfinished run, which cannot be mixed with {self._difference(stored)}: "
-                    "give the same settings to resume it, or --fresh to discard it"
-                )
-            # Stopped anywhere here, the next start finds CLEARING and begins again. What belongs to this run stays:
-            # another shard may have come this way already, and be at work.
-            self._store_settings({**self.settings, CLEARING: True})
-            self._set_metrics_aside()
-            for path in (self.complete_file, *self.folder.glob("rows.*.jsonl"), *self.folder.glob("state.*.pt")):
-                if f".{self.run}." not in path.name:
-                    path.unlink(missing_ok=True)
-            self._store_settings(self.settings)
-        remove_leftovers(self.folder)
+                self._discard([self.complete_file, self.shard_file] if self.n > 1 else self._files())
+            return
+        if stored and not fresh and CLEARING not in stored and self._is_unfinished():
+            raise UserError(
+                f"{self.folder} has an unfinished run, which cannot be mixed with {self._difference(stored)}: "
+                "give the same settings to resume it, or --fresh to discard it"
+            )
+        # Stopped anywhere here, the next start finds CLEARING and begins again. What belongs to this run stays:
+        # another shard may have come this way already, and be at work.
+        self._store_settings({**self.settings, CLEARING: True})
+        self._discard([path for path in self._files() if f".{self.run}." not in path.name])
+        self._store_settings(self.settings)
+
+    def _files(self) -> list[Path]:
+        """List the files with rows or states of whatever run is there."""
+        return [*self.folder.glob("rows*.jsonl"), *self.folder.glob("state.*.pt")]
+
+    def _discard(self, paths: Sequence[Path]) -> None:
+        """Remove metrics.json, these files, and what they name."""
+        self.output.discard_metrics()
+        for path in paths:
+            names = [name for row in read_rows(path) for name in row.get("files", [])]
+            self.output.discard(path, names)
 
     def _stored_settings(self) -> dict | None:
         """Read the settings in run.json; None where there is none, {} where it is damaged."""
@@ -167,40 +172,25 @@ class Rows:
     def _store_settings(self, settings: dict) -> None:
         write_file(self.folder / "run.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
-    def _difference(self, stored: dict | None) -> str:
+    def _difference(self, stored: dict) -> str:
         """Name the first setting that differs, with its value here and there."""
-        stored = stored or {}
-        for name, value in self.settings.items():
-            if stored.get(name) != value:
-                return f"{name} {value!r} (there: {stored.get(name, 'none')!r})"
-        return "other settings"
+        name = next(name for name, value in self.settings.items() if stored.get(name) != value)
+        return f"{name} {self.settings[name]!r} (there: {stored.get(name, 'none')!r})"
 
     def _is_unfinished(self) -> bool:
         """Return whether work would be lost: rows of images that could be used, or a state, and no metrics.json."""
-        if self.output.metrics.is_file():
-            return False
-        return any(self.folder.glob("state.*.pt")) or any("skipped" not in row for row in self._all_rows())
+        usable = (
+            path.suffix == ".pt" or any("skipped" not in row for row in read_rows(path)) for path in self._files()
+        )
+        return not self.output.metrics.is_file() and any(usable)
 
-    def _all_rows(self) -> list[dict]:
-        """Read the rows of whatever run is there."""
-        return [row for path in self.folder.glob("rows*.jsonl") for row in read_rows(path)]
-
-    def _set_metrics_aside(self) -> None:
-        """Remove metrics.json before the first row is computed, since it means that all is there."""
-        self.output.set_aside(name for row in self._all_rows() for name in row.get("files", []))
-
-    def _discard_own(self) -> None:
-        """Discard this shard's rows and states, for --fresh with the settings that are there already."""
-        self._set_metrics_aside()
-        own = set(self.own)
-        for path in (self.complete_file, *self.folder.glob(f"rows.{self.run}.*.jsonl")):
-            others = [row for row in read_rows(path) if row["index"] not in own]
-            if others:
-                write_file(path, "".join(map(json_line, others)))
-            else:
-                path.unlink(missing_ok=True)
-        for k in self.own:
-            self.remove_state(k)
+    def _read(self) -> dict[int, dict]:
+        """Read all rows of this run by index, whoever has computed them."""
+        if not self._is_alone():
+            return {}
+        # rows.jsonl last: whoever completes the set writes it before removing the shards' files
+        paths = (*self.folder.glob(f"rows.{self.run}.*.jsonl"), self.complete_file)
+        return {row["index"]: row for path in paths for row in read_rows(path)}
 
     def _is_alone(self) -> bool:
         """Return whether the folder is this run's; raises UserError where another run has taken it over."""
@@ -214,14 +204,6 @@ class Rows:
             )
         return False
 
-    def _read(self) -> dict[int, dict]:
-        """Read all rows of this run by index, whoever has computed them."""
-        if not self._is_alone():
-            return {}
-        # rows.jsonl last: whoever completes the set writes it before removing the shards' files
-        paths = (*self.folder.glob(f"rows.{self.run}.*.jsonl"), self.complete_file)
-        return {row["index"]: row for path in paths for row in read_rows(path)}
-
     def _has_files(self, row: dict) -> bool:
         return all((self.folder / name).is_file() for name in row.get("files", []))
 
@@ -229,33 +211,27 @@ class Rows:
         """Add rows to the shard's file, and have them on the disk before going on."""
         self._is_alone()
         data = "".join(["\n", *map(json_line, rows)]).encode()  # the end of a line that a kill may have torn
-        path = self.shard_file
-        if path.is_symlink():
-            raise UserError(f"{path} is a link: remove it")
+        if self.shard_file.is_symlink():
+            raise UserError(f"{self.shard_file} is a link: remove it")
         try:
-            with path.open("ab", buffering=0) as file:
-                while data:
-                    data = data[file.write(data) :]
+            with self.shard_file.open("ab") as file:
+                file.write(data)
+                file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
+            raise OSError(error.errno, error.strerror, str(self.shard_file)) from None
 
     def complete(self) -> list[dict]:
         """Return all rows in the order of their index, which are then in rows.jsonl.
 
         They are read back from the disk, so that a resumed and a split run take the same way as any other. Raises
-        OthersAtWork where rows of other shards are missing, UserError where it was to merge them.
+        OthersAtWork where rows of other shards are missing.
         """
         rows = self._read()
-        missing = [k for k in range(self.total) if k not in rows]
-        if missing and self.merge:
-            raise UserError(
-                f"{len(missing)} of {self.total} rows are missing in {self.folder}, with index {ranges(missing)}: "
-                "run their shards (index modulo n) again, then merge"
-            )
+        missing = sum(k not in rows for k in range(self.total))
         if missing:
             raise OthersAtWork(
-                f"shard {self.i}/{self.n}: all {len(self.own)} rows are done; {len(missing)} of {self.total} are still "
+                f"shard {self.i}/{self.n}: all {len(self.own)} rows are done; {missing} of {self.total} are still "
                 "missing from other shards, the last of which writes the summary"
             )
         ordered = [rows[k] for k in range(self.total)]
@@ -283,15 +259,3 @@ class Rows:
 
     def _state_file(self, index: int) -> Path:
         return self.folder / f"state.{self.run}.{index}.pt"
-
-
-def ranges(numbers: Sequence[int], at_most: int = 10) -> str:
-    """Return rising numbers as "0-4, 7": the first `at_most` ranges, and how many more there are."""
-    pairs: list[list[int]] = []
-    for number in numbers:
-        if pairs and pairs[-1][1] == number - 1:
-            pairs[-1][1] = number
-        else:
-            pairs.append([number, number])
-    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in pairs[:at_most])
-    return text + (f" and {len(pairs) - at_most} more ranges" if len(pairs) > at_most else "")

@@ -232,15 +232,21 @@ def test_every_seed_and_every_key_has_its_own_stream():
     assert starts[0] + 2**32 - starts[-1] > 1_000_000
 
 
-def test_a_report_keeps_what_others_put_there(tmp_path):
+def test_an_earlier_run_goes_but_not_what_others_put_there(tmp_path):
+    """Its files do, unless another shard of the new run has written them again by now."""
     options = common.option_parser("", "--output", "--seed").parse_args(["--output", str(tmp_path)])
-    for names in (["a.csv", "b.csv"], ["a.csv"]):
+    folder, rows = tmp_path / "thing", [{"index": 0, "notes": ["L to RGB"]}]
+    for names in (["a.csv", "b.csv", "again.csv"], ["a.csv"]):
         output_folder = common.OutputFolder(options, "thing.py")
-        rows = [{"index": 0, "notes": ["L to RGB"]}]
+        output_folder.discard_metrics()
         output_folder.write_rows(rows)
-        output_folder.finish([{"index": 0, "notes": ["L to RGB"]}], [], {"x": 1.0}, {n: [{"k": 1}] for n in names})
-        (tmp_path / "thing" / "mine.csv").write_text("kept")
-    assert sorted(p.name for p in (tmp_path / "thing").iterdir()) == ["a.csv", "metrics.json", "mine.csv", "rows.jsonl"]
+        output_folder.finish(rows, [], {"x": 1.0}, {name: [{"k": 1}] for name in names})
+        (folder / "mine.csv").write_text("mine")
+        if len(names) == 3:
+            later = (folder / "metrics.json").stat().st_mtime + 1
+            os.utime(folder / "again.csv", (later, later))
+    names = ["a.csv", "again.csv", "metrics.json", "mine.csv", "rows.jsonl"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     metrics = json.loads((tmp_path / "thing/metrics.json").read_text())
     assert metrics["images"]["notes"] == {"L to RGB": 1} and metrics["seed"] == 0
     (tmp_path / "file").write_text("")

@@ -65,7 +65,8 @@ def test_shards_in_any_order_one_killed(name, n, plain, tmp_path, monkeypatch):
     assert contents(tmp_path / "output" / name) == plain(name)
 
 
-def test_merge_says_what_is_missing_and_writes_the_summary(plain, tmp_path, monkeypatch, capsys):
+def test_any_shard_started_again_writes_the_summary(plain, tmp_path, monkeypatch, capsys):
+    """The last one was killed after its last row, before the summary."""
     name = "2e_saliency"
     save_inputs(tmp_path)
     folder = tmp_path / "output" / name
@@ -73,14 +74,8 @@ def test_merge_says_what_is_missing_and_writes_the_summary(plain, tmp_path, monk
     def run(*more: str) -> None:
         run_main(name, *SCRIPTS[name], *more, cwd=tmp_path, monkeypatch=monkeypatch)
 
-    with pytest.raises(common.UserError, match="has no rows to merge"):
-        run("--merge")
     run("--shard", "0/3")
     assert "all 3 rows are done; 5 of 8 are still missing" in capsys.readouterr().out
-    with pytest.raises(common.UserError, match=r"5 of 8 rows are missing .* index 1-2, 4-5, 7: "):
-        run("--merge")
-    with pytest.raises(common.UserError, match="no rows to merge of a run with seed 1"):
-        run("--merge", "--seed", "1")
     run("--shard", "1/3")
     with monkeypatch.context() as patch, pytest.raises(KilledError):
 
@@ -90,7 +85,7 @@ def test_merge_says_what_is_missing_and_writes_the_summary(plain, tmp_path, monk
         patch.setattr(common.Rows, "complete", dies)
         run_main(name, *SCRIPTS[name], "--shard", "2/3", cwd=tmp_path, monkeypatch=patch)
     assert not (folder / "metrics.json").exists()
-    run("--merge")
+    run("--shard", "0/3")
     assert contents(folder) == plain(name)
 
 
@@ -182,7 +177,7 @@ def test_what_is_no_shard(text, tmp_path, monkeypatch):
 
 
 def test_the_environment_of_torchrun(monkeypatch):
-    options = common.option_parser("", "--shard", "--merge").parse_args([])
+    options = common.option_parser("", "--shard").parse_args([])
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert rows.shard_of(options) == (0, 1)
@@ -190,9 +185,7 @@ def test_the_environment_of_torchrun(monkeypatch):
     assert rows.shard_of(options) == (0, 1)
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert rows.shard_of(options) == (2, 4)
-    options.merge = True
-    assert rows.shard_of(options) == (0, 1)
-    options.merge, options.shard = False, (1, 3)
+    options.shard = (1, 3)
     assert rows.shard_of(options) == (1, 3)
     options.shard = None
     monkeypatch.setenv("WORLD_SIZE", "1")
