@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import joblib
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -351,37 +352,28 @@ def seeded_generators(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
 # Options
 
 
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1 (argparse type)."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from `least` to `most`, which its error names."""
+    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"must be a whole number {allowed}, not {text!r}")
+        return int(text)
+
+    return parse
 
 
-def whole(text: str) -> int:
-    """Parse a whole number of at least 0 (argparse type)."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not {text!r}")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """Parse a seed (argparse type): below 2^31, since an image's index is added to a multiple of it."""
-    if not text.isdecimal() or int(text) >= 1 << 31:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {(1 << 31) - 1}, not {text!r}")
-    return int(text)
-
+positive, whole = whole_number(1), whole_number(0)
+seed = whole_number(0, (1 << 31) - 1)  # an image's index is added to a multiple of it
 
 # One name, one meaning, one default in every script that has them.
 SHARED_OPTIONS: dict[str, dict[str, Any]] = {
-    "images": dict(
-        nargs="*", metavar="IMAGE", help="image files or folders to explain instead of the dataset's test images"
-    ),
+    "images": dict(nargs="*", metavar="IMAGE", help="image files or folders instead of the dataset's test images"),
     "--classes": dict(
         nargs="+",
         metavar="CLASS",
-        help="class to explain, by id or name: one for all images, or one for each (default: each image's most likely "
-        "class)",
+        help="class to explain, by id or name: one for all images, or one each (default: each image's most likely)",
     ),
     "--limit": dict(type=positive, metavar="N", help="use only the first N images"),
     "--strict": dict(action="store_true", help="stop at an image that cannot be read instead of skipping it"),
@@ -390,28 +382,22 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--model": dict(
         default="efficientnet_lite0",
         metavar="NAME",
-        help="network to explain: efficientnet_lite0 or efficientnet_lite2 (installed with their weights), a "
-        "torchvision model (vgg16, resnet50, ...) or timm/NAME",
+        help="efficientnet_lite0 or efficientnet_lite2 (installed with their weights), a torchvision model (vgg16, "
+        "resnet50, ...) or timm/NAME",
     ),
     "--weights": dict(
-        metavar="FILE",
-        help="state dict to load instead of the published weights, or `random` for an untrained network",
+        metavar="FILE", help="state dict instead of the published weights; `random`: an untrained network"
     ),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto uses an accelerator if there is one"),
     "--threads": dict(
         type=positive,
         metavar="N",
-        help="number of threads that compute; it decides the last bits of a result, so that all shards need the same "
-        "one, and OMP_NUM_THREADS, which torchrun sets, is ignored (default: the number of cores)",
+        help="threads that compute; the last bits of a result depend on their number, so give all shards the same one; "
+        "OMP_NUM_THREADS, which torchrun sets, is ignored (default: the number of cores)",
     ),
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
-    "--seed": dict(
-        default=0,
-        type=seed,
-        metavar="N",
-        help="seed of everything random; each image or class has a generator of its own",
-    ),
-    "--show": dict(default=12, type=positive, metavar="N", help="number of pictures in a figure; tables list all"),
+    "--seed": dict(default=0, type=seed, metavar="N", help="seed of the random generators, one per image or class"),
+    "--show": dict(default=12, type=positive, metavar="N", help="maximum number of pictures in a figure"),
     "--shard": dict(
         type=shard,
         metavar="I/N",
@@ -451,20 +437,10 @@ def exercise_parser(doc: str, *names: str) -> argparse.ArgumentParser:
     return option_parser(doc, *names, *EXERCISE_OPTIONS)
 
 
-def physical_cores() -> int:
-    """Count the cores that this process may use; two threads on one core only wait for each other."""
-    if not hasattr(os, "sched_getaffinity"):  # macOS
-        return os.cpu_count() or 1
-    siblings = set()
-    for cpu in os.sched_getaffinity(0):
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        siblings.add(path.read_text() if path.is_file() else str(cpu))
-    return len(siblings)
-
-
 def load_from_options(options: argparse.Namespace) -> Classifier:
     """Load the model that --model, --weights and --device name; resolve `auto` in `options`, and set --threads."""
-    options.threads = options.threads or physical_cores()
+    # two threads on one core only wait for each other
+    options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
     torch.set_num_threads(options.threads)
     if options.device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)

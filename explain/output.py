@@ -141,12 +141,7 @@ class OutputFolder:
             "device": getattr(self.options, "device", None),
             "deterministic": not nondeterministic,
             "versions": {**library_versions(), "commit": project_commit()},
-            "images": {
-                "found": used + len(skipped),
-                "used": used,
-                "skipped": list(skipped),
-                "notes": dict(notes),
-            },
+            "images": {"found": used + len(skipped), "used": used, "skipped": list(skipped), "notes": dict(notes)},
             "seconds": round(time.perf_counter() - self.started, 3),
             "results": results,
             "files": sorted(files),
@@ -154,13 +149,8 @@ class OutputFolder:
         if nondeterministic:
             metrics["nondeterministic_operations"] = nondeterministic
         if model is not None:
-            metrics["model"] = {
-                "name": model.name,
-                "weights": model.weights,
-                "sha256": model.sha256,
-                "input_size": model.input_size,
-                "classes": len(model.categories),
-            }
+            metrics["model"] = {key: getattr(model, key) for key in ("name", "weights", "sha256", "input_size")}
+            metrics["model"]["classes"] = len(model.categories)
         write_file(self.metrics, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
         if skipped:
             print(f"skipped {len(skipped)} of {used + len(skipped)} images; metrics.json says why")
@@ -169,12 +159,8 @@ class OutputFolder:
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the interpreter and of the libraries that the numbers depend on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
-    }
+    libraries = {library.__name__: library.__version__ for library in (torch, torchvision, timm)}
+    return {"python": platform.python_version(), **libraries}
 
 
 def project_commit() -> str:

@@ -159,13 +159,11 @@ class Rows:
             names = [name for row in read_rows(path) for name in row.get("files", [])]
             self.output.discard(path, names)
 
-    def _stored_settings(self) -> dict | None:
-        """Read the settings in run.json; None where there is none, {} where it is damaged."""
+    def _stored_settings(self) -> dict:
+        """Read the settings in run.json; empty where there are none, or damaged ones."""
         try:
             stored = json.loads((self.folder / "run.json").read_bytes())
-        except FileNotFoundError:
-            return None
-        except (ValueError, RecursionError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
         return stored if isinstance(stored, dict) else {}
 
@@ -195,7 +193,7 @@ class Rows:
     def _is_alone(self) -> bool:
         """Return whether the folder is this run's; raises UserError where another run has taken it over."""
         stored = self._stored_settings()
-        if stored is None or {**stored, CLEARING: None} == {**self.settings, CLEARING: None}:
+        if not stored or {**stored, CLEARING: None} == {**self.settings, CLEARING: None}:
             return True
         if self.own:
             raise UserError(
