@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
-from explain.maps import describe_map
+from explain.maps import describe_map, mean_known
 
 
 def saliency(forward: common.ForwardPass, retain_graph: bool = False) -> Tensor:
@@ -39,22 +39,15 @@ def saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
 def summary(rows: list[dict]) -> dict:
     """Return the metrics, from sums over rows."""
-    good = [row for row in rows if row["status"] == "ok"]
-    means = {key: sum(row[key] for row in good) / len(good) for key in ("half_mass_area", "roughness") if good}
     return {
-        "maps": len(rows),
         "status": dict(Counter(row["status"] for row in rows)),
-        **{f"mean_{key}": value for key, value in means.items()},
+        **{f"mean_{key}": mean_known(row[key] for row in rows) for key in ("half_mass_area", "roughness")},
         "half_mass_area_of_an_even_map": 0.5,
     }
 
 
 def draw(
-    rows: list[dict],
-    total: int,
-    files: list[common.ImageFile],
-    model: common.Classifier,
-    output: common.OutputFolder,
+    rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier, output: common.OutputFolder
 ) -> Figure:
     """Draw picture, map, and map over picture, for each row."""
     figure, axes = common.panel_grid(len(rows), columns=3, per_line=2)
@@ -97,10 +90,7 @@ def main() -> None:
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
     common.save_figure(draw(rows[: options.show], len(rows), files, model, output), output.file("saliency.png"))
-    table = [
-        {"name": model.categories[row["class"]], **{k: v for k, v in row.items() if k not in ("notes", "files")}}
-        for row in rows
-    ]
+    table = [{"name": model.categories[row["class"]], **row} for row in rows]
     output.finish(rows, skipped, summary(rows), {"saliency.csv": table}, model)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,8 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
-from explain.maps import describe_map
-from explain.randomisation import cascading_randomisation, rank_correlation
+from explain.maps import cascading_randomisation, describe_map, mean_known, rank_correlation
 from explain.rectifiers import RectifierRule, refuse_opaque
 
 saliency = importlib.import_module("2e_saliency").saliency  # the plain map is 2e's
@@ -49,9 +48,8 @@ def guide(signal: Tensor) -> Tensor:
 def guided_rectifiers() -> Iterator[RectifierRule]:
     """Make `torch.autograd.grad` and `Tensor.backward` follow guided backpropagation's rule inside the block.
 
-    Yields the counts of what the signal passed: `.rectifiers` and `.others` (activations, and custom
-    autograd.Functions, left as they are). Raises UserError at the end where there was no rectifier:
-    the gradient would be the plain one under another name. Springenberg et al. 2015, section 3.4.
+    Yields the counts of what the signal passed, `.rectifiers` and `.others` (see RectifierRule). Raises UserError at
+    the end where there was no rectifier: the gradient would be the plain one. Springenberg et al. 2015, section 3.4.
     """
     with RectifierRule(guide) as rule:
         yield rule
@@ -68,9 +66,8 @@ def guided_rectifiers() -> Iterator[RectifierRule]:
 def guided_saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Return guided saliency maps (N, H, W) of images (N, 3, H, W) in [0, 1]; classes (N,).
 
-    Springenberg et al. 2015, section 3.4, reduced over channels as in Simonyan et al. 2014, section
-    3.1. Raises UserError for a class out of range, and for a network without rectifiers or whose
-    operations cannot be seen.
+    Springenberg et al. 2015, section 3.4, reduced over channels as in Simonyan et al. 2014, section 3.1. Raises
+    UserError for a class out of range, and for a network without rectifiers or whose operations cannot be seen.
     """
     return guided_pass(model, images, classes)[0]
 
@@ -102,31 +99,16 @@ def compare(pair: np.ndarray, noisy: np.ndarray) -> dict[str, Any]:
     return row
 
 
-def randomise(
-    model: nn.Module,
-    images: Tensor,
-    batch: list[common.ImageFile],
-    classes: Tensor,
-    options: argparse.Namespace,
-) -> dict[int, dict]:
-    """Return cascading randomisation's curves of the images with an index below --randomise, by place in the batch."""
-    places = [n for n, file in enumerate(batch) if file.index < options.randomise]
-    if not places:
-        return {}
-    # one shape, however many they are (see common.explain_batches)
-    shape = min(options.randomise, len(batch))
-    places = common.pad(places, shape)[:shape]
+def randomise(model: nn.Module, images: Tensor, classes: Tensor, options: argparse.Namespace) -> list[dict]:
+    """Return cascading randomisation's curves of each image, by the kind of the map."""
     generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every batch
     layers, correlations = cascading_randomisation(
-        model,
-        images[places],
-        classes[places],
-        lambda *arguments: plain_and_guided_maps(*arguments)[0],
-        options.stages,
-        generator,
+        model, images, classes, lambda *arguments: plain_and_guided_maps(*arguments)[0], options.stages, generator
     )
-    curves = [{kind: [stage[k][n] for stage in correlations] for k, kind in enumerate(KINDS)} for n in range(shape)]
-    return {place: {"down_to": layers, **curve} for place, curve in zip(places, curves, strict=True)}
+    return [
+        {"down_to": layers, **{kind: [stage[k][n] for stage in correlations] for k, kind in enumerate(KINDS)}}
+        for n in range(len(images))
+    ]
 
 
 def summary(rows: list[dict]) -> dict:
@@ -135,19 +117,12 @@ def summary(rows: list[dict]) -> dict:
     keys = [f"{kind}_{measure}" for measure in ("half_mass_area", "roughness", "stability") for kind in KINDS]
     curves = [row["randomised"] for row in rows if "randomised" in row]
     return {
-        "maps": len(rows),
         "plain_status": dict(Counter(row["plain_status"] for row in rows)),
         "guided_status": dict(Counter(row["guided_status"] for row in rows)),
         **{f"mean_{key}": mean_known(row[key] for row in good) for key in (*keys, "rank_correlation")},
         "rectifiers": rows[0]["rectifiers"],
         "left_as_they_are": rows[0]["left_as_they_are"],
     } | ({"randomised": survival(curves)} if curves else {})
-
-
-def mean_known(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are not None, if any."""
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) / len(numbers) if numbers else None
 
 
 def survival(curves: list[dict]) -> list[dict]:
@@ -163,11 +138,7 @@ def survival(curves: list[dict]) -> list[dict]:
 
 
 def draw(
-    rows: list[dict],
-    results: dict,
-    files: list[common.ImageFile],
-    model: common.Classifier,
-    output: common.OutputFolder,
+    rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier, output: common.OutputFolder
 ) -> Figure:
     """Draw picture, plain map and guided map, the two maps of a picture on one scale."""
     figure, axes = common.panel_grid(len(rows), columns=3, per_line=2)
@@ -180,28 +151,27 @@ def draw(
         common.draw_picture(left, model, files[row["index"]].path, title)
         common.draw_map(middle, pair[0], white, f"plain\nbrightest ≥ {white:.2g}", row["plain_status"])
         common.draw_map(right, pair[1], white, f"guided\nbrightest ≥ {white:.2g}", row["guided_status"])
-    left_alone = ", ".join(f"{n} {name}" for name, n in results["left_as_they_are"].items())
+    left_alone = ", ".join(f"{n} {name}" for name, n in rows[0]["left_as_they_are"].items())
     common.draw_title(
         figure,
-        f"{model.name}: saliency maps by plain and by guided backpropagation ({sum(results['rectifiers'].values())} "
+        f"{model.name}: saliency maps by plain and by guided backpropagation ({sum(rows[0]['rectifiers'].values())} "
         f"rectifiers guided{f'; left as they are: {left_alone}' if left_alone else ''})",
         f"one scale for both maps of a picture: linear from 0 (black) to the larger {common.MAP_PERCENTILE}th "
-        f"percentile; {len(rows)} of {results['maps']} images",
+        f"percentile; {len(rows)} of {total} images",
         "guided maps depend little on the upper layers (Adebayo et al. 2018): they show edges, not reasons",
     )
     return figure
 
 
-def draw_randomised(rows: list[dict], results: dict, model: common.Classifier) -> Figure:
+def draw_randomised(rows: list[dict], stages: list[dict], model: common.Classifier) -> Figure:
     """Draw the rank correlation with the intact network's maps as its layers are randomised from the top down."""
-    stages = results["randomised"]
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     curves = [row["randomised"] for row in rows if "randomised" in row]
     for kind, colour in (("plain", "tab:blue"), ("guided", "tab:orange")):
         for curve in curves:
-            axes.plot([1.0, *(np.nan if r is None else r for r in curve[kind])], color=colour, alpha=0.2, linewidth=0.8)
-        means = [1.0, *(np.nan if stage[kind] is None else stage[kind] for stage in stages)]
+            axes.plot([1.0, *curve[kind]], color=colour, alpha=0.2, linewidth=0.8)
+        means = [1.0, *(stage[kind] for stage in stages)]
         axes.plot(means, "o-", color=colour, label=f"{kind} saliency map", markersize=4)
     axes.axhline(0, color="gray", linewidth=0.8, linestyle="--", label="chance")
     names = ["none", *(stage["down_to"].removeprefix("network.") for stage in stages)]
@@ -239,25 +209,25 @@ def main() -> None:
         generators = common.seeded_generators(options.seed, (file.index for file in batch))
         noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
         noisy_maps, *_ = plain_and_guided_maps(model, images + NOISE * noise, forward.classes)
-        curves = randomise(model, images, batch, forward.classes, options)
-        pairs = zip(maps.transpose(0, 1).cpu().numpy(), noisy_maps.transpose(0, 1).cpu().numpy(), strict=True)
-        for n, (row, (pair, noisy)) in enumerate(zip(common.describe_classes(forward), pairs, strict=True)):
-            name = common.map_name(batch[n].index)
-            common.write_array(output.file(name), pair)  # (2, H, W)
-            row |= compare(pair, noisy) | {"rectifiers": dict(rule.rectifiers), "left_as_they_are": dict(rule.others)}
-            yield row | ({"randomised": curves[n]} if n in curves else {}) | {"files": [name]}
+        if batch[0].index < options.randomise:
+            first = slice(options.randomise)  # always as many, since kernels may differ with the batch's shape
+            curves = randomise(model, images[first], forward.classes[first], options)
+        pairs, noisy_pairs = (array.transpose(0, 1).cpu().numpy() for array in (maps, noisy_maps))  # (N, 2, H, W)
+        for n, (file, row) in enumerate(zip(batch, common.describe_classes(forward), strict=True)):
+            row |= compare(pairs[n], noisy_pairs[n]) | {"files": [common.map_name(file.index)]}
+            row |= {"rectifiers": dict(rule.rectifiers), "left_as_they_are": dict(rule.others)}
+            if file.index < options.randomise:
+                row["randomised"] = curves[n]
+            common.write_array(output.file(common.map_name(file.index)), pairs[n])
+            yield row
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
     results = summary(rows)
-    figure = draw(rows[: options.show], results, files, model, output)
+    figure = draw(rows[: options.show], len(rows), files, model, output)
     common.save_figure(figure, output.file("guided_saliency.png"))
     if "randomised" in results:
-        common.save_figure(draw_randomised(rows, results, model), output.file("randomisation.png"))
-    no_columns = ("notes", "files", "rectifiers", "left_as_they_are", "randomised")
-    table = [
-        {"name": model.categories[row["class"]], **{k: v for k, v in row.items() if k not in no_columns}}
-        for row in rows
-    ]
+        common.save_figure(draw_randomised(rows, results["randomised"], model), output.file("randomisation.png"))
+    table = [{"name": model.categories[row["class"]], **row} for row in rows]
     output.finish(rows, skipped, results, {"guided_saliency.csv": table}, model)
 
 

@@ -27,7 +27,7 @@ import common
 from explain import dropout
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
-QUANTILES = {"min": 0, "quartile_1": 0.25, "median": 0.5, "quartile_3": 0.75, "max": 1}
+QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a box plot
 # Passes run together, as many as keep the first dropout's input of one image below this many numbers
 # (16 MB). A rule without the batch in it: an image's masks must not depend on its company.
 NUMBERS_TOGETHER = 1 << 22
@@ -88,7 +88,7 @@ def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
                 "mean": float(mean[c]),
                 "standard_deviation": variance[c] and float(np.sqrt(variance[c])),
                 "deterministic": float(p_single[c]),
-                "quantiles": np.quantile(p[:, c], list(QUANTILES.values())).tolist(),
+                "quantiles": np.quantile(p[:, c], QUANTILES).tolist(),
             }
             for c in leading
         ],
@@ -109,18 +109,16 @@ def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: lis
 
     logits: list[Tensor] = []  # (N, classes) of each pass, the deterministic one first
     while (missing := 1 + passes - len(logits)) > 0:
-        with dropout.SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, single=not logits) as mode:
+        with dropout.SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact=0 if logits else 1) as mode:
             rows = model(images.clone())  # (mode.passes * N, classes)
-        dropout.require_dropout(mode)
         logits += rows.unflatten(0, (mode.passes, len(images)))
     return torch.stack(logits)
 
 
 def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator]) -> Tensor:
     """Run the passes one by one for each image: right for every network, whatever its dropouts are applied to."""
-    with dropout.DropoutMode() as mode:
+    with dropout.DropoutMode():
         single = model(images.clone())
-    dropout.require_dropout(mode)
     columns = []  # (1 + passes, classes) of each image
     for n, g in enumerate(generators):
         with dropout.DropoutMode(partial(torch.rand, generator=g, device=g.device)):
@@ -139,32 +137,12 @@ def one_generator_each(generator: Generators, images: int) -> list[torch.Generat
     return list(generator)
 
 
-def tables(rows: list[dict], ordered: list[dict], categories: Sequence[str]) -> dict[str, list[dict]]:
-    """Return the tables by their file names: the images in order of uncertainty, and the leading classes of each."""
-    images = [
-        {"order": order, "name": categories[row["class"]], "deterministic_name": categories[row["deterministic_class"]]}
-        | {k: v for k, v in row.items() if k not in ("leading", "notes")}
-        for order, row in enumerate(ordered, start=1)
-    ]
-    classes = [
-        {"index": row["index"], "path": row["path"], "name": categories[c["class"]]}
-        | {k: v for k, v in c.items() if k != "quantiles"}
-        | dict(zip(QUANTILES, c["quantiles"], strict=True))
-        for row in rows
-        for c in row["leading"]
-    ]
-    return {"uncertainty.csv": images, "leading_classes.csv": classes}
-
-
-def summary(rows: list[dict], passes: int, classes: int) -> dict:
+def summary(rows: list[dict], classes: int) -> dict:
     """Return the metrics, from sums over rows."""
     keys = ("deterministic_probability", "mean_probability", "agreement", "deterministic_entropy")
     keys += ("predictive_entropy", "mutual_information")
     return {
-        "images": len(rows),
-        "passes": passes,
         "mean_and_single_pass_disagree": sum(row["class"] != row["deterministic_class"] for row in rows),
-        "most_uncertain": max(rows, key=lambda row: row["mutual_information"])["path"],
         "entropy_of_chance": float(np.log(classes)),
         **{f"mean_{key.removeprefix('mean_')}": sum(row[key] for row in rows) / len(rows) for key in keys},
     }
@@ -178,10 +156,9 @@ def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: com
         common.draw_picture(left, model, files[row["index"]].path, title)
         keys = ("whislo", "q1", "med", "q3", "whishi")
         boxes = [dict(zip(keys, c["quantiles"], strict=True), mean=c["mean"]) for c in row["leading"]]
-        positions = range(len(boxes))
-        right.bxp(boxes, positions, orientation="horizontal", showfliers=False, widths=0.3, showmeans=True)
-        right.plot([c["deterministic"] for c in row["leading"]], positions, "|", color="tab:red", markersize=12)
-        for position, c in zip(positions, row["leading"], strict=True):
+        right.bxp(boxes, range(len(boxes)), orientation="horizontal", showfliers=False, widths=0.3, showmeans=True)
+        right.plot([c["deterministic"] for c in row["leading"]], range(len(boxes)), "|", color="tab:red", markersize=12)
+        for position, c in enumerate(row["leading"]):
             name = common.short(model.categories[c["class"]])
             label = f"{name}  {c['mean']:.3f} ± {c['standard_deviation'] or 0:.3f}"
             right.text(0.0, position - 0.27, label, fontsize=6.5, parse_math=False)
@@ -251,8 +228,13 @@ def main() -> None:
     figure = draw(ordered[: options.show], len(rows), files, model, options.passes)
     common.save_figure(figure, output.file("mc_dropout.png"))
     common.save_figure(draw_order(ordered, files, model, options.passes), output.file("uncertainty.png"))
-    results = summary(rows, options.passes, len(model.categories))
-    output.finish(rows, skipped, results, tables(rows, ordered, model.categories), model)
+    results = summary(rows, len(model.categories))
+    names = model.categories
+    table = [
+        {"order": order, "name": names[row["class"]], "deterministic_name": names[row["deterministic_class"]], **row}
+        for order, row in enumerate(ordered, start=1)
+    ]
+    output.finish(rows, skipped, results, {"uncertainty.csv": table}, model)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class DropoutMode(TorchFunctionMode):
     """Switch on every dropout of the forward passes run inside, and nothing else, whatever mode the modules are in.
 
     `draw(shape)` returns uniform numbers in [0, 1) for the mask of an input of this shape; None drops nothing.
-    Raises UserError for attention that drops inside a fused operation.
+    Raises UserError for attention that drops inside a fused operation, and at the end if no active dropout was met.
     """
 
     batch_dimensions = 1
@@ -36,6 +36,15 @@ class DropoutMode(TorchFunctionMode):
         super().__init__()
         self.draw = draw
         self.probabilities: list[float] = []  # of every dropout met
+
+    def __exit__(self, error: type | None, *details: Any) -> None:
+        super().__exit__(error, *details)
+        if error is None and not any(self.probabilities):
+            problem = "only dropout with p = 0" if self.probabilities else "no dropout"
+            raise UserError(
+                f"this network has {problem}, so all passes would be the same: set --dropout P where it has some (as "
+                "most of timm's, such as timm/mobilenetv3_small_100), or use efficientnet_lite0, alexnet or googlenet"
+            )
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -58,7 +67,9 @@ class DropoutMode(TorchFunctionMode):
 
     def drop(self, input: Tensor, p: float, name: str) -> Tensor:
         """Return the input (batch dimensions, channels, ...) with a new mask on it."""
-        shape = mask_shape(input.shape, self.batch_dimensions, name in WHOLE_CHANNELS)
+        shape = [*input.shape]
+        if name in WHOLE_CHANNELS:  # one value for each channel
+            shape[self.batch_dimensions + 1 :] = [1] * (input.dim() - self.batch_dimensions - 1)
         mask = self.draw(shape).ge_(p).to(input)  # 1 is kept; in place, like what follows: memory is what it costs
         if "alpha" in name:
             return mask_alpha(input, mask, p)
@@ -70,28 +81,27 @@ class SharedPasses(DropoutMode):
     """Let passes share all that comes before the first dropout, where the batch grows.
 
     There an input (images, ...) becomes (passes * images, ...), and `draw` gets the shape (passes, images, ...).
-    With `single`, the first pass is the deterministic one. At most `at_most` passes run together, fewer where
-    their inputs of the first dropout hold more than `numbers` values for an image; `passes` is their number,
-    known once that dropout has been met.
+    The first `intact` passes drop nothing. At most `at_most` passes run together, fewer where the first dropout's
+    inputs of one image hold more than `numbers` values; `passes` is their number, known from that dropout on.
     """
 
     batch_dimensions = 2
 
-    def __init__(self, draw: Callable, images: int, at_most: int, numbers: int = sys.maxsize, single: bool = False):
+    def __init__(self, draw: Callable, images: int, at_most: int, numbers: int = sys.maxsize, intact: int = 0):
         super().__init__(draw)
-        self.images, self.at_most, self.numbers, self.single = images, at_most, numbers, single
+        self.images, self.at_most, self.numbers, self.intact = images, at_most, numbers, intact
         self.passes = 0
 
     def drop(self, input: Tensor, p: float, name: str) -> Tensor:
         grown = self.grow(input)
-        output = self.spare_first(grown, p, name) if self.single else super().drop(grown, p, name)
-        return output.flatten(0, 1)
+        dropped = super().drop(grown[self.intact :], p, name)
+        return torch.cat([grown[: self.intact], dropped]).flatten(0, 1)
 
     def grow(self, input: Tensor) -> Tensor:
         """Return the input as (passes, images, ...), whether or not its batch has grown before."""
         if not self.passes:
             of_one_image = max(1, input.numel() // self.images)
-            self.passes = min(self.at_most, max(1, self.numbers // of_one_image) + self.single)
+            self.passes = min(self.at_most, max(1, self.numbers // of_one_image) + self.intact)
         if len(input) == self.passes * self.images:
             return input.unflatten(0, (self.passes, self.images))
         if len(input) == self.images:
@@ -100,16 +110,6 @@ class SharedPasses(DropoutMode):
             f"the passes of this network cannot share what comes before dropout: it is called on {len(input)} rows "
             f"for {self.images} images, so give share=False"
         )
-
-    def spare_first(self, grown: Tensor, p: float, name: str) -> Tensor:
-        """Drop in every pass but the first, the deterministic one."""
-        return torch.cat([grown[:1], super().drop(grown[1:], p, name)])
-
-
-def mask_shape(shape: tuple[int, ...], batch_dimensions: int, whole_channels: bool) -> tuple[int, ...]:
-    """Return the shape of an input's mask: the input's own, or one value for each channel."""
-    leading = batch_dimensions + 1 if whole_channels else len(shape)
-    return (*shape[:leading], *(1 for _ in shape[leading:]))
 
 
 def mask_alpha(input: Tensor, mask: Tensor, p: float) -> Tensor:
@@ -122,16 +122,14 @@ def passes_can_be_shared(model: nn.Module, images: Tensor) -> bool:
     """Return True if the passes may share what comes before the first dropout, which is found by a trial.
 
     With nothing dropped, a batch that grows threefold at the first dropout must give the logits of one that does not.
-    It does not where the two meet (a skip connection around the first dropout), where rows are paired by their
-    place, where weights are dropped, or where the first dimension is not that of the images. Two batches are tried,
-    of two images and of three: a table of weights can have as many rows as one of them, but not as both.
-    Of the images (N, 3, H, W) only shape, type and device matter. Raises UserError for a network without dropout.
+    It does not around a skip connection, where rows are paired by their place, where weights are dropped, or where the
+    first dimension is not that of the images. Two batches are tried, of two images and of three: a table of weights can
+    have as many rows as one of them, but not as both. Of the images (N, 3, H, W) only shape, type and device matter.
     """
     examples = torch.rand((3, *images.shape[1:]), generator=torch.Generator().manual_seed(0)).to(images)
     with evaluation_mode(model), torch.inference_mode():
-        with DropoutMode(torch.ones) as once:  # kept values are scaled by 1 / (1 - p) in both
+        with DropoutMode(torch.ones):  # kept values are scaled by 1 / (1 - p) in both
             expected = model(examples.clone())  # (3, classes)
-        require_dropout(once)
         tolerance = 1e-4 * float(expected.abs().max())
         for count in (2, 3):
             try:
@@ -142,16 +140,6 @@ def passes_can_be_shared(model: nn.Module, images: Tensor) -> bool:
             except (RuntimeError, ValueError, IndexError, AssertionError):
                 return False  # shapes that do not fit; an error of the model's own comes again in a whole pass
     return True
-
-
-def require_dropout(mode: DropoutMode) -> None:
-    """Raise UserError if no active dropout was met in this mode."""
-    if not any(mode.probabilities):
-        problem = "only dropout with p = 0" if mode.probabilities else "no dropout"
-        raise UserError(
-            f"this network has {problem}, so all passes would be the same: set --dropout P where the architecture has "
-            "some (most of timm's, such as timm/mobilenetv3_small_100), or use efficientnet_lite0, alexnet or googlenet"
-        )
 
 
 def refuse_unreachable(model: nn.Module) -> None:

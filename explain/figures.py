@@ -19,10 +19,7 @@ from explain.pictures import read_image, to_pixels
 
 
 def panel_grid(items: int, columns: int, per_line: int, size: float = 2.1) -> tuple[Figure, np.ndarray]:
-    """Return a figure for `items` pictures of `columns` panels each, `per_line` of them side by side.
-
-    Its axes come as an array (items, columns); `size` is a panel's side in inches.
-    """
+    """Return a figure and its axes (items, columns), `per_line` items side by side, each panel `size` inches wide."""
     per_line = min(per_line, items)
     lines = -(-items // per_line)
     figure = Figure(figsize=(per_line * columns * size, lines * size * 1.18 + 0.4), layout="constrained")

@@ -1,19 +1,25 @@
-"""Measures of a saliency map."""
+"""Measures of saliency maps: one map's own, two maps' likeness, and what is left when the network is randomised."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+
+from explain.evaluation import evaluation_mode
 
 
 def describe_map(saliency: np.ndarray) -> dict[str, Any]:
     """Measure a saliency map (H, W).
 
-    `half_mass_area`: share of the pixels that hold half of the map's sum (0.5: even; small:
-    concentrated). `roughness`: mean difference of neighbours over the mean (0: flat; 2/3:
-    independent uniform noise). `status` is "ok", "zero gradient" or "not finite": such a map says
-    nothing, and its measures are None.
+    `half_mass_area`: share of the pixels that hold half of the map's sum (0.5: even; small: concentrated).
+    `roughness`: mean difference of neighbours over the mean (0: flat; 2/3: independent uniform noise).
+    `status`: "ok", "zero gradient" or "not finite"; the last two say nothing, and their measures are None.
     """
     values = saliency.astype(np.float64)
     status = "not finite" if not np.isfinite(values).all() else "ok" if values.any() else "zero gradient"
@@ -27,3 +33,61 @@ def describe_map(saliency: np.ndarray) -> dict[str, Any]:
         "half_mass_area": float(np.searchsorted(mass, mass[-1] / 2) + 1) / values.size,
         "roughness": float(steps.mean() / values.mean()),
     }
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Return Spearman's rank correlation over all pixels; None where a map is constant or not finite."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and np.ptp(a) and np.ptp(b)):
+        return None
+    from scipy.stats import spearmanr  # here, since its import takes a second and only some exercises rank
+
+    return float(spearmanr(a, b, axis=None).statistic)
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not None, if any."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def cascading_randomisation(
+    model: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    maps_of: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    stages: int,
+    generator: torch.Generator,
+) -> tuple[list[str], list[list[list[float | None]]]]:
+    """Randomise the layers of a copy of the model from the top down, and measure how much of the maps survives.
+
+    images (N, 3, H, W), classes (N,), `maps_of(model, images, classes)` -> maps (kinds, N, H, W). Returns the lowest
+    layer randomised at each stage, and each map's rank correlation with the intact model's, [stage][kind][n].
+    Every parameter is drawn anew from the normal distribution with its own mean and standard deviation, so that
+    activations keep their scale. Adebayo et al. 2018, section 3.1 (there: a new initialisation).
+    """
+    model = copy.deepcopy(model)
+    intact = maps_of(model, images, classes).cpu().numpy()
+    names, correlations = [], []
+    for layers in layers_from_the_top(model, images[:1], stages):
+        for _, module in layers:
+            for parameter in module.parameters(recurse=False):
+                spread = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+                parameter.detach().copy_(noise * spread + parameter.mean())
+        names.append(layers[-1][0])
+        kinds = zip(maps_of(model, images, classes).cpu().numpy(), intact, strict=True)
+        correlations.append([[rank_correlation(*pair) for pair in zip(now, then, strict=True)] for now, then in kinds])
+    return names, correlations
+
+
+def layers_from_the_top(model: nn.Module, image: Tensor, stages: int) -> list[list[tuple[str, nn.Module]]]:
+    """Return the layers with parameters of their own, last executed first, in at most `stages` groups of like size."""
+    names = {module: name for name, module in model.named_modules() if [*module.parameters(recurse=False)]}
+    calls: list[nn.Module] = []
+    with ExitStack() as hooks, evaluation_mode(model), torch.no_grad():
+        for module in names:
+            hooks.enter_context(module.register_forward_hook(lambda module, *_: calls.append(module)))
+        model(image)
+    layers = [(names[module], module) for module in reversed(dict.fromkeys(calls))]
+    count = min(stages, len(layers))
+    return [layers[len(layers) * k // count : len(layers) * (k + 1) // count] for k in range(count)]

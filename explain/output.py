@@ -50,11 +50,15 @@ def json_line(row: dict) -> str:
 
 
 def csv_text(table: Sequence[dict]) -> str:
-    """Return a table as CSV: the first row's keys are the header, numbers have 6 significant digits."""
+    """Return a table as CSV: the first row's keys are the header, numbers have 6 significant digits.
+
+    Lists and dicts, which fit into no cell, are left out.
+    """
+    cells = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in table]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(cells[0]), lineterminator="\n")
     writer.writeheader()
-    for row in table:
+    for row in cells:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     return text.getvalue()
 

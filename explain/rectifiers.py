@@ -20,6 +20,10 @@ OTHER_ACTIVATIONS = {
     *("LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu", "Gelu", "Silu", "Mish", "Hardswish"),
     *("Softplus", "Sigmoid", "Hardsigmoid", "LogSigmoid", "Tanh", "Glu", "Hardtanh", "Threshold"),
 }
+# What is 0 in a node of these kinds if it is a rectifier
+MUST_BE_ZERO = {"Hardtanh": "_saved_min_val", "Threshold": "_saved_threshold", "LeakyRelu": "_saved_negative_slope"}
+# Functions that may write a rectifier's output over its input
+IN_PLACE = {"relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "threshold"}
 # Nodes that stand for many operations, of which none can be seen: torch.jit, torch.compile, reentrant checkpoints
 OPAQUE = ("torch::jit", "CompiledFunction", "CheckpointFunction")
 
@@ -27,11 +31,10 @@ OPAQUE = ("torch::jit", "CompiledFunction", "CheckpointFunction")
 class RectifierRule(TorchFunctionMode):
     """Inside the block, apply `rule` to the signal that comes back to each rectifier, before its own derivative.
 
-    A hook on a module misses `F.relu`, ReLU6 and rectifiers inside functions. Autograd's graph has
-    a node for each rectifier that the signal passes, in whatever form it was called; when a gradient
-    is computed inside the block, those nodes get the rule for this one backward pass. No module
-    changes, and other readers of a rectifier's input keep their gradient. What the signal passed is
-    counted in `rectifiers`, and in `others`: activations and custom autograd.Functions, left as they are.
+    A hook on a module misses `F.relu`, ReLU6 and rectifiers inside functions. Autograd's graph has a node for each
+    rectifier, in whatever form it was called; these nodes get the rule while a gradient is computed. No module changes,
+    and other readers of a rectifier's input keep their gradient. What the signal passed is counted in `rectifiers`, and
+    in `others`: activations and custom autograd.Functions, left as they are.
     """
 
     def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
@@ -47,7 +50,7 @@ class RectifierRule(TorchFunctionMode):
             with self.hooked(args[0] if args else kwargs["outputs"]):
                 return function(*args, **kwargs)
         name = getattr(function, "__name__", "").strip("_")
-        if name in ("relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "threshold") and _is_view(args):
+        if name in IN_PLACE and args and args[0].requires_grad and args[0]._is_view():
             # written in place, a view has one node with its base, which hides the operation: write a copy instead
             fresh = args[0].clone()
             output = function(fresh, *args[1:], **kwargs)
@@ -75,8 +78,8 @@ class RectifierRule(TorchFunctionMode):
             yield
 
     def apply(self, name: str, kind: str, node: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Replace the signal (the gradient by the rectifier's output) by what the rule makes of it."""
-        self.rectifiers[name] += 1  # here, so that only what lies between the image and the score counts
+        """Return what the rule makes of the signal, the gradient by the rectifier's output."""
+        self.rectifiers[name] += 1  # counted here, where only what lies between the image and the score comes
         signal = self.rule(gradients[0])
         # at its ends, where the open interval has none, clamp has a derivative of 1 and maximum of a half
         if kind.startswith("Clamp"):
@@ -94,21 +97,15 @@ class RectifierRule(TorchFunctionMode):
 
 def is_rectifier(kind: str, node: Any) -> bool:
     """Return whether this node of the graph is a rectifier, that is, flat below 0 and rising from 0."""
-    if kind in ("Relu", "Hardtanh", "Threshold"):
-        return getattr(node, {"Hardtanh": "_saved_min_val", "Threshold": "_saved_threshold"}.get(kind, ""), 0) == 0
+    if kind in MUST_BE_ZERO:
+        return getattr(node, MUST_BE_ZERO[kind]) == 0
     if kind in ("Clamp", "ClampMin"):
         low = node._saved_min
         return low is not None and not (low.any() or low.requires_grad if isinstance(low, Tensor) else low)
-    if kind == "LeakyRelu":
-        return node._saved_negative_slope == 0
     if kind in ("Maximum", "Fmax"):
-        constants = [
-            value
-            for value, (source, _) in zip((node._saved_self, node._saved_other), node.next_functions, strict=True)
-            if source is None
-        ]
-        return any(not value.any() for value in constants)
-    return False
+        inputs = zip((node._saved_self, node._saved_other), node.next_functions, strict=True)
+        return any(source is None and not value.any() for value, (source, _) in inputs)
+    return kind == "Relu"
 
 
 def graph_nodes(outputs: Iterable[Tensor]) -> Iterator[Any]:
@@ -120,10 +117,6 @@ def graph_nodes(outputs: Iterable[Tensor]) -> Iterator[Any]:
             visited.add(node)
             queue += [source for source, _ in node.next_functions]
             yield node
-
-
-def _is_view(args: tuple) -> bool:
-    return bool(args) and isinstance(args[0], Tensor) and args[0].requires_grad and args[0]._is_view()
 
 
 def refuse_opaque(model: nn.Module) -> None:

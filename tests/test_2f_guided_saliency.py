@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import common
-from explain import randomisation
+from explain import maps
 
 script = load_script("2f_guided_saliency")
 
@@ -370,9 +370,9 @@ def test_layers_are_randomised_from_the_top_down(toy, images):
         def forward(self, x):
             return self.last(F.relu(self.first(x)).flatten(1))
 
-    groups = randomisation.layers_from_the_top(Turned(), images[:1], 9)
+    groups = maps.layers_from_the_top(Turned(), images[:1], 9)
     assert [[name for name, _ in group] for group in groups] == [["last"], ["first"]]
-    groups = randomisation.layers_from_the_top(toy, images[:1], 2)
+    groups = maps.layers_from_the_top(toy, images[:1], 2)
     assert [[name for name, _ in group] for group in groups] == [["8", "3"], ["1", "0"]]
 
 
@@ -385,7 +385,7 @@ def test_cascading_randomisation(images):
 
     before = state_of(toy)
     runs = [
-        randomisation.cascading_randomisation(toy, images, CLASSES % 4, both, 3, torch.Generator().manual_seed(seed))
+        maps.cascading_randomisation(toy, images, CLASSES % 4, both, 3, torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
     ]
     assert_same_state(before, state_of(toy))
@@ -407,8 +407,8 @@ def test_cascading_randomisation(images):
 
 
 def test_a_constant_map_has_no_rank_correlation():
-    assert randomisation.rank_correlation(np.zeros((3, 3)), np.arange(9.0).reshape(3, 3)) is None
-    assert randomisation.rank_correlation(np.full((3, 3), np.nan), np.arange(9.0).reshape(3, 3)) is None
+    assert maps.rank_correlation(np.zeros((3, 3)), np.arange(9.0).reshape(3, 3)) is None
+    assert maps.rank_correlation(np.full((3, 3), np.nan), np.arange(9.0).reshape(3, 3)) is None
 
 
 @pytest.mark.parametrize(

@@ -225,8 +225,9 @@ def test_run(own_threads, tmp_path, monkeypatch):
     arguments = ["0.png", "1.png", "2.png", *settings, "--batch-size", "2"]
     run_main("2h_mc_dropout", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     folder = tmp_path / "output" / "2h_mc_dropout"
-    results = json.loads((folder / "metrics.json").read_text())["results"]
-    assert results["images"] == 3 and results["passes"] == 12
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["images"]["used"] == 3 and metrics["settings"]["passes"] == 12
+    results = metrics["results"]
     assert 0 < results["mean_mutual_information"] < results["mean_predictive_entropy"] < results["entropy_of_chance"]
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     order = (folder / "uncertainty.csv").read_text().splitlines()[1:]

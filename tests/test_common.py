@@ -170,8 +170,9 @@ def test_write_file_is_all_or_nothing(tmp_path, monkeypatch):
     assert path.read_text() == "one" and list(path.parent.iterdir()) == [path]
 
 
-def test_csv_text_has_six_digits_and_quotes():
-    assert output.csv_text([{"a": 1 / 3, "b": 'x,"y"', "c": None, "d": 7}]) == 'a,b,c,d\n0.333333,"x,""y""",,7\n'
+def test_csv_text_has_six_digits_and_quotes_but_no_lists():
+    rows = [{"a": 1 / 3, "b": 'x,"y"', "c": None, "d": 7, "e": [1]}, {"a": 1, "b": 2, "c": 3, "d": 4, "f": {}}]
+    assert output.csv_text(rows) == 'a,b,c,d\n0.333333,"x,""y""",,7\n1,2,3,4\n'
 
 
 def test_images_of_folders_are_in_a_fixed_order_without_hidden_ones(tmp_path):
