@@ -12,7 +12,7 @@ al. 2014, Deep Inside Convolutional Networks, section 2). Three methods, from no
             Dreaming to Distill, section 3.1)
 
 The priors are in explain/priors.py. How well an archetype is recognised is measured by judges, networks that had no
-part in making it: explain/judges.py.
+part in making it: explain/archetypes.py.
 
     python 2c_class_visualization.py                                           # six classes, three methods
     python 2c_class_visualization.py --classes tarantula --methods gaussian --steps 80     # the fast one
@@ -25,7 +25,6 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from explain.shell import run
 
@@ -36,7 +35,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import common
-from explain import archetypes, judges, priors
+from explain import archetypes, priors
 from explain.ascent_state import State
 from explain.options import above_0, add_settings, fraction, replace_settings, setting
 from explain.priors import GREY
@@ -59,13 +58,11 @@ class Settings:
     rotation_degrees: float = setting(0.0, "maximum random rotation, in degrees")
     noise: float = setting(0.0, "maximum standard deviation of the random noise added to the image (1: black to white)")
     augment_until: float = setting(1.0, "fraction of the steps after which crops, rotation and noise are off", fraction)
-    blur_every: int = setting(0, "blur with the Gaussian kernel every N steps (0: never)", common.whole, "blur_every")
-    blur_px: float = setting(0.0, "initial standard deviation of the Gaussian blur, in pixels", needs="blur_every")
-    final_blur_px: float = setting(0.0, "final standard deviation of the Gaussian blur, in pixels", needs="blur_every")
-    contrast: float = setting(0.0, "final minimum standard deviation of the blurred image", needs="blur_every")
-    statistics: float = setting(
-        0.0, "weight of the distance to photos' channel statistics, in logits", needs="statistics"
-    )
+    blur_every: int = setting(0, "blur with the Gaussian kernel every N steps (0: never)", common.whole)
+    blur_px: float = setting(0.0, "initial standard deviation of the Gaussian blur, in pixels")
+    final_blur_px: float = setting(0.0, "final standard deviation of the Gaussian blur, in pixels")
+    contrast: float = setting(0.0, "final minimum standard deviation of the blurred image")
+    statistics: float = setting(0.0, "weight of the distance to photos' channel statistics, in logits")
     precondition: bool = False  # weight the gradient by the amplitudes of photos; not an option
 
 
@@ -118,9 +115,7 @@ def visualize_classes(
     """
     if method not in METHODS:
         raise common.UserError(f"no method is named {method!r}: valid are {', '.join(METHODS)}")
-    size = size or getattr(model, "input_size", None)
-    if size is None:
-        raise common.UserError("this model has no input_size: give size, in pixels")
+    size = size or model.input_size
     generator = generator or torch.default_generator
     generators = [generator] * len(classes) if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != len(classes):
@@ -235,15 +230,15 @@ def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
 
     The image wraps around at its edges, so that the border is not darkened and every channel keeps its mean.
     """
-    for axis, size in (2, images.shape[2]), (3, images.shape[3]):
-        radius = min(math.ceil(3 * sigma_px), (size - 1) // 2)
-        if radius == 0:
-            continue
-        offsets = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-        kernel = torch.exp(-0.5 * (offsets / sigma_px) ** 2)
-        shape, padding = ((-1, 1), (0, 0, radius, radius)) if axis == 2 else ((1, -1), (radius, radius, 0, 0))
-        weight = (kernel / kernel.sum()).view(1, 1, *shape).expand(images.shape[1], 1, *shape)
-        images = F.conv2d(F.pad(images, padding, mode="circular"), weight, groups=images.shape[1])
+    channels = images.shape[1]
+    for _ in range(2):
+        images = images.transpose(2, 3)
+        radius = min(math.ceil(3 * sigma_px), (images.shape[3] - 1) // 2)
+        if radius > 0:
+            offsets = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+            kernel = torch.exp(-0.5 * (offsets / sigma_px) ** 2)
+            weight = (kernel / kernel.sum()).expand(channels, 1, 1, -1)
+            images = F.conv2d(F.pad(images, (radius, radius, 0, 0), mode="circular"), weight, groups=channels)
     return images
 
 
@@ -260,8 +255,7 @@ def real_photos(
     model: common.Classifier, judge_networks: dict[str, common.Classifier], classes: Sequence[int], dataset: str
 ) -> tuple[dict[int, dict], list[dict]]:
     """Return the measures of the first readable photo of each class in the split dataset, and the files skipped."""
-    photos: dict[int, dict] = {}
-    skipped = []
+    photos, skipped = {}, []
     try:
         files = common.validation_images(dataset)
     except common.UserError:
@@ -272,13 +266,13 @@ def real_photos(
             continue
         try:
             photo = common.read_image(file.path)
-            crops = {network: network.preprocess(photo) for network in (model, *judge_networks.values())}
         except common.UserError as error:
             skipped.append({"path": file.key, "reason": str(error)})
             continue
+        crops = {network: network.preprocess(photo) for network in (model, *judge_networks.values())}
         pictures = {network: Image.fromarray(common.to_pixels(crop)) for network, crop in crops.items()}
-        photos[c] = judges.describe_picture(model, judge_networks, pictures, c)
-        photos[c] |= {"photo": file.key, "bytes": common.size_of(file.path), "path": file.path}
+        photos[c] = {"photo": file.key, "path": file.path}
+        photos[c] |= archetypes.describe_picture(model, judge_networks, pictures, c)
     return photos, skipped
 
 
@@ -307,46 +301,32 @@ def make_archetypes(
     store: common.Rows,
     model: common.Classifier,
     judge_networks: dict[str, common.Classifier],
-    photos: dict[int, dict],
     classes: Sequence[int],
     settings: dict[str, Settings],
-    output: common.OutputFolder,
 ) -> None:
     """Make the archetypes that have no row yet, in batches of one method each."""
-    options, methods = output.options, list(settings)
+    options, methods = store.output.options, list(settings)
     batch_size = min(options.batch_size, len(classes))  # of every batch, see common.explain_batches
-    batches = []  # (start, method, row numbers); sorted, the methods take turns, so that the time left can be estimated
-    for m in range(len(methods)):
+    batches = []  # (method, row numbers)
+    for m, method in enumerate(methods):
         todo = [k for k in store.todo if k % len(methods) == m]
-        batches += [(start, m, todo[start : start + batch_size]) for start in range(0, len(todo), batch_size)]
-    total = sum(settings[methods[m]].steps for _, m, _ in batches)
+        batches += [(method, todo[start : start + batch_size]) for start in range(0, len(todo), batch_size)]
+    total = sum(settings[method].steps for method, _ in batches)
     with tqdm(total=total, unit="step", disable=None, smoothing=0) as progress:
-        for _, m, numbers in sorted(batches):
-            method = methods[m]
+        for method, numbers in batches:
             batch = common.pad([classes[k // len(methods)] for k in numbers], batch_size)
             with common.record_nondeterminism(torch.device(options.device)) as operations:
                 state = run_ascent(model, batch, settings[method], options.seed, store, numbers[0], progress)
             rows = []
             for n, k in enumerate(numbers):
-                row = archetypes.save(state.images[n], batch[n], method, model, judge_networks, output)
-                photo = photos.get(batch[n], {})
-                row |= {"index": k, "photo": photo.get("photo"), "photo_probability": photo.get("probability")}
+                row = archetypes.save(state.images[n], batch[n], method, model, judge_networks, store.output)
+                row |= {"index": k, "settings": dataclasses.asdict(settings[method])}
                 row |= {"starts": state.starts[n], "zero_gradient_steps": state.zero_gradient_steps[n]}
-                row["settings"] = dataclasses.asdict(settings[method])
                 row["scores"] = [[i, state.scores[i][n]] for i in range(0, state.step, SCORE_EVERY)]
                 row["scores"].append([state.step, row["logit"]])
                 rows.append({**row, "nondeterministic": sorted(operations)} if operations else row)
             store.append(rows)
             store.remove_state(numbers[0])
-
-
-def describe_method(model: common.Classifier, settings: Settings) -> dict[str, Any]:
-    """Return what metrics.json says of a method beside its results."""
-    return {
-        "settings": dataclasses.asdict(settings),
-        "grey_distance_limit": priors.grey_distance_limit(model, settings.max_grey_distance),
-        "sides_px": growing_sides(model, settings, model.input_size),
-    }
 
 
 def main() -> None:
@@ -360,7 +340,7 @@ def main() -> None:
         action="append",
         metavar="MODEL",
         help="network that has no part in making the archetypes and judges them: a name as for --model, or NAME=FILE "
-        f"with its weights; can be repeated; `none` for no judge (default: {judges.JUDGES[0]})",
+        f"with its weights; can be repeated; `none` for no judge (default: {archetypes.JUDGES[0]})",
     )
     add_settings(parser, METHODS)
     options = parser.parse_args()
@@ -369,19 +349,17 @@ def main() -> None:
     names = range(len(model.categories)) if options.classes == ["all"] else options.classes
     classes = list(dict.fromkeys(common.find_class(str(name), model.categories) for name in names))
     settings = {method: replace_settings(METHODS[method], options) for method in dict.fromkeys(options.methods)}
-    judge_networks = judges.load_judges(options.judge, model, options.device)
-    photos, skipped = real_photos(model, judge_networks, classes, options.dataset)
+    judge_networks = archetypes.load_judges(options.judge, model, options.device)
 
-    inputs = [(c, photo["photo"], photo["bytes"]) for c, photo in photos.items()]
-    run_settings = common.run_settings(options, output.source, model, inputs)
+    run_settings = common.run_settings(options, output.source, model, inputs=[])
     run_settings |= {"classes": classes, "methods": list(settings)}
     run_settings["judges"] = {name: f"{j.weights}, SHA-256 {j.sha256}" for name, j in judge_networks.items()}
     # row number class * methods + method, so that a shard has whole classes
     store = common.Rows(output, options, run_settings, len(classes) * len(settings), unit=len(settings))
-    make_archetypes(store, model, judge_networks, photos, classes, settings, output)
+    make_archetypes(store, model, judge_networks, classes, settings)
     rows = store.complete()
-    descriptions = {method: describe_method(model, of_method) for method, of_method in settings.items()}
-    archetypes.write_summary(rows, photos, skipped, model, judge_networks, descriptions, output)
+    photos, skipped = real_photos(model, judge_networks, classes, options.dataset)
+    archetypes.write_summary(rows, photos, skipped, model, judge_networks, output)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,6 @@ Nothing here imports an exercise or common.py. Each line knows those above it, a
 - files, shell, pictures, evaluation
 - checkpoints, inference; rectifiers, dropout; maps; labels, sample, options
 - networks
-- figures, output; priors, judges
+- figures, output; priors
 - rows; ascent_state, archetypes
 """

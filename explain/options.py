@@ -29,32 +29,22 @@ above_0 = number("above 0", lambda value: value > 0)
 fraction = number("above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
-def setting(default: Any, meaning: str, kind: Callable[[str], Any] = at_least_0, needs: str = "") -> Any:
-    """Return a dataclass field that is also an option; `needs` names a setting without which it has no effect."""
-    return dataclasses.field(default=default, metadata={"help": meaning, "type": kind, "needs": needs})
-
-
-def setting_names(settings: Any) -> list[str]:
-    """Return the names of the settings that are options and have an effect."""
-    fields = [field for field in dataclasses.fields(settings) if field.metadata]
-    return [f.name for f in fields if not f.metadata["needs"] or getattr(settings, f.metadata["needs"])]
+def setting(default: Any, meaning: str, kind: Callable[[str], Any] = at_least_0) -> Any:
+    """Return a dataclass field that is also an option."""
+    return dataclasses.field(default=default, metadata={"help": meaning, "type": kind})
 
 
 def add_settings(parser: argparse.ArgumentParser, methods: dict[str, Any]) -> None:
-    """Add an option for each setting, whose help has the default of each method in which it has an effect."""
+    """Add an option for each setting, whose help has the default of each method."""
     for field in dataclasses.fields(next(iter(methods.values()))):
-        users = {name: settings for name, settings in methods.items() if field.name in setting_names(settings)}
-        if users:
-            defaults = ", ".join(f"{name} {getattr(settings, field.name):g}" for name, settings in users.items())
-            parser.add_argument(
-                "--" + field.name.replace("_", "-"),
-                type=field.metadata["type"],
-                metavar="N",
-                help=f"{field.metadata['help']} (default: {defaults})",
-            )
+        if field.metadata:
+            defaults = ", ".join(f"{name} {getattr(settings, field.name):g}" for name, settings in methods.items())
+            help_text = f"{field.metadata['help']} (default: {defaults})"
+            flag = "--" + field.name.replace("_", "-")
+            parser.add_argument(flag, type=field.metadata["type"], metavar="N", help=help_text)
 
 
 def replace_settings(settings: Any, options: argparse.Namespace) -> Any:
-    """Return the settings with the values that were given as options, where these have an effect."""
-    values = {name: getattr(options, name) for name in setting_names(settings)}
+    """Return the settings with the values that were given as options."""
+    values = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(settings)}
     return dataclasses.replace(settings, **{name: value for name, value in values.items() if value is not None})

@@ -7,6 +7,7 @@ statistics of photos in all layers of the network (Yin et al. 2020, Dreaming to 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,29 +26,21 @@ from explain.evaluation import device_of
 COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / 0.4619
 
 
-def amplitudes(height: int, width: int) -> Tensor:
-    """Return the amplitude of photos at the frequencies of `rfft2`, up to a factor: (height, width // 2 + 1).
-
-    It is inversely proportional to the frequency (Field 1987, Relations between the statistics of natural images);
-    at frequency 0, the mean, it is set to 0.
-    """
-    vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]  # cycles per pixel
-    frequency = torch.sqrt(vertical**2 + horizontal**2)
-    return torch.where(frequency > 0, 1 / frequency, 0)
-
-
 def precondition(gradient: Tensor) -> Tensor:
     """Return a pixel gradient (N, 3, H, W) whose frequencies and colours are weighted by their amplitudes in photos.
 
-    The weights are one over the frequency, and the root of the colours' covariance, so that equal steps change an
-    image as photos differ (Olah et al. 2017, Feature Visualization, "Preconditioning and Parameterization"). The mean
-    of each colour does not change: otherwise it would go farther than all else, and SqueezeNet's archetypes turn dark.
-    Each image's gradient keeps its norm.
+    Equal steps then change an image as photos differ (Olah et al. 2017, Feature Visualization, "Preconditioning and
+    Parameterization"). The mean of each colour does not change: otherwise it would go farther than all else, and
+    SqueezeNet's archetypes turn dark. Each image's gradient keeps its norm.
     """
     height, width = gradient.shape[2:]
+    vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]  # cycles per pixel
+    frequency = torch.sqrt(vertical**2 + horizontal**2)
+    # in photos; up to a factor (Field 1987, Relations between the statistics of natural images)
+    amplitudes = torch.where(frequency > 0, 1 / frequency, 0).to(gradient)
     variances, axes = torch.linalg.eigh(COLOURS @ COLOURS.T)
     root = (axes * variances.sqrt() @ axes.T).to(gradient)
-    spectrum = torch.fft.rfft2(torch.einsum("dc,nchw->ndhw", root, gradient)) * amplitudes(height, width).to(gradient)
+    spectrum = torch.fft.rfft2(torch.einsum("dc,nchw->ndhw", root, gradient)) * amplitudes
     step = torch.fft.irfft2(spectrum, s=(height, width))
     before, after = (torch.linalg.vector_norm(t, dim=(1, 2, 3), keepdim=True) for t in (gradient, step))
     return step * torch.where(after > 0, before / after, 0)
@@ -73,11 +66,7 @@ def random_affine(
     cos, sin = zoom * angle.cos(), zoom * angle.sin()
     matrices = torch.stack([cos * flip, -sin, shift[:, 0], sin * flip, cos, shift[:, 1]], 1)  # (N, 6)
     grid = F.affine_grid(matrices.view(-1, 2, 3), [len(matrices), 3, side, side], align_corners=False)
-
-    def transform(images: Tensor) -> Tensor:
-        return F.grid_sample(images, grid.to(images.device), padding_mode="reflection", align_corners=False)
-
-    return transform
+    return lambda images: F.grid_sample(images, grid.to(images.device), padding_mode="reflection", align_corners=False)
 
 
 def random_noise(generators: Sequence[torch.Generator], side: int, noise: float) -> Tensor:
@@ -90,7 +79,6 @@ def random_noise(generators: Sequence[torch.Generator], side: int, noise: float)
 # The colours and channel statistics of photos
 
 GREY = 0.5  # zero after the normalisation of each network here, give or take 0.1
-NO_LIMIT = 0.5  # root mean square distance of black or white from grey, the largest there is
 # mean and standard deviation of red, green and blue on ImageNet, as in torchvision's normalisation
 PHOTO_COLOURS = {"mean": [0.485, 0.456, 0.406], "spread": [0.229, 0.224, 0.225]}
 
@@ -117,7 +105,7 @@ def grey_distance_limit(model: nn.Module, max_grey_distance: float) -> float:
     The archetypes of efficientnet_lite0 end at 0.16 to 0.26 without a limit (photos: 0.23). Those of SqueezeNet, whose
     steps agree from one augmentation to the next, reach 0.4 and are cut off at white (docs/archetypes.md).
     """
-    return NO_LIMIT if has_batch_norm(model) else max_grey_distance
+    return 0.5 if _batch_norms(model) else max_grey_distance  # black and white are no farther from grey than 0.5
 
 
 class _StatisticsPrior(torch.autograd.Function):
@@ -148,11 +136,6 @@ class _StatisticsPrior(torch.autograd.Function):
         return torch.addcmul(gradient + level[:, :, None, None], values, slope[:, :, None, None]), None, None, None
 
 
-def has_batch_norm(model: nn.Module) -> bool:
-    """Return True for a network that has batch norms with running statistics, or had them before they were folded."""
-    return bool(_batch_norms(model))
-
-
 def channel_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]:
     """Return a network's layers whose statistics on photos are known, as (function that registers a hook, mean, std).
 
@@ -160,15 +143,13 @@ def channel_statistics(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]
     first layer and the convolutions that do not widen, which say as much and cost a tenth. A network without batch
     norm (VGG, AlexNet, SqueezeNet) has one entry, its input: the colours of photos.
     """
-    layers = _batch_norms(model)
-    if not layers:
-        device = device_of(model)
-        colours = (torch.tensor(values, device=device) for values in PHOTO_COLOURS.values())
-        layers = [(model.register_forward_pre_hook, *colours)]
+    colours = (torch.tensor(values, device=device_of(model)) for values in PHOTO_COLOURS.values())
+    layers = _batch_norms(model) or [(model.register_forward_pre_hook, *colours)]
     return [(register, mean, std.clamp(min=1e-2)) for register, mean, std in layers]
 
 
 def _batch_norms(model: nn.Module) -> list[tuple[Callable, Tensor, Tensor]]:
+    """Return the entries of `channel_statistics` from batch norms with running statistics, folded or not."""
     layers: list[tuple[Callable, Tensor, Tensor]] = []
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
@@ -190,15 +171,11 @@ def statistics_prior(layers: Sequence[tuple[Callable, Tensor, Tensor]], weight: 
     archetype depends on the others, and distances are relative, so that all channels count alike.
     """
 
-    def hook_for(mean: Tensor, std: Tensor) -> Callable:
-        def hook(_: nn.Module, inputs: Any, output: Tensor | None = None) -> Any:
-            if output is None:  # a pre-hook
-                return (_StatisticsPrior.apply(inputs[0], mean, std, weight / len(layers)), *inputs[1:])
-            return _StatisticsPrior.apply(output, mean, std, weight / len(layers))
-
-        return hook
+    def hook(mean: Tensor, std: Tensor, _: nn.Module, inputs: Any, output: Tensor | None = None) -> Tensor:
+        values = inputs[0] if output is None else output  # a pre-hook has no output yet
+        return _StatisticsPrior.apply(values, mean, std, weight / len(layers))
 
     with contextlib.ExitStack() as hooks:
         for register, mean, std in layers:
-            hooks.enter_context(register(hook_for(mean, std)))
+            hooks.enter_context(register(functools.partial(hook, mean, std)))
         yield

@@ -18,7 +18,7 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 import common
-from explain import ascent_state, judges, priors
+from explain import archetypes, ascent_state, priors
 
 script = load_script("2c_class_visualization")
 SIZE = 8
@@ -359,7 +359,6 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_class(bad):
     ("arguments", "message"),
     [
         (dict(classes=[0], method="cubist", size=SIZE), "no method is named 'cubist'"),
-        (dict(classes=[0], method="plain"), "no input_size"),
         (dict(classes=[0, 4], method="plain", size=SIZE), "class ids must be 0 to 3"),
         (dict(classes=[0, 1], method="plain", size=SIZE, generator=seeds(0)), "1 generators for 2 classes"),
     ],
@@ -370,6 +369,8 @@ def test_what_cannot_be_asked_for(linear, arguments, message):
 
 
 def test_the_size_is_the_models_own_where_it_has_one(linear):
+    with pytest.raises(AttributeError, match="has no attribute 'input_size'"):
+        script.visualize_classes(linear, [0], "plain", steps=1)
     linear.input_size = SIZE
     assert script.visualize_classes(linear, [0], "plain", steps=1).shape == (1, 3, SIZE, SIZE)
 
@@ -380,7 +381,7 @@ def test_a_picture_is_measured_as_it_was_saved(linear):
     pixels = torch.randint(0, 256, (SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).byte()
     logits = linear(pixels.permute(2, 0, 1)[None] / 255)[0].double()
     for c in range(4):
-        result = judges.measure(linear, Image.fromarray(pixels.numpy()), c)
+        result = archetypes.measure(linear, Image.fromarray(pixels.numpy()), c)
         assert result["logit"] == pytest.approx(logits[c].item())
         assert result["probability"] == pytest.approx((logits[c].exp() / logits.exp().sum()).item())
         assert result["rank"] == 1 + logits.argsort(descending=True).tolist().index(c)
@@ -437,7 +438,7 @@ def test_the_summary_of_all_classes():
         row_of_ranks(1, a=1, b=6),
     ]
     reference = {"mean": [0.5, 0.5, 0.2], "spread": [0.2, 0.2, 0.2]}
-    summary = judges.summarise(rows, ["a", "b"], reference)
+    summary = archetypes.summarise(rows, reference)
     a, b = summary["judges"]["a"], summary["judges"]["b"]
     assert (summary["classes"], summary["top1"], summary["top5"]) == (4, 0.75, 1)
     assert (a["top1"], a["top5"], b["top1"], b["top5"]) == (0.5, 0.75, 0, 0.5)
@@ -446,13 +447,17 @@ def test_the_summary_of_all_classes():
     assert summary["colours"]["distance_from_photos"] == pytest.approx(math.sqrt(0.3**2 / 6))
 
 
-def test_the_least_recognised_come_first_by_the_geometric_mean_of_their_ranks():
-    rows = [row_of_ranks(1, a=4, b=9), row_of_ranks(1, a=100, b=1), row_of_ranks(1, a=1, b=1)]
-    rows = [{**row, "class": c, "name": f"name {c}", "method": "natural"} for c, row in enumerate(rows)]
-    lines = judges.least_recognised(rows, ["a", "b"])
-    assert [(line["class"], line["mean_rank"]) for line in lines] == [(1, 10), (0, 6), (2, 1)]
-    assert (lines[0]["rank_by_a"], lines[0]["rank_by_b"]) == (100, 1)
-    assert judges.least_recognised([{**rows[0], "judges": {}}], []) == []
+def test_a_line_of_the_tables_has_the_ranks_by_all_judges_and_their_geometric_mean():
+    others = dict.fromkeys(archetypes.COLUMNS) | {"settings": {"steps": 2}}
+    rows = [
+        others | row_of_ranks(1, a=4, b=9),
+        others | row_of_ranks(1, a=100, b=1),
+        others | row_of_ranks(1, a=1, b=1),
+    ]
+    lines = [archetypes.table_line(row, photo={}) for row in rows]
+    assert [line["mean_rank"] for line in lines] == [6, 10, 1]
+    assert (lines[1]["rank_by_a"], lines[1]["rank_by_b"]) == (100, 1)
+    assert "mean_rank" not in archetypes.table_line(others | row_of_ranks(1), photo={})
 
 
 def test_a_judge_sees_the_whole_picture_at_its_own_size(linear):
@@ -461,16 +466,16 @@ def test_a_judge_sees_the_whole_picture_at_its_own_size(linear):
     picture = Image.fromarray(pixels.numpy())
     small = torch.from_numpy(np.array(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
     logits = linear(small.permute(2, 0, 1)[None] / 255)[0]
-    assert judges.measure(linear, picture, 1)["logit"] == pytest.approx(logits[1].item())
+    assert archetypes.measure(linear, picture, 1)["logit"] == pytest.approx(logits[1].item())
 
 
 def test_the_default_judge_is_not_the_network_explained():
     lite0, lite2 = common.load_model(), common.load_model("efficientnet_lite2")
-    assert list(judges.load_judges(None, lite0, "cpu")) == ["efficientnet_lite2"]
-    assert list(judges.load_judges(None, lite2, "cpu")) == ["efficientnet_lite0"]
-    assert judges.load_judges(["none"], lite0, "cpu") == {}
+    assert list(archetypes.load_judges(None, lite0, "cpu")) == ["efficientnet_lite2"]
+    assert list(archetypes.load_judges(None, lite2, "cpu")) == ["efficientnet_lite0"]
+    assert archetypes.load_judges(["none"], lite0, "cpu") == {}
     with pytest.raises(common.UserError, match="is the network that is explained"):
-        judges.load_judges(["efficientnet_lite0"], lite0, "cpu")
+        archetypes.load_judges(["efficientnet_lite0"], lite0, "cpu")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -497,21 +502,21 @@ def test_command_line(tmp_path):
         for file in folder.rglob("*.png"):
             file.unlink()  # so that the second run has to write them again
     assert runs[0] == runs[1]
-    archetypes = {f"archetypes/{c}_{m}.png" for c in ("76_tarantula", "1_goldfish") for m in script.METHODS}
-    tables = {"archetypes.csv", "recognised.csv", "least_recognised.csv"}
-    assert set(files) == archetypes | tables | {"archetypes.png", "scores.png", "rows.jsonl", "run.json"}
-    for name in archetypes:
+    pictures = {f"archetypes/{c}_{m}.png" for c in ("76_tarantula", "1_goldfish") for m in script.METHODS}
+    tables = {"archetypes.csv", "least_recognised.csv"}
+    assert set(files) == pictures | tables | {"archetypes.png", "scores.png", "rows.jsonl", "run.json"}
+    for name in pictures:
         assert Image.open(io.BytesIO(files[name])).size == (224, 224)
     rows = [json.loads(line) for line in files["rows.jsonl"].decode().splitlines()]
     assert [(row["class"], row["method"]) for row in rows] == [(c, m) for c in (76, 1) for m in script.METHODS]
     for row in rows:
-        assert row["settings"]["steps"] == 2 and row["photo"] is None
+        assert row["settings"]["steps"] == 2
         assert 0 < row["probability"] < 1 and 1 <= row["rank"] <= 1000 and math.isfinite(row["logit"])
         assert [step for step, _ in row["scores"]] == [0, 2] and row["scores"][-1][1] == row["logit"]
         assert 1 <= row["judges"]["timm/test_efficientnet"]["rank"] <= 1000
     lines = {name: list(csv.DictReader(files[name].decode().splitlines())) for name in tables}
     assert [int(line["class"]) for line in lines["archetypes.csv"]] == [76, 76, 76, 1, 1, 1]
-    assert len(lines["recognised.csv"]) == 2 * len(script.METHODS)  # itself and the judge; no photos
+    assert {line["photo"] for line in lines["archetypes.csv"]} == {""}
     worst = [float(line["mean_rank"]) for line in lines["least_recognised.csv"]]
     assert len(worst) == 6 and worst == sorted(worst, reverse=True)
     results = metrics["results"]
@@ -529,11 +534,10 @@ def test_without_a_judge_there_is_no_table_of_what_judges_miss(tmp_path, monkeyp
     run_main("2c_class_visualization", *options, cwd=tmp_path, monkeypatch=monkeypatch)
     folder = tmp_path / "output" / "2c_class_visualization"
     assert json.loads((folder / "metrics.json").read_text())["results"]["plain"]["judges"] == {}
-    assert not (folder / "least_recognised.csv").exists() and (folder / "recognised.csv").exists()
+    assert not (folder / "least_recognised.csv").exists() and (folder / "archetypes.csv").exists()
 
 
-def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
-    """A kernel given as an option does not turn the plain method into the other one."""
+def test_options_reach_all_methods(tmp_path, monkeypatch):
     used = {}
 
     def pretend(model, classes, settings, generators, size, state):
@@ -553,15 +557,14 @@ def test_options_reach_the_methods_that_have_them(tmp_path, monkeypatch):
         monkeypatch=monkeypatch,
     )
     plain, gaussian, natural = (used[method] for method in script.METHODS)
-    assert (plain.blur_every, plain.l2, plain.steps) == (0, 0.25, 2)
+    assert (plain.blur_every, plain.l2, plain.steps) == (3, 0.25, 2)
     assert (gaussian.blur_every, gaussian.blur_px, gaussian.l2) == (3, 1.5, 0.25)
     assert gaussian.zoom_to == script.METHODS["gaussian"].zoom_to
-    assert [settings.statistics for settings in used.values()] == [0, 0, 5]
+    assert {settings.statistics for settings in used.values()} == {5}
     assert {settings.noise for settings in used.values()} == {0.125}
     assert (natural.blur_every, natural.l2) == (3, 0.25)
     assert {settings.first_size for settings in used.values()} == {0.5}
     results = json.loads((tmp_path / "output/2c_class_visualization/metrics.json").read_text())["results"]
-    assert results["natural"]["sides_px"] == [112, 160, 224]
     assert {results[method]["grey_distance_limit"] for method in script.METHODS} == {0.5}  # it has batch norms
     lines = (tmp_path / "output/2c_class_visualization/rows.jsonl").read_text().splitlines()
     own = [row["probability"] for row in map(json.loads, lines) if row["method"] == "plain"]
@@ -604,9 +607,9 @@ def test_the_real_photo_stands_beside_the_archetype(tmp_path, monkeypatch):
         monkeypatch=monkeypatch,
     )
     folder = tmp_path / "output" / "2c_class_visualization"
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    assert [row["photo"] for row in rows] == ["DL_data_p/76/b.jpg", None]
-    assert 0 < rows[0]["photo_probability"] < 1 and rows[1]["photo_probability"] is None
+    lines = list(csv.DictReader((folder / "archetypes.csv").read_text().splitlines()))
+    assert [line["photo"] for line in lines] == ["DL_data_p/76/b.jpg", ""]
+    assert 0 < float(lines[0]["photo_probability"]) < 1 and lines[1]["photo_probability"] == ""
     (skipped,) = json.loads((folder / "metrics.json").read_text())["images"]["skipped"]
     assert skipped["path"] == "DL_data_p/76/a.jpg" and "is not an image" in skipped["reason"]
 

@@ -132,7 +132,7 @@ def test_statistics_are_the_same_before_and_after_folding():
     folded = copy.deepcopy(model)
     assert inference.fold_batch_norms(folded, images) == 2
     assert len(priors.channel_statistics(model)) == len(priors.channel_statistics(folded)) == 2
-    assert priors.has_batch_norm(model) and priors.has_batch_norm(folded)
+    assert priors.grey_distance_limit(model, 0.25) == priors.grey_distance_limit(folded, 0.25) == 0.5
     torch.testing.assert_close(gradient_of(model, images, 5.0), gradient_of(folded, images, 5.0))
     assert (gradient_of(model, images, 5.0) - gradient_of(model, images, 0.0)).abs().max() > 0.01
 
@@ -150,7 +150,7 @@ def test_of_folded_layers_the_first_and_those_that_do_not_widen():
 
 def test_a_network_without_batch_norm_has_the_colours_of_photos():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
-    assert not priors.has_batch_norm(model)
+    assert priors.grey_distance_limit(model, 0.25) == 0.25
     images = torch.rand(2, 3, 8, 8, generator=generators(0)[0]).double()
     leaf = images.clone().requires_grad_()
     mean, spread = (torch.tensor(v).double()[:, None, None] for v in priors.PHOTO_COLOURS.values())

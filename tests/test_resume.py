@@ -354,7 +354,7 @@ def test_the_code_that_a_run_depends_on_is_what_its_script_imports():
 
     shared = {"common.py", *(f"explain/{noun}.py" for noun in ("rows", "networks", "inference", "pictures", "errors"))}
     assert shared < names("2b_evaluate") and "2b_evaluate.py" in names("2b_evaluate")
-    only_of_2c = {"explain/judges.py", "explain/priors.py"}
+    only_of_2c = {"explain/archetypes.py", "explain/priors.py"}
     assert only_of_2c < names("2c_class_visualization") and not only_of_2c & names("2b_evaluate")
     assert "2e_saliency.py" in names("2f_guided_saliency") and "2e_saliency.py" not in names("2h_mc_dropout")
 
