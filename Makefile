@@ -47,12 +47,12 @@ $(OUTPUT)/%/metrics.json: %.py $(SHARED_CODE) $(INSTALLED) $(DATA)
 test: .venv/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest -q -m "not long"
+	$(RUN) -m pytest -q -n 2 --dist worksteal -m "not long"
 
 test-long: .venv/installed-dev
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist worksteal
 
 .venv/installed-bench: .venv/installed-dev benchmarks/requirements.txt
 	$(RUN) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt

@@ -91,14 +91,12 @@ def check(name: str) -> dict:
     places = plain.abs().flatten().topk(PIXELS).indices  # rounding matters least where it is largest
     exact = plain.view(-1)[places]
     errors = []  # of the worst pixel, for each step
+    ups = torch.zeros(PIXELS, *image.shape[1:], dtype=image.dtype)
+    ups.view(PIXELS, -1)[torch.arange(PIXELS), places] = 1
     with torch.no_grad():
         for length in STEPS:
-            differences = []
-            for place in places.tolist():
-                step = torch.zeros_like(image)
-                step.view(-1)[place] = length
-                differences.append((model(image + step) - model(image - step))[0, classes] / (2 * length))
-            errors.append(float(((torch.cat(differences) - exact) / exact).abs().max()))
+            above, below = model(torch.cat([image + length * ups, image - length * ups]))[:, classes[0]].chunk(2)
+            errors.append(float((((above - below) / (2 * length) - exact) / exact).abs().max()))
     found = {"name": name, "finite_difference": min(errors)}
     try:
         gradient, seen = guided_gradient(model, image, classes)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import multiprocessing
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from importlib import import_module as load_script  # by its name without .py
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+# Each worker of pytest-xdist, and all that it starts, has a core of its own and computes in one thread: the threads of
+# several would wait for each other more than they compute.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(cores)]})
 
 import pytest
 import torch
@@ -24,24 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"  # real photos and a second network; may be absent
 
 
-def load_script(name: str):
-    """The module of a script, by its name without .py."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
-    """Run a script as a user would, in the folder `cwd`."""
-    command = [sys.executable, str(ROOT / f"{name}.py"), *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "100"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=600)
-
-
 def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same inside this process (no four seconds of imports): calls main(), lets its errors through."""
+    """Run a script in the folder `cwd`, in this process: calls main(), lets its errors through."""
     monkeypatch.chdir(cwd)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     try:
@@ -53,7 +47,7 @@ def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.Monke
 # Six scripts on a network of 0.1 million parameters, in fractions of a second: what is looked at here is
 # what they leave behind. Eight images in batches of three, one of them broken.
 TINY = ["--model", "timm/test_resnet", "--weights", "random", "--batch-size", "3", "--dataset", "data"]
-TINY += ["--threads", "1"]  # two would wait for each other more than they compute
+TINY += ["--threads", "1", "--show", "2"]  # two threads would wait for each other more than they compute
 ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "6", "--zoom-from", "0.7"]
 ASCENT += ["--judge", "timm/test_efficientnet=random"]
 SCRIPTS = {
@@ -81,12 +75,25 @@ def own_signals():
         signal.signal(number, handler)
 
 
-@pytest.fixture
-def own_threads():
-    """Scripts that run in this process set the number of threads; afterwards it is what it was."""
+@pytest.fixture(autouse=True)
+def own_threads_and_randomness():
+    """Each test begins with the same, whichever ran before: scripts that run in this process set the threads."""
     before = torch.get_num_threads()
+    torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+def ends_within(seconds: float, is_running: Callable[[], bool]) -> bool:
+    """Return True if it ends in time, by a clock of hundredths of a second that this process sleeps.
+
+    A machine that is busy with other things makes both wait alike.
+    """
+    for _ in range(int(100 * seconds)):
+        if not is_running():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def save_inputs(folder: Path) -> None:
@@ -108,43 +115,63 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def start_script(name: str, *arguments: object, cwd: Path, killed_at: int | None = None) -> multiprocessing.Process:
+def start_script(
+    name: str,
+    *arguments: object,
+    cwd: Path,
+    said: Path | None = None,
+    stop_at: int | None = None,
+    by: signal.Signals = signal.SIGKILL,
+) -> multiprocessing.Process:
     """Start a script in a process of its own, forked from one that has imported everything but computed nothing.
 
-    What it prints goes to said.out and said.err in `cwd`, to said.events how often it was about to touch a file of its
-    output, and to said.peak the most memory that it had (kB). It gets SIGKILL at the event with the number `killed_at`:
-    between two of them a kill finds the same files, whenever it comes.
+    What it prints goes to said.out and said.err in the folder `said` (default: `cwd`), to said.events how often it was
+    about to touch a file of its output, and to said.peak the most memory that it had (kB). It gets the signal `by` at
+    the event with the number `stop_at`: between two of them a kill finds the same files, whenever it comes.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["conftest", "common", "scipy.stats", "sklearn.metrics"])
-    process = server.Process(target=_script, args=(name, [*map(str, arguments)], cwd, killed_at))
+    given = (name, [*map(str, arguments)], cwd, said or cwd, stop_at, by)
+    process = server.Process(target=_script, args=given, daemon=True)  # ended with this one, should it hang
     process.start()
     return process
 
 
-def _script(name: str, arguments: list[str], cwd: Path, killed_at: int | None) -> None:
+def _script(name: str, arguments: list[str], cwd: Path, said: Path, stop_at: int | None, by: signal.Signals) -> None:
     os.chdir(cwd)
+    os.environ["COLUMNS"] = "100"
     for number, file in ((1, "said.out"), (2, "said.err")):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(said / file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     events = 0
 
     def touches(event: str, given: tuple) -> None:
         nonlocal events
         if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.truncate") and "output/" in str(given[0]):
             events += 1
-            if events == killed_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if events == stop_at:
+                (said / "said.stop").touch()
+                os.kill(os.getpid(), by)
 
     sys.addaudithook(touches)
-    sys.argv = [f"{name}.py", *arguments]
+    script = str(ROOT / f"{name}.py")
+    sys.argv = [script, *arguments]
     try:
-        shell.run(load_script(name).main)
+        runpy.run_path(script, run_name="__main__")
     finally:
         sys.stdout.flush()
-        Path("said.events").write_text(str(events))
+        (said / "said.events").write_text(str(events))
         if os.path.exists("/proc/self/status"):
             # getrusage's maximum counts what the parent had before
-            Path("said.peak").write_text(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+            (said / "said.peak").write_text(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
+
+
+def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a script by `start_script` to its end, whatever that is."""
+    with TemporaryDirectory() as folder:
+        process = start_script(name, *arguments, cwd=cwd, said=Path(folder))
+        process.join(600)
+        said = [Path(folder, file).read_text() for file in ("said.out", "said.err")]
+    return subprocess.CompletedProcess(name, process.exitcode, *said)
 
 
 def finish_script(name: str, *arguments: object, cwd: Path) -> str:

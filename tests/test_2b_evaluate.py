@@ -98,10 +98,10 @@ def test_run(tmp_path, monkeypatch):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["found"] == 10 and metrics["images"]["used"] == 9
     assert metrics["results"]["images"] == 9 and metrics["results"]["classes_present"] == 3
-    per_class = list(csv.DictReader((folder / "classes.csv").open()))
+    per_class = list(csv.DictReader((folder / "classes.csv").read_text().splitlines()))
     assert [(row["class"], row["images"]) for row in per_class] == [("5", "3"), ("76", "3"), ("130", "3")]
-    assert sum(int(row["images"]) for row in csv.DictReader((folder / "confusion.csv").open())) == 9
-    assert sum(int(row["images"]) for row in csv.DictReader((folder / "calibration.csv").open())) == 9
+    assert sum(int(row["images"]) for row in csv.DictReader((folder / "confusion.csv").read_text().splitlines())) == 9
+    assert sum(int(row["images"]) for row in csv.DictReader((folder / "calibration.csv").read_text().splitlines())) == 9
     assert {p.name for p in folder.glob("*.png")} == {"reliability.png", "confusion.png", "mistakes.png"}
     with pytest.raises(common.UserError, match="broken.png"):
         run_main("2b_evaluate", "--strict", cwd=tmp_path, monkeypatch=monkeypatch)

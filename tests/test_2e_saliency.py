@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
+from conftest import ROOT, SHARED, Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
 from torch import nn
 
 import common
@@ -230,7 +232,8 @@ def test_errors_are_one_sentence(arguments, says, tmp_path, monkeypatch, capsys)
 
 def test_from_a_shell(tmp_path):
     save_photo(tmp_path / "a b.png")
-    done = run_script("2e_saliency", "a b.png", cwd=tmp_path)
+    command = [sys.executable, ROOT / "2e_saliency.py", "a b.png"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""  # no progress bar where there is no terminal
     assert done.stdout.splitlines()[-1] == "output/2e_saliency/metrics.json"
     done = run_script("2e_saliency", "a b.png", "--model", "resnet19", cwd=tmp_path)

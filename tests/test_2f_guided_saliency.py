@@ -246,6 +246,7 @@ def test_operations_that_cannot_be_seen_are_an_error(hide, images):
         script.guided_saliency_maps(hidden, images, CLASSES)
 
 
+@pytest.mark.filterwarnings("ignore:Setting backward hooks:UserWarning")
 def test_equal_to_captum_where_captum_is_right_and_different_where_it_is_not(images):
     """captum 0.9 hooks nn.ReLU: right for a VGG; the plain gradient for ReLU6 and functional rectifiers."""
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -84,7 +84,7 @@ def test_the_deterministic_pass_comes_with_the_sampled_ones(images, share, monke
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("factor", [1, 2])
-def test_the_script_and_the_public_function_share_their_core(factor, share, own_threads, tmp_path, monkeypatch):
+def test_the_script_and_the_public_function_share_their_core(factor, share, tmp_path, monkeypatch):
     """The same logits, bit for bit; a factor in the core changes the rows and the public function alike."""
     core, row_of, rows_of = script.single_and_mc_logits, script.uncertainty, []
 
@@ -218,7 +218,7 @@ def test_uncertainty_by_hand():
     assert once["variance"] is None and once["leading"][2]["standard_deviation"] is None
 
 
-def test_run(own_threads, tmp_path, monkeypatch):
+def test_run(tmp_path, monkeypatch):
     for i in range(3):
         save_photo(tmp_path / f"{i}.png", i)
     settings = [*TINY, "--dropout", "0.5", "--passes", "12"]
@@ -239,7 +239,7 @@ def test_run(own_threads, tmp_path, monkeypatch):
     assert again[2]["predictive_entropy"] == pytest.approx(rows[2]["predictive_entropy"], abs=1e-5)
 
 
-def test_dropout_on_request(own_threads, tmp_path, monkeypatch):
+def test_dropout_on_request(tmp_path, monkeypatch):
     save_photo(tmp_path / "one.png")
     arguments = ["one.png", "--model", "timm/resnet18", "--weights", "random", "--passes", "5"]
     run_main("2h_mc_dropout", *arguments, "--dropout", "0.3", cwd=tmp_path, monkeypatch=monkeypatch)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, load_script
 
-bench = load_script("benchmarks/bench")
-archetypes = load_script("benchmarks/archetypes")
+bench = load_script("benchmarks.bench")
+archetypes = load_script("benchmarks.archetypes")
 
 
 class FakeSide:

@@ -96,6 +96,7 @@ def test_any_size_can_be_seen(size, tmp_path):
     assert pixels.shape == (3, 224, 224) and 0 <= pixels.min() <= pixels.max() <= 1
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_files_that_cannot_be_read_say_why(tmp_path):
     whole = save_photo(tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "empty.jpg").write_bytes(b"")

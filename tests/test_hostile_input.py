@@ -20,7 +20,7 @@ import time
 import zipfile
 import zlib
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +44,7 @@ process_data = load_script("process_data")
 
 @pytest.fixture(autouse=True)
 def no_hang():
-    """A hang is a failure after two minutes, not a night."""
+    """A hang is a failure after ten minutes, not a night."""
     if not hasattr(signal, "SIGALRM"):
         yield
         return
@@ -53,7 +53,7 @@ def no_hang():
         pytest.fail("this input hangs")  # which no `except OSError` of the code takes for its own
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(120)
+    signal.alarm(600)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
@@ -232,11 +232,11 @@ def test_a_tiff_can_be_read_as_it_is_stored(tmp_path):
 def test_damage_is_named(name, tmp_path):
     content, says = REFUSED[name]
     (tmp_path / name).write_bytes(content)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UserError, match=says) as caught:
         common.read_image(tmp_path / name)
     assert "\n" not in str(caught.value) and name in str(caught.value)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
@@ -422,10 +422,10 @@ def test_a_folder_of_all_that(tmp_path, weights):
 def test_ten_million_lines_take_no_time(tmp_path):
     """Blank ones have fewer bytes than a list may have."""
     (tmp_path / "val.txt").write_bytes(b"\n" * 10_000_000)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(UserError, match="more than 1,000,000 lines"):
         read_labels(tmp_path / "val.txt", [("", "a")])
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_long_name_is_said_in_short(tmp_path):
@@ -688,15 +688,22 @@ def mutated(data: bytes, mutations: list[tuple[float, int, bytes]]) -> bytes:
 
 
 def fuzz(check, examples: int, *strategies) -> None:
-    """Run `check` on so many mutations, the same ones each time, none of which may take ten seconds."""
+    """Run `check` on so many mutations, the same ones each time, none of which may take ten seconds of computing."""
+
+    @wraps(check)
+    def timed(**drawn) -> None:
+        started = time.process_time()
+        check(**drawn)
+        assert time.process_time() - started < 10
+
     rules = settings(
         max_examples=examples,
-        deadline=timedelta(seconds=10),
+        deadline=None,  # Hypothesis would count the seconds that other processes take
         derandomize=True,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
-    rules(given(*strategies, MUTATIONS)(check))()
+    rules(given(*strategies, MUTATIONS)(timed))()
 
 
 @pytest.mark.filterwarnings("ignore")

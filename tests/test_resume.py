@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from conftest import (
     ROOT,
     SCRIPTS,
     contents,
+    ends_within,
     finish_script,
     load_script,
     run_main,
@@ -37,9 +40,6 @@ SCRIPTS["2c_class_visualization"] += ["--methods", "gaussian"]
 # the mechanism is the same for all that explain images
 SOME_SCRIPTS = [name if name[:2] in ("2c", "2e") else pytest.param(name, marks=pytest.mark.long) for name in SCRIPTS]
 PER_IMAGE = [name for name in SCRIPTS if name != "2c_class_visualization"]
-
-
-pytestmark = pytest.mark.usefixtures("own_threads")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def kill_and_go_on(name: str, moments: int, undisturbed, tmp_path: Path) -> None
     for moment in sorted(random.Random(name).sample(range(1, events + 1), moments)):
         cwd = tmp_path / str(moment)
         save_inputs(cwd)
-        process = start_script(name, *SCRIPTS[name], cwd=cwd, killed_at=moment)
+        process = start_script(name, *SCRIPTS[name], cwd=cwd, stop_at=moment)
         process.join()
         assert process.exitcode == -signal.SIGKILL
         finish_script(name, *SCRIPTS[name], cwd=cwd)
@@ -175,7 +175,7 @@ def test_only_what_is_missing_is_done_again(name, undisturbed, tmp_path, monkeyp
     run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     assert done == [5, 6, 7] and contents(folder) == whole(undisturbed, name)
     # once complete, nothing is: with the same settings only the drawing is done again
-    run_main(name, *SCRIPTS[name], "--show", "2", cwd=tmp_path, monkeypatch=monkeypatch)
+    run_main(name, *SCRIPTS[name], "--show", "1", cwd=tmp_path, monkeypatch=monkeypatch)
     assert done == [5, 6, 7] and contents(folder) != whole(undisturbed, name)
     run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     assert done == [5, 6, 7] and contents(folder) == whole(undisturbed, name)
@@ -406,61 +406,70 @@ def slow() -> None:
     """One operation that takes many seconds, and lets Python's handlers of signals wait."""
 
     def main() -> None:
+        matrix = torch.rand(4000, 4000)
         print("computing", flush=True)
-        torch.linalg.svd(torch.rand(4000, 4000))
+        torch.linalg.svd(matrix)
 
     os.dup2(os.open("slow.out", os.O_WRONLY | os.O_CREAT), 1)
     os.dup2(os.open("slow.err", os.O_WRONLY | os.O_CREAT), 2)
     shell.run(main)
 
 
+def wait_for(condition: Callable[[], bool], process: multiprocessing.Process) -> None:
+    """Wait until it is so, which must not be later than the process's end."""
+    while not condition():
+        assert process.is_alive() or condition()
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_a_long_operation(number, tmp_path, monkeypatch):
-    import multiprocessing
-
     monkeypatch.chdir(tmp_path)
-    process = multiprocessing.get_context("forkserver").Process(target=slow)
+    process = multiprocessing.get_context("forkserver").Process(target=slow, daemon=True)
     process.start()
-    while not Path("slow.out").is_file() or not Path("slow.out").read_text():
-        time.sleep(0.01)
+    wait_for(lambda: Path("slow.out").is_file() and Path("slow.out").read_text(), process)
     time.sleep(0.5)
     os.kill(process.pid, number)
-    started = time.perf_counter()
-    process.join(60)
-    assert time.perf_counter() - started < 2 and process.exitcode == 130
+    assert ends_within(2, process.is_alive) and process.exitcode == 130
     assert Path("slow.err").read_text() == shell.STOPPED
 
 
-# and what each has just imported when it is stopped; before the first of these, it is Python's own start
-LOADED = dict(zip(SCRIPTS, ("command", "numpy", "torch._C", "torch", "timm", "matplotlib.figure"), strict=True))
-LOADED["process_data"] = "torch.nn"
+# and what each is about to import when it is stopped; before the first of these, it is Python's own start
+MOMENTS = dict(zip(SCRIPTS, ("numpy", "torch", "torch._C", "torchvision", "timm", "matplotlib.figure"), strict=True))
+MOMENTS["process_data"] = "torch.nn"
+STOPS = """
+import os, sys
+
+def stop(event, given):
+    if event == "import" and given[0] == {moment!r}:
+        os.write(1, b"now")
+        os.kill(os.getpid(), {number:d})
+
+sys.addaudithook(stop)
+"""
 
 
-@pytest.mark.parametrize(("name", "number"), zip(LOADED, cycle(shell.STOP_SIGNALS)))
+@pytest.mark.parametrize(("name", "number"), list(zip(MOMENTS, cycle(shell.STOP_SIGNALS), strict=False)))
 def test_ctrl_c_while_libraries_are_imported(name, number, tmp_path):
     """It was a traceback."""
-    script = [sys.executable, "-X", "importtime", ROOT / f"{name}.py"]  # says what it has imported, line by line
-    nothing, pipe = subprocess.DEVNULL, subprocess.PIPE
-    with subprocess.Popen(script, cwd=tmp_path, stdout=nothing, stderr=pipe, text=True) as process:
-        while process.stderr.readline().rpartition("|")[2].strip() != LOADED[name]:
-            assert process.poll() is None
-        process.send_signal(number)
-        started = time.perf_counter()
-        said = [line for line in process.stderr if not line.startswith("import time:")]
-        assert process.wait() == 130 and time.perf_counter() - started < 2
-    assert "".join(said) == shell.STOPPED
+    (tmp_path / "sitecustomize.py").write_text(STOPS.format(moment=MOMENTS[name], number=number))
+    script, pipe = [sys.executable, ROOT / f"{name}.py"], subprocess.PIPE
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(script, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        assert process.stdout.read(3) == "now"
+        in_time = ends_within(2, lambda: process.poll() is None)
+        process.kill()
+        assert in_time and process.returncode == 130
+        assert process.stderr.read() == shell.STOPPED
 
 
 @pytest.mark.parametrize("name", SOME_SCRIPTS)
 def test_ctrl_c_says_how_to_go_on(name, undisturbed, tmp_path):
     save_inputs(tmp_path)
-    process = start_script(name, *SCRIPTS[name], cwd=tmp_path)
-    while not (tmp_path / "output" / name / "run.json").is_file():
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGINT)
-    started = time.perf_counter()
-    process.join(60)
-    assert time.perf_counter() - started < 2 and process.exitcode == 130
+    half = undisturbed[1][name] // 2
+    process = start_script(name, *SCRIPTS[name], cwd=tmp_path, stop_at=half, by=signal.SIGINT)
+    wait_for((tmp_path / "said.stop").is_file, process)
+    assert ends_within(2, process.is_alive) and process.exitcode == 130
     assert (tmp_path / "said.err").read_text() == shell.STOPPED and "run the same command again" in shell.STOPPED
     finish_script(name, *SCRIPTS[name], cwd=tmp_path)
     assert contents(tmp_path / "output" / name) == whole(undisturbed, name)

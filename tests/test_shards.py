@@ -9,14 +9,13 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 from conftest import ROOT, SCRIPTS, contents, run_main, save_inputs
 
 import common
 from explain import files, rows
-
-pytestmark = pytest.mark.usefixtures("own_threads")
 
 
 @pytest.fixture(scope="module")
@@ -194,9 +193,12 @@ def test_the_environment_of_torchrun(monkeypatch):
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port below those that the system hands out, and no other worker's."""
+    for port in range(10_000 + os.getpid() % 20_000, 32_768):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 def torchrun(name: str, *arguments: str, cwd) -> subprocess.Popen:
