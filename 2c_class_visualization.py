@@ -277,19 +277,14 @@ def real_photos(
 
 
 def run_ascent(
-    model: common.Classifier,
-    classes: list[int],
-    settings: Settings,
-    seed: int,
-    store: common.Rows,
-    index: int,
-    progress: tqdm,
+    model: common.Classifier, classes: list[int], settings: Settings, store: common.Rows, index: int, progress: tqdm
 ) -> State:
     """Run an ascent from the state saved under `index`, if any, to its end, and save its state on the way."""
     saved = store.load_state(index)
     resumable = saved is not None and saved.pop("classes") == classes  # else it was split into other batches
     start, last_step = State(**saved) if resumable else None, 0
-    for state in ascend(model, classes, settings, common.seeded_generators(seed, classes), model.input_size, start):
+    generators = common.seeded_generators(store.output.options.seed, classes)
+    for state in ascend(model, classes, settings, generators, model.input_size, start):
         progress.update(state.step - last_step)
         last_step = state.step
         if state.step % KEEP_EVERY == 0 and 0 < state.step < settings.steps:
@@ -316,7 +311,7 @@ def make_archetypes(
         for method, numbers in batches:
             batch = common.pad([classes[k // len(methods)] for k in numbers], batch_size)
             with common.record_nondeterminism(torch.device(options.device)) as operations:
-                state = run_ascent(model, batch, settings[method], options.seed, store, numbers[0], progress)
+                state = run_ascent(model, batch, settings[method], store, numbers[0], progress)
             rows = []
             for n, k in enumerate(numbers):
                 row = archetypes.save(state.images[n], batch[n], method, model, judge_networks, store.output)
