@@ -39,22 +39,19 @@ def load_state(network: nn.Module, state: dict[str, Tensor], path: Path, name: s
     `path` and `name` stand for the file and the network in errors.
     """
     own = network.state_dict()
-    odd = [k for k, v in state.items() if v.is_nested or v.is_quantized or v.is_meta or v.layout != torch.strided]
-    for key in odd[:1]:
-        raise UserError(f"{path} does not have plain values in {key} ({len(odd)} tensors): save dense tensors")
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in own]
-    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
-    for key in (misshapen + missing + extra)[:1]:
+    other = [key for key in own if key in state and _form(own[key]) != _form(state[key])]
+    for key in (other + missing + extra)[:1]:
         raise UserError(
             f"{path} does not fit {name}: {len(missing)} tensors missing, {len(extra)} extra, "
-            f"{len(misshapen)} of another shape, {key} first; give the --model that the file was saved from"
+            f"{len(other)} of another shape or kind, {key} first; give the --model that the file was saved from"
         )
-    cast = [key for key, tensor in state.items() if tensor.is_floating_point() != own[key].is_floating_point()]
-    for key in cast[:1]:
-        kinds = f"{state[key].dtype} in {key}, not {own[key].dtype}"
-        raise UserError(f"{path} does not fit {name}: {kinds} ({len(cast)} tensors of another kind); convert it first")
     network.load_state_dict(state, strict=False)
     bad = [key for key, tensor in network.state_dict().items() if not tensor.isfinite().all()]
     for key in bad[:1]:
         raise UserError(f"{path} has NaN or infinity in {key} ({len(bad)} tensors): it is damaged")
+
+
+def _form(tensor: Tensor) -> tuple[torch.Size, bool, torch.layout, bool]:
+    return tensor.shape, tensor.is_floating_point(), tensor.layout, tensor.is_meta

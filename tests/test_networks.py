@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit_or_are_no_data(tmp_path):
         "trap": ("cannot be loaded as data", lambda path: torch.save({"a": Trap(tmp_path / "sprung")}, path)),
         "list": ("is not a state dict", lambda path: torch.save([1, 2], path)),
         "fewer": (
-            "1 tensors missing, 0 extra, 0 of another shape, features.0.weight first",
+            "1 tensors missing, 0 extra, 0 of another shape or kind, features.0.weight first",
             lambda path: torch.save({k: v for k, v in state.items() if k != "features.0.weight"}, path),
         ),
         "more": ("0 tensors missing, 1 extra", lambda path: torch.save({**state, "more": torch.zeros(1)}, path)),
