@@ -88,6 +88,7 @@ def summary(rows: list[dict], classes: int) -> tuple[dict, list[dict]]:
         "chance_accuracy": 1 / classes,
         "mean_confidence": float(np.mean(confidence)),
         "expected_calibration_error": calibration_error,
+        "classes_present": len({row["class"] for row in rows}),
     }, bins
 
 

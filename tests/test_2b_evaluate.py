@@ -97,7 +97,7 @@ def test_run(tmp_path, monkeypatch):
     folder = tmp_path / "output/2b_evaluate"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["found"] == 10 and metrics["images"]["used"] == 9
-    assert metrics["results"]["images"] == 9
+    assert metrics["results"]["images"] == 9 and metrics["results"]["classes_present"] == 3
     per_class = list(csv.DictReader((folder / "classes.csv").read_text().splitlines()))
     assert [(row["class"], row["images"]) for row in per_class] == [("5", "3"), ("76", "3"), ("130", "3")]
     assert sum(int(row["images"]) for row in csv.DictReader((folder / "confusion.csv").read_text().splitlines())) == 9
