@@ -100,7 +100,7 @@ def compare(pair: np.ndarray, noisy: np.ndarray) -> dict[str, Any]:
 
 
 def randomise(model: nn.Module, images: Tensor, classes: Tensor, options: argparse.Namespace) -> list[dict]:
-    """Return cascading randomisation's curves of each image, by the kind of the map."""
+    """Return for each image the rank correlations with the intact maps, stage by stage, of each kind of map."""
     generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every batch
     layers, correlations = cascading_randomisation(
         model, images, classes, lambda *arguments: plain_and_guided_maps(*arguments)[0], options.stages, generator
