@@ -40,6 +40,8 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
     """
     names = {module: name for name, module in model.named_modules()}
     pairs, before = _normalised_convolutions(model, example)
+    if not pairs:
+        return 0
     for conv, norm in pairs:
         fused = fuse_conv_bn_eval(conv, norm)
         # the statistics of its outputs on the training data: 2c leads its archetypes to them

@@ -626,7 +626,7 @@ def test_the_real_photo_stands_beside_the_archetype(tmp_path, monkeypatch):
         (("--first-size", "1.5"), "--first-size must be a number above 0 and at most 1, not '1.5'"),
         (("--zoom-to", "0"), "--zoom-to must be a number above 0, not '0'"),
         (("--noise", "nan"), "--noise must be a number of at least 0, not 'nan'"),
-        (("--l2", "inf"), "--l2: must be a number of at least 0, not 'inf'"),
+        (("--l2", "inf"), "--l2 must be a number of at least 0, not 'inf'"),
         (("--judge", "efficientnet_lite9"), "no model is named 'efficientnet_lite9'"),
         (("--judge", "efficientnet_lite0=absent.pth"), "absent.pth"),
         (("--judge", "timm/test_vit=random", "--judge", "timm/test_vit=random"), "given twice"),

@@ -206,6 +206,19 @@ def torchrun(name: str, *arguments: str, cwd) -> subprocess.Popen:
     return subprocess.Popen(launch, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.fixture
+def every_core():
+    """What the machine has, in a worker of pytest-xdist too."""
+    if not hasattr(os, "sched_setaffinity"):  # macOS
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count()))
+    yield
+    os.sched_setaffinity(0, own)
+
+
+@pytest.mark.usefixtures("every_core")
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_torchrun(nodes, tmp_path, monkeypatch):
     """Two processes on one machine; two machines (here: launchers that meet on loopback) with a process each.
