@@ -183,8 +183,8 @@ SCAN = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0"  # one that adds nothing: ten bytes
 REFUSED = {
     "200 megapixels.png": (png(20_000, 10_000), "more than 80,000,000 pixels: scale it down"),
     "100 megapixels.png": (png(10_000, 10_000), "10000 x 10000 pixels, more than 80,000,000"),
-    "no width.png": (png(0, 10), "no image in"),
-    "no height.jpg": (jpeg_of(64, 0), "no image in"),
+    "no width.png": (png(0, 10), "not an image in"),
+    "no height.jpg": (jpeg_of(64, 0), "not an image in"),
     "long.png": (png(65_000, 10), "one side over 500 times"),
     "long.jpg": (jpeg_of(65_000, 48), "one side over 500 times"),
     "larger than its pixels.png": (png(65_000, 200, pixels=b"\0" * 1000), "cannot be read"),
@@ -202,11 +202,11 @@ REFUSED = {
     "later frame.gif": (later_frame(), "cannot be read"),
     "exif.png": (png(4, 4, pixels=bytes(13) * 4, more=chunk(b"eXIf", b"garbage!")), "cannot be read"),
     "nan.tif": (floats(np.nan), "no defined white"),
-    "postscript.jpg": (stored(PICTURE, "EPS"), "no image in"),
-    "ppm.png": (stored(PICTURE, "PPM"), "no image in"),
-    "icon.png": (stored(PICTURE, "ICO"), "no image in"),
-    "jpeg 2000.jpg": (stored(PICTURE, "JPEG2000"), "no image in"),
-    "tga.tif": (stored(PICTURE, "TGA"), "no image in"),
+    "postscript.jpg": (stored(PICTURE, "EPS"), "not an image in"),
+    "ppm.png": (stored(PICTURE, "PPM"), "not an image in"),
+    "icon.png": (stored(PICTURE, "ICO"), "not an image in"),
+    "jpeg 2000.jpg": (stored(PICTURE, "JPEG2000"), "not an image in"),
+    "tga.tif": (stored(PICTURE, "TGA"), "not an image in"),
 }
 
 
@@ -258,7 +258,7 @@ def test_truncated_at_twenty_offsets(kind, how):
     whole = stored(NOISE, kind, **how)
     pixels = pictures.decode_image(whole, "whole").tobytes()
     for part in range(19):
-        with pytest.raises(UserError, match="cannot be read|no image"):
+        with pytest.raises(UserError, match="cannot be read|not an image"):
             pictures.decode_image(whole[: len(whole) * part // 19], "part")
     try:
         assert pictures.decode_image(whole[:-1], "part").tobytes() == pixels
@@ -324,7 +324,7 @@ def test_names_too_long_for_the_system(tmp_path):
     (tmp_path / "DL_data" / "test").mkdir(parents=True)
     parser = common.option_parser("", "images", "--dataset", "--limit", "--classes")
     options = parser.parse_args(["--dataset", str(tmp_path), "--classes", "x" * 300])
-    with pytest.raises(UserError, match="holds no file"):
+    with pytest.raises(UserError, match="has no files"):
         common.test_images(options)
 
 
@@ -573,6 +573,7 @@ def zipped() -> bytes:
 
 OLD = {"_use_new_zipfile_serialization": False}
 BIAS = "features.0.bias"  # (96,)
+MISFIT = f"1 of another shape or kind, {BIAS} first"
 NO_DATA = "cannot be loaded as data"
 CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "script.pth": (lambda s: scripted(), NO_DATA),
@@ -583,13 +584,13 @@ CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "pickled.safetensors": (lambda s: saved(s), NO_DATA),
     "numbered.pth": (lambda s: saved({**s, 1: torch.ones(1)}), "is not a state dict"),
     "nested.pth": (lambda s: saved({"state_dict": s, "epoch": 3}), "is not a state dict"),
-    "nothing.pth": (lambda s: saved({}), "52 tensors missing, 0 extra, 0 of another shape, features.0.weight first"),
-    "huge.pth": (lambda s: saved({**s, BIAS: torch.ones(1).expand(1 << 42)}), f"1 of another shape, {BIAS} first"),
+    "nothing.pth": (lambda s: saved({}), "52 tensors missing, 0 extra, .* features.0.weight first"),
+    "huge.pth": (lambda s: saved({**s, BIAS: torch.ones(1).expand(1 << 42)}), MISFIT),
     "extra and huge.pth": (lambda s: saved({**s, "x": torch.ones(1).expand(1 << 42)}), "1 extra.* x first"),
-    "sparse.pth": (lambda s: saved({**s, BIAS: torch.ones(96).to_sparse()}), f"does not have plain values in {BIAS}"),
-    "meta.pth": (lambda s: saved({**s, BIAS: torch.ones(96, device="meta")}), f"does not have plain values in {BIAS}"),
-    "complex.pth": (lambda s: saved({**s, BIAS: torch.ones(96) * 1j}), f"complex64 in {BIAS}, not torch.float32"),
-    "whole.pth": (lambda s: saved({**s, BIAS: torch.ones(96).char()}), f"int8 in {BIAS}.* .1 tensors"),
+    "sparse.pth": (lambda s: saved({**s, BIAS: torch.ones(96).to_sparse()}), MISFIT),
+    "meta.pth": (lambda s: saved({**s, BIAS: torch.ones(96, device="meta")}), MISFIT),
+    "complex.pth": (lambda s: saved({**s, BIAS: torch.ones(96) * 1j}), MISFIT),
+    "whole.pth": (lambda s: saved({**s, BIAS: torch.ones(96).char()}), MISFIT),
     "overflow.pth": (lambda s: saved({**s, BIAS: torch.ones(96).double() * 1e300}), f"NaN or infinity in {BIAS}"),
     "nan.pth": (lambda s: saved({k: v * torch.nan for k, v in s.items()}), "in features.0.weight .52 tensors"),
     "nan.safetensors": (lambda s: save({**s, BIAS: torch.full((96,), torch.nan)}), f"{BIAS} .1 tensors"),
@@ -647,7 +648,7 @@ def test_published_names_are_taken_by_name_not_by_place(tmp_path):
         assert all(torch.equal(found[key], value) for key, value in expected.items())
     del state["_bn0.bias"]
     torch.save(state, tmp_path / "fewer.pth")
-    with pytest.raises(UserError, match="1 tensors missing, 0 extra, 0 of another shape, bn1.bias first"):
+    with pytest.raises(UserError, match="1 tensors missing, 0 extra, 0 of another shape or kind, bn1.bias first"):
         common.load_model("efficientnet_lite0", str(tmp_path / "fewer.pth"))
 
 
