@@ -127,29 +127,33 @@ def draw_reliability(bins: list[dict], error: float, images: int, name: str) -> 
 def draw_confusion(rows: list[dict], model: common.Classifier) -> Figure:
     """Draw true classes by predicted ones: all that are present, or the most missed where there are too many."""
     present = sorted({row["class"] for row in rows})
-    drawn, predicted = present, present
+    classes, predicted = present, present
     if len(present) > CONFUSION_SHOWN:
         missed = Counter(row["class"] for row in rows if row["rank"] > 1)
-        drawn = sorted(c for c, _ in missed.most_common(CONFUSION_SHOWN // 2)) or present[:CONFUSION_SHOWN]
+        classes = sorted(c for c, _ in missed.most_common(CONFUSION_SHOWN // 2)) or present[:CONFUSION_SHOWN]
         confused = Counter(row["predicted"] for row in rows if row["class"] in missed)
-        predicted = sorted({*drawn, *(c for c, _ in confused.most_common(CONFUSION_SHOWN // 2))})
+        predicted = sorted({*classes, *(c for c, _ in confused.most_common(CONFUSION_SHOWN // 2))})
     other = len(predicted)  # the column of every class without one
-    matrix = np.zeros((len(drawn), len(predicted) + 1))
-    rows_drawn = [row for row in rows if row["class"] in drawn]
+    matrix = np.zeros((len(classes), len(predicted) + 1))
+    rows_drawn = [row for row in rows if row["class"] in classes]
     for row in rows_drawn:
         column = predicted.index(row["predicted"]) if row["predicted"] in predicted else other
-        matrix[drawn.index(row["class"]), column] += 1
-    figure = Figure(figsize=(3.4 + 0.17 * matrix.shape[1], 2.6 + 0.17 * len(drawn)), layout="constrained")
+        matrix[classes.index(row["class"]), column] += 1
+    figure = Figure(figsize=(3.4 + 0.17 * matrix.shape[1], 2.6 + 0.17 * len(classes)), layout="constrained")
     axes = figure.subplots()
     shares = matrix / matrix.sum(1, keepdims=True)
     mesh = axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="0.85", linewidth=0.5)
     names = {c: f"{common.short(model.categories[c], 22)} {c}" for c in predicted}
-    axes.set_yticks(np.arange(len(drawn)) + 0.5, [names[c] for c in drawn], fontsize=6, parse_math=False)
+    axes.set_yticks(np.arange(len(classes)) + 0.5, [names[c] for c in classes], fontsize=6, parse_math=False)
     labels = [*names.values(), "any other class"]
     axes.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=90, fontsize=6, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true class", aspect="equal")
     axes.invert_yaxis()
-    cut = "" if drawn == present else f"\nthe {len(drawn)} most missed of {len(present)} classes; confusion.csv has all"
+    cut = (
+        ""
+        if classes == present
+        else f"\nthe {len(classes)} most missed of {len(present)} classes; confusion.csv has all"
+    )
     axes.set_title(f"{model.name}: confusion, {len(rows_drawn)} of {len(rows)} images{cut}", fontsize=9)
     figure.colorbar(mesh, ax=axes, shrink=0.8, label="fraction of the true class's images")
     return figure

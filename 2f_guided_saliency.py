@@ -196,7 +196,7 @@ def main() -> None:
         default=8,
         type=common.whole,
         metavar="N",
-        help="number of images, the first ones, for which the layers are randomised; 0 leaves it out",
+        help="randomise layers for the first N images (0: none)",
     )
     options = parser.parse_args()
     files = common.test_images(options)

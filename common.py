@@ -265,10 +265,9 @@ def explain_batches(
 ) -> Iterator[list[dict]]:
     """Run `explain` over the images, `batch` at a time; yield the rows of each batch in the order of the files.
 
-    `explain(images (batch, 3, S, S), files)` returns a dict of plain values for each image. Kernels may
-    differ with the batch's shape, and so a short batch is padded with copies of its last image, whose
-    rows are dropped. A file that cannot be read gets a row that says why, and is a UserError where the
-    run is `strict`.
+    `explain(images (batch, 3, S, S), files)` returns a dict of plain values for each image. Kernels may differ with the
+    batch's shape, and so a short batch is padded with copies of its last image, whose rows are dropped. A file that
+    cannot be read gets a row that says why, and is a UserError where the run is `strict`.
     """
 
     def load(file: ImageFile) -> tuple[Tensor, list[str]] | UserError:

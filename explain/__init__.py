@@ -4,7 +4,7 @@ Nothing here imports an exercise or common.py. Each line knows those above it, a
 
 - errors
 - files, shell, pictures, evaluation
-- checkpoints, inference; rectifiers, dropout; maps; labels, sample, options
+- checkpoints, inference; rectifiers, dropout; maps; labels, sample; options
 - networks
 - figures, output; priors
 - rows; ascent_state, archetypes

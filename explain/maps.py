@@ -17,7 +17,7 @@ from explain.evaluation import evaluation_mode
 def describe_map(saliency: np.ndarray) -> dict[str, Any]:
     """Measure a saliency map (H, W).
 
-    `half_mass_area`: share of the pixels that hold half of the map's sum (0.5: even; small: concentrated).
+    `half_mass_area`: fraction of the pixels that hold half of the map's sum (0.5: even; small: concentrated).
     `roughness`: mean difference of neighbours over the mean (0: flat; 2/3: independent uniform noise).
     `status`: "ok", "zero gradient" or "not finite"; the last two say nothing, and their measures are None.
     """
