@@ -149,12 +149,10 @@ def draw_confusion(rows: list[dict], model: common.Classifier) -> Figure:
     axes.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=90, fontsize=6, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true class", aspect="equal")
     axes.invert_yaxis()
-    cut = (
-        ""
-        if classes == present
-        else f"\nthe {len(classes)} most missed of {len(present)} classes; confusion.csv has all"
-    )
-    axes.set_title(f"{model.name}: confusion, {len(rows_drawn)} of {len(rows)} images{cut}", fontsize=9)
+    title = f"{model.name}: confusion, {len(rows_drawn)} of {len(rows)} images"
+    if classes != present:
+        title += f"\nthe {len(classes)} most missed of {len(present)} classes; confusion.csv has all"
+    axes.set_title(title, fontsize=9)
     figure.colorbar(mesh, ax=axes, shrink=0.8, label="fraction of the true class's images")
     return figure
 
