@@ -40,6 +40,7 @@ def saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 def summary(rows: list[dict]) -> dict:
     """Return the metrics, from sums over rows."""
     return {
+        "maps": len(rows),
         "status": dict(Counter(row["status"] for row in rows)),
         **{f"mean_{key}": mean_known(row[key] for row in rows) for key in ("half_mass_area", "roughness")},
         "half_mass_area_of_an_even_map": 0.5,

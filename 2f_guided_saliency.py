@@ -117,6 +117,7 @@ def summary(rows: list[dict]) -> dict:
     keys = [f"{kind}_{measure}" for measure in ("half_mass_area", "roughness", "stability") for kind in KINDS]
     curves = [row["randomised"] for row in rows if "randomised" in row]
     return {
+        "maps": len(rows),
         "plain_status": dict(Counter(row["plain_status"] for row in rows)),
         "guided_status": dict(Counter(row["guided_status"] for row in rows)),
         **{f"mean_{key}": mean_known(row[key] for row in good) for key in (*keys, "rank_correlation")},

@@ -137,15 +137,35 @@ def one_generator_each(generator: Generators, images: int) -> list[torch.Generat
     return list(generator)
 
 
-def summary(rows: list[dict], classes: int) -> dict:
+def summary(rows: list[dict], passes: int, classes: int) -> dict:
     """Return the metrics, from sums over rows."""
     keys = ("deterministic_probability", "mean_probability", "agreement", "deterministic_entropy")
     keys += ("predictive_entropy", "mutual_information")
     return {
+        "images": len(rows),
+        "passes": passes,
         "mean_and_single_pass_disagree": sum(row["class"] != row["deterministic_class"] for row in rows),
+        "most_uncertain": max(rows, key=lambda row: row["mutual_information"])["path"],
         "entropy_of_chance": float(np.log(classes)),
         **{f"mean_{key.removeprefix('mean_')}": sum(row[key] for row in rows) / len(rows) for key in keys},
     }
+
+
+def tables(rows: list[dict], ordered: list[dict], categories: Sequence[str]) -> dict[str, list[dict]]:
+    """Return the tables by their file names: the images in order of uncertainty, and the leading classes of each."""
+    images = [
+        {"order": order, "name": categories[row["class"]], "deterministic_name": categories[row["deterministic_class"]]}
+        | row
+        for order, row in enumerate(ordered, start=1)
+    ]
+    quantiles = ("min", "quartile_1", "median", "quartile_3", "max")
+    classes = [
+        {"index": row["index"], "path": row["path"], "name": categories[c["class"]], **c}
+        | dict(zip(quantiles, c["quantiles"], strict=True))
+        for row in rows
+        for c in row["leading"]
+    ]
+    return {"uncertainty.csv": images, "leading_classes.csv": classes}
 
 
 def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier, passes: int) -> Figure:
@@ -228,13 +248,8 @@ def main() -> None:
     figure = draw(ordered[: options.show], len(rows), files, model, options.passes)
     common.save_figure(figure, output.file("mc_dropout.png"))
     common.save_figure(draw_order(ordered, files, model, options.passes), output.file("uncertainty.png"))
-    results = summary(rows, len(model.categories))
-    names = model.categories
-    table = [
-        {"order": order, "name": names[row["class"]], "deterministic_name": names[row["deterministic_class"]], **row}
-        for order, row in enumerate(ordered, start=1)
-    ]
-    output.finish(rows, skipped, results, {"uncertainty.csv": table}, model)
+    results = summary(rows, options.passes, len(model.categories))
+    output.finish(rows, skipped, results, tables(rows, ordered, model.categories), model)
 
 
 if __name__ == "__main__":
