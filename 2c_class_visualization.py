@@ -115,7 +115,9 @@ def visualize_classes(
     """
     if method not in METHODS:
         raise common.UserError(f"no method is named {method!r}: valid are {', '.join(METHODS)}")
-    size = size or model.input_size
+    size = size or getattr(model, "input_size", None)
+    if size is None:
+        raise common.UserError("this model has no input_size: give size, in pixels")
     generator = generator or torch.default_generator
     generators = [generator] * len(classes) if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != len(classes):

@@ -129,6 +129,16 @@ def summarise(rows: Sequence[dict], reference: dict[str, list[float]]) -> dict[s
     }
 
 
+def recognition_table(summaries: dict[str, dict], own_name: str) -> list[dict]:
+    """Return a line for each kind of pictures and each network: the one explained, then the judges."""
+    table = []
+    for kind, summary in summaries.items():
+        for name, measures in ((own_name, summary), *summary["judges"].items()):
+            line = {"pictures": kind, "network": name, "judge": measures is not summary, "classes": summary["classes"]}
+            table.append(line | {key: measures[key] for key in ("top1", "top5", "mean_probability", "median_rank")})
+    return table
+
+
 def table_line(row: dict, photo: dict) -> dict:
     """Return an archetype's line in the tables, with the judges' measures and the geometric mean of their ranks."""
     line = {"steps": row["settings"]["steps"], **{key: row[key] for key in COLUMNS}}
@@ -154,16 +164,24 @@ def write_summary(
     results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
     results["judges"] = {name: {"weights": j.weights, "sha256": j.sha256} for name, j in judge_networks.items()}
     results["photos"] = summarise(list(photos.values()), reference) if photos else None
-    for method in {row["method"] for row in rows}:
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for method in methods:
         own = [row for row in rows if row["method"] == method]
         settings = own[0]["settings"]
         results[method] = summarise(own, reference) | {
             "settings": settings,
             "grey_distance_limit": grey_distance_limit(model, settings["max_grey_distance"]),
+            "mean_logit": sum(row["logit"] for row in own) / len(own),
+            "starts_drawn_again": sum(row["starts"] - 1 for row in own),
+            "steps_without_gradient": sum(row["zero_gradient_steps"] for row in own),
             f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
             "least_probability": min(row["probability"] for row in own),
         }
-    tables = {"archetypes.csv": [table_line(row, photos.get(row["class"], {})) for row in rows]}
+    kinds = [*methods, *(["photos"] if photos else [])]
+    tables = {
+        "archetypes.csv": [table_line(row, photos.get(row["class"], {})) for row in rows],
+        "recognised.csv": recognition_table({kind: results[kind] for kind in kinds}, model.name),
+    }
     if judge_networks:
         worst_first = sorted(tables["archetypes.csv"], key=lambda line: (-line["mean_rank"], line["class"]))
         tables["least_recognised.csv"] = worst_first

@@ -369,7 +369,7 @@ def test_what_cannot_be_asked_for(linear, arguments, message):
 
 
 def test_the_size_is_the_models_own_where_it_has_one(linear):
-    with pytest.raises(AttributeError, match="has no attribute 'input_size'"):
+    with pytest.raises(common.UserError, match="no input_size: give size"):
         script.visualize_classes(linear, [0], "plain", steps=1)
     linear.input_size = SIZE
     assert script.visualize_classes(linear, [0], "plain", steps=1).shape == (1, 3, SIZE, SIZE)
@@ -503,7 +503,7 @@ def test_command_line(tmp_path):
             file.unlink()  # so that the second run has to write them again
     assert runs[0] == runs[1]
     pictures = {f"archetypes/{c}_{m}.png" for c in ("76_tarantula", "1_goldfish") for m in script.METHODS}
-    tables = {"archetypes.csv", "least_recognised.csv"}
+    tables = {"archetypes.csv", "recognised.csv", "least_recognised.csv"}
     assert set(files) == pictures | tables | {"archetypes.png", "scores.png", "rows.jsonl", "run.json"}
     for name in pictures:
         assert Image.open(io.BytesIO(files[name])).size == (224, 224)
