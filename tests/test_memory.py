@@ -64,7 +64,7 @@ def census(old: list) -> Counter:
         alive["open file"] = len(os.listdir("/proc/self/fd"))
         libc.mallinfo2.restype = Mallinfo
         used = libc.mallinfo2()
-        alive["10 kB"] = (used.uordblks + used.hblkhd) // 500
+        alive["10 kB"] = (used.uordblks + used.hblkhd) // 10_000
     return alive
 
 
