@@ -42,7 +42,7 @@ SOME_SCRIPTS = [name if name[:2] in ("2c", "2e") else pytest.param(name, marks=p
 PER_IMAGE = [name for name in SCRIPTS if name != "2c_class_visualization"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a worker of pytest-xdist goes to another file and comes back
 def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, int]]:
     """A folder with the inputs and the outputs of one run of every script, and how often each touched its files."""
     folder, events = tmp_path_factory.mktemp("undisturbed"), {}

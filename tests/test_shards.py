@@ -18,7 +18,7 @@ import common
 from explain import files, rows
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a worker of pytest-xdist goes to another file and comes back
 def plain(tmp_path_factory):
     """The files that a script leaves when it is not split: plain(name)."""
     folder = tmp_path_factory.mktemp("plain")
@@ -201,8 +201,11 @@ def free_port() -> int:
     raise OSError("no port is free")
 
 
+FOUR_PHOTOS = ["photos", "--limit", "4", "--batch-size", "2", "--show", "2"]  # one of them broken
+
+
 def torchrun(name: str, *arguments: str, cwd) -> subprocess.Popen:
-    launch = [sys.executable, "-m", "torch.distributed.run", *arguments, ROOT / f"{name}.py", "photos"]
+    launch = [sys.executable, "-m", "torch.distributed.run", *arguments, ROOT / f"{name}.py", *FOUR_PHOTOS]
     return subprocess.Popen(launch, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -238,7 +241,7 @@ def test_torchrun(nodes, tmp_path, monkeypatch):
         assert launcher.returncode == 0, said
     split = contents(tmp_path / "output" / name)
     shutil.rmtree(tmp_path / "output")
-    run_main(name, "photos", cwd=tmp_path, monkeypatch=monkeypatch)
+    run_main(name, *FOUR_PHOTOS, cwd=tmp_path, monkeypatch=monkeypatch)
     assert split == contents(tmp_path / "output" / name)
 
 
