@@ -135,7 +135,7 @@ class Rows:
         stored = self._stored_settings()
         if stored == self.settings:
             if fresh:
-                self._discard([self.complete_file, self.shard_file] if self.n > 1 else self._files())
+                self._discard_own()
             return
         if stored and not fresh and CLEARING not in stored and self._is_unfinished():
             raise UserError(
@@ -147,6 +147,18 @@ class Rows:
         self._store_settings({**self.settings, CLEARING: True})
         self._discard([path for path in self._files() if f".{self.run}." not in path.name])
         self._store_settings(self.settings)
+
+    def _discard_own(self) -> None:
+        """Discard this shard's rows and states, for --fresh with the same settings; keep those of other shards."""
+        self.output.metrics.unlink(missing_ok=True)
+        own = set(self.own)
+        for path in self.folder.glob("rows*.jsonl"):
+            rows = read_rows(path)
+            others = [row for row in rows if row["index"] not in own]
+            if len(others) < len(rows):  # else another shard may be appending to it
+                write_file(path, "".join(map(json_line, others)))
+        for k in self.own:
+            self.remove_state(k)
 
     def _files(self) -> list[Path]:
         """List the files with rows or states of whatever run is there."""

@@ -109,6 +109,19 @@ def test_shards_replace_a_complete_run(order, plain, tmp_path, monkeypatch):
         assert contents(tmp_path / "output" / name) == plain(name)
 
 
+def test_a_fresh_shard_keeps_the_rows_of_the_others(plain, tmp_path, monkeypatch):
+    """Of a complete run it computes its own again, and the run is complete."""
+    name = "2e_saliency"
+    save_inputs(tmp_path)
+    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    append, indices = common.Rows.append, []
+    monkeypatch.setattr(
+        common.Rows, "append", lambda self, new: indices.extend(row["index"] for row in new) or append(self, new)
+    )
+    run_main(name, *SCRIPTS[name], "--shard", "1/3", "--fresh", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert indices == [1, 4, 7] and contents(tmp_path / "output" / name) == plain(name)
+
+
 def test_a_shard_without_images_touches_nothing(tmp_path, monkeypatch):
     name = "2d_predict"
     save_inputs(tmp_path)
