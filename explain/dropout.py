@@ -95,7 +95,9 @@ class SharedPasses(DropoutMode):
     def drop(self, input: Tensor, p: float, name: str) -> Tensor:
         grown = self.grow(input)
         dropped = super().drop(grown[self.intact :], p, name)
-        return torch.cat([grown[: self.intact], dropped]).flatten(0, 1)
+        if self.intact:
+            dropped = torch.cat([grown[: self.intact], dropped])
+        return dropped.flatten(0, 1)
 
     def grow(self, input: Tensor) -> Tensor:
         """Return the input as (passes, images, ...), whether or not its batch has grown before."""

