@@ -1,0 +1,112 @@
+"""How far can a saliency map be believed? The class's probability as pixels come and go in its order, and baselines.
+
+What is taken from a picture is replaced by a blurred copy, not by grey: a grey patch is an edge that no photo has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from explain.errors import UserError
+from explain.evaluation import predict_logits
+
+BLUR_PX = 10.0  # standard deviation of the Gaussian that blurs the copy: objects go, colours of the scene stay
+ROWS_TOGETHER = 8  # pictures in a forward pass: with more, a processor's cache no longer holds the activations
+SEED = 0  # of the order of pixels that a map does not tell apart
+
+
+def blurred(images: Tensor, sigma_px: float = BLUR_PX) -> Tensor:
+    """Return images (N, C, H, W) blurred by a Gaussian of standard deviation `sigma_px`.
+
+    Each axis is one product with a matrix whose rows add up to 1, so that the border does not darken.
+    """
+
+    def kernel(side: int) -> Tensor:
+        places = torch.arange(side, dtype=images.dtype, device=images.device)
+        weights = torch.exp(-0.5 * ((places[:, None] - places) / sigma_px) ** 2)
+        return weights / weights.sum(1, keepdim=True)
+
+    return kernel(images.shape[2]) @ images @ kernel(images.shape[3]).T
+
+
+def pixel_ranks(maps: Tensor) -> Tensor:
+    """Return the place of each pixel (N, H, W) in its map's order, 0 for the largest value; ties in random order."""
+    shuffled = torch.randperm(maps[0].numel(), generator=torch.Generator().manual_seed(SEED)).to(maps.device)
+    order = shuffled[maps.flatten(1)[:, shuffled].argsort(dim=1, descending=True, stable=True)]  # (N, H * W)
+    return order.argsort(1).view(maps.shape)
+
+
+def insertion_deletion_curves(model: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, steps: int) -> Tensor:
+    """Return the class's probability (2, N, steps + 1) as pixels are put into a blurred copy, and taken from the image.
+
+    images (N, 3, H, W), classes (N,), maps (N, H, W); after k steps the k / steps of the pixels with the largest values
+    are the image's in the first curve, and the copy's in the second. Petsiuk et al. 2018, RISE, section 3.2. Raises
+    UserError for maps that are not finite or of another size.
+    """
+    if maps.shape != (len(images), *images.shape[2:]) or not maps.isfinite().all():
+        raise UserError(
+            f"maps must be finite numbers of shape {(len(images), *images.shape[2:])}: they are {tuple(maps.shape)}, "
+            f"{int((~maps.isfinite()).sum())} values not finite"
+        )
+    copies = blurred(images)
+    counts = torch.arange(steps + 1, device=images.device) * maps[0].numel() // steps  # of pixels moved
+    curves = []
+    for image, copy, c, rank in zip(images, copies, classes, pixel_ranks(maps), strict=True):
+        moved = (rank < counts[:, None, None])[:, None]  # (steps + 1, 1, H, W)
+        # both curves have both ends: 2 * steps pictures are all there are
+        pictures = torch.cat([torch.where(moved, image, copy), torch.where(moved, copy, image)[1:-1]])
+        p = class_probabilities(model, pictures, c)
+        curves.append(torch.stack([p[: steps + 1], torch.cat([p[steps : steps + 1], p[steps + 1 :], p[:1]])]))
+    return torch.stack(curves, 1)
+
+
+def class_probabilities(model: nn.Module, pictures: Tensor, c: Tensor | int) -> Tensor:
+    """Return the probability (N,) of class c for each picture, `ROWS_TOGETHER` in each forward pass."""
+    short = -len(pictures) % ROWS_TOGETHER  # kernels may differ with the batch's shape: all passes have the same
+    padded = torch.cat([pictures, pictures[-1:].expand(short, -1, -1, -1)])
+    logits = torch.cat([predict_logits(model, rows) for rows in padded.split(ROWS_TOGETHER)])
+    return logits[: len(pictures)].softmax(1)[:, c]
+
+
+def insertion_deletion(
+    model: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, steps: int = 28
+) -> tuple[Tensor, Tensor]:
+    """Return the areas (N,) under the insertion curve (larger is better) and the deletion curve (smaller is better).
+
+    Arguments and errors as in `insertion_deletion_curves`; 2 * steps forward passes an image.
+    """
+    insertion, deletion = area(insertion_deletion_curves(model, images, classes, maps, steps))
+    return insertion, deletion
+
+
+def area(curves: Tensor) -> Tensor:
+    """Return the area under curves (..., steps + 1) whose ends are 0 and 1, by trapezoids."""
+    return torch.trapezoid(curves, dx=1 / (curves.shape[-1] - 1))
+
+
+# ------------------------------------------------------------------------------------------------
+# Baselines: maps that know nothing of the network
+
+
+def random_maps(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return maps (N, H, W) of uniform noise, each image's by its own generator."""
+    return torch.stack([torch.rand(images.shape[2:], generator=g) for g in generators]).to(images)
+
+
+def middle_maps(images: Tensor) -> Tensor:
+    """Return maps (N, H, W) that fall from the middle outwards: a Gaussian, a quarter of the side wide."""
+    height, width = images.shape[2:]
+    vertical, horizontal = torch.linspace(-2, 2, height).to(images), torch.linspace(-2, 2, width).to(images)
+    return torch.exp(-0.5 * (vertical[:, None] ** 2 + horizontal**2)).expand(len(images), -1, -1)
+
+
+def edge_maps(images: Tensor) -> Tensor:
+    """Return maps (N, H, W) of the strength of edges in brightness, by Sobel's filter."""
+    grey = torch.nn.functional.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).to(images)
+    slopes = torch.nn.functional.conv2d(grey, torch.stack([across, across.T])[:, None])  # (N, 2, H, W)
+    return slopes.square().sum(1).sqrt()
