@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from explain.checkpoints import load_state, read_state_dict
 from explain.errors import UserError, one_line, unknown
 from explain.inference import prepare
+from explain.pictures import fit_whole
 
 
 class Classifier(nn.Module):
@@ -41,12 +43,19 @@ class Classifier(nn.Module):
         self.name, self.preprocess, self.input_size = name, preprocess, input_size
         self.categories = list(categories)
         self.weights, self.sha256 = "random (seed 0)", "unknown"
+        self.label = name  # in figures, where weights that are not the published ones are named too
+        self.view = "central crop, as the network sees it"  # of a picture
         self.network = network
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network((images - self.mean) / self.std)
+
+    def see_whole(self) -> None:
+        """Have `preprocess` fit the whole picture into the square, with grey around it, in place of a crop."""
+        self.preprocess = partial(fit_whole, side=self.input_size)
+        self.view = "whole picture, fitted into the network's square; what is around it is grey"
 
     def load(self, path: Path, adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> None:
         """Load a file's state dict, once `adapt` has given its tensors the names that the network has for them."""
@@ -76,6 +85,8 @@ def load_model(name: str = "efficientnet_lite0", weights: str | None = None, dev
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # decides random weights, nothing else
         model = build(name, weights)
+    if weights is not None:
+        model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
     prepare(model, torch.rand(1, 3, model.input_size, model.input_size, generator=torch.Generator().manual_seed(0)))
     return model.to(device)
 
