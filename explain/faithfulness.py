@@ -6,7 +6,7 @@ What is taken from a picture is replaced by a blurred copy, not by grey: a grey 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from explain.errors import UserError
 from explain.evaluation import predict_logits
 
 BLUR_PX = 10.0  # standard deviation of the Gaussian that blurs the copy: objects go, colours of the scene stay
+STEPS = 28  # in which all pixels move: as many as there are points on a curve, less one
 ROWS_TOGETHER = 8  # pictures in a forward pass: with more, a processor's cache no longer holds the activations
 SEED = 0  # of the order of pixels that a map does not tell apart
 
@@ -73,7 +74,7 @@ def class_probabilities(model: nn.Module, pictures: Tensor, c: Tensor | int) -> 
 
 
 def insertion_deletion(
-    model: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, steps: int = 28
+    model: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, steps: int = STEPS
 ) -> tuple[Tensor, Tensor]:
     """Return the areas (N,) under the insertion curve (larger is better) and the deletion curve (smaller is better).
 
@@ -81,6 +82,38 @@ def insertion_deletion(
     """
     insertion, deletion = area(insertion_deletion_curves(model, images, classes, maps, steps))
     return insertion, deletion
+
+
+def worth(
+    model: nn.Module, image: Tensor, c: Tensor, maps: dict[str, Tensor], generator: torch.Generator
+) -> dict[str, float | None]:
+    """Return insertion less deletion of each kind of map (H, W) of an image (3, H, W), and of a random order.
+
+    None for a map that says nothing: all zero, or not finite.
+    """
+    kinds = {**maps, "random": random_maps(image[None], [generator])[0]}
+    good = {kind: saliency for kind, saliency in kinds.items() if saliency.any() and saliency.isfinite().all()}
+    values = {}
+    for kind, saliency in good.items():
+        insertion, deletion = insertion_deletion(model, image[None], c[None], saliency[None])
+        values[kind] = float(insertion - deletion)
+    return {f"{kind}_insertion_minus_deletion": values.get(kind) for kind in kinds}
+
+
+def summarise_worth(rows: Sequence[dict]) -> dict[str, dict]:
+    """Return for each kind of map, and the random order, the mean of what `worth` said of the rows' images."""
+    suffix = "_insertion_minus_deletion"
+    kinds = dict.fromkeys(key.removesuffix(suffix) for row in rows for key in row if key.endswith(suffix))
+    return {kind: mean_and_error(row.get(kind + suffix) for row in rows) for kind in kinds}
+
+
+def mean_and_error(values: Iterable[float | None]) -> dict[str, float | int | None]:
+    """Return mean, standard error of the mean, and number of the values that are not None."""
+    known = [value for value in values if value is not None]
+    n = len(known)
+    mean = math.fsum(known) / n if n else None
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1) / n) if n > 1 else None
+    return {"mean": mean, "standard_error": error, "images": n}
 
 
 def area(curves: Tensor) -> Tensor:
@@ -110,3 +143,11 @@ def edge_maps(images: Tensor) -> Tensor:
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).to(images)
     slopes = torch.nn.functional.conv2d(grey, torch.stack([across, across.T])[:, None])  # (N, 2, H, W)
     return slopes.square().sum(1).sqrt()
+
+
+def detail_maps(images: Tensor) -> Tensor:
+    """Return maps (N, H, W) of each pixel's distance from the blurred copy, the strongest baseline.
+
+    What differs most from the copy brings most of the picture back, whatever a network looks at.
+    """
+    return (images - blurred(images)).square().sum(1).sqrt()

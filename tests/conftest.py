@@ -54,8 +54,8 @@ SCRIPTS = {
     "2b_evaluate": TINY,
     "2c_class_visualization": TINY + ASCENT,
     "2d_predict": ["photos", *TINY],
-    "2e_saliency": ["photos", *TINY],
-    "2f_guided_saliency": ["photos", *TINY, "--randomise", "5", "--stages", "2"],
+    "2e_saliency": ["photos", *TINY, "--copies", "2", "--worth", "1"],
+    "2f_guided_saliency": ["photos", *TINY, "--worth", "1"],
     "2h_mc_dropout": ["photos", *TINY, "--passes", "5", "--dropout", "0.5"],
 }
 

@@ -14,6 +14,7 @@ from torch import nn
 
 import common
 from explain import shell
+from explain.faithfulness import blurred
 from explain.maps import describe_map
 
 script = load_script("2e_saliency")
@@ -58,6 +59,32 @@ def test_batch_of_n_is_n_single_ones_on_the_default_network(dtype, bound):
     for n in range(3):
         alone = script.saliency_maps(model, images[n : n + 1], classes[n : n + 1])[0]
         assert (together[n] - alone).norm() <= bound * alone.norm()
+
+
+def test_smoothing_leaves_a_linear_network_as_it_is_and_is_seeded(images, toy):
+    """The gradient of a linear network does not depend on the picture, and so neither on the noise."""
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    smoothed = script.smoothed_saliency_maps(linear, images, CLASSES, common.seeded_generators(0, range(5)), 3, 0.5)
+    torch.testing.assert_close(smoothed, script.saliency_maps(linear, images, CLASSES))
+
+    def of(indices, copies=4, noise=0.3):
+        generators = common.seeded_generators(0, indices)
+        return script.smoothed_saliency_maps(toy, images[indices], CLASSES[indices], generators, copies, noise)
+
+    torch.testing.assert_close(of([3, 1])[0], of([3])[0])  # whatever its company
+    torch.testing.assert_close(of([0, 1], noise=0.0), script.saliency_maps(toy, images[:2], CLASSES[:2]))
+    by_hand, generators = 0, common.seeded_generators(0, [0, 1])
+    for _ in range(4):
+        noise = torch.stack([torch.randn(3, 8, 8, generator=g) for g in generators])
+        by_hand = by_hand + script.saliency_maps(toy, images[:2] + 0.3 * noise, CLASSES[:2]) / 4
+    torch.testing.assert_close(of([0, 1]), by_hand)
+
+
+def test_the_combined_map_is_a_product(images):
+    smoothed, grad_cam = images[:, 0] + 1, images[:, 1]
+    detail = (images - blurred(images)).square().sum(1).sqrt()
+    torch.testing.assert_close(script.combined_maps(images, smoothed, grad_cam), smoothed * grad_cam * detail)
+    torch.testing.assert_close(script.combined_maps(images, smoothed, None), smoothed * detail)
 
 
 def test_nothing_is_left_behind(toy, images):
