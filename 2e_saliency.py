@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
-from explain.faithfulness import detail_maps, summarise_worth, worth
+from explain.faithfulness import ROWS_TOGETHER, detail_maps, summarise_worth, worth
 from explain.figures import WORTH, write_worth
 from explain.grad_cam import GradCAM
 from explain.maps import describe_map, mean_known
@@ -61,10 +61,15 @@ def smoothed_saliency_maps(
     classes (N,); `noise` is its standard deviation in pixel values, `generators` one for each image. Smilkov et al.
     2017, SmoothGrad, section 3, of saliency maps (absolute values). Raises UserError for a class out of range.
     """
+    together = max(1, ROWS_TOGETHER // len(images))  # copies of all images in a pass
     total = torch.zeros_like(images[:, 0])
-    for _ in range(copies):
-        noise_of_each = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators])
-        total += saliency_maps(model, images + noise * noise_of_each.to(images), classes)
+    for start in range(0, copies, together):
+        count = min(together, copies - start)
+        noisy = [
+            images + noise * torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
+            for _ in range(count)
+        ]
+        total += saliency_maps(model, torch.cat(noisy), classes.repeat(count)).unflatten(0, (count, -1)).sum(0)
     return total / copies
 
 

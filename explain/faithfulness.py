@@ -6,9 +6,11 @@ What is taken from a picture is replaced by a blurred copy, not by grey: a grey 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explain.errors import UserError
@@ -16,7 +18,7 @@ from explain.evaluation import predict_logits
 
 BLUR_PX = 10.0  # standard deviation of the Gaussian that blurs the copy: objects go, colours of the scene stay
 STEPS = 28  # in which all pixels move: as many as there are points on a curve, less one
-ROWS_TOGETHER = 8  # pictures in a forward pass: with more, a processor's cache no longer holds the activations
+ROWS_TOGETHER = 16  # pictures in a pass
 SEED = 0  # of the order of pixels that a map does not tell apart
 
 
@@ -55,22 +57,25 @@ def insertion_deletion_curves(model: nn.Module, images: Tensor, classes: Tensor,
         )
     copies = blurred(images)
     counts = torch.arange(steps + 1, device=images.device) * maps[0].numel() // steps  # of pixels moved
-    curves = []
-    for image, copy, c, rank in zip(images, copies, classes, pixel_ranks(maps), strict=True):
-        moved = (rank < counts[:, None, None])[:, None]  # (steps + 1, 1, H, W)
-        # both curves have both ends: 2 * steps pictures are all there are
-        pictures = torch.cat([torch.where(moved, image, copy), torch.where(moved, copy, image)[1:-1]])
-        p = class_probabilities(model, pictures, c)
-        curves.append(torch.stack([p[: steps + 1], torch.cat([p[steps : steps + 1], p[steps + 1 :], p[:1]])]))
-    return torch.stack(curves, 1)
+
+    def pictures() -> Iterator[Tensor]:  # both curves have both ends: 2 * steps of each image are all there are
+        for image, copy, rank in zip(images, copies, pixel_ranks(maps), strict=True):
+            moved = (rank < counts[:, None, None])[:, None]  # (steps + 1, 1, H, W)
+            yield from torch.where(moved, image, copy)
+            yield from torch.where(moved, copy, image)[1:-1]
+
+    p = class_probabilities(model, pictures(), classes.repeat_interleave(2 * steps)).view(len(images), 2 * steps)
+    insertion, between = p[:, : steps + 1], p[:, steps + 1 :]
+    return torch.stack([insertion, torch.cat([insertion[:, -1:], between, insertion[:, :1]], 1)])
 
 
-def class_probabilities(model: nn.Module, pictures: Tensor, c: Tensor | int) -> Tensor:
-    """Return the probability (N,) of class c for each picture, `ROWS_TOGETHER` in each forward pass."""
-    short = -len(pictures) % ROWS_TOGETHER  # kernels may differ with the batch's shape: all passes have the same
-    padded = torch.cat([pictures, pictures[-1:].expand(short, -1, -1, -1)])
-    logits = torch.cat([predict_logits(model, rows) for rows in padded.split(ROWS_TOGETHER)])
-    return logits[: len(pictures)].softmax(1)[:, c]
+def class_probabilities(model: nn.Module, pictures: Iterator[Tensor], classes: Tensor) -> Tensor:
+    """Return each picture's probability (N,) of its class (N,), from passes of `ROWS_TOGETHER` pictures (3, H, W)."""
+    logits = []
+    while rows := list(islice(pictures, ROWS_TOGETHER)):
+        short = ROWS_TOGETHER - len(rows)  # kernels may differ with the batch's shape: all passes have the same
+        logits.append(predict_logits(model, torch.stack([*rows, *rows[-1:] * short]))[: len(rows)])
+    return torch.cat(logits).softmax(1).gather(1, classes[:, None])[:, 0]
 
 
 def insertion_deletion(
@@ -93,10 +98,9 @@ def worth(
     """
     kinds = {**maps, "random": random_maps(image[None], [generator])[0]}
     good = {kind: saliency for kind, saliency in kinds.items() if saliency.any() and saliency.isfinite().all()}
-    values = {}
-    for kind, saliency in good.items():
-        insertion, deletion = insertion_deletion(model, image[None], c[None], saliency[None])
-        values[kind] = float(insertion - deletion)
+    n = len(good)
+    areas = insertion_deletion(model, image.expand(n, -1, -1, -1), c.expand(n), torch.stack([*good.values()]))
+    values = dict(zip(good, (areas[0] - areas[1]).tolist(), strict=True))
     return {f"{kind}_insertion_minus_deletion": values.get(kind) for kind in kinds}
 
 
@@ -116,13 +120,34 @@ def mean_and_error(values: Iterable[float | None]) -> dict[str, float | int | No
     return {"mean": mean, "standard_error": error, "images": n}
 
 
+def in_cells(maps: Tensor, side: int) -> Tensor:
+    """Return maps (N, H, W) averaged over cells of side x side pixels, which then come and go as one."""
+    means = F.avg_pool2d(maps[:, None], side, ceil_mode=True)[:, 0]
+    return means.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, : maps.shape[1], : maps.shape[2]]
+
+
 def area(curves: Tensor) -> Tensor:
     """Return the area under curves (..., steps + 1) whose ends are 0 and 1, by trapezoids."""
     return torch.trapezoid(curves, dx=1 / (curves.shape[-1] - 1))
 
 
+def tiled(images: Tensor) -> Tensor:
+    """Return four images (4, 3, H, W) as one mosaic (3, 2H, 2W): the first two above the others."""
+    return torch.cat([torch.cat([*pair], 2) for pair in images.split(2)], 1)
+
+
 # ------------------------------------------------------------------------------------------------
 # Baselines: maps that know nothing of the network
+
+
+def baseline_maps(images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    """Return the maps (N, H, W) of each baseline for images (N, 3, H, W)."""
+    return {
+        "random": random_maps(images, generators),
+        "middle": middle_maps(images),
+        "edges": edge_maps(images),
+        "detail": detail_maps(images),
+    }
 
 
 def random_maps(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -139,9 +164,9 @@ def middle_maps(images: Tensor) -> Tensor:
 
 def edge_maps(images: Tensor) -> Tensor:
     """Return maps (N, H, W) of the strength of edges in brightness, by Sobel's filter."""
-    grey = torch.nn.functional.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).to(images)
-    slopes = torch.nn.functional.conv2d(grey, torch.stack([across, across.T])[:, None])  # (N, 2, H, W)
+    slopes = F.conv2d(grey, torch.stack([across, across.T])[:, None])  # (N, 2, H, W)
     return slopes.square().sum(1).sqrt()
 
 
