@@ -21,6 +21,7 @@ from explain.figures import (
     WIDTH,
     brightest,
     draw_image,
+    draw_legend,
     draw_map,
     draw_picture,
     quantity,
@@ -36,7 +37,7 @@ KINDS = {  # of maps, and their colours
     "grad_cam": PURPLE,
     "guided_grad_cam": BLACK,
 }
-BASELINES = {"random": ":", "middle": "-.", "edges": "--", "detail": (0, (5, 1))}  # and their lines
+BASELINES = {"random": ":", "middle": "-.", "edges": "--", "detail": "-"}  # and their lines
 
 
 def label(kind: str) -> str:
@@ -47,7 +48,9 @@ def label(kind: str) -> str:
 def draw_curves(rows: list[dict], results: dict, model: Classifier, steps: int) -> tuple[Figure, list[str]]:
     """Draw the mean insertion and deletion curves of every kind of map."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.2))
+    left = figure.add_subplot(grid[0, 0])
+    panels = left, figure.add_subplot(grid[0, 1], sharey=left)
     x = np.linspace(0, 1, steps + 1)
     for axes, name in zip(panels, ("insertion", "deletion"), strict=True):
         for kind in results["maps"]:
@@ -57,7 +60,7 @@ def draw_curves(rows: list[dict], results: dict, model: Classifier, steps: int) 
         axes.set(xlabel=f"share of the pixels {'put into the blurred copy' if name == 'insertion' else 'taken'}")
         axes.set_title(f"{name}: {'higher' if name == 'insertion' else 'lower'} is better")
     panels[0].set_ylabel("probability of the class")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    draw_legend(figure.add_subplot(grid[1, :]), left, columns=5)
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",
         f"Mean over {quantity(len(rows), 'image')}; grey: baselines that know nothing of the network. Pixels "
@@ -67,8 +70,9 @@ def draw_curves(rows: list[dict], results: dict, model: Classifier, steps: int) 
 
 def draw_measures(results: dict, model: Classifier) -> tuple[Figure, list[str]]:
     """Draw the measures of every kind of map as bars with their standard errors, the baselines as lines."""
-    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(1, 0.1))
+    panels = [figure.add_subplot(grid[0, k]) for k in range(3)]
     kinds = [kind for kind in KINDS if kind in results["maps"]]
     heads = {
         "insertion_minus_deletion": "insertion less deletion\n(higher is better)",
@@ -86,9 +90,9 @@ def draw_measures(results: dict, model: Classifier) -> tuple[Figure, list[str]]:
         if name == "grid_pointing":
             axes.axvline(0.25, color=GREY, linestyle=":", linewidth=1, label="chance")
         axes.set_title(head)
-    panels[0].set_yticks(range(len(kinds)), [label(kind) for kind in kinds])
-    panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        axes.set_yticks(range(len(kinds)), [label(kind) if axes is panels[0] else "" for kind in kinds])
+        axes.set_ylim(len(kinds) - 0.4, -0.6)
+    draw_legend(figure.add_subplot(grid[1, :]), panels[0], columns=4)
     measured, best = results["images_measured"], results["best_baseline"]
     return figure, [
         f"{model.label}: how far can each map be believed?",
