@@ -107,7 +107,8 @@ def main() -> None:
     output.draw("saliency", draw, rows[: options.show], len(rows), files, model, output)
     table = [{"name": model.categories[row["class"]], **row} for row in rows]
     findings = [common.class_finding(row, model.categories) for row in rows]
-    output.finish(rows, skipped, summary(rows), {"saliency.csv": table}, model, findings=findings)
+    images = len({row["path"] for row in rows})  # one may have several classes
+    output.finish(rows, skipped, summary(rows), {"saliency.csv": table}, model, images, findings)
 
 
 if __name__ == "__main__":

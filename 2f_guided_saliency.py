@@ -233,7 +233,8 @@ def main() -> None:
         output.draw("randomisation", draw_randomised, rows, results["randomised"], model)
     table = [{"name": model.categories[row["class"]], **row} for row in rows]
     findings = [common.class_finding(row, model.categories) for row in rows]
-    output.finish(rows, skipped, results, {"guided_saliency.csv": table}, model, findings=findings)
+    images = len({row["path"] for row in rows})  # one may have several classes
+    output.finish(rows, skipped, results, {"guided_saliency.csv": table}, model, images, findings)
 
 
 if __name__ == "__main__":

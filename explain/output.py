@@ -149,11 +149,11 @@ class OutputFolder:
     def earlier(self) -> dict[str, Any]:
         """Return the metrics that are there; those of nothing where there are none, or not ours."""
         try:
-            metrics = json.loads(self.metrics.read_bytes())
-            used, files = metrics["images"]["used"], [name for name in metrics["files"] if isinstance(name, str)]
+            metrics = json.loads(self.metrics.read_bytes()) if self.metrics.is_file() else {}
+            files = [name for name in metrics["files"] if isinstance(name, str)]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {"used": 0, "files": []}
-        return {"used": used, "files": files}
+        return {"used": metrics.get("images", {}).get("used", 0), "files": files}
 
     def discard_metrics(self, but: Collection[str] = ()) -> None:
         """Remove metrics.json, which means complete, and what it lists."""

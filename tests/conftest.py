@@ -47,7 +47,14 @@ def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.Monke
 # Six scripts on a network of 0.1 million parameters, in fractions of a second: what is looked at here is
 # what they leave behind. Eight images in batches of three, one of them broken.
 TINY = ["--model", "timm/test_resnet", "--weights", "random", "--batch-size", "3", "--dataset", "data"]
-TINY += ["--threads", "1", "--show", "2"]  # two threads would wait for each other more than they compute
+TINY += [
+    "--output",
+    "output",
+    "--threads",
+    "1",
+    "--show",
+    "2",
+]  # two threads would wait for each other more than they compute
 ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "6", "--zoom-from", "0.7"]
 ASCENT += ["--judge", "timm/test_efficientnet=random"]
 SCRIPTS = {

@@ -504,7 +504,13 @@ def test_command_line(tmp_path):
     assert runs[0] == runs[1]
     pictures = {f"archetypes/{c}_{m}.png" for c in ("76_tarantula", "1_goldfish") for m in script.METHODS}
     tables = {"archetypes.csv", "recognised.csv", "least_recognised.csv"}
-    assert set(files) == pictures | tables | {"archetypes.png", "scores.png", "rows.jsonl", "run.json"}
+    assert set(files) == pictures | tables | {
+        "archetypes.png",
+        "class_images.png",
+        "scores.png",
+        "rows.jsonl",
+        "run.json",
+    }
     for name in pictures:
         assert Image.open(io.BytesIO(files[name])).size == (224, 224)
     rows = [json.loads(line) for line in files["rows.jsonl"].decode().splitlines()]

@@ -141,7 +141,7 @@ def test_run(tmp_path, monkeypatch):
     (tmp_path / "broken.jpg").write_text("no picture")
     files = ["0.png", "broken.jpg", "1.png", "2.png"]
     run_main("2e_saliency", *files, "--batch-size", "2", "--limit", "3", cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output" / "2e_saliency"
+    folder = tmp_path / "output/pictures/2e_saliency"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["found"] == 3 and metrics["images"]["used"] == 2
     assert metrics["images"]["skipped"][0]["path"] == "broken.jpg"
@@ -182,7 +182,7 @@ def test_the_class_asked_for(tmp_path, monkeypatch):
     arguments = ["a.png", "b.png", "--model", "squeezenet1_0", "--weights", "random"]
     asked = ["--classes", "tarantula", "55"]
     run_main("2e_saliency", *arguments, *asked, cwd=tmp_path, monkeypatch=monkeypatch)
-    rows = [json.loads(line) for line in (tmp_path / "output/2e_saliency/rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "output/pictures/2e_saliency/rows.jsonl").read_text().splitlines()]
     assert [row["class"] for row in rows] == [76, 55]
     with pytest.raises(common.UserError, match="3 classes for 2 images"):
         run_main("2e_saliency", *arguments, *asked, "7", cwd=tmp_path, monkeypatch=monkeypatch)
@@ -235,7 +235,7 @@ def test_from_a_shell(tmp_path):
     command = [sys.executable, ROOT / "2e_saliency.py", "a b.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""  # no progress bar where there is no terminal
-    assert done.stdout.splitlines()[-1] == "output/2e_saliency/metrics.json"
+    assert done.stdout.splitlines()[-1] == "output/pictures/2e_saliency/metrics.json"
     done = run_script("2e_saliency", "a b.png", "--model", "resnet19", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "resnet18" in done.stderr
 

@@ -455,7 +455,7 @@ def test_run(tmp_path, monkeypatch):
     save_photo(tmp_path / "two.jpg", 2)
     arguments = ["one.png", "two.jpg", "--model", "mobilenet_v3_small", "--weights", "random"]
     run_main("2f_guided_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output" / "2f_guided_saliency"
+    folder = tmp_path / "output/pictures/2f_guided_saliency"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["used"] == 2
     results = metrics["results"]

@@ -400,13 +400,13 @@ def test_a_folder_of_all_that(tmp_path, weights):
     result = run_script("2d_predict", folder, *model, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert not [line for line in result.stderr.splitlines() if "Warning" in line or "Traceback" in line]
-    metrics = json.loads((tmp_path / "output/2d_predict/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "output/pictures/2d_predict/metrics.json").read_text())
     skipped = {Path(s["path"]).name: s["reason"] for s in metrics["images"]["skipped"]}
     assert set(skipped) == broken and all("\n" not in reason for reason in skipped.values())
     assert metrics["images"]["used"] == len(READ) + len(names)
     assert metrics["images"]["notes"]["turned upright by EXIF"] == 1
     assert metrics["model"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    with (tmp_path / "output/2d_predict/predictions.csv").open(newline="") as file:
+    with (tmp_path / "output/pictures/2d_predict/predictions.csv").open(newline="") as file:
         paths = {row["path"] for row in csv.DictReader(file)}
     assert len(paths) == len(READ) + len(names) and all(path.isprintable() for path in paths)
 
