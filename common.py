@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import joblib
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 from tqdm import tqdm
 
 from explain.errors import UserError, one_line, printable, unknown
-from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits
+from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits, usable
 from explain.figures import (
     MAP_PERCENTILE,
     brightest,
@@ -37,6 +39,15 @@ from explain.figures import (
     short,
 )
 from explain.files import size_of, write_file
+from explain.logits import (
+    as_logits,
+    at_least_one,
+    check_images,
+    class_ids,
+    class_logits,
+    logits_of,
+    run_network,
+)
 from explain.networks import Classifier, load_model
 from explain.output import OutputFolder, save_figure, write_array
 from explain.pictures import read_image, to_pixels
@@ -44,13 +55,16 @@ from explain.rows import Rows, run_settings, shard
 
 # The dataset; the class score; from image files to rows; options; what comes out
 __all__ = ["ImageFile", "list_files", "find_folder", "test_images", "validation_images", "class_of", "read_image"]
-__all__ += ["ForwardPass", "forward_pass", "class_score_gradient", "find_class", "classes_to_explain"]
-__all__ += ["describe_classes", "check_finite", "device_of", "evaluation_mode", "predict_logits"]
+__all__ += ["Classes", "ForwardPass", "forward_pass", "class_score_gradient", "find_class", "classes_to_explain"]
+__all__ += ["describe_classes", "check_finite", "device_of", "evaluation_mode", "predict_logits", "usable"]
+__all__ += ["as_logits", "check_images", "class_ids", "logits_of", "run_network"]
 __all__ += ["explain_images", "pad", "record_nondeterminism", "seeded_generators", "Rows", "run_settings", "size_of"]
 __all__ += ["exercise_parser", "option_parser", "positive", "whole", "load_from_options", "load_model", "Classifier"]
 __all__ += ["OutputFolder", "UserError", "save_figure", "write_array", "write_file", "to_pixels", "MAP_PERCENTILE"]
 __all__ += ["brightest", "draw_image", "draw_map", "draw_picture", "draw_title", "map_name", "panel_grid", "short"]
 
+# Class ids, one for each image, or one for all; None: an image's most likely class
+Classes = Tensor | np.ndarray | Sequence[int | None] | int
 TEST_FOLDERS = ("test_images", "test images", "test", "ILSVRC2012_img_test")  # spellings met in the wild
 
 
@@ -159,32 +173,49 @@ class ForwardPass(NamedTuple):
 
         One backward pass serves the batch, since no image's logit depends on another image.
         """
-        with evaluation_mode(self.model):  # also for a network that runs parts again on the way back
-            (gradient,) = torch.autograd.grad(self.scores.sum(), self.images, retain_graph=retain_graph)
-        return gradient
+        # evaluation mode, also for a network that runs parts again on the way back
+        with evaluation_mode(self.model), torch.inference_mode(False):
+            gradient, scores = None, self.scores.sum()
+            if scores.requires_grad:
+                settings = dict(retain_graph=retain_graph, allow_unused=True)
+                try:
+                    (gradient,) = torch.autograd.grad(scores, self.images, **settings)
+                except CheckpointError:
+                    raise UserError(
+                        "a checkpointed part of this network computes something else when it is run again: switch its "
+                        "checkpointing off"
+                    ) from None
+        if gradient is None:
+            raise UserError(
+                "the network's logits do not depend on the images, or it computes them without gradients: explain a "
+                "network without torch.no_grad(), detach() and the like between the image and the logits"
+            )
+        return gradient[: len(self.classes)]
 
 
-def forward_pass(model: nn.Module, images: Tensor, classes: Tensor | Sequence[int | None]) -> ForwardPass:
+def forward_pass(model: nn.Module, images: Tensor, classes: Classes) -> ForwardPass:
     """Run images (N, 3, H, W) through the network in evaluation mode, and keep the graph.
 
-    `classes` (N,) are the ids to explain; None stands for the image's most likely class. The caller's
-    tensors, the model's state and every `.grad` stay as they are. Raises UserError for a class out of range.
+    `classes` are the ids to explain, one for each image or one for all; None stands for the image's most likely class.
+    The caller's tensors, the model's state and every `.grad` stay as they are. Works under torch.no_grad() and
+    torch.inference_mode(), too. Raises UserError for images of another shape or type, for a class that the
+    network does not have, and for an output that is no (N, classes); see `logits.as_logits`.
     """
-    leaf = images.detach().clone().requires_grad_()
-    with evaluation_mode(model), torch.enable_grad():
-        logits = model(leaf.clone())  # a clone, since a network may write into its input
-    if not isinstance(classes, Tensor):
-        best = logits.argmax(1).tolist()
-        classes = torch.tensor([b if c is None else c for c, b in zip(classes, best, strict=True)])
-    if classes.min() < 0 or classes.max() >= logits.shape[1]:
-        raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {classes.tolist()}")
-    return ForwardPass(model, leaf, logits, classes.to(logits.device))
+    ids = class_ids(classes, len(check_images(images)))
+    with evaluation_mode(model), torch.inference_mode(False):  # which switches gradients on, too
+        leaf = at_least_one(images).detach().clone().requires_grad_()
+        logits = class_logits(model, leaf)[: len(images)]
+        if None in ids:
+            ids = [best if c is None else c for c, best in zip(ids, logits.argmax(1).tolist(), strict=True)]
+        if any(not 0 <= c < logits.shape[1] for c in ids):
+            raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {ids}")
+        return ForwardPass(model, leaf, logits, torch.tensor(ids, dtype=torch.long, device=logits.device))
 
 
-def class_score_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+def class_score_gradient(model: nn.Module, images: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
     """Return the gradient (N, 3, H, W) of each image's class logit by its pixels, and those logits (N,).
 
-    images (N, 3, H, W), classes (N,); see `forward_pass`. Simonyan et al. 2014, section 3.
+    images (N, 3, H, W), classes one for each or one for all; see `forward_pass`. Simonyan et al. 2014, section 3.
     """
     forward = forward_pass(model, images, classes)
     return forward.gradient(), forward.scores.detach()
