@@ -50,11 +50,21 @@ from explain.logits import (
 )
 from explain.networks import Classifier, load_model
 from explain.output import OutputFolder, save_figure, write_array
-from explain.pictures import read_image, to_pixels
+from explain.pictures import is_picture_name, read_image, to_pixels
 from explain.rows import Rows, run_settings, shard
 
 # The dataset; the class score; from image files to rows; options; what comes out
-__all__ = ["ImageFile", "list_files", "find_folder", "test_images", "validation_images", "class_of", "read_image"]
+__all__ = [
+    "ImageFile",
+    "ImageFiles",
+    "list_files",
+    "list_pictures",
+    "find_folder",
+    "test_images",
+    "validation_images",
+    "class_of",
+    "read_image",
+]
 __all__ += ["Classes", "ForwardPass", "forward_pass", "class_score_gradient", "find_class", "classes_to_explain"]
 __all__ += ["describe_classes", "check_finite", "device_of", "evaluation_mode", "predict_logits", "usable"]
 __all__ += ["as_logits", "check_images", "class_ids", "logits_of", "run_network"]
@@ -80,6 +90,14 @@ class ImageFile(NamedTuple):
     path: Path
 
 
+class ImageFiles(list[ImageFile]):
+    """The images of a run, and the number of files beside them that are no pictures by their names."""
+
+    def __init__(self, files: Iterable[ImageFile], no_picture: int):
+        super().__init__(files)
+        self.no_picture = no_picture
+
+
 def list_files(folder: Path) -> list[Path]:
     """List all files below a folder but the hidden ones (.DS_Store, ._photo.jpg), in a fixed order."""
     return sorted(
@@ -89,6 +107,13 @@ def list_files(folder: Path) -> list[Path]:
         for name in names
         if not name.startswith(".")
     )
+
+
+def list_pictures(folder: Path) -> tuple[list[Path], int]:
+    """List the files below a folder that may be pictures by their names, as `list_files` does, and count the others."""
+    files = list_files(folder)
+    pictures = [path for path in files if is_picture_name(path)]
+    return pictures, len(files) - len(pictures)
 
 
 def _raise(error: OSError) -> NoReturn:  # os.walk passes over folders that it may not read
@@ -101,10 +126,11 @@ def find_folder(parent: Path, spellings: Sequence[str]) -> Path | None:
     return next((folders[s.casefold()] for s in spellings if s.casefold() in folders), None)
 
 
-def test_images(options: argparse.Namespace) -> list[ImageFile]:
+def test_images(options: argparse.Namespace) -> ImageFiles:
     """List the files and folders given as arguments, else the dataset's test images; the first --limit of them."""
     if options.images:
-        files = [ImageFile(i, printable(path), path) for i, path in enumerate(_argument_files(options.images))]
+        paths, no_picture = _argument_files(options.images)
+        files = [ImageFile(i, printable(path), path) for i, path in enumerate(paths)]
         source = " ".join(printable(Path(argument)) for argument in options.images)
     else:
         for text in getattr(options, "classes", None) or []:
@@ -117,33 +143,44 @@ def test_images(options: argparse.Namespace) -> list[ImageFile]:
                 f"{base / 'DL_data'} has no folder {TEST_FOLDERS[0]}: give image files as arguments, "
                 "or run `python process_data.py --sample` for a sample dataset"
             )
-        files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(list_files(folder))]
+        paths, no_picture = list_pictures(folder)
+        files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
         source = str(folder)
     if not files:
-        raise UserError(f"{source} has no files: put images there or give them as arguments")
-    return files[: options.limit]
+        others = f" but {no_picture} that are no pictures by their names" if no_picture else ""
+        raise UserError(f"{source} has no files{others}: put images there or give them as arguments")
+    return ImageFiles(files[: options.limit], no_picture)
 
 
-def _argument_files(arguments: Sequence[str]) -> Iterator[Path]:
+def _argument_files(arguments: Sequence[str]) -> tuple[list[Path], int]:
+    """Return the files given as arguments, whatever their names, and the pictures in folders; count the other files."""
+    paths, no_picture = [], 0
     for path in map(Path, arguments):
         if not os.path.lexists(path):
             raise UserError(f"{printable(path)} does not exist: give image files or folders of images")
-        yield from list_files(path) if path.is_dir() else [path]
+        pictures, others = list_pictures(path) if path.is_dir() else ([path], 0)
+        paths, no_picture = paths + pictures, no_picture + others
+    return paths, no_picture
 
 
-def validation_images(dataset: str | os.PathLike) -> list[ImageFile]:
-    """List the validation images as `process_data.py` split them, by class id, then name; see `class_of`."""
+def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> ImageFiles:
+    """List the validation images as `process_data.py` split them, by class id, then name; see `class_of`.
+
+    With `limit` only the first ones.
+    """
     base = Path(dataset)
     split = base / "DL_data_p"
     folders = [p for p in split.glob("*") if p.is_dir() and re.fullmatch("[0-9]{1,9}", p.name)]
     folders.sort(key=lambda p: int(p.name))
-    paths = [path for folder in folders for path in list_files(folder)]
+    found = [list_pictures(folder) for folder in folders]
+    paths = [path for pictures, _ in found for path in pictures]
     if not paths:
         raise UserError(
             f"{split} holds no validation images: run `python process_data.py` first, "
             "with --sample where there is no dataset"
         )
-    return [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
+    files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
+    return ImageFiles(files[:limit], sum(others for _, others in found))
 
 
 def class_of(file: ImageFile) -> int:
@@ -273,6 +310,7 @@ def explain_images(
     `explain` as in `explain_batches`. Raises OthersAtWork where rows of other shards are missing, UserError where no
     image can be used.
     """
+    output.no_picture = getattr(files, "no_picture", 0)
     inputs = [(file.index, file.key, size_of(file.path)) for file in files]
     rows_on_disk = Rows(output, options, run_settings(options, output.source, model, inputs), len(files))
     todo = [files[index] for index in rows_on_disk.todo]

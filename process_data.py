@@ -35,6 +35,7 @@ from explain import pictures
 from explain.errors import UserError
 from explain.files import is_inside, sha256_of
 from explain.labels import read_labels, read_names
+from explain.pictures import is_picture_name
 from explain.sample import write_sample
 
 IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val")  # spellings met in the wild
@@ -51,7 +52,8 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
 
     # 2. Read and check everything. Problems end the run here, before anything is written.
     images, skipped, counts = check_images(image_folder, label_list, name_list, options)
-    tests = describe_images("test", common.list_files(test_folder) if test_folder else [], base)
+    test_files, no_picture = common.list_pictures(test_folder) if test_folder else ([], 0)
+    tests = describe_images("test", test_files, base)
     skipped += [{"path": row["path"], "reason": row["reason"]} for row in tests if "reason" in row]
     tests = [row for row in tests if "reason" not in row]
 
@@ -61,7 +63,8 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
         written += copy_or_link(path, base / row["path"], split, row["sha256"], options.link)
 
     # 4. Find what no longer belongs there. The other scripts read it until --prune moves it, and so it has rows.
-    leftovers = sorted(set(common.list_files(split)) - {base / row["path"] for row in images.values()})
+    pictures_there, others_there = common.list_pictures(split)
+    leftovers = sorted(set(pictures_there) - {base / row["path"] for row in images.values()})
     rows = [*images.values(), *tests]
     if options.prune:
         for path in leftovers:
@@ -77,6 +80,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
         "written": written,
         "unchanged": len(images) - written,
         "no_longer_belong": len(leftovers),
+        "no_picture": counts["no_picture"] + no_picture + others_there,
         "pruned": len(leftovers) if options.prune else 0,
     }
     changes = f"{written} written, {len(images) - written} unchanged"
@@ -123,9 +127,12 @@ def check_images(
     names = read_names(name_list)
     labels, problems = read_labels(label_list, names)
     listed = {*labels, *problems}
-    files = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
+    found = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
+    files = {name: path for name, path in found.items() if name in listed or is_picture_name(path)}
     for name, path in files.items():  # a listed name is only looked up here, and never opened
-        if name not in listed:
+        if not is_picture_name(path):
+            problems[name] = f"{name!r} is in the list, but no picture by its name: rename it or take it out"
+        elif name not in listed:
             problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
         elif name in labels and not is_inside(path, folder):
             problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
@@ -157,6 +164,7 @@ def check_images(
     bad = [name for name in files if name in problems]
     skipped = [{"path": files[name].relative_to(base).as_posix(), "reason": problems[name]} for name in bad]
     counts = {"listed": len(listed), "listed_but_absent": len(absent), "problems": len(problems)}
+    counts["no_picture"] = len(found) - len(files)
     counts["bad_lines"] = [problem for name, problem in problems.items() if name not in files]
     return {files[name]: rows[name] for name in good}, skipped, counts
 
@@ -291,6 +299,7 @@ def main() -> None:
     photos = {row["class"]: Path(options.dataset, row["path"]) for row in reversed(images)}  # the first of each class
     common.save_figure(draw_classes(table, photos, options.show), output.file("classes.png"))
     output.write_rows(rows)
+    output.no_picture = results.pop("no_picture")
     output.finish(rows, skipped, results, {"classes.csv": table})
 
 

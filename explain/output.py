@@ -74,6 +74,7 @@ class OutputFolder:
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"
         self.files: list[str] = []  # written by this run
+        self.no_picture = 0  # files in the folders of images that are no pictures by their names
         self.started = time.perf_counter()
         existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
         if not os.path.isdir(existing):
@@ -145,7 +146,13 @@ class OutputFolder:
             "device": getattr(self.options, "device", None),
             "deterministic": not nondeterministic,
             "versions": {**library_versions(), "commit": project_commit()},
-            "images": {"found": used + len(skipped), "used": used, "skipped": list(skipped), "notes": dict(notes)},
+            "images": {
+                "found": used + len(skipped),
+                "used": used,
+                "skipped": list(skipped),
+                "notes": dict(notes),
+                "no_picture": self.no_picture,
+            },
             "seconds": round(time.perf_counter() - self.started, 3),
             "results": results,
             "files": sorted(files),
@@ -158,6 +165,8 @@ class OutputFolder:
         write_file(self.metrics, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
         if skipped:
             print(f"skipped {len(skipped)} of {used + len(skipped)} images; metrics.json says why")
+        if self.no_picture:
+            print(f"left out {self.no_picture} files that are no pictures by their names")
         print(self.metrics)
 
 
