@@ -33,7 +33,7 @@ from tqdm import tqdm
 import common
 from explain import pictures
 from explain.errors import UserError
-from explain.files import is_inside, sha256_of
+from explain.files import is_inside, replace_file, sha256_of
 from explain.labels import read_labels, read_names
 from explain.pictures import is_picture_name
 from explain.sample import write_sample
@@ -209,16 +209,17 @@ def copy_or_link(source: Path, target: Path, split: Path, digest: str, link: boo
         if link:
             try:
                 os.link(os.path.realpath(source), temporary)
-            except OSError as error:
+            except (OSError, AttributeError) as error:  # not every system has such links
+                reason = getattr(error, "strerror", None) or "this system has no hard links"
                 cure = "omit --link, or keep DL_data and DL_data_p on one file system"
-                raise UserError(f"{source} cannot be hard-linked to {target} ({error.strerror}): {cure}") from None
+                raise UserError(f"{source} cannot be hard-linked to {target} ({reason}): {cure}") from None
         else:
             shutil.copyfile(source, temporary)
             status = source.stat()
             os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
         if sha256_of(temporary) != digest:
             raise UserError(f"{source} changed while it was being copied: run the same command again")
-        os.replace(temporary, target)
+        replace_file(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     return True

@@ -24,7 +24,7 @@ import torchvision
 from matplotlib.figure import Figure
 
 from explain.errors import UserError
-from explain.files import is_inside, write_file
+from explain.files import is_inside, remove_file, write_file
 from explain.networks import Classifier
 
 EXECUTION_OPTIONS = ("shard", "fresh")  # they decide who computes, and so are no part of the result
@@ -105,12 +105,12 @@ class OutputFolder:
         What another shard of this run has written by now is newer; a file of the user's own is named nowhere.
         """
         written = os.path.getmtime(record) if record.is_file() else 0
-        record.unlink(missing_ok=True)
+        remove_file(record)
         for path in (self.path / name for name in names):
             if path.suffix in (".png", ".npy", ".csv") and os.path.isfile(path) and is_inside(path.parent, self.path):
                 with suppress(FileNotFoundError):  # another shard may do the same
                     if os.path.getmtime(path) <= written:
-                        path.unlink()
+                        remove_file(path)
 
     def discard_metrics(self) -> None:
         """Remove metrics.json, which means complete, and what it lists."""

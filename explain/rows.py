@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from explain.errors import OthersAtWork, UserError
-from explain.files import remove_leftovers, write_file
+from explain.files import remove_file, remove_leftovers, write_file
 from explain.networks import Classifier
 from explain.output import EXECUTION_OPTIONS, OutputFolder, json_line, library_versions
 
@@ -128,7 +128,7 @@ class Rows:
         rows = self._read()
         self.todo = [k for k in self.own if k not in rows or not self._has_files(rows[k])]
         if self.todo:
-            output.metrics.unlink(missing_ok=True)  # it means that all is there
+            remove_file(output.metrics)  # it means that all is there
 
     def _start(self, fresh: bool) -> None:
         """Resume the run that is there, or clear it away where it is another one and may go."""
@@ -150,7 +150,7 @@ class Rows:
 
     def _discard_own(self) -> None:
         """Discard this shard's rows and states, for --fresh with the same settings; keep those of other shards."""
-        self.output.metrics.unlink(missing_ok=True)
+        remove_file(self.output.metrics)
         own = set(self.own)
         for path in self.folder.glob("rows*.jsonl"):
             rows = read_rows(path)
@@ -247,7 +247,7 @@ class Rows:
         ordered = [rows[k] for k in range(self.total)]
         self.output.write_rows(ordered)
         for path in (*self.folder.glob(f"rows.{self.run}.*.jsonl"), *self.folder.glob(f"state.{self.run}.*.pt")):
-            path.unlink(missing_ok=True)  # another shard may be here as well
+            remove_file(path)  # another shard may be here as well
         return [{"index": row.pop("index"), "path": row.pop("path"), **row} for row in ordered]
 
     # States of work that takes longer than one is willing to lose
@@ -265,7 +265,7 @@ class Rows:
 
     def remove_state(self, index: int) -> None:
         """Remove the state, if any."""
-        self._state_file(index).unlink(missing_ok=True)
+        remove_file(self._state_file(index))
 
     def _state_file(self, index: int) -> Path:
         return self.folder / f"state.{self.run}.{index}.pt"
