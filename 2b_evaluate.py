@@ -205,7 +205,7 @@ def draw_mistakes(
 
 def main() -> None:
     options = common.exercise_parser(__doc__, "--limit", "--strict").parse_args()
-    files = common.validation_images(options.dataset)[: options.limit]
+    files = common.validation_images(options.dataset, options.limit)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
 

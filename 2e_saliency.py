@@ -29,10 +29,11 @@ def saliency(forward: common.ForwardPass, retain_graph: bool = False) -> Tensor:
     return forward.gradient(retain_graph).abs().amax(1)
 
 
-def saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+def saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
     """Return saliency maps (N, H, W), in logits per unit of pixel value, of images (N, 3, H, W) in [0, 1].
 
-    classes (N,). Simonyan et al. 2014, section 3.1. Raises UserError for a class out of range.
+    classes: one for each image, or one for all. Simonyan et al. 2014, section 3.1. Raises UserError where
+    `common.forward_pass` does.
     """
     return saliency(common.forward_pass(model, images, classes))
 

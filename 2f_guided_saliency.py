@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,17 +64,17 @@ def guided_rectifiers() -> Iterator[RectifierRule]:
         )
 
 
-def guided_saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Return guided saliency maps (N, H, W) of images (N, 3, H, W) in [0, 1]; classes (N,).
+def guided_saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
+    """Return guided saliency maps (N, H, W) of images (N, 3, H, W) in [0, 1]; classes: one for each image, or for all.
 
     Springenberg et al. 2015, section 3.4, reduced over channels as in Simonyan et al. 2014, section 3.1. Raises
-    UserError for a class out of range, and for a network without rectifiers or whose operations cannot be seen.
+    UserError where `common.forward_pass` does, and for a network without rectifiers or whose operations cannot be seen.
     """
     return guided_pass(model, images, classes)[0]
 
 
 def guided_pass(
-    model: nn.Module, images: Tensor, classes: Tensor | Sequence[int | None], retain_graph: bool = False
+    model: nn.Module, images: Tensor, classes: common.Classes, retain_graph: bool = False
 ) -> tuple[Tensor, common.ForwardPass, RectifierRule]:
     """Return guided saliency maps (N, H, W), their forward pass, and what its backward pass met."""
     refuse_opaque(model)
@@ -84,7 +84,7 @@ def guided_pass(
 
 
 def plain_and_guided_maps(
-    model: nn.Module, images: Tensor, classes: Tensor | Sequence[int | None]
+    model: nn.Module, images: Tensor, classes: common.Classes
 ) -> tuple[Tensor, common.ForwardPass, RectifierRule]:
     """Return plain and guided saliency maps (2, N, H, W) from one forward pass, that pass, and what the rule met."""
     guided, forward, rule = guided_pass(model, images, classes, retain_graph=True)

@@ -33,8 +33,9 @@ from PIL import ImageOps
 import common
 from explain import pictures, shell
 from explain.errors import UserError
-from explain.files import is_inside, sha256_of
+from explain.files import is_inside, replace_file, sha256_of
 from explain.labels import read_labels, read_names
+from explain.pictures import is_picture_name
 from explain.sample import write_sample
 
 IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val")  # spellings met in the wild
@@ -51,7 +52,8 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
 
     # 2. Read and check everything. Problems end the run here, before anything is written.
     images, skipped, counts = check_images(image_folder, label_list, name_list, options)
-    tests = describe_images("test", common.list_files(test_folder) if test_folder else [], base)
+    test_files, no_picture = common.list_pictures(test_folder) if test_folder else ([], 0)
+    tests = describe_images("test", test_files, base)
     skipped += [{"path": row["path"], "reason": row["reason"]} for row in tests if "reason" in row]
     tests = [row for row in tests if "reason" not in row]
 
@@ -64,7 +66,8 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
             bar.update()
 
     # 4. Find what no longer belongs there. The other scripts read it until --prune moves it, and so it has rows.
-    leftovers = sorted(set(common.list_files(split)) - {base / row["path"] for row in images.values()})
+    pictures_there, others_there = common.list_pictures(split)
+    leftovers = sorted(set(pictures_there) - {base / row["path"] for row in images.values()})
     rows = [*images.values(), *tests]
     if options.prune:
         for path in leftovers:
@@ -80,6 +83,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
         "written": written,
         "unchanged": len(images) - written,
         "no_longer_belong": len(leftovers),
+        "no_picture": counts["no_picture"] + no_picture + others_there,
         "pruned": len(leftovers) if options.prune else 0,
     }
     classes = common.quantity(results["classes"], "class")
@@ -127,9 +131,12 @@ def check_images(
     names = read_names(name_list)
     labels, problems = read_labels(label_list, names)
     listed = {*labels, *problems}
-    files = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
+    found = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
+    files = {name: path for name, path in found.items() if name in listed or is_picture_name(path)}
     for name, path in files.items():  # a listed name is only looked up here, and never opened
-        if name not in listed:
+        if not is_picture_name(path):
+            problems[name] = f"{name!r} is in the list, but no picture by its name: rename it or take it out"
+        elif name not in listed:
             problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
         elif name in labels and not is_inside(path, folder):
             problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
@@ -161,6 +168,7 @@ def check_images(
     bad = [name for name in files if name in problems]
     skipped = [{"path": files[name].relative_to(base).as_posix(), "reason": problems[name]} for name in bad]
     counts = {"listed": len(listed), "listed_but_absent": len(absent), "problems": len(problems)}
+    counts["no_picture"] = len(found) - len(files)
     counts["bad_lines"] = [problem for name, problem in problems.items() if name not in files]
     return {files[name]: rows[name] for name in good}, skipped, counts
 
@@ -209,16 +217,17 @@ def copy_or_link(source: Path, target: Path, split: Path, digest: str, link: boo
         if link:
             try:
                 os.link(os.path.realpath(source), temporary)
-            except OSError as error:
+            except (OSError, AttributeError) as error:  # not every system has such links
+                reason = getattr(error, "strerror", None) or "this system has no hard links"
                 cure = "omit --link, or keep DL_data and DL_data_p on one file system"
-                raise UserError(f"{source} cannot be hard-linked to {target} ({error.strerror}): {cure}") from None
+                raise UserError(f"{source} cannot be hard-linked to {target} ({reason}): {cure}") from None
         else:
             shutil.copyfile(source, temporary)
             status = source.stat()
             os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
         if sha256_of(temporary) != digest:
             raise UserError(f"{source} changed while it was being copied: run the same command again")
-        os.replace(temporary, target)
+        replace_file(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     return True
@@ -292,6 +301,7 @@ def main() -> None:
     if len({row["images"] for row in table}) > 1:
         output.draw("class_sizes", draw_class_sizes, table)
     output.write_rows(rows)
+    output.no_picture = results.pop("no_picture")
     output.finish(rows, skipped, results, {"classes.csv": table})
 
 

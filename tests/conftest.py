@@ -31,6 +31,7 @@ from explain import shell
 from explain.errors import OthersAtWork
 
 ROOT = Path(__file__).resolve().parent.parent
+SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which Windows lacks
 SHARED = ROOT.parent / "shared"  # real photos and a second network; may be absent
 
 
@@ -128,7 +129,7 @@ def start_script(
     cwd: Path,
     said: Path | None = None,
     stop_at: int | None = None,
-    by: signal.Signals = signal.SIGKILL,
+    by: signal.Signals = SIGKILL,
 ) -> multiprocessing.Process:
     """Start a script in a process of its own, forked from one that has imported everything but computed nothing.
 
