@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -280,12 +280,12 @@ def find_classes(texts: Sequence[str], categories: Sequence[str]) -> list[int]:
     try:
         return [find_class(text, categories) for text in texts]
     except UserError:
-        spans = combinations(range(len(texts) + 1), 2)
-        for name in (" ".join(texts[start:end]) for start, end in spans if end > start + 1):
-            with suppress(UserError):
-                find_class(name, categories)
-                error = UserError(f'{name!r} is one class: put it in quotes, as in --classes "{name}"')
-        raise error from None
+        known = {name.strip() for names in categories for name in names.casefold().split(",")}
+        for start, end in combinations(range(len(texts) + 1), 2):
+            name = " ".join(texts[start:end])
+            if end > start + 1 and name.casefold() in known:
+                raise UserError(f'{name!r} is one class: put it in quotes, as in --classes "{name}"') from None
+        raise
 
 
 def classes_to_explain(

@@ -310,8 +310,8 @@ def draw_scores(
     """Draw the class's logit over the steps: a panel for each method, a line for each class."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = math.ceil(len(rows) / len(methods) / 3)  # of the legend
-    figure = Figure(figsize=(WIDTH, 2.6 + 0.15 * lines), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[2.6, 0.15 * lines])
+    figure = Figure(figsize=(WIDTH, 2.6 + 0.16 * lines + 0.1), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[2.6, 0.16 * lines + 0.1])
     panels = upper.subplots(1, len(methods), squeeze=False, sharey=True)[0]
     for panel, method in zip(panels, methods, strict=True):
         for row in (row for row in rows if row["method"] == method):

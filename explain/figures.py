@@ -166,7 +166,7 @@ def draw_colour_bar(panels: Sequence[Axes], image: Any) -> None:
 def draw_legend(axes: Axes, entries: Axes, columns: int) -> None:
     """Fill empty axes with the legend of others."""
     axes.axis("off")
-    axes.legend(*entries.get_legend_handles_labels(), loc="center", ncols=columns)
+    axes.legend(*entries.get_legend_handles_labels(), loc="center", ncols=columns).set_in_layout(False)
 
 
 def draw_title(figure: Figure, title: str, *caption: str) -> None:

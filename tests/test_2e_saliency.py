@@ -247,6 +247,6 @@ def test_real_photos_and_the_second_network(tmp_path, monkeypatch):
     weights = SHARED / "models/squeezenet1_0.pth"
     arguments = [*photos, "--model", "squeezenet1_0", "--weights", weights]
     run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    metrics = json.loads((tmp_path / "output/2e_saliency/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "output/pictures/2e_saliency/metrics.json").read_text())
     assert metrics["model"]["weights"] == "squeezenet1_0.pth" and len(metrics["model"]["sha256"]) == 64
     assert metrics["results"]["status"] == {"ok": 2}
