@@ -224,7 +224,7 @@ def test_run(tmp_path, monkeypatch):
     settings = [*TINY, "--dropout", "0.5", "--passes", "12"]
     arguments = ["0.png", "1.png", "2.png", *settings, "--batch-size", "2"]
     run_main("2h_mc_dropout", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output/pictures/2h_mc_dropout"
+    folder = tmp_path / "output/2h_mc_dropout"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["used"] == 3 and metrics["settings"]["passes"] == 12
     results = metrics["results"]
