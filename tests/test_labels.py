@@ -30,7 +30,7 @@ LABELS = {"a.jpg": 0, "b b.png": 2, "c.jpg": 2}
 def test_forms_of_val_txt(tmp_path, text):
     (tmp_path / "val.txt").write_bytes(text.encode())
     names = list(zip(WNIDS, NAMES, strict=True))
-    labels, bad = read_labels(tmp_path / "val.txt", names)
+    labels, bad, *_ = read_labels(tmp_path / "val.txt", names)
     if "absent" in text:
         assert labels.pop("absent, with comma.jpg") == 1
     assert (labels, bad) == (LABELS, {})
@@ -53,5 +53,5 @@ def test_only_a_whole_wnid_is_taken_off_a_name(tmp_path):
 def test_one_line_of_separators_takes_no_time(tmp_path):
     """A line that a regular expression with two loops would chew on for hours."""
     (tmp_path / "val.txt").write_text("x" + " ," * 1_000_000 + "y z 1\n")
-    labels, bad = read_labels(tmp_path / "val.txt", [("", "a"), ("", "b")])
+    labels, bad, *_ = read_labels(tmp_path / "val.txt", [("", "a"), ("", "b")])
     assert (len(labels), bad) == (1, {})
