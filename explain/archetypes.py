@@ -38,11 +38,14 @@ COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "s
 def load_judges(requests: Sequence[str] | None, model: Classifier, device: str) -> dict[str, Classifier]:
     """Load the networks that --judge requests as NAME or NAME=FILE, by name; none for ["none"].
 
-    Raises UserError for a network that is given twice, is the one explained, or has another number of classes.
+    Nor is there one by default for a network whose classes are not ImageNet's. Raises UserError for a network that is given twice, is the one explained, or has another number of classes.
     """
     if requests == ["none"]:
         return {}
     networks: dict[str, Classifier] = {}
+    if not requests and len(model.categories) != 1000:
+        model.notes.append("no judge: the default one knows ImageNet's 1000 classes, not these")
+        return {}
     for request in requests or [next(name for name in JUDGES if name != model.name)]:
         name, _, weights = request.partition("=")
         judge = load_model(name, weights or None, device)
@@ -233,5 +236,7 @@ def draw_scores(rows: list[dict]) -> Figure:
         panel.set_xlabel("step", fontsize=8)
         panel.set_ylabel("class logit", fontsize=8)
         panel.tick_params(labelsize=7)
-    figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize=6)
+    legend = figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize=6)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from explain.errors import UserError, printable
-from explain.labels import class_lookup
+from explain.files import list_files
+from explain.labels import Labels, class_lookup, read_labels, read_names
 
 # Spellings met in the wild, the last of each in Kaggle's archive
 IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val")
@@ -15,6 +16,7 @@ TEST_FOLDERS = ("test_images", "test images", "test", "ILSVRC2012_img_test", "IL
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # of the development kit: ids alone, in an order of their own
 LABEL_LISTS = ("val.txt", "val", "val.csv", "LOC_val_solution.csv", GROUND_TRUTH)
 NAME_LISTS = ("synset_words.txt", "synset_words", "LOC_synset_mapping.txt", "imagenet_classes.txt")
+SPLIT_NAMES = "synset_words.txt"  # in DL_data_p, where the names are not those of DL_data
 KIT = ("", "data", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data")  # where its files may be
 
 
@@ -125,3 +127,40 @@ def class_folders(
         )
     order = by_number if numeric else subfolders
     return {name: i for i, name in enumerate(order)}, [("", name) for name in order], notes
+
+
+def key_of(path: Path, base: Path) -> str:
+    """Return the name of a file in rows: relative to the dataset, or its whole path where it lies elsewhere."""
+    return (path.relative_to(base) if path.is_relative_to(base) else path).as_posix()
+
+
+def read_lists(
+    data: Path, folders: str | None, name_file: str | None, numeric: bool
+) -> tuple[Path, Path | None, list[tuple[str, str]], Labels, Path]:
+    """Return the image folder, the folder of test images, (wnid, name) of each class, the labels, where they are from.
+
+    `folders`, a folder per class, stands in place of `data`, and `name_file` in place of a dataset's own names. Raises
+    UserError for lists that cannot be read, and for a folder that belongs to no class.
+    """
+    names = read_names(Path(name_file)) if name_file else None
+    folder, label_list, tests = Path(folders or data), None, None
+    if not folders:
+        folder, label_list, name_list, tests = find_parts(data)
+        names = names or (read_names(name_list) if name_list else None)
+    ids = None
+    if label_list is None:
+        ids, names, notes = class_folders(folder, names, numeric)
+    files = [path.relative_to(folder).as_posix() for path in list_files(folder)]
+    if label_list is None:
+        labels = {file: ids[file.split("/")[0]] for file in files if "/" in file}
+        return folder, tests, names, Labels(labels, {}, notes, ""), folder
+    if label_list.name == GROUND_TRUTH:
+        ids, names = read_kit(data, names)
+    return folder, tests, names, read_labels(label_list, names, files, ids), label_list
+
+
+def read_dataset_names(dataset: Path) -> tuple[list[tuple[str, str]], Path] | None:
+    """Return (wnid, name) of each class of a dataset, and the file; None where it names none."""
+    split = dataset / "DL_data_p" / SPLIT_NAMES
+    path = split if split.is_file() else find_file(dataset / "DL_data", NAME_LISTS)
+    return (read_names(path), path) if path else None

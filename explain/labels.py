@@ -38,7 +38,9 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not {encoding[:6].upper()} (byte {error.start}): save it as UTF-8") from None
+        raise UserError(
+            f"{path} is not {encoding.removesuffix('-sig').upper()} (byte {error.start}): save it as UTF-8"
+        ) from None
     if "\0" in text:
         raise UserError(f"{path} is not a text file (it contains zero bytes): save it as UTF-8")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")

@@ -154,7 +154,8 @@ class OutputFolder:
             metrics["nondeterministic_operations"] = nondeterministic
         if model is not None:
             metrics["model"] = {key: getattr(model, key) for key in ("name", "weights", "sha256", "input_size")}
-            metrics["model"]["classes"] = len(model.categories)
+            metrics["model"] |= {"classes": len(model.categories), "names": model.names_from}
+            metrics["model"] |= {"preprocessing": model.preprocessing, "notes": [*model.notes, *model.warnings]}
         write_file(self.metrics, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
         if skipped:
             print(f"skipped {len(skipped)} of {used + len(skipped)} images; metrics.json says why")

@@ -13,6 +13,7 @@ import pytest
 from conftest import SHARED, load_script, run_main, run_script, save_photo
 from PIL import Image
 
+from explain.datasets import find_parts
 from explain.errors import UserError
 
 process_data = load_script("process_data")
@@ -306,7 +307,7 @@ def test_spellings(dataset, folder, suffix):
     (data / "val.txt").rename(data / f"val{suffix}")
     (data / "synset_words.txt").rename(data / f"synset_words{suffix}")
     expected = (data / folder, data / f"val{suffix}", data / f"synset_words{suffix}", data / "test_images")
-    assert process_data.find_parts(data) == expected
+    assert find_parts(data) == expected
 
 
 def test_wnids_split_the_images(dataset, split):
@@ -497,7 +498,7 @@ def test_skip_bad_with_nothing_left_is_refused(dataset, split):
     ("names", "expected"),
     [
         (b"caf\xe9\n", "not UTF-8 .byte 3.: save it"),
-        ("a\nb\n".encode("utf-16"), "not UTF-8"),
+        ("a\nb\n".encode("utf-16")[:-1], "not UTF-16"),
         (b"a\0\nb\n", "is not a text file"),
         (b"\n \n", "is empty"),
         (b"a\n\nb\n", "line 2 of .* has a name of 0 characters"),
@@ -519,7 +520,7 @@ def test_bad_synset_words(dataset, split, names, expected):
     ("labels", "expected"),
     [
         (b"a\0.jpg 0\n", "is not a text file"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xffx 1", "not UTF-8"),
         (b"x 1\n" * 10_000_000, "more than 16,000,000 bytes"),
     ],
     ids=["NUL", "not UTF-8", "10 million lines"],
