@@ -38,7 +38,8 @@ COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "s
 def load_judges(requests: Sequence[str] | None, model: Classifier, device: str) -> dict[str, Classifier]:
     """Load the networks that --judge requests as NAME or NAME=FILE, by name; none for ["none"].
 
-    Nor is there one by default for a network whose classes are not ImageNet's. Raises UserError for a network that is given twice, is the one explained, or has another number of classes.
+    Nor is there one by default for a network whose classes are not ImageNet's. Raises UserError for a network that is
+    given twice, is the one explained, or has another number of classes.
     """
     if requests == ["none"]:
         return {}

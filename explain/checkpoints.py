@@ -101,7 +101,7 @@ def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
     shards = sorted({*json.loads(path.read_bytes())["weight_map"].values()})
     state, digest = {}, hashlib.sha256(path.read_bytes())
     for name in shards:
-        shard = path.with_name(name)
+        shard = path.parent / name
         if Path(name).name != name or not name.endswith(".safetensors") or not shard.is_file():
             raise UserError(f"{path} names {name!r}, which is not a .safetensors file beside it: put all shards there")
         state |= load_file(shard)

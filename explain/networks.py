@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,12 +171,10 @@ def _build_timm(name: str, weights: str | None, given: dict[str, Any]) -> Classi
 
     def create(**sizes: int) -> nn.Module:
         if "input_size" in given:
-            try:  # an architecture of one size takes it, one of any does not
+            with suppress(TypeError):  # an architecture of one size takes it, one for any does not
                 return timm.create_model(
                     architecture, pretrained=weights is None, img_size=given["input_size"], **sizes
                 )
-            except TypeError:
-                del sizes["img_size"]
         return timm.create_model(architecture, pretrained=weights is None, **sizes)
 
     sizes: dict[str, int] = {}
@@ -287,7 +286,7 @@ def _of_one_channel(network: nn.Module) -> nn.Module:
 
 def _build_own(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
     """Wrap a network of the user's own file; its sizes are found by a forward pass."""
-    network = import_network(name)
+    network = import_network(name).float()
     if getattr(network, "pretrained_cfg", None):
         preprocessing = timm_preprocessing(network)
     elif hasattr(getattr(network, "weights", None), "transforms"):

@@ -29,7 +29,7 @@ def import_network(name: str) -> nn.Module:
         raise UserError(f"--model {name} names no function: give FILE.py:FUNCTION, which returns the network")
     if not path.is_file():
         raise UserError(f"{path} is not a file: give --model FILE.py:FUNCTION")
-    spec = importlib.util.spec_from_file_location(f"network_in_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"network_in_{path.stem}", path.resolve())
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # as for any import: dataclasses look their module up there
     if str(path.parent.resolve()) not in sys.path:
@@ -57,7 +57,7 @@ def _where(error: BaseException, path: Path) -> str:
     """Return an error's kind and text, with the last line of the user's file that it went through."""
     line, trace = getattr(error, "lineno", None), error.__traceback__
     while trace:
-        if Path(trace.tb_frame.f_code.co_filename) == path:
+        if Path(trace.tb_frame.f_code.co_filename) == path.resolve():
             line = trace.tb_lineno
         trace = trace.tb_next
     return f"{type(error).__name__}: {one_line(error)}" + (f", line {line}" if line else "")

@@ -41,7 +41,7 @@ class Preprocessing:
         size = given.get("input_size", self.input_size)
         scaled = {"resize": max(size, round(self.resize * size / self.input_size))}
         changed = dataclasses.replace(
-            self, **{**scaled, **given, "source": f"{self.source}; {' '.join(sorted(given))}"}
+            self, **{**scaled, **given, "source": f"{self.source}; by options: {', '.join(sorted(given))}"}
         )
         if changed.resize < size:
             raise UserError(f"--resize {changed.resize} is less than the input size of {size}: give at least {size}")
@@ -74,9 +74,7 @@ class Preprocessing:
 
 
 # torchvision's and most others' for ImageNet (github.com/pytorch/examples, imagenet/main.py)
-IMAGENET = Preprocessing(
-    224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", "ImageNet's usual, a guess"
-)
+IMAGENET = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", "ImageNet's usual")
 
 
 def torchvision_preprocessing(weights: Any) -> Preprocessing:
