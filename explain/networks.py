@@ -20,7 +20,7 @@ from explain.errors import UserError, one_line, unknown
 from explain.evaluation import evaluation_mode, predict_logits
 from explain.files import sha256_of
 from explain.inference import prepare
-from explain.own_networks import import_network, is_own
+from explain.own_networks import import_network, is_own, own_file
 from explain.preprocessing import IMAGENET, Preprocessing, timm_preprocessing, torchvision_preprocessing
 
 Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -74,11 +74,11 @@ def load_model(
 ) -> Classifier:
     """Load a pretrained classifier, ready to explain: evaluation mode, frozen, channels-last.
 
-    `name`: efficientnet_lite0 or efficientnet_lite2, a classification model of torchvision, timm/NAME, or
-    FILE.py:FUNCTION, which returns a network. `weights`: a file with a state dict (torch.save or safetensors) in place
-    of the published weights, FILE:KEY where it holds several, or "random" for an untrained network. `preprocessing`:
-    input_size, resize, mean, std, interpolation, in place of what the network was published with. Raises UserError for
-    an unknown name, weights that do not fit, and a hub out of reach.
+    `name`: efficientnet_lite0 or efficientnet_lite2, a classification model of torchvision, timm/NAME,
+    FILE.py:FUNCTION, which returns a network, or FILE.pt2. `weights`: a file with a state dict (torch.save or
+    safetensors) in place of the published weights, FILE:KEY where it holds several, or "random" for an untrained
+    network. `preprocessing`: input_size, resize, mean, std, interpolation, in place of what the network was published
+    with. Raises UserError for an unknown name, weights that do not fit, and a hub out of reach.
     """
     if is_own(name):
         build = _build_own
@@ -286,7 +286,8 @@ def _of_one_channel(network: nn.Module) -> nn.Module:
 
 def _build_own(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
     """Wrap a network of the user's own file; its sizes are found by a forward pass."""
-    network = import_network(name).float()
+    network = import_network(name)
+    kinds = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()} - {torch.float32}
     if getattr(network, "pretrained_cfg", None):
         preprocessing = timm_preprocessing(network)
     elif hasattr(getattr(network, "weights", None), "transforms"):
@@ -294,21 +295,22 @@ def _build_own(name: str, weights: str | None, given: dict[str, Any]) -> Classif
     else:
         preprocessing = IMAGENET
     preprocessing = preprocessing.replace(given)
-    checkpoint = None
+    network, checkpoint = network.float(), None
     if weights not in (None, "random"):
         network, checkpoint, _ = _load(name, lambda **_: network, weights, 0)
     channels, logits = _try(name, network, preprocessing.input_size)
     classes = max(2, logits.shape[1])  # a single output is the logit of the second class of two
     model = Classifier(name, network, preprocessing, None, channels, classes)
+    model.notes += sorted(f"weights converted from {str(kind)[6:]} to float32" for kind in kinds)
     names = names_in(vars(network))
     if names and len(names) == classes:
         model.categories, model.names_from = names, "the network"
     if checkpoint:
         _loaded(model, weights, checkpoint)
     else:
-        model.weights = f"as {name} returns them"
+        model.weights = f"those of {name}"
         model.sha256 = _digest(network)
-    model.sha256 += f", code {sha256_of(Path(name.rpartition(':')[0]))}"
+    model.sha256 += f", code {sha256_of(own_file(name))}"
     if preprocessing.source.startswith(IMAGENET.source):
         _say_guess(model, given)
     if ending := _probabilities(network, channels, preprocessing.input_size):

@@ -7,6 +7,7 @@ import inspect
 import sys
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from explain.errors import UserError, one_line
@@ -17,12 +18,44 @@ def is_own(name: str) -> bool:
     return ".py:" in name or name.endswith((".py", ".pt2"))
 
 
+def own_file(name: str) -> Path:
+    """Return the file that --model names."""
+    return Path(name if name.endswith((".py", ".pt2")) else name.rpartition(":")[0])
+
+
+def load_exported(path: Path) -> nn.Module:
+    """Return the network of an archive that torch.export.save has written, for images of any batch size.
+
+    torch reads it as it runs a program, not as data. Gradients, guided ones too, are those of the network that was
+    exported; dropout is not in it. Raises UserError for other files, and for an archive of one batch size.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give --model an archive that torch.export.save has written")
+    try:
+        exported = torch.export.load(path)
+    except Exception as error:  # a damaged file makes torch raise anything
+        raise UserError(f"{path} is not an archive of torch.export ({one_line(error)}): save it again") from None
+    shapes = [node.meta["val"].shape for node in exported.graph.find_nodes(op="placeholder")][-1:]
+    if not shapes or not isinstance(shapes[0][0], torch.SymInt):
+        raise UserError(
+            f"{path} takes batches of one size: export it with a dynamic batch dimension, dynamic_shapes=({{0: "
+            "torch.export.Dim('batch')},), or give --model FILE.py:FUNCTION, on which all exercises work"
+        )
+    network = exported.module()
+    for method in ("train", "eval"):
+        network.__dict__.pop(method, None)  # torch's refuse to be called; a graph has no modes
+    return network
+
+
 def import_network(name: str) -> nn.Module:
     """Return what a function or class in a user's own file, FILE.py:NAME, returns when it is called without arguments.
 
+    FILE.pt2 is an archive, see `load_exported`.
     Modules beside the file can be imported by it. Raises UserError where there is no such file or name, where the code
     fails, and where it returns no module.
     """
+    if name.endswith(".pt2"):
+        return load_exported(Path(name))
     file, _, function = name.rpartition(":")
     path = Path(file)
     if not file.endswith(".py"):

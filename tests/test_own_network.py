@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import run_main, save_photo
+from conftest import load_script, run_main, save_photo
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -252,7 +252,7 @@ def test_a_network_of_the_users_own_file(own):
     images = torch.rand(2, 3, 40, 40)
     with torch.inference_mode():
         torch.testing.assert_close(model(images), model.network((images - model.mean) / model.std))
-    assert model.categories == [f"class {i}" for i in range(4)] and model.weights == "as net.py:three returns them"
+    assert model.categories == [f"class {i}" for i in range(4)] and model.weights == "those of net.py:three"
     assert model.warnings == [
         "the preprocessing of net.py:three is assumed to be ImageNet's usual; by options: input_size: resize 37, "
         "mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), interpolation bilinear; options change it"
@@ -261,7 +261,9 @@ def test_a_network_of_the_users_own_file(own):
     assert common.load_model("net.py:Net", input_size=32).channels == 3
     assert common.load_model("net.py:grey", input_size=32).channels == 1
     assert len(common.load_model("net.py:one", input_size=32).categories) == 2
-    assert common.load_model("net.py:half", input_size=32).network.fc.weight.dtype == torch.float32
+    half = common.load_model("net.py:half", input_size=32)
+    assert half.network.fc.weight.dtype == torch.float32
+    assert half.notes == ["weights converted from float16 to float32"]
 
 
 def test_its_weights_come_from_a_checkpoint(own):
@@ -304,6 +306,30 @@ def test_a_network_that_ends_in_probabilities_is_noticed(own, function, ending):
     warnings = common.load_model(f"net.py:{function}", input_size=32).warnings
     assert [f"ends in {ending}: the class score is then a probability" in w for w in warnings] == [False, True]
     assert len(common.load_model("net.py:three", input_size=32).warnings) == 1
+
+
+def test_an_archive_of_torch_export(tmp_path):
+    """Every gradient is that of the network that was exported; the dropout is not there."""
+    network = timm.create_model("test_resnet", num_classes=3).eval()
+    images = torch.rand(2, 3, 32, 32)
+    for name, shapes in (("any", ({0: torch.export.Dim("batch")},)), ("fixed", None)):
+        exported = torch.export.export(network, (images,), dynamic_shapes=shapes)
+        torch.export.save(exported, tmp_path / f"{name}.pt2")
+    model = common.load_model(str(tmp_path / "any.pt2"), input_size=32)
+    assert len(model.categories) == 3
+    pixels, classes = images * model.std + model.mean, torch.tensor([0, 2])
+    for exercise, method in (("2e_saliency", "saliency_maps"), ("2f_guided_saliency", "guided_saliency_maps")):
+        maps = getattr(load_script(exercise), method)
+        whole = nn.Sequential(torchvision.transforms.Normalize(model.mean.flatten(), model.std.flatten()), network)
+        torch.testing.assert_close(maps(model, pixels, classes), maps(whole, pixels, classes), rtol=1e-3, atol=1e-5)
+    with pytest.raises(UserError, match="no dropout"):
+        load_script("2h_mc_dropout").mc_dropout_logits(model, pixels, 2)
+    with pytest.raises(UserError, match="batches of one size: export it with a dynamic batch dimension"):
+        common.load_model(str(tmp_path / "fixed.pt2"), input_size=32)
+    (tmp_path / "bad.pt2").write_text("x")
+    for name, says in (("bad.pt2", "is not an archive of torch.export"), ("none.pt2", "none.pt2 is not a file")):
+        with pytest.raises(UserError, match=says):
+            common.load_model(str(tmp_path / name))
 
 
 def test_preprocessing_by_options(own):
