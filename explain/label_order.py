@@ -37,7 +37,8 @@ def other_order(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Any] | 
 
     Suspect are labels by which top-1 is at chance although the network's mean confidence is a quarter of the way from
     chance to certainty, and the number of hits that it promises is refuted (both by binomial tests). Then each of a few
-    other orders is tried, and the one by which most images agree is named if chance does not explain it.
+    other orders is tried, and the one by which most images agree is named if they are at least half as many as the
+    confidence promises, and chance does not explain them.
     """
     from scipy.stats import binom  # here, since it takes a second and few runs need it
 
@@ -55,7 +56,7 @@ def other_order(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Any] | 
         f"top-1 is at chance ({hits} of {n}) at a mean confidence of {confidence:.2f}: the labels are another network's"
     )
     consistent = majority_agreement(rows)
-    if binom.sf(round(best * n) - 1, n, chance) < SURE:
+    if best > confidence / 2 and binom.sf(round(best * n) - 1, n, chance) < SURE:
         says += f"; {best:.3f} of the images agree if {how}"
     elif consistent is not None and consistent > confidence / 2:
         says += (
