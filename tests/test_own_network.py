@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import pathlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import load_script, run_main, save_photo
+from conftest import ROOT, load_script, run_main, save_photo
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -451,5 +452,62 @@ def test_names_in_any_script_and_with_any_sign_through_all_exercises(photos, mon
 # End to end, as in the README under "Your own network"
 
 
-class Folder(torch.utils.data.Dataset):
-    """Made pictures of ten colours and directions, in a folder for each class as ImageFolder reads it."""
+def save_classes(folder: Path) -> None:
+    """Eight pictures of each of ten classes: a colour with stripes in one of two directions."""
+    colours = {"red": (230, 40, 40), "green": (40, 200, 40), "blue": (40, 60, 230), "yellow": (220, 210, 40)}
+    colours["white"] = (240, 240, 240)
+    for number, (name, colour) in enumerate(colours.items()):
+        for axis, direction in enumerate(("across", "down")):
+            for i in range(8):
+                random = np.random.default_rng(100 * number + 10 * axis + i)
+                pixels = np.full((80, 72, 3), colour) + random.normal(0, 15, (80, 72, 3))
+                stripes = (np.arange(pixels.shape[axis]) + random.integers(12)) % 12 < 5
+                (pixels if axis == 0 else pixels.transpose(1, 0, 2))[stripes] //= 3
+                path = folder / f"{name} {direction}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.mark.long
+def test_the_readmes_own_network_from_training_to_figures(tmp_path, monkeypatch):
+    """The README's training code is run as it stands there, then all exercises on what it saved."""
+    monkeypatch.chdir(tmp_path)
+    save_classes(tmp_path / "photos")
+    section = (ROOT / "README.md").read_text().split("## Your own network")[1].split("\n## ")[0]
+    variables: dict = {}
+    exec(section.split("```python")[1].split("```")[0], variables)
+    mine = re.search('MINE="(.*)"', section)[1].split() + ["--threads", "1", "--show", "4"]
+
+    # what the network itself says of its photos, through the preprocessing that it was trained with
+    net, data = variables["net"].eval(), variables["data"]
+    with torch.inference_mode():
+        logits = torch.cat([net(image[None]) for image, _ in data])
+    expected = int((logits.argmax(1) == torch.tensor(data.targets)).sum())
+    assert expected > 70  # of 80
+
+    photos = [f"photos/{name}/0.png" for name in ("red down", "white across")]
+    run_main("process_data", "--folders", "photos", cwd=tmp_path, monkeypatch=monkeypatch)
+    for name, arguments in {
+        "2b_evaluate": ["photos"],
+        "2c_class_visualization": ["--methods", "plain", "gaussian", "--steps", "40"],
+        "2d_predict": photos,
+        "2e_saliency": [*photos, "--classes", "red down"],
+        "2f_guided_saliency": photos,
+    }.items():
+        run_main(name, *arguments, *mine, cwd=tmp_path, monkeypatch=monkeypatch)
+        metrics = json.loads((tmp_path / "output" / name / "metrics.json").read_text())
+        assert metrics["model"]["classes"] == 10 and metrics["model"]["names"] == "names.txt"
+        assert "prefix 'module.' taken off all names" in metrics["model"]["notes"]
+        figures = list((tmp_path / "output" / name).glob("*.png"))
+        assert figures
+        for figure in figures:
+            with Image.open(figure) as image:
+                assert len(image.convert("RGB").getcolors(1 << 22)) > 50
+        if name == "2b_evaluate":
+            assert metrics["results"]["top1_correct"] == expected
+    # the dataset that process_data made gives the same
+    run_main("2b_evaluate", *mine, cwd=tmp_path, monkeypatch=monkeypatch)
+    metrics = json.loads((tmp_path / "output/2b_evaluate/metrics.json").read_text())
+    assert metrics["results"]["top1_correct"] == expected
+    with pytest.raises(UserError, match="has no dropout"):  # as resnet18 has none
+        run_main("2h_mc_dropout", *photos, *mine, cwd=tmp_path, monkeypatch=monkeypatch)
