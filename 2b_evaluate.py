@@ -28,11 +28,12 @@ from torch import Tensor, nn
 import common
 from explain.datasets import class_folders
 from explain.errors import printable
+from explain.figures import GREY, SKY
 from explain.label_order import other_order
 
 TOP = 5  # classes that count for the top-5 accuracy
 BINS = 15  # of equal width, for the calibration error: Guo et al. 2017, table 1
-CONFUSION_SHOWN = 40  # classes that can be told apart in the confusion matrix; the table has all
+CONFUSION_SHOWN = 24  # classes whose names can be read beside the confusion matrix; the table has all
 
 
 def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
@@ -113,71 +114,101 @@ def class_tables(rows: list[dict], names: list[str]) -> dict[str, list[dict]]:
     return {"classes.csv": per_class, "confusion.csv": confusion}
 
 
-def draw_reliability(bins: list[dict], error: float, images: int, name: str) -> Figure:
-    """Draw accuracy over confidence, and the number of images in each bin."""
-    figure = Figure(figsize=(4.6, 5.2), layout="constrained")
+def draw_reliability(bins: list[dict], results: dict, model: common.Classifier) -> tuple[Figure, list[str]]:
+    """Draw accuracy over confidence with its 95% interval, and the number of images in each bin."""
+    figure = Figure(figsize=(common.WIDTH, 4.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     full = [b for b in bins if b["images"]]
-    accuracy = [b["accuracy"] for b in full]
-    bars = dict(width=1 / len(bins), align="edge", edgecolor="white")
-    above.bar([b["from"] for b in full], accuracy, label="accuracy", **bars)
-    above.plot([b["confidence"] for b in full], accuracy, "k.", label="at the bin's mean confidence")
-    above.plot([0, 1], [0, 1], "--", color="gray", linewidth=1, label="perfectly calibrated")
-    above.set(ylabel="accuracy in the bin", xlim=(0, 1), ylim=(0, 1.02))
-    above.legend(fontsize=7, loc="upper left", framealpha=0.95)
-    title = f"{name}: reliability of {images} predictions\nexpected calibration error {error:.3f} ({len(bins)} bins)"
-    above.set_title(title, fontsize=9)
-    below.bar([b["from"] for b in bins], [b["images"] for b in bins], color="lightsteelblue", **bars)
+    accuracy, confidence = ([b[key] for b in full] for key in ("accuracy", "confidence"))
+    above.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfectly calibrated")
+    intervals = np.array([wilson_interval(b["accuracy"] * b["images"], b["images"]) for b in full]).T  # (2, bins)
+    errors = np.abs(intervals - accuracy)
+    above.errorbar(confidence, accuracy, errors, fmt="o", markersize=4, linewidth=1, label="accuracy, 95% interval")
+    above.set(ylabel="accuracy in the bin", xlim=(0, 1), ylim=(-0.03, 1.03))
+    above.legend(loc="lower right")
+    below.bar([b["from"] for b in full], [b["images"] for b in full], 1 / len(bins), align="edge", color=SKY)
     below.set(xlabel="confidence: probability of the most likely class", ylabel="images")
-    return figure
+    below.yaxis.get_major_locator().set_params(integer=True)
+    return figure, [
+        f"{model.label}: can its confidence be believed?",
+        f"{common.quantity(results['images'], 'prediction')}, expected calibration error "
+        f"{results['expected_calibration_error']:.3f} ({len(bins)} bins); accuracy {results['top1_accuracy']:.3f}, "
+        f"mean confidence {results['mean_confidence']:.3f}. Intervals: Wilson 1927; few images say little.",
+    ]
 
 
-def draw_confusion(rows: list[dict], model: common.Classifier) -> Figure:
-    """Draw true classes by predicted ones: all that are present, or the most missed where there are too many."""
-    present = sorted({row["class"] for row in rows})
-    classes, predicted = present, present
-    if len(present) > CONFUSION_SHOWN:
-        missed = Counter(row["class"] for row in rows if row["rank"] > 1)
-        classes = sorted(c for c, _ in missed.most_common(CONFUSION_SHOWN // 2)) or present[:CONFUSION_SHOWN]
-        confused = Counter(row["predicted"] for row in rows if row["class"] in missed)
-        predicted = sorted({*classes, *(c for c, _ in confused.most_common(CONFUSION_SHOWN // 2))})
-    other = len(predicted)  # the column of every class without one
-    matrix = np.zeros((len(classes), len(predicted) + 1))
+def wilson_interval(right: float, images: int) -> tuple[float, float]:
+    """Return the 95% interval of an accuracy of `right` of `images`. Wilson 1927, Probable Inference."""
+    from scipy.stats import binomtest  # here, since its import takes a second
+
+    interval = binomtest(round(right), images).proportion_ci(method="wilson")
+    return interval.low, interval.high
+
+
+def draw_confusion(rows: list[dict], model: common.Classifier) -> tuple[Figure, list[str]]:
+    """Draw the classes that the network misses, most missed first, by what it takes their images for."""
+    wrong = [row for row in rows if row["rank"] > 1]
+    missed = Counter(row["class"] for row in wrong)
+    classes = [c for c, _ in missed.most_common(CONFUSION_SHOWN)]
     rows_drawn = [row for row in rows if row["class"] in classes]
+    others = Counter(row["predicted"] for row in wrong if row["class"] in classes)
+    predicted = [c for c in classes if any(c == row["predicted"] for row in rows_drawn)]
+    predicted += [c for c, _ in others.most_common() if c not in predicted][: CONFUSION_SHOWN - len(predicted)]
+    matrix = np.zeros((len(classes), len(predicted) + 1))  # the last column: every class without one
     for row in rows_drawn:
-        column = predicted.index(row["predicted"]) if row["predicted"] in predicted else other
+        column = predicted.index(row["predicted"]) if row["predicted"] in predicted else len(predicted)
         matrix[classes.index(row["class"]), column] += 1
-    figure = Figure(figsize=(3.4 + 0.17 * matrix.shape[1], 2.6 + 0.17 * len(classes)), layout="constrained")
+    labels = [f"{common.short(model.categories[c], 22)} {c}" for c in predicted]
+    if matrix[:, -1].any():
+        labels.append("any other class")
+    else:
+        matrix = matrix[:, :-1]
+    cell = min(0.3, (common.WIDTH - 2.5) / len(labels))  # inches
+    figure = Figure(figsize=(common.WIDTH, 1.75 + cell * len(classes)), layout="constrained")
     axes = figure.subplots()
     shares = matrix / matrix.sum(1, keepdims=True)
-    mesh = axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="0.85", linewidth=0.5)
-    names = {c: f"{common.short(model.categories[c], 22)} {c}" for c in predicted}
-    axes.set_yticks(np.arange(len(classes)) + 0.5, [names[c] for c in classes], fontsize=6, parse_math=False)
-    labels = [*names.values(), "any other class"]
-    axes.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=90, fontsize=6, parse_math=False)
-    axes.set(xlabel="predicted", ylabel="true class", aspect="equal")
+    axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="0.85", linewidth=0.5)
+    for (y, x), n in np.ndenumerate(matrix):
+        if n:
+            colour = "white" if shares[y, x] > 0.5 else "black"
+            axes.text(x + 0.5, y + 0.5, f"{n:.0f}", ha="center", va="center", color=colour, fontsize=7)
+    names = [f"{common.short(model.categories[c], 22)} {c}" for c in classes]
+    axes.set_yticks(np.arange(len(classes)) + 0.5, names)
+    axes.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=90)
+    axes.set(xlabel="taken for", ylabel="true class", aspect="equal")
     axes.invert_yaxis()
-    title = f"{model.name}: confusion, {len(rows_drawn)} of {len(rows)} images"
-    if classes != present:
-        title += f"\nthe {len(classes)} most missed of {len(present)} classes; confusion.csv has all"
-    axes.set_title(title, fontsize=9)
-    figure.colorbar(mesh, ax=axes, shrink=0.8, label="fraction of the true class's images")
-    return figure
+    present = len({row["class"] for row in rows})
+    return figure, [
+        f"{model.label}: what it takes the classes for that it misses",
+        f"{common.quantity(len(rows_drawn), 'image')} of the {common.quantity(len(classes), 'class')} missed most, "
+        f"of {len(missed)} missed at all and {present} in the data ({common.quantity(len(rows), 'image')}); numbers "
+        "count images, the colour is their share of the class. confusion.csv has all.",
+    ]
 
 
-def draw_mistakes(rows: list[dict], show: int, files: list[common.ImageFile], model: common.Classifier) -> Figure:
+def draw_mistakes(
+    rows: list[dict], show: int, files: list[common.ImageFile], model: common.Classifier
+) -> tuple[Figure, list[str]]:
     """Draw up to `show` pictures whose class the network misses, the highest loss first."""
     wrong = sorted((row for row in rows if row["rank"] > 1), key=lambda row: (-row["loss"], row["index"]))
-    figure, axes = common.panel_grid(min(show, len(wrong)), columns=1, per_line=6, size=1.75)
+    figure, axes = common.panel_grid(min(show, len(wrong)), [""], per_line=4, text_lines=4)
     for (panel,), row in zip(axes, wrong, strict=False):
-        title = (
-            f"is {common.short(model.categories[row['class']])}\n"
-            f"said {common.short(model.categories[row['predicted']])} {row['confidence']:.2f}\n"
-            f"loss {row['loss']:.2f}, rank {row['rank']}"
+        common.draw_picture(panel, model, files[row["index"]].path, upright=False)
+        common.draw_heading(
+            [panel],
+            common.short(common.file_name(row)),
+            f"is {common.short(model.categories[row['class']])}",
+            f"taken for {common.short(model.categories[row['predicted']], 18)}",
+            f"p {row['confidence']:.2f}, loss {row['loss']:.2f}, rank {row['rank']}",
         )
-        common.draw_picture(panel, model, files[row["index"]].path, title, upright=False)
-    common.draw_title(figure, f"{model.name}: the {len(axes)} costliest of {len(wrong)} mistakes in {len(rows)} images")
-    return figure
+    images = common.quantity(len(rows), "image")
+    title = f"the only mistake in {images}" if len(wrong) == 1 else f"{len(wrong)} mistakes in {images}"
+    shown = f", the {len(axes)} with the highest loss" if len(axes) < len(wrong) else ""
+    return figure, [
+        f"{model.label}: {title}{shown}",
+        "Highest loss first. p: probability of what it is taken for; loss and rank: of the true class. "
+        f"Pictures: {model.view}.",
+    ]
 
 
 def labelled_images(folder: str, model: common.Classifier) -> tuple[list[common.ImageFile], list[dict], list[str]]:
@@ -248,17 +279,16 @@ def main() -> None:
     if other := other_order(rows, model.categories):
         results["labels"] = other
         print(f"warning: {other['says']}", file=sys.stderr)
-    error = results["expected_calibration_error"]
-    print(
-        f"{len(rows)} images: loss {results['loss']:.4f}, top-1 {results['top1_accuracy']:.4f}, "
-        f"top-5 {results['top5_accuracy']:.4f}, calibration error {error:.4f}"
-    )
-    common.save_figure(draw_reliability(bins, error, len(rows), model.name), output.file("reliability.png"))
-    common.save_figure(draw_confusion(rows, model), output.file("confusion.png"))
+    output.draw("reliability", draw_reliability, bins, results, model)
     if results["top1_correct"] < len(rows):
-        common.save_figure(draw_mistakes(rows, options.show, files, model), output.file("mistakes.png"))
+        output.draw("confusion", draw_confusion, rows, model)
+        output.draw("mistakes", draw_mistakes, rows, options.show, files, model)
+    finding = (
+        f"{common.quantity(len(rows), 'image')}: loss {results['loss']:.4f}, top-1 {results['top1_accuracy']:.4f}, "
+        f"top-5 {results['top5_accuracy']:.4f}, calibration error {results['expected_calibration_error']:.4f}"
+    )
     tables = {**class_tables(rows, model.categories), "calibration.csv": bins}
-    output.finish(rows, skipped, results, tables, model)
+    output.finish(rows, skipped, results, tables, model, findings=[finding])
 
 
 if __name__ == "__main__":

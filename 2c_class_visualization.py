@@ -277,6 +277,14 @@ def real_photos(
     return photos, skipped
 
 
+def what_changes(settings: Settings) -> list[tuple[float, str]]:
+    """Return the steps at which the ascent changes, and what changes there."""
+    events = [(at, "larger image") for at in GROW_AT if settings.first_size < 1]
+    events += [(BLUR_UNTIL, "last blur")] if settings.blur_every else []
+    events += [(settings.augment_until, "augmentation off")] if settings.augment_until < 1 else []
+    return [(at * (settings.steps - 1), name) for at, name in events]
+
+
 def run_ascent(
     model: common.Classifier, classes: list[int], settings: Settings, store: common.Rows, index: int, progress: tqdm
 ) -> State:
@@ -308,7 +316,7 @@ def make_archetypes(
         todo = [k for k in store.todo if k % len(methods) == m]
         batches += [(method, todo[start : start + batch_size]) for start in range(0, len(todo), batch_size)]
     total = sum(settings[method].steps for method, _ in batches)
-    with tqdm(total=total, unit="step", disable=None, smoothing=0) as progress:
+    with common.progress(total, "steps", smoothing=0) as progress:
         for method, numbers in batches:
             batch = common.pad([classes[k // len(methods)] for k in numbers], batch_size)
             with common.record_nondeterminism(torch.device(options.device)) as operations:
@@ -344,10 +352,13 @@ def main() -> None:
     model = common.load_from_options(options)
     if options.classes is CLASSES and len(model.categories) != 1000:  # they are ImageNet's
         options.classes = [str(c) for c in range(min(len(CLASSES), len(model.categories)))]
-    names = range(len(model.categories)) if options.classes == ["all"] else options.classes
-    classes = list(dict.fromkeys(common.find_class(str(name), model.categories) for name in names))
+    names = map(str, range(len(model.categories))) if options.classes == ["all"] else options.classes
+    classes = list(dict.fromkeys(common.find_classes(list(names), model.categories)))
     settings = {method: replace_settings(METHODS[method], options) for method in dict.fromkeys(options.methods)}
     judge_networks = archetypes.load_judges(options.judge, model, options.device)
+    if options.whole:
+        for judge in judge_networks.values():
+            judge.see_whole()
 
     run_settings = common.run_settings(options, output.source, model, inputs=[])
     run_settings |= {"classes": classes, "methods": list(settings)}
@@ -357,7 +368,8 @@ def main() -> None:
     make_archetypes(store, model, judge_networks, classes, settings)
     rows = store.complete()
     photos, skipped = real_photos(model, judge_networks, classes, options.dataset)
-    archetypes.write_summary(rows, photos, skipped, model, judge_networks, output)
+    events = {method: what_changes(settings[method]) for method in settings}
+    archetypes.write_summary(rows, photos, skipped, model, judge_networks, events, output)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
+from explain.figures import BLUE, SKY
 
 TOP = 5  # classes listed for an image
 
@@ -36,25 +37,26 @@ def summary(rows: list[dict], classes: int) -> dict:
     }
 
 
-def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier) -> Figure:
+def draw(
+    rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier
+) -> tuple[Figure, list[str]]:
     """Draw each picture beside the bars of its most likely classes."""
-    figure, axes = common.panel_grid(len(rows), columns=2, per_line=3)
+    figure, axes = common.panel_grid(len(rows), ["", ""], 1 if len(rows) == 1 else 2, text_lines=3, widths=[1, 1.3])
     for (left, right), row in zip(axes, rows, strict=True):
-        common.draw_picture(left, model, files[row["index"]].path, common.short(row["path"].rpartition("/")[2]))
-        names = [common.short(model.categories[c], 20) for c in row["classes"]]
-        bars = right.barh(range(len(names)), row["probabilities"], color=["tab:blue"] + ["lightsteelblue"] * 4)
-        labels = [f"{name}  {p:.3f}" for name, p in zip(names, row["probabilities"], strict=True)]
-        right.bar_label(bars, labels, padding=3, fontsize=7, parse_math=False)
-        right.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.6), yticks=[])
-        right.set_box_aspect(0.9)
-        right.tick_params(labelsize=6)
-        right.spines[["top", "right"]].set_visible(False)
-    common.draw_title(
-        figure,
-        f"{model.name}: the most likely classes and their softmax probability",
-        f"{len(rows)} of {total} images, cropped as the network sees them",
-    )
-    return figure
+        common.draw_picture(left, model, files[row["index"]].path)
+        common.draw_heading((left, right), common.short(common.file_name(row), 44))
+        places = range(len(row["classes"]))
+        right.barh(places, row["probabilities"], height=0.35, align="edge", color=[BLUE] + [SKY] * (TOP - 1))
+        for place, c, p in zip(places, row["classes"], row["probabilities"], strict=True):
+            right.text(0, place - 0.08, f"{common.short(model.categories[c], 24)}  {p:.3f}", in_layout=False)
+        right.set(xlim=(0, 1), ylim=(len(places) - 0.45, -0.6), yticks=[], xticks=[0, 0.5, 1])
+        right.set_xlabel("probability", labelpad=1)
+        right.spines["left"].set_visible(False)
+    shown = f"{len(rows)} of {total} pictures" if len(rows) < total else common.quantity(total, "picture")
+    return figure, [
+        f"{model.label}: the most likely classes of {shown}",
+        f"Softmax probability of the {len(places)} most likely classes. Pictures: {model.view}.",
+    ]
 
 
 def main() -> None:
@@ -75,9 +77,15 @@ def main() -> None:
         for row in rows
         for rank, (c, p) in enumerate(zip(row["classes"], row["probabilities"], strict=True), start=1)
     ]
-    common.save_figure(draw(rows[: options.show], len(rows), files, model), output.file("predictions.png"))
+    output.draw("predictions", draw, rows[: options.show], len(rows), files, model)
     results = summary(rows, len(model.categories))
-    output.finish(rows, skipped, results, {"predictions.csv": table}, model)
+    findings = [
+        common.class_finding(
+            {**row, "class": row["classes"][0], "probability": row["probabilities"][0]}, model.categories
+        )
+        for row in rows
+    ]
+    output.finish(rows, skipped, results, {"predictions.csv": table}, model, findings=findings)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
+from explain.figures import BLUE, GREY, ORANGE
 from explain.maps import cascading_randomisation, describe_map, mean_known, rank_correlation
 from explain.rectifiers import RectifierRule, refuse_opaque
 
@@ -140,51 +141,54 @@ def survival(curves: list[dict]) -> list[dict]:
 
 def draw(
     rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier, output: common.OutputFolder
-) -> Figure:
-    """Draw picture, plain map and guided map, the two maps of a picture on one scale."""
-    figure, axes = common.panel_grid(len(rows), columns=3, per_line=2)
-    for (left, middle, right), row in zip(axes, rows, strict=True):
-        pair = np.load(output.path / common.map_name(row["index"]))
-        good = [m for m, kind in zip(pair, KINDS, strict=True) if row[f"{kind}_status"] == "ok"]
-        white = common.brightest(good)
-        name = common.short(model.categories[row["class"]])
-        title = f"{name}\np = {row['probability']:.3f}, rank {row['rank']}"
-        common.draw_picture(left, model, files[row["index"]].path, title)
-        common.draw_map(middle, pair[0], white, f"plain\nbrightest ≥ {white:.2g}", row["plain_status"])
-        common.draw_map(right, pair[1], white, f"guided\nbrightest ≥ {white:.2g}", row["guided_status"])
+) -> tuple[Figure, list[str]]:
+    """Draw picture, plain map and guided map; one scale for all maps of a picture."""
+    heads = ["real image", "saliency map", "guided saliency map"]
+    figure, axes = common.panel_grid(len(rows), heads, per_line=1 if len(rows) <= 4 else 2, text_lines=4)
+    maps = {row["index"]: np.load(output.path / common.map_name(row["index"])) for row in rows}
+    for panels, row in zip(axes, rows, strict=True):
+        same_picture = [r for r in rows if r["path"] == row["path"]]
+        good = [
+            maps[r["index"]][k] for r in same_picture for k, kind in enumerate(KINDS) if r[f"{kind}_status"] == "ok"
+        ]
+        limit = common.brightest(good)
+        common.draw_heading(panels, *common.class_lines(row, model.categories))
+        common.draw_picture(panels[0], model, files[row["index"]].path)
+        for panel, kind, array in zip(panels[1:], KINDS, maps[row["index"]], strict=True):
+            image = common.draw_map(panel, array, limit, row[f"{kind}_status"])
+        if good:
+            common.draw_colour_bar(panels[1:], image)
     left_alone = ", ".join(f"{n} {name}" for name, n in rows[0]["left_as_they_are"].items())
-    common.draw_title(
-        figure,
-        f"{model.name}: saliency maps by plain and by guided backpropagation ({sum(rows[0]['rectifiers'].values())} "
-        f"rectifiers guided{f'; left as they are: {left_alone}' if left_alone else ''})",
-        f"one scale for both maps of a picture: linear from 0 (black) to the larger {common.MAP_PERCENTILE}th "
-        f"percentile; {len(rows)} of {total} images",
-        "guided maps depend little on the upper layers (Adebayo et al. 2018): they show edges, not reasons",
-    )
-    return figure
+    return figure, [
+        f"{model.label}: saliency {'map' if total == 1 else 'maps'} by plain and by guided backpropagation"
+        + ("" if len(rows) == total else f", {len(rows)} of {total}"),
+        "Where the logit of the class reacts to small changes of a pixel, not whether the class is there. Guided maps "
+        "depend little on the upper layers (Adebayo et al. 2018): they show edges, not reasons. "
+        f"{common.quantity(sum(rows[0]['rectifiers'].values()), 'rectifier')} guided"
+        + (f"; left as they are: {left_alone}." if left_alone else "."),
+        f"Pictures: {model.view}. One scale for the maps of a picture. {common.MAP_SCALE}",
+    ]
 
 
-def draw_randomised(rows: list[dict], stages: list[dict], model: common.Classifier) -> Figure:
+def draw_randomised(rows: list[dict], stages: list[dict], model: common.Classifier) -> tuple[Figure, list[str]]:
     """Draw the rank correlation with the intact network's maps as its layers are randomised from the top down."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(common.WIDTH, 2.8), layout="constrained")
     axes = figure.subplots()
     curves = [row["randomised"] for row in rows if "randomised" in row]
-    for kind, colour in (("plain", "tab:blue"), ("guided", "tab:orange")):
+    for kind, colour in (("plain", BLUE), ("guided", ORANGE)):
         for curve in curves:
-            axes.plot([1.0, *curve[kind]], color=colour, alpha=0.2, linewidth=0.8)
+            axes.plot([1.0, *curve[kind]], color=colour, alpha=0.25, linewidth=0.8)
         means = [1.0, *(stage[kind] for stage in stages)]
         axes.plot(means, "o-", color=colour, label=f"{kind} saliency map", markersize=4)
-    axes.axhline(0, color="gray", linewidth=0.8, linestyle="--", label="chance")
-    names = ["none", *(stage["down_to"].removeprefix("network.") for stage in stages)]
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
-    axes.set(xlabel="layers randomised, from the output down to", ylabel="rank correlation with the intact map")
-    axes.legend(fontsize=8, frameon=False)
-    axes.set_title(
-        f"{model.name}: what is left of the maps when layers are randomised (Adebayo et al. 2018)\n"
-        f"mean over {len(curves)} images, thin: each image; a faithful map falls at once",
-        fontsize=9,
-    )
-    return figure
+    axes.axhline(0, color=GREY, linewidth=0.8, linestyle="--", label="chance")
+    axes.set_xticks(range(len(stages) + 1), ["none", *(f"{k}/{len(stages)}" for k in range(1, len(stages))), "all"])
+    axes.set(xlabel="layers randomised, from the output down", ylabel="rank correlation with the intact map")
+    axes.legend()
+    return figure, [
+        f"{model.label}: what is left of the maps when layers are randomised",
+        f"Mean over {common.quantity(len(curves), 'image')} (thin: each). A faithful map falls at once (Adebayo et al. "
+        "2018). metrics.json names the layers.",
+    ]
 
 
 def main() -> None:
@@ -203,7 +207,7 @@ def main() -> None:
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
-    classes = common.classes_to_explain(options.classes, files, model.categories)
+    files, classes = common.classes_to_explain(options.classes, files, model.categories)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         maps, forward, rule = plain_and_guided_maps(model, images, [classes[file.index] for file in batch])
@@ -224,12 +228,12 @@ def main() -> None:
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
     results = summary(rows)
-    figure = draw(rows[: options.show], len(rows), files, model, output)
-    common.save_figure(figure, output.file("guided_saliency.png"))
+    output.draw("guided_saliency", draw, rows[: options.show], len(rows), files, model, output)
     if "randomised" in results:
-        common.save_figure(draw_randomised(rows, results["randomised"], model), output.file("randomisation.png"))
+        output.draw("randomisation", draw_randomised, rows, results["randomised"], model)
     table = [{"name": model.categories[row["class"]], **row} for row in rows]
-    output.finish(rows, skipped, results, {"guided_saliency.csv": table}, model)
+    findings = [common.class_finding(row, model.categories) for row in rows]
+    output.finish(rows, skipped, results, {"guided_saliency.csv": table}, model, findings=findings)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ p of the passes' probabilities p_t, the predictive entropy H[p] (all uncertainty
 the passes disagree about, the mutual information H[p] - mean_t H[p_t] (Houlsby et al. 2011,
 section 2), and the spread of the leading classes, beside the single deterministic pass. Entropies are in nats.
 
-    python 2h_mc_dropout.py                         # the dataset's test images, T = 100
+    python 2h_mc_dropout.py                         # the dataset's test images, T = 1,000
     python 2h_mc_dropout.py photo.jpg --passes 20   # your own picture, no dataset needed; the fast one
 """
 
@@ -25,8 +25,12 @@ from torch import Tensor, nn
 
 import common
 from explain import dropout
+from explain.figures import BLACK, BLUE, GREY, RED, SKY
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
+PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
+SETTLING = (3, 10, 30, 100, 300, 1000)  # numbers of passes at which the spread is kept, beside the last
+SETTLING_SHOWN = 5  # images whose curves can be told apart
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a box plot
 # Passes run together, as many as keep the first dropout's input of one image below this many numbers
 # (16 MB). A rule without the batch in it: an image's masks must not depend on its company.
@@ -66,33 +70,60 @@ def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
     """Return an image's row from the logits (T, classes) of its passes and (classes,) of the deterministic one."""
     p = logits.double().softmax(1).cpu().numpy()  # (T, classes): p_t
     mean = p.mean(0)  # (classes,): the predictive distribution p
-    predictive_entropy = float(entropy(mean))  # H[p]
-    expected_entropy = float(entropy(p).mean())  # mean_t H[p_t]
-    mutual_information = max(predictive_entropy - expected_entropy, 0.0)  # below 0 by rounding alone
     leading = np.argsort(-mean, kind="stable")[:TOP].tolist()
-    variance = {c: float(p[:, c].var(ddof=1)) if len(p) > 1 else None for c in leading}
     p_single = single.double().softmax(0).cpu().numpy()
+    numbers = [n for n in SETTLING if n < len(p)] + [len(p)]
     return {
         "class": leading[0],
         "deterministic_class": int(p_single.argmax()),
         "deterministic_probability": float(p_single.max()),
         "deterministic_entropy": float(entropy(p_single)),
         "mean_probability": float(mean[leading[0]]),
-        "variance": variance[leading[0]],
-        "agreement": float((p.argmax(1) == leading[0]).mean()),
-        "predictive_entropy": predictive_entropy,
-        "mutual_information": mutual_information,
+        **spread(p, leading[0]),
         "leading": [
             {
                 "class": c,
                 "mean": float(mean[c]),
-                "standard_deviation": variance[c] and float(np.sqrt(variance[c])),
+                "standard_deviation": float(p[:, c].std(ddof=1)) if len(p) > 1 else None,
                 "deterministic": float(p_single[c]),
                 "quantiles": np.quantile(p[:, c], QUANTILES).tolist(),
             }
             for c in leading
         ],
+        "settling": [{"passes": n, **spread(p[:n], leading[0])} for n in numbers],
     }
+
+
+def spread(p: np.ndarray, c: int) -> dict[str, float | None]:
+    """Return the measures of spread over passes p (T, classes), of class c, and their Monte Carlo standard errors.
+
+    Each measure is smooth in the mean over passes, and so its error is the standard deviation over passes of their
+    influence on it, over the square root of T: the infinitesimal jackknife (Efron 1982, The Jackknife, the Bootstrap
+    and Other Resampling Plans, section 6.3). None where there is a single pass.
+    """
+    passes, mean = len(p), p.mean(0)
+    x = p[:, c]  # (T,)
+    cross_entropy = -p @ np.log(np.maximum(mean, 1e-300))  # (T,): its mean is H[p]
+    divergence = cross_entropy - entropy(p)  # (T,), of p_t from p: its mean is the mutual information
+    variance = float(x.var(ddof=1)) if passes > 1 else None
+    coefficient = float(np.sqrt(variance) / mean[c]) if variance is not None else None
+    deviation = (x - mean[c]) ** 2
+    measures = {
+        "variance": (variance, deviation),
+        "coefficient_of_variation": (coefficient, 0 * x),
+        "agreement": (float((p.argmax(1) == c).mean()), p.argmax(1) == c),
+        "predictive_entropy": (float(cross_entropy.mean()), cross_entropy),
+        "mutual_information": (max(float(divergence.mean()), 0.0), divergence),  # below 0 by rounding alone
+    }
+    if variance:
+        influence = coefficient * (deviation / (2 * variance) - x / mean[c])
+        measures["coefficient_of_variation"] = coefficient, influence
+    row: dict[str, float | None] = {}
+    for name, (value, influence) in measures.items():
+        row[name] = value
+        error = float(influence.std(ddof=1) / np.sqrt(passes)) if passes > 1 else None
+        row[f"{name}_standard_error"] = error
+    return row
 
 
 def entropy(p: np.ndarray) -> np.ndarray:
@@ -137,18 +168,52 @@ def one_generator_each(generator: Generators, images: int) -> list[torch.Generat
     return list(generator)
 
 
+def least_sure(rows: list[dict]) -> list[dict]:
+    """Return the image with the largest mutual information, then those that cannot be told apart from it.
+
+    That is, whose difference is below twice its standard error, by the errors of both.
+    """
+    first, *rest = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))
+    key = "mutual_information_standard_error"
+
+    def is_apart(row: dict) -> bool:
+        difference = first["mutual_information"] - row["mutual_information"]
+        return row[key] is not None and difference > 2 * np.hypot(first[key], row[key])
+
+    return [first, *(row for row in rest if not is_apart(row))]
+
+
 def summary(rows: list[dict], passes: int, classes: int) -> dict:
     """Return the metrics, from sums over rows."""
     keys = ("deterministic_probability", "mean_probability", "agreement", "deterministic_entropy")
     keys += ("predictive_entropy", "mutual_information")
+    most_uncertain, *others = least_sure(rows)
     return {
         "images": len(rows),
         "passes": passes,
         "mean_and_single_pass_disagree": sum(row["class"] != row["deterministic_class"] for row in rows),
-        "most_uncertain": max(rows, key=lambda row: row["mutual_information"])["path"],
+        "most_uncertain": most_uncertain["path"],
+        "not_told_apart_from_most_uncertain": [row["path"] for row in others],
         "entropy_of_chance": float(np.log(classes)),
         **{f"mean_{key.removeprefix('mean_')}": sum(row[key] for row in rows) / len(rows) for key in keys},
     }
+
+
+def findings(ordered: list[dict]) -> list[str]:
+    """Return what is said of the least sure and the surest image."""
+    others = [common.file_name(row) for row in least_sure(ordered)[1:]]
+    named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    tail = f"; not told apart from it: {named}" if others else ""
+    lines = [f"least sure: {common.file_name(ordered[0])}, {information(ordered[0])}{tail}"]
+    return lines + (
+        [f"surest: {common.file_name(ordered[-1])}, {information(ordered[-1])}"] if len(ordered) > 1 else []
+    )
+
+
+def information(row: dict, name: str = "mutual information") -> str:
+    """Return an image's mutual information with its standard error, in words."""
+    error = row["mutual_information_standard_error"]
+    return f"{name} {row['mutual_information']:.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def tables(rows: list[dict], ordered: list[dict], categories: Sequence[str]) -> dict[str, list[dict]]:
@@ -168,61 +233,109 @@ def tables(rows: list[dict], ordered: list[dict], categories: Sequence[str]) -> 
     return {"uncertainty.csv": images, "leading_classes.csv": classes}
 
 
-def draw(rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier, passes: int) -> Figure:
+def draw(
+    rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier, passes: int
+) -> tuple[Figure, list[str]]:
     """Draw each picture beside box plots of its leading classes over the passes."""
-    figure, axes = common.panel_grid(len(rows), columns=2, per_line=3)
+    figure, axes = common.panel_grid(len(rows), ["", ""], 1 if len(rows) == 1 else 2, text_lines=4, widths=[1, 1.5])
     for (left, right), row in zip(axes, rows, strict=True):
-        title = f"MI {row['mutual_information']:.3f}, H {row['predictive_entropy']:.2f}\n{row['agreement']:.0%} agree"
-        common.draw_picture(left, model, files[row["index"]].path, title)
-        keys = ("whislo", "q1", "med", "q3", "whishi")
-        boxes = [dict(zip(keys, c["quantiles"], strict=True), mean=c["mean"]) for c in row["leading"]]
-        right.bxp(boxes, range(len(boxes)), orientation="horizontal", showfliers=False, widths=0.3, showmeans=True)
-        right.plot([c["deterministic"] for c in row["leading"]], range(len(boxes)), "|", color="tab:red", markersize=12)
-        for position, c in enumerate(row["leading"]):
-            name = common.short(model.categories[c["class"]])
-            label = f"{name}  {c['mean']:.3f} ± {c['standard_deviation'] or 0:.3f}"
-            right.text(0.0, position - 0.27, label, fontsize=6.5, parse_math=False)
-        right.set(xlim=(-0.03, 1.03), ylim=(len(boxes) - 0.5, -0.75), yticks=[])
-        right.set_box_aspect(0.95)
-        right.tick_params(labelsize=6)
-        right.spines[["top", "right"]].set_visible(False)
-    common.draw_title(
-        figure,
-        f"{model.name}: {passes} passes with dropout on; the {len(rows)} most uncertain of {total} images, by mutual "
-        "information (MI, nats; H: predictive entropy)",
-        "class, mean ± standard deviation of its probability; "
-        "box: quartiles, whiskers: least and largest, triangle: mean, red: the single deterministic pass",
+        common.draw_picture(left, model, files[row["index"]].path)
+        numbers = f"H {row['predictive_entropy']:.2f}, CV {row['coefficient_of_variation'] or 0:.2f}"
+        common.draw_heading(
+            (left, right),
+            common.short(common.file_name(row), 44),
+            f"{information(row, 'MI')}, {numbers}, {row['agreement']:.0%} agree",
+        )
+        for place, c in enumerate(row["leading"]):
+            least, low, median, high, most = c["quantiles"]
+            right.plot([least, most], [place, place], color=GREY, linewidth=0.8, zorder=1)
+            right.plot([low, high], [place, place], color=SKY, linewidth=5, solid_capstyle="butt", zorder=2)
+            right.plot(median, place, "|", color=BLUE, markersize=5, markeredgewidth=1.5, zorder=3)
+            right.plot(c["mean"], place, "o", color=BLACK, markersize=2.5, zorder=4)
+            right.plot(c["deterministic"], place, "|", color=RED, markersize=9, markeredgewidth=1.2, zorder=3)
+            number = f"{c['mean']:.3f}" + ("" if (sd := c["standard_deviation"]) is None else f" ± {sd:.3f}")
+            right.text(0, place - 0.22, common.short(model.categories[c["class"]], 15), in_layout=False)
+            right.text(1, place - 0.22, number, ha="right", in_layout=False)
+        right.set(xlim=(-0.03, 1.03), ylim=(len(row["leading"]) - 0.6, -0.75), yticks=[], xticks=[0, 0.5, 1])
+        right.set_xlabel("probability", labelpad=1)
+        right.spines["left"].set_visible(False)
+    shown = (
+        f"the {len(rows)} least sure of {total} pictures" if len(rows) < total else common.quantity(total, "picture")
     )
-    return figure
+    return figure, [
+        f"{model.label}: {passes:,} passes with dropout on, {shown}",
+        "Most likely classes with the mean ± standard deviation of their probability over passes. Thin line: least to "
+        "largest; bar: quartiles, with the median; dot: mean; red: the single pass without dropout. MI: mutual "
+        "information (nats, ± standard error); H: predictive entropy (nats); CV: coefficient of variation of the first "
+        f"class. Least sure first, by MI. Pictures: {model.view}.",
+    ]
 
 
-def draw_order(rows: list[dict], files: list[common.ImageFile], model: common.Classifier, passes: int) -> Figure:
-    """Draw the two parts of the predictive entropy for all images, ordered by mutual information."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
+def draw_order(rows: list[dict], model: common.Classifier, passes: int) -> tuple[Figure, list[str]]:
+    """Draw mutual information and predictive entropy of all images, in order of mutual information."""
+    figure = Figure(figsize=(common.WIDTH, 4.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
     places = np.arange(1, len(rows) + 1)
-    keys = ("mutual_information", "predictive_entropy", "deterministic_entropy")
-    mutual, predictive, single = (np.array([row[key] for row in rows]) for key in keys)
-    edges = np.arange(len(rows) + 1) + 0.5
-    # one artist for all images: a bar each would take minutes and gigabytes for 50,000
-    axes.stairs(mutual, edges, fill=True, label="mutual information: the passes disagree")
-    label = "expected entropy: each pass is unsure"
-    axes.stairs(predictive, edges, baseline=mutual, fill=True, color="lightsteelblue", label=label)
-    axes.plot(places, single, "r_", label="entropy of the single deterministic pass")
+    panels = (
+        (above, "mutual_information", BLUE, "mutual information: the passes disagree"),
+        (below, "predictive_entropy", BLUE, "predictive entropy: all uncertainty"),
+    )
+    for axes, key, colour, label in panels:
+        values = np.array([row[key] for row in rows])
+        errors = 2 * np.array([row[f"{key}_standard_error"] or 0 for row in rows])
+        if len(rows) <= 40:
+            axes.errorbar(places, values, errors, fmt="o", markersize=3, color=colour, label=label)
+        else:  # one artist for all images: one for each would take minutes and gigabytes for 50,000
+            axes.plot(places, values, color=colour, label=label)
+            axes.fill_between(places, values - errors, values + errors, color=colour, alpha=0.3, linewidth=0)
+        axes.set_ylim(0, 1.3 * (values + errors).max() or 1)
+        axes.set_ylabel("nats")
+    single = [row["deterministic_entropy"] for row in rows]
+    below.plot(places, single, "_" if len(rows) <= 40 else ",", color=RED, label="entropy of the single pass")
+    for axes in (above, below):
+        axes.legend(loc="upper right")
+    below.set_xlabel("images, least sure first")
     if len(rows) <= 40:
-        names = [common.short(row["path"].rpartition("/")[2], 20) for row in rows]
-        axes.set_xticks(places, names, rotation=90, fontsize=7, parse_math=False)
-    axes.set(xlabel="images, ordered by mutual information", ylabel="predictive entropy (nats)")
-    axes.set_ylim(0, 1.45 * predictive.max() or 1)  # room for the legend
-    axes.legend(fontsize=7, frameon=False, loc="upper left")
-    axes.set_title(f"{model.name}: predictive entropy of {len(rows)} images over {passes} passes", fontsize=9)
-    return figure
+        names = [common.short(common.file_name(row), 20) for row in rows]
+        below.set_xticks(places, names, rotation=90 if len(rows) > 5 else 0)
+    return figure, [
+        f"{model.label}: how unsure it is of {common.quantity(len(rows), 'image')}, over {passes:,} passes",
+        "Bars: two Monte Carlo standard errors. Images whose bars overlap cannot be put in order.",
+    ]
+
+
+def draw_settling(rows: list[dict], model: common.Classifier) -> tuple[Figure, list[str]]:
+    """Draw how variance and mutual information settle with the number of passes."""
+    figure = Figure(figsize=(common.WIDTH, 2.8), layout="constrained")
+    panels = figure.subplots(1, 2)
+    measures = ("variance", "mutual_information")
+    for axes, key, unit in zip(panels, measures, ("", " (nats)"), strict=True):
+        for row in rows:
+            known = [s for s in row["settling"] if s[f"{key}_standard_error"] is not None]
+            passes = [s["passes"] for s in known]
+            values, errors = (np.array([s[k] for s in known]) for k in (key, f"{key}_standard_error"))
+            axes.plot(passes, values, "o-", markersize=2.5, label=common.short(common.file_name(row), 20))
+            axes.fill_between(passes, values - errors, values + errors, alpha=0.2, linewidth=0)
+        axes.set(xscale="log", xlabel="passes", ylabel=f"{key.replace('_', ' ')}{unit}")
+        axes.set_xticks(passes, [f"{n:,}" for n in passes], minor=False)
+        axes.minorticks_off()
+        axes.set_ylim(0)
+    axes.legend(loc="lower right")
+    return figure, [
+        f"{model.label}: how many passes are enough?",
+        f"Estimates from the first passes of {'each' if len(rows) > 1 else 'one'} of "
+        f"{common.quantity(len(rows), 'image')}, the least sure first; band: one Monte Carlo standard error.",
+    ]
 
 
 def main() -> None:
     parser = common.exercise_parser(__doc__, "images", "--limit", "--strict")
     parser.add_argument(
-        "--passes", default=100, type=common.positive, metavar="T", help="number of forward passes with dropout on"
+        "--passes",
+        type=common.positive,
+        metavar="T",
+        help=f"number of forward passes with dropout on (default: {PASSES_SHARED}, or {PASSES_WHOLE} where they cannot "
+        "share what comes before the first dropout)",
     )
     parser.add_argument(
         "--dropout", type=float, metavar="P", help="dropout probability (0 < P < 1) for dropout layers whose own is 0"
@@ -237,6 +350,7 @@ def main() -> None:
         raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
     example = torch.empty(1, 3, model.input_size, model.input_size, device=options.device)
     share = dropout.passes_can_be_shared(model, example)  # one trial, so that all images are treated alike
+    options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         generators = common.seeded_generators(options.seed, (file.index for file in batch))
@@ -245,11 +359,12 @@ def main() -> None:
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
     ordered = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))
-    figure = draw(ordered[: options.show], len(rows), files, model, options.passes)
-    common.save_figure(figure, output.file("mc_dropout.png"))
-    common.save_figure(draw_order(ordered, files, model, options.passes), output.file("uncertainty.png"))
+    output.draw("mc_dropout", draw, ordered[: options.show], len(rows), files, model, options.passes)
+    output.draw("uncertainty", draw_order, ordered, model, options.passes)
+    if options.passes > 1:
+        output.draw("settling", draw_settling, ordered[:SETTLING_SHOWN], model)
     results = summary(rows, options.passes, len(model.categories))
-    output.finish(rows, skipped, results, tables(rows, ordered, model.categories), model)
+    output.finish(rows, skipped, results, tables(rows, ordered, model.categories), model, findings=findings(ordered))
 
 
 if __name__ == "__main__":

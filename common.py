@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -22,39 +22,44 @@ from typing import Any, NamedTuple, NoReturn
 import joblib
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from explain.class_names import name_classes
 from explain.datasets import TEST_FOLDERS, find_folder
 from explain.errors import UserError, one_line, printable, unknown
 from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits
 from explain.figures import (
-    MAP_PERCENTILE,
+    MAP_SCALE,
+    WIDTH,
     brightest,
+    draw_colour_bar,
+    draw_heading,
     draw_image,
     draw_map,
     draw_picture,
-    draw_title,
     map_name,
     panel_grid,
+    quantity,
     short,
 )
 from explain.files import list_files, size_of, write_file
 from explain.networks import Classifier, load_model
 from explain.options import above_0, at_least_0
-from explain.output import OutputFolder, save_figure, write_array
+from explain.output import OutputFolder, write_array
 from explain.pictures import read_image, to_pixels
 from explain.preprocessing import INTERPOLATIONS, OPTIONS
+from explain.progress import progress
 from explain.rows import Rows, run_settings, shard
 
 # The dataset; the class score; from image files to rows; options; what comes out
 __all__ = ["ImageFile", "list_files", "find_folder", "test_images", "validation_images", "class_of", "read_image"]
 __all__ += ["ForwardPass", "forward_pass", "class_score_gradient", "find_class", "classes_to_explain"]
-__all__ += ["describe_classes", "check_finite", "device_of", "evaluation_mode", "predict_logits"]
+__all__ += ["class_finding", "class_lines", "file_name", "find_classes", "describe_classes"]
+__all__ += ["check_finite", "device_of", "evaluation_mode", "predict_logits"]
 __all__ += ["explain_images", "pad", "record_nondeterminism", "seeded_generators", "Rows", "run_settings", "size_of"]
 __all__ += ["exercise_parser", "option_parser", "positive", "whole", "load_from_options", "load_model", "Classifier"]
-__all__ += ["OutputFolder", "UserError", "save_figure", "write_array", "write_file", "to_pixels", "MAP_PERCENTILE"]
-__all__ += ["brightest", "draw_image", "draw_map", "draw_picture", "draw_title", "map_name", "panel_grid", "short"]
+__all__ += ["OutputFolder", "UserError", "write_array", "write_file", "to_pixels", "progress", "MAP_SCALE", "WIDTH"]
+__all__ += ["brightest", "draw_colour_bar", "draw_heading", "draw_image", "draw_map", "draw_picture", "map_name"]
+__all__ += ["panel_grid", "quantity", "short"]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -180,30 +185,59 @@ def class_score_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> t
 
 
 def find_class(text: str, categories: Sequence[str]) -> int:
-    """Return a class id from an id or a name; raises UserError with the near or ambiguous names."""
+    """Return a class id from an id or a name; raises UserError with the ids of names that may be meant."""
     if re.fullmatch(r"[+-]?\d+", text):
         if not 0 <= int(text) < len(categories):
             raise UserError(f"class {text} does not exist: ids go from 0 to {len(categories) - 1}")
         return int(text)
     name = text.replace("_", " ").strip().casefold()
-    ids = [i for i, names in enumerate(categories) if name in [n.strip() for n in names.casefold().split(",")]]
+    synonyms = [[n.strip() for n in names.casefold().split(",")] for names in categories]
+    ids = [i for i, names in enumerate(synonyms) if name in names]
     if len(ids) > 1:
         raise UserError(f"{text!r} names the classes {', '.join(map(str, ids))}: give the id")
     if not ids:
-        raise UserError(unknown("class", name, [names.casefold() for names in categories]) + " (ids work too)")
+        # "stork" means one of "white stork" and "black stork" rather than "stole"
+        word = re.compile(rf"\b{re.escape(name)}\b")
+        with_it = [f"{n} {i}" for i, names in enumerate(synonyms) for n in names if name and word.search(n)]
+        if not with_it:
+            raise UserError(unknown("class", name, [n for names in synonyms for n in names]) + " (ids work too)")
+        more = f" and {len(with_it) - 10} more" if len(with_it) > 10 else ""
+        raise UserError(f"no class is named {name!r}: choose from {', '.join(with_it[:10])}{more}")
     return ids[0]
 
 
+def find_classes(texts: Sequence[str], categories: Sequence[str]) -> list[int]:
+    """Return the class ids of several names or ids; raises UserError, also for a name that wants quotes."""
+    try:
+        return [find_class(text, categories) for text in texts]
+    except UserError as error:
+        for start in range(len(texts)):
+            for end in range(start + 2, len(texts) + 1):
+                with suppress(UserError):
+                    name = " ".join(texts[start:end])
+                    find_class(name, categories)
+                    raise UserError(f'{name!r} is one class: put it in quotes, as in --classes "{name}"') from None
+        raise error
+
+
 def classes_to_explain(
-    texts: Sequence[str] | None, files: Sequence[ImageFile], categories: Sequence[str]
-) -> list[int | None]:
-    """Return the class to explain for each file, from --classes: its id, or None for the image's most likely class."""
+    texts: Sequence[str] | None, files: list[ImageFile], categories: Sequence[str]
+) -> tuple[list[ImageFile], list[int | None]]:
+    """Return the images to explain and the class for each, from --classes: an id, or None for the most likely class.
+
+    One picture with several classes is repeated, once for each.
+    """
     if not texts:
-        return [None] * len(files)
-    classes = [find_class(text, categories) for text in texts]
+        return files, [None] * len(files)
+    classes = find_classes(texts, categories)
+    if len(files) == 1:
+        files = [files[0]._replace(index=index) for index in range(len(classes))]
     if len(classes) not in (1, len(files)):
-        raise UserError(f"{len(classes)} classes for {len(files)} images: give one class for all, or one for each")
-    return classes * len(files) if len(classes) == 1 else classes
+        raise UserError(
+            f"{len(classes)} classes for {len(files)} images: give one class for all images, one for each image, or "
+            "several for one image"
+        )
+    return files, classes * (len(files) // len(classes))
 
 
 def describe_classes(forward: ForwardPass) -> list[dict]:
@@ -212,6 +246,23 @@ def describe_classes(forward: ForwardPass) -> list[dict]:
     Raises UserError where the logits are not finite.
     """
     return class_standing(check_finite(forward.logits.detach()), forward.classes)
+
+
+def class_lines(row: dict, categories: Sequence[str]) -> list[str]:
+    """Return the heading of a row's panels: the file, and the class explained with its standing."""
+    name = f"{short(categories[row['class']], 30)} {row['class']}"
+    standing = f"p {row['probability']:.3f}, rank {row['rank']}, logit {row['logit']:.1f}"
+    return [short(file_name(row), 48), f"{name}: {standing}"]
+
+
+def class_finding(row: dict, categories: Sequence[str]) -> str:
+    """Return the line that a script prints about a row's class: stork.jpg: white stork 0.976."""
+    return f"{file_name(row)}: {categories[row['class']]} {row['probability']:.3f}"
+
+
+def file_name(row: dict) -> str:
+    """Return the name of a row's image without its folders."""
+    return row["path"].rpartition("/")[2]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -268,8 +319,9 @@ def explain_batches(
 
     # decoding releases Python's lock; a thread of each reader's own for torch, or they would fight for the cores
     readers = ThreadPoolExecutor(torch.get_num_threads(), "reader", torch.set_num_threads, (1,))
+    bar = progress(len(files), "images")
     try:
-        for start in tqdm(range(0, len(files), batch), unit="batch", disable=None):
+        for start in range(0, len(files), batch):
             rows, readable, pixels = [], [], []
             chunk = files[start : start + batch]
             for file, loaded in zip(chunk, readers.map(load, chunk), strict=True):
@@ -292,7 +344,9 @@ def explain_batches(
                 for _, row in readable if operations else ():
                     row["nondeterministic"] = sorted(operations)
             yield rows
+            bar.update(len(rows))
     finally:
+        bar.close()
         readers.shutdown(cancel_futures=True)
 
 
@@ -361,12 +415,17 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--classes": dict(
         nargs="+",
         metavar="CLASS",
-        help="class to explain, by id or name: one for all images, or one each (default: each image's most likely)",
+        help="class to explain, by id or name: one for all images, one for each, or several for one image (default: "
+        "each image's most likely class)",
     ),
     "--limit": dict(type=positive, metavar="N", help="use only the first N images"),
     "--strict": dict(action="store_true", help="stop at an image that cannot be read instead of skipping it"),
     "--dataset": dict(default="dataset", metavar="DIR", help="folder that contains DL_data and DL_data_p"),
-    "--output": dict(default="output", metavar="DIR", help="write results to DIR/<name of the script>/"),
+    "--output": dict(
+        metavar="DIR",
+        help="write results to DIR/<name of the script>/ (default: output; output/pictures where images are given, so "
+        "that the report stays as it is)",
+    ),
     "--model": dict(
         default="efficientnet_lite0",
         metavar="NAME",
@@ -400,6 +459,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
     "--seed": dict(default=0, type=seed, metavar="N", help="seed of the random generators, one per image or class"),
     "--show": dict(default=12, type=positive, metavar="N", help="maximum number of pictures in a figure"),
+    "--whole": dict(
+        action="store_true",
+        help="show the network whole pictures, fitted into its square input with grey around them, not central crops",
+    ),
+    "--no-title": dict(action="store_true", help="write a figure's title and caption to <figure>.txt, not into it"),
+    "--pdf": dict(action="store_true", help="save figures as PDF too"),
     "--shard": dict(
         type=shard,
         metavar="I/N",
@@ -409,8 +474,8 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--fresh": dict(action="store_true", help="discard existing results and start over"),
 }
 EXERCISE_OPTIONS = ("--dataset", "--output", "--model", "--weights", "--device", "--threads", "--batch-size", "--seed")
-EXERCISE_OPTIONS += ("--show", "--shard", "--fresh", "--names", "--input-size", "--resize", "--mean", "--std")
-EXERCISE_OPTIONS += ("--interpolation",)
+EXERCISE_OPTIONS += ("--names", "--input-size", "--resize", "--mean", "--std", "--interpolation")
+EXERCISE_OPTIONS += ("--whole", "--show", "--no-title", "--pdf", "--shard", "--fresh")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -466,4 +531,6 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
     name_classes(model, options.names, dataset)
     for warning in model.warnings:
         print(f"note: {warning}", file=sys.stderr)
+    if options.whole:
+        model.see_whole()
     return model

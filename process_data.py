@@ -27,12 +27,12 @@ from typing import Any
 
 from explain.shell import run
 
+import numpy as np
 from matplotlib.figure import Figure
 from PIL import ImageOps
-from tqdm import tqdm
 
 import common
-from explain import pictures
+from explain import pictures, shell
 from explain.datasets import SPLIT_NAMES, key_of, read_lists
 from explain.errors import UserError
 from explain.files import is_inside, sha256_of, write_file
@@ -60,8 +60,11 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
 
     # 3. Copy or link each image into the folder of its class.
     written = 0
-    for path, row in tqdm(images.items(), desc="splitting", unit="image", disable=None):
-        written += copy_or_link(path, base / row["path"], split, row["sha256"], options.link)
+    shell.progress_is_kept = True  # a copy that is there will not be made again
+    with common.progress(len(images), "images", desc="splitting") as bar:
+        for path, row in images.items():
+            written += copy_or_link(path, base / row["path"], split, row["sha256"], options.link)
+            bar.update()
 
     name_list = split / SPLIT_NAMES
     if options.folders or options.names or name_list.is_file():  # else DL_data has them
@@ -87,12 +90,13 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
         "no_longer_belong": len(leftovers),
         "pruned": len(leftovers) if options.prune else 0,
     }
+    classes = common.quantity(results["classes"], "class")
     changes = f"{written} written, {len(images) - written} unchanged"
-    print(f"{quantity(len(images), 'image')} of {quantity(results['classes'], 'class')} -> {split} ({changes})")
-    listed = quantity(counts["listed"], "listed file")
-    print(f"{quantity(len(tests), 'test image')}; {counts['listed_but_absent']} of {listed} missing")
+    print(f"{common.quantity(len(images), 'image')} of {classes} -> {split} ({changes})")
+    listed = common.quantity(counts["listed"], "listed file")
+    print(f"{common.quantity(len(tests), 'test image')}; {counts['listed_but_absent']} of {listed} missing")
     if leftovers:
-        files = quantity(len(leftovers), "leftover file")
+        files = common.quantity(len(leftovers), "leftover file")
         head = f"moved {files} to {split}_pruned:" if options.prune else f"{files} in {split} (see --prune):"
         print(list_lines(head, [repr(path.relative_to(split).as_posix()) for path in leftovers]))
     return rows, skipped, results
@@ -128,7 +132,7 @@ def check_images(
 
     # stop at problems
     good = [name for name in order if name not in problems]
-    total = quantity(len(problems), "problem")
+    total = common.quantity(len(problems), "problem")
     if not good:
         head = f"no image in {folder} is readable and listed: put the images there or correct {label_list}"
         if read.first:
@@ -163,7 +167,11 @@ def describe_images(role: str, paths: Sequence[Path], base: Path) -> list[dict[s
     upright = role == "test"  # 2b takes validation images as they are stored
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
         jobs = pool.imap(lambda path: inspect_image(path, upright), paths)
-        facts = list(tqdm(jobs, desc="checking", total=len(paths), unit="image", disable=None if paths else True))
+        facts = []
+        with common.progress(len(paths), "images", desc="checking") as bar:
+            for fact in jobs:
+                facts.append(fact)
+                bar.update()
     return [
         {"role": role, "index": index, "path": key_of(path, base), "class": None, "name": None, **fact}
         for index, (path, fact) in enumerate(zip(paths, facts, strict=True))
@@ -227,46 +235,37 @@ def list_lines(head: str, lines: Collection[str]) -> str:
     return "\n  ".join([head, *list(lines)[:MAX_LINES], *([f"and {rest} more"] if rest > 0 else [])])
 
 
-def quantity(number: int, noun: str) -> str:
-    """Return a number with its noun: 1 image, 2 images, 2 classes."""
-    return f"{number} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
-
-
-def draw_classes(table: Sequence[dict], photos: Mapping[int, Path], show: int) -> Figure:
-    """Draw the number of images of each class, and a photo each of up to `show` classes spread over all."""
+def draw_classes(table: Sequence[dict], photos: Mapping[int, Path], show: int) -> tuple[Figure, list[str]]:
+    """Draw a photo each of up to `show` classes spread over all, and the numbers of images where they differ."""
     total = min(show, len(table))
     examples = [table[i * len(table) // total] for i in range(total)]
-    lines = -(-total // 7)
-    per_line = -(-total // lines)  # 24: four lines of 6; 19: 7, 7, 5
-    heights = [2.8, lines * (9 / max(per_line, 5) + 0.25)]  # inches
-    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+    per_line = -(-total // -(-total // 6))  # 24: four lines of 6; 20: four of 5
+    figure, axes = common.panel_grid(total, [""], per_line, text_lines=2)
+    for (panel,), row in zip(axes, examples, strict=True):
+        common.draw_image(panel, np.asarray(ImageOps.fit(common.read_image(photos[row["class"]]), (200, 200))))
+        common.draw_heading([panel], common.short(row["name"], 18), str(row["class"]))
+    classes = "each class" if total == len(table) else f"{total} of {len(table)} classes"
+    return figure, [f"Validation set: the first image of {classes}, with the class id", "Pictures: central crops."]
 
-    axes = upper.subplots()
-    few = len(table) <= 100  # names can be read below the bars
+
+def draw_class_sizes(table: Sequence[dict]) -> tuple[Figure, list[str]]:
+    """Draw the number of images of each class."""
+    figure = Figure(figsize=(common.WIDTH, 2.6), layout="constrained")
+    axes = figure.subplots()
+    few = len(table) <= 40  # names can be read below the bars
     positions = range(len(table)) if few else [row["class"] for row in table]
     axes.bar(positions, [row["images"] for row in table], width=0.8 if few else 1.0)
     if few:
-        names = [common.short(row["name"]) for row in table]
-        axes.set_xticks(positions, names, rotation=90, fontsize=7 if len(table) <= 50 else 5, parse_math=False)
+        axes.set_xticks(positions, [common.short(row["name"]) for row in table], rotation=90)
     axes.set(xlabel="" if few else "class id", ylabel="images")
     axes.margins(x=0.01)
     axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.spines[["top", "right"]].set_visible(False)
-    images, classes = sum(row["images"] for row in table), quantity(len(table), "class")
-    title = f"{quantity(images, 'validation image')} of {classes}; below, a photo (cropped) of {total} of them"
-    upper.suptitle(title, fontsize=10)
-
-    for panel, row in zip(lower.subplots(lines, per_line, squeeze=False).flat, examples, strict=False):
-        panel.imshow(ImageOps.fit(common.read_image(photos[row["class"]]), (160, 160)))
-        panel.set_title(f"{row['class']} {common.short(row['name'], 18)}", fontsize=7.5, parse_math=False)
-    for panel in lower.axes:
-        panel.axis("off")
-    return figure
+    images = common.quantity(sum(row["images"] for row in table), "image")
+    return figure, [f"Validation set: {images} of {common.quantity(len(table), 'class')}"]
 
 
 def main() -> None:
-    parser = common.option_parser(__doc__, "--dataset", "--names", "--output", "--show")
+    parser = common.option_parser(__doc__, "--dataset", "--names", "--output", "--show", "--no-title", "--pdf")
     parser.set_defaults(show=24)
     parser.add_argument(
         "--folders",
@@ -290,7 +289,9 @@ def main() -> None:
     per_class = Counter((row["class"], row["name"]) for row in images)
     table = [{"class": c, "name": name, "images": number} for (c, name), number in per_class.items()]
     photos = {row["class"]: Path(options.dataset, row["path"]) for row in reversed(images)}  # the first of each class
-    common.save_figure(draw_classes(table, photos, options.show), output.file("classes.png"))
+    output.draw("classes", draw_classes, table, photos, options.show)
+    if len({row["images"] for row in table}) > 1:
+        output.draw("class_sizes", draw_class_sizes, table)
     output.write_rows(rows)
     output.finish(rows, skipped, results, {"classes.csv": table})
 

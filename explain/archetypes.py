@@ -16,17 +16,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from explain.errors import UserError
 from explain.evaluation import class_standing, device_of, predict_logits
-from explain.figures import draw_image, draw_picture, draw_title, panel_grid, short
+from explain.figures import (
+    GREY,
+    WIDTH,
+    draw_heading,
+    draw_image,
+    draw_legend,
+    draw_picture,
+    panel_grid,
+    quantity,
+    short,
+)
 from explain.files import write_file
 from explain.networks import Classifier, load_model
-from explain.output import OutputFolder, save_figure
+from explain.output import OutputFolder
 from explain.pictures import read_image, to_pixels
 from explain.priors import PHOTO_COLOURS, grey_distance_limit
 
@@ -159,9 +169,13 @@ def write_summary(
     skipped: list[dict],
     model: Classifier,
     judge_networks: dict[str, Classifier],
+    events: dict[str, list[tuple[float, str]]],
     output: OutputFolder,
 ) -> None:
-    """Write metrics, tables and figures, which are a function of the rows, the archetypes and the photos."""
+    """Write metrics, tables and figures, which are a function of the rows, the archetypes and the photos.
+
+    `events` are the steps of each method at which the ascent changes, and what changes.
+    """
     reference = PHOTO_COLOURS
     if photos:
         reference = {key: np.mean([photo[key] for photo in photos.values()], 0) for key in reference}
@@ -190,54 +204,144 @@ def write_summary(
         worst_first = sorted(tables["archetypes.csv"], key=lambda line: (-line["mean_rank"], line["class"]))
         tables["least_recognised.csv"] = worst_first
     classes = list(dict.fromkeys(row["class"] for row in rows))
-    figure_rows = [row for row in rows if row["class"] in classes[: output.options.show]]
-    note = f"({min(output.options.show, len(classes))} of {len(classes)} classes)"
-    figure = draw_archetypes(figure_rows, photos, output, model)
-    draw_title(figure, f"{model.name}: archetypes, with the probability p and the rank of their class {note}")
-    save_figure(figure, output.file("archetypes.png"))
-    figure = draw_scores(figure_rows)
-    draw_title(figure, f"{model.name}: class logit during optimisation, of the transformed and noisy image {note}")
-    save_figure(figure, output.file("scores.png"))
-    output.finish(rows, skipped, results, tables, model, images=len(photos))
+    shown = [row for row in rows if row["class"] in classes[: output.options.show]]
+    note = "" if len(classes) <= output.options.show else f", {output.options.show} of {len(classes)} classes"
+    if {"plain", "gaussian"} <= set(methods):
+        output.draw("class_images", draw_class_images, shown, photos, model, output, note)
+    output.draw("archetypes", draw_archetypes, shown, model, output, note)
+    output.draw("scores", draw_scores, shown, events, model, note)
+    output.finish(rows, skipped, results, tables, model, images=len(photos), findings=findings(results, methods))
 
 
-def caption(measures: dict, model: Classifier) -> str:
-    """Return the lines above a picture: the probability and rank that each network gives its class."""
-    networks = [(model.name, measures), *measures["judges"].items()]
-    return "\n".join(f"{name}: p {m['probability']:.2f}, rank {m['rank']}" for name, m in networks)
+def findings(results: dict[str, Any], methods: Sequence[str]) -> list[str]:
+    """Return the recognition of each method's archetypes, by the judges and by the network itself."""
+    lines = []
+    for method in methods:
+        networks = {"the network itself": results[method], **results[method]["judges"]}
+        told = [f"{m['top1']:.3f} first, {m['top5']:.3f} among five by {name}" for name, m in networks.items()]
+        lines.append(
+            f"{method}: {quantity(results[method]['classes'], 'archetype')} recognised: {'; '.join(told[::-1])}"
+        )
+    return lines
 
 
-def draw_archetypes(rows: list[dict], photos: dict[int, dict], output: OutputFolder, model: Classifier) -> Figure:
-    """Draw a line of panels per class: a photo, where the dataset has any, and the archetype of each method."""
+# ------------------------------------------------------------------------------------------------
+# Figures
+
+MEANING = {
+    "plain": "gradient ascent alone",
+    "gaussian": "with a Gaussian kernel every few steps and random crops, rotations and noise",
+    "natural": "the same, with channel statistics pulled towards those of photos",
+}
+
+
+def standing_lines(measures: dict) -> str:
+    """Return the lines below a picture: the probability (and rank) that each network gives its class."""
+    judges = [*measures["judges"].values()]
+    names = ["judge"] if len(judges) == 1 else [f"judge {k}" for k in range(1, len(judges) + 1)]
+    lines = zip(["own", *names], [measures, *judges], strict=True)
+    return "\n".join(f"{name} {m['probability']:.2f} ({m['rank']})" for name, m in lines)
+
+
+def standing_caption(row: dict, model: Classifier) -> str:
+    """Return what the lines below the pictures mean."""
+    judges = ", ".join(row["judges"])
+    return f"Below: probability (rank) of the class by the network itself (own: {model.label})" + (
+        f", and by networks that had no part in it (judge: {judges})." if judges else "."
+    )
+
+
+def draw_class_images(
+    rows: list[dict], photos: dict[int, dict], model: Classifier, output: OutputFolder, note: str
+) -> tuple[Figure, list[str]]:
+    """Draw the report's table: a photo of the class, its archetype, and its archetype with the Gaussian kernel."""
+    by_class: dict[int, dict[str, dict]] = {}
+    for row in rows:
+        by_class.setdefault(row["class"], {})[row["method"]] = row
+    names = ["archetype", "with Gaussian kernel"]
+    with_photo = [c for c in by_class if c in photos]
+    without = [c for c in by_class if c not in photos]
+    lines = 2 + len(rows[0]["judges"])
+    single = len(by_class) <= 2
+    grids = [(with_photo, ["class image", *names], 1 if single else 2), (without, names, 1 if single else 3)]
+    grids = [(classes, heads, per_line) for classes, heads, per_line in grids if classes]
+    heights = [panel_grid(len(classes), *layout, lines)[0].get_figheight() for classes, *layout in grids]
+    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(grids), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (classes, *layout) in zip(parts, grids, strict=True):
+        _, axes = panel_grid(len(classes), *layout, lines, inside=part)
+        for panels, c in zip(axes, classes, strict=True):
+            if c in photos:
+                draw_picture(panels[0], model, photos[c]["path"])
+                panels[0].set_xlabel(standing_lines(photos[c]), linespacing=1.15)
+            for panel, method in zip(panels[-2:], ("plain", "gaussian"), strict=True):
+                draw_archetype(panel, by_class[c][method], output)
+            draw_heading(panels, f"{short(by_class[c]['plain']['name'], 30)} {c}")
+    return figure, [
+        f"{model.label}: classes and their archetypes{note}",
+        f"Archetype: {MEANING['plain']}; with the Gaussian kernel: {MEANING['gaussian'].removeprefix('with a ')}.",
+        standing_caption(rows[0], model),
+        f"The dataset has no photo of {quantity(len(without), 'class')}." if without and with_photo else "",
+    ]
+
+
+def draw_archetype(panel: Axes, row: dict, output: OutputFolder) -> None:
+    """Draw a saved archetype, with what the networks make of it."""
+    draw_image(panel, np.asarray(read_image(output.path / row["path"])))
+    panel.set_xlabel(standing_lines(row), linespacing=1.15)
+
+
+def draw_archetypes(rows: list[dict], model: Classifier, output: OutputFolder, note: str) -> tuple[Figure, list[str]]:
+    """Draw the archetypes of each class, a column for each method."""
     by_class = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["class"])]
-    figure, axes = panel_grid(len(by_class), columns=bool(photos) + len(by_class[0]), per_line=2)
+    methods = [row["method"] for row in by_class[0]]
+    per_line = 1 if len(by_class) <= 2 and len(methods) > 1 else max(1, 6 // len(methods))
+    figure, axes = panel_grid(len(by_class), methods, per_line, text_lines=2 + len(rows[0]["judges"]))
     for panels, group in zip(axes, by_class, strict=True):
-        c, name = group[0]["class"], short(group[0]["name"])
-        if c in photos:
-            draw_picture(panels[0], model, photos[c]["path"], f"{name} {c}, photo\n{caption(photos[c], model)}")
-        elif photos:
-            draw_image(panels[0], np.ones((1, 1, 3)), f"{name} {c}\n")
-            panels[0].text(0, 0, "no photo of this class\nin the dataset", ha="center", va="center", fontsize=7.5)
-        for panel, row in zip(panels[bool(photos) :], group, strict=True):
-            archetype = read_image(output.path / row["path"])
-            draw_image(panel, archetype, f"{name}, {row['method']}\n{caption(row, model)}")
-    return figure
+        for panel, row in zip(panels, group, strict=True):
+            draw_archetype(panel, row, output)
+        draw_heading(panels, f"{short(group[0]['name'], 14 * len(methods))} {group[0]['class']}")
+    return figure, [
+        f"{model.label}: archetypes by {'each method' if len(methods) > 1 else methods[0]}{note}",
+        *(f"{method}: {MEANING[method]}." for method in methods),
+        standing_caption(rows[0], model),
+    ]
 
 
-def draw_scores(rows: list[dict]) -> Figure:
-    """Draw the class's logit over the steps: a panel per method, a line per class."""
+def draw_scores(
+    rows: list[dict], events: dict[str, list[tuple[float, str]]], model: Classifier, note: str
+) -> tuple[Figure, list[str]]:
+    """Draw the class's logit over the steps: a panel for each method, a line for each class."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    figure = Figure(figsize=(4.5 * len(methods), 3.6), layout="constrained")
-    for panel, method in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
-        panel.set_prop_cycle(color=colormaps["tab20"].colors)
-        for row in rows:
-            if row["method"] == method:
-                panel.plot(*zip(*row["scores"], strict=True), label=f"{row['class']} {short(row['name'])}", lw=1)
-        panel.set_title(method, fontsize=8)
-        panel.set_xlabel("step", fontsize=8)
-        panel.set_ylabel("class logit", fontsize=8)
-        panel.tick_params(labelsize=7)
-    legend = figure.legend(*panel.get_legend_handles_labels(), loc="outside right upper", fontsize=6)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    return figure
+    lines = math.ceil(len(rows) / len(methods) / 3)  # of the legend
+    figure = Figure(figsize=(WIDTH, 2.6 + 0.15 * lines), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[2.6, 0.15 * lines])
+    panels = upper.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    for panel, method in zip(panels, methods, strict=True):
+        for row in (row for row in rows if row["method"] == method):
+            steps, scores = np.array(row["scores"]).T
+            (line,) = panel.plot(steps, scores, linewidth=0.4, alpha=0.35)
+            label = f"{row['class']} {short(row['name'])}"
+            panel.plot(steps, running_mean(scores), color=line.get_color(), label=label)
+        for step, name in events[method]:
+            panel.axvline(step, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
+            where = {"transform": panel.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "top"}
+            panel.text(step, 0.99, name, color=GREY, fontsize=7, **where)
+        panel.set_title(method, fontweight="bold")
+        panel.set_xlabel("step")
+    panels[0].set_ylabel("class logit")
+    draw_legend(lower.subplots(), panels[0], columns=3)
+    return figure, [
+        f"{model.label}: class logit during optimisation{note}",
+        "Of the transformed and noisy image, as the network sees it in each step (thin), and its running mean over "
+        f"{SMOOTHED} scores. Dotted: where the optimisation changes.",
+    ]
+
+
+SMOOTHED = 9  # neighbouring scores in the running mean
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean of each value and its neighbours; of fewer at the ends."""
+    half = SMOOTHED // 2
+    return np.array([values[max(0, k - half) : k + half + 1].mean() for k in range(len(values))])

@@ -7,6 +7,7 @@ import importlib
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from explain.evaluation import evaluation_mode, predict_logits
 from explain.files import sha256_of
 from explain.inference import prepare
 from explain.own_networks import import_network, is_own, own_file
+from explain.pictures import fit_whole
 from explain.preprocessing import IMAGENET, Preprocessing, timm_preprocessing, torchvision_preprocessing
 
 Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
@@ -54,6 +56,8 @@ class Classifier(nn.Module):
         self.channels, self.notes, self.warnings = channels, [], []
         self.weights, self.sha256 = "random (seed 0)", "unknown"
         self.checkpoint_names: list[str] | None = None
+        self.label = name  # in figures, where weights that are not the published ones are named too
+        self.view = "central crop, as the network sees it"  # of a picture
         self.network = network
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
@@ -62,6 +66,12 @@ class Classifier(nn.Module):
         if self.channels == 1:
             images = images.mean(1, keepdim=True)
         return self.network((images - self.mean) / self.std)
+
+    def see_whole(self) -> None:
+        """Have `preprocess` fit the whole picture into the square, with grey around it, in place of a crop."""
+        fit = partial(fit_whole, side=self.input_size)
+        self.preprocess = fit if self.channels == 3 else lambda image: fit(image.convert("L").convert("RGB"))
+        self.view = "whole picture, fitted into the network's square; what is around it is grey"
 
 
 # Networks of timm whose weights come as a package, and their dropout rates in training
@@ -91,6 +101,8 @@ def load_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # decides random weights, nothing else
         model = build(name, weights, preprocessing)
+    if weights is not None:
+        model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
     example = torch.rand(1, 3, model.input_size, model.input_size, generator=torch.Generator().manual_seed(0))
     if preprocessing.get("input_size"):
         _check_size(model, example)
@@ -286,6 +298,8 @@ def _of_one_channel(network: nn.Module) -> nn.Module:
 
 def _build_own(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
     """Wrap a network of the user's own file; its sizes are found by a forward pass."""
+    if weights == "random":
+        raise UserError(f"--weights random is for networks of a library: leave it out, {name} has the weights it makes")
     network = import_network(name)
     kinds = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()} - {torch.float32}
     if getattr(network, "pretrained_cfg", None):
@@ -296,7 +310,7 @@ def _build_own(name: str, weights: str | None, given: dict[str, Any]) -> Classif
         preprocessing = IMAGENET
     preprocessing = preprocessing.replace(given)
     network, checkpoint = network.float(), None
-    if weights not in (None, "random"):
+    if weights is not None:
         network, checkpoint, _ = _load(name, lambda **_: network, weights, 0)
     channels, logits = _try(name, network, preprocessing.input_size)
     classes = max(2, logits.shape[1])  # a single output is the logit of the second class of two

@@ -9,10 +9,12 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,23 @@ import torchvision
 from matplotlib.figure import Figure
 
 from explain.errors import UserError
+from explain.figures import draw_title, figure_style, find_fonts, quantity
 from explain.files import is_inside, write_file
 from explain.networks import Classifier
 
 EXECUTION_OPTIONS = ("shard", "fresh")  # they decide who computes, and so are no part of the result
+# no row depends on them (--names: on the names themselves)
+DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
+FINDINGS = 10  # lines printed of what was found
+PICTURES = "output/pictures"  # where results of pictures given as arguments go, so that the report stays as it is
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = 110) -> None:
-    """Save a matplotlib figure as a PNG that is the same bytes for the same content."""
+def save_figure(figure: Figure, path: Path) -> None:
+    """Save a matplotlib figure, as the suffix says, with the same bytes for the same content."""
+    metadata = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Producer": None, "Creator": None}}
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    with figure_style():
+        figure.savefig(buffer, format=path.suffix[1:], metadata=metadata[path.suffix])
     write_file(path, buffer.getvalue())
 
 
@@ -70,10 +79,13 @@ class OutputFolder:
     """
 
     def __init__(self, options: argparse.Namespace, script: str):
+        if options.output is None:
+            options.output = PICTURES if getattr(options, "images", None) else "output"
         self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"
         self.files: list[str] = []  # written by this run
+        self.figures: list[Path] = []
         self.started = time.perf_counter()
         existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
         if not os.path.isdir(existing):
@@ -94,6 +106,26 @@ class OutputFolder:
         self.files.append(name)
         return path
 
+    def draw(self, name: str, function: Callable[..., tuple[Figure, Sequence[str]]], *arguments: Any) -> None:
+        """Draw a figure in the project's style and save it as `name`.png, with --pdf as `name`.pdf too.
+
+        `function(*arguments)` returns the figure and its text: a title, then the sentences of a caption. With
+        --no-title they are written to `name`.txt instead.
+        """
+        with figure_style():
+            figure, text = function(*arguments)
+            if self.options.no_title:
+                write_file(self.file(f"{name}.txt"), "\n".join(text) + "\n")
+            else:
+                draw_title(figure, *text)
+            if lacking := find_fonts(figure):
+                print(f"no installed font has {lacking} of {name}: install one, such as Noto", file=sys.stderr)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+                for suffix in (".png", ".pdf") if self.options.pdf else (".png",):
+                    save_figure(figure, self.file(name + suffix))
+        self.figures.append(self.path / f"{name}.png")
+
     def write_rows(self, rows: Iterable[dict]) -> None:
         """Write rows.jsonl."""
         write_file(self.file("rows.jsonl"), "".join(map(json_line, rows)))
@@ -106,18 +138,27 @@ class OutputFolder:
         written = os.path.getmtime(record) if record.is_file() else 0
         record.unlink(missing_ok=True)
         for path in (self.path / name for name in names):
-            if path.suffix in (".png", ".npy", ".csv") and os.path.isfile(path) and is_inside(path.parent, self.path):
+            if (
+                path.suffix in (".png", ".pdf", ".txt", ".npy", ".csv")
+                and os.path.isfile(path)
+                and is_inside(path.parent, self.path)
+            ):
                 with suppress(FileNotFoundError):  # another shard may do the same
                     if os.path.getmtime(path) <= written:
                         path.unlink()
 
-    def discard_metrics(self) -> None:
-        """Remove metrics.json, which means complete, and what it lists."""
+    def earlier(self) -> dict[str, Any]:
+        """Return the metrics that are there; those of nothing where there are none, or not ours."""
         try:
-            files = json.loads(self.metrics.read_bytes())["files"] if self.metrics.is_file() else []
-        except (ValueError, KeyError, TypeError, RecursionError):  # not one of ours
-            files = []
-        self.discard(self.metrics, [name for name in files if isinstance(name, str)])
+            metrics = json.loads(self.metrics.read_bytes())
+            used, files = metrics["images"]["used"], [name for name in metrics["files"] if isinstance(name, str)]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return {"used": 0, "files": []}
+        return {"used": used, "files": files}
+
+    def discard_metrics(self, but: Collection[str] = ()) -> None:
+        """Remove metrics.json, which means complete, and what it lists."""
+        self.discard(self.metrics, [name for name in self.earlier()["files"] if name not in but])
 
     def finish(
         self,
@@ -127,10 +168,11 @@ class OutputFolder:
         tables: dict[str, Sequence[dict]],
         model: Classifier | None = None,
         images: int | None = None,
+        findings: Sequence[str] = (),
     ) -> None:
-        """Write the tables, then metrics.json, and print its path.
+        """Write the tables, then metrics.json; print the findings and where the figures and metrics.json are.
 
-        `images` is the number of images used, where rows are not images.
+        `images` is the number of images used, where rows are not images. Of more than ten findings, ten are printed.
         """
         for name, table in tables.items():
             write_file(self.file(name), csv_text(table))
@@ -156,9 +198,20 @@ class OutputFolder:
             metrics["model"] = {key: getattr(model, key) for key in ("name", "weights", "sha256", "input_size")}
             metrics["model"] |= {"classes": len(model.categories), "names": model.names_from}
             metrics["model"] |= {"preprocessing": model.preprocessing, "notes": [*model.notes, *model.warnings]}
-        write_file(self.metrics, json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        if (
+            not set(self.earlier()["files"]) <= files
+        ):  # a figure that this run did not draw, a PDF that was not asked for
+            self.discard_metrics(but=files)
+        write_file(self.metrics, text)
+        for line in findings[:FINDINGS]:
+            print(line)
+        if len(findings) > FINDINGS:
+            print(f"and {len(findings) - FINDINGS} more, in {', '.join(tables)}")
         if skipped:
-            print(f"skipped {len(skipped)} of {used + len(skipped)} images; metrics.json says why")
+            print(f"skipped {len(skipped)} of {quantity(used + len(skipped), 'image')}; metrics.json says why")
+        for figure in self.figures:
+            print(figure)
         print(self.metrics)
 
 

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from explain.errors import UserError, one_line, printable
@@ -122,6 +123,12 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB"), ["transparency laid over white"]
     return image.convert("RGB"), [] if image.mode == "P" else [f"{image.mode} to RGB"]
+
+
+def fit_whole(image: Image.Image, side: int) -> Tensor:
+    """Return a whole picture (3, side, side) in [0, 1]: its longer side is `side` pixels, what is around it is grey."""
+    fitted = ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=(128, 128, 128))
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1) / 255
 
 
 def to_pixels(image: Tensor) -> np.ndarray:

@@ -13,16 +13,19 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from explain import shell
 from explain.errors import OthersAtWork, UserError
+from explain.figures import quantity
 from explain.files import remove_leftovers, write_file
 from explain.networks import Classifier
-from explain.output import EXECUTION_OPTIONS, OutputFolder, json_line, library_versions
+from explain.output import DRAWING_OPTIONS, EXECUTION_OPTIONS, OutputFolder, json_line, library_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 CLEARING = "clearing"  # in run.json, while the rows of another run are being removed
@@ -54,9 +57,7 @@ def run_settings(
     `inputs` names each image (index, key) with its size in bytes. Options that change only the drawing
     or the execution are left out.
     """
-    chosen = {
-        k: value for k, value in vars(options).items() if k not in (*EXECUTION_OPTIONS, "show", "output", "names")
-    }
+    chosen = {k: value for k, value in vars(options).items() if k not in (*EXECUTION_OPTIONS, *DRAWING_OPTIONS)}
     code = hashlib.sha256()
     for path in imported_files(script):
         code.update(path.read_bytes())
@@ -65,7 +66,7 @@ def run_settings(
         "class names": hashlib.sha256(json.dumps(model.categories).encode()).hexdigest(),
         "list of images": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         **library_versions(),
-        "code": code.hexdigest(),
+        "the code": code.hexdigest(),
     }
     return json.loads(json.dumps(settings))  # as they come back from run.json
 
@@ -132,6 +133,10 @@ class Rows:
         self.todo = [k for k in self.own if k not in rows or not self._has_files(rows[k])]
         if self.todo:
             output.metrics.unlink(missing_ok=True)  # it means that all is there
+        if done := len(self.own) - len(self.todo):
+            shell.progress_is_kept = True
+            if self.todo:
+                print(f"{done:,} of {len(self.own):,} are done", file=sys.stderr)
 
     def _start(self, fresh: bool) -> None:
         """Resume the run that is there, or clear it away where it is another one and may go."""
@@ -145,6 +150,9 @@ class Rows:
                 f"{self.folder} has an unfinished run, which cannot be mixed with {self._difference(stored)}: "
                 "give the same settings to resume it, or --fresh to discard it"
             )
+        if stored and self.output.metrics.is_file() and not fresh:
+            used = quantity(self.output.earlier()["used"], "image")
+            print(f"replaces the results of {used} with {self._stored_difference(stored)}", file=sys.stderr)
         # Stopped anywhere here, the next start finds CLEARING and begins again. What belongs to this run stays:
         # another shard may have come this way already, and be at work.
         self._store_settings({**self.settings, CLEARING: True})
@@ -190,6 +198,18 @@ class Rows:
         name = next(name for name, value in self.settings.items() if stored.get(name) != value)
         return f"{name} {self.settings[name]!r} (there: {stored.get(name, 'none')!r})"
 
+    def _stored_difference(self, stored: dict) -> str:
+        """Name what differs in the results that are there: an option as it was given, or what else it is."""
+        name = next(name for name, value in self.settings.items() if stored.get(name) != value)
+        if name not in vars(self.output.options):
+            return "other images" if name == "list of images" else f"another version of {name}"
+        flag, value = f"--{name.replace('_', '-')}", stored.get(name)
+        if name == "images":
+            return "other images" if value else "the dataset's test images"
+        if isinstance(value, list):
+            value = " ".join(map(str, value))
+        return f"no {flag}" if value in (None, False) else flag if value is True else f"{flag} {value}"
+
     def _is_unfinished(self) -> bool:
         """Return whether work would be lost: rows of images that could be used, or a state, and no metrics.json."""
         usable = (
@@ -223,6 +243,7 @@ class Rows:
     def append(self, rows: Sequence[dict]) -> None:
         """Add rows to the shard's file, and have them on the disk before going on."""
         self._is_alone()
+        shell.progress_is_kept = True
         data = "".join(["\n", *map(json_line, rows)]).encode()  # the end of a line that a kill may have torn
         if self.shard_file.is_symlink():
             raise UserError(f"{self.shard_file} is a link: remove it")
@@ -260,6 +281,7 @@ class Rows:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_file(self._state_file(index), buffer.getvalue())
+        shell.progress_is_kept = True
 
     def load_state(self, index: int) -> dict | None:
         """Return the state that `save_state` kept last, if any."""

@@ -21,12 +21,14 @@ from explain.errors import OthersAtWork, UserError, printable
 
 ROOT = Path(__file__).resolve().parents[1]
 STOPPED = "\nstopped; what is done is kept: run the same command again to resume\n"
+STOPPED_EARLY = "\nstopped before anything was done\n"
+progress_is_kept = False  # set by whoever writes what a later run resumes from
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what a cluster or torchrun sends
 
 
 def stop(*_: Any) -> None:
     """End the process at once and say how to resume: all that a row or a file is worth is on the disk already."""
-    os.write(2, STOPPED.encode())
+    os.write(2, (STOPPED if progress_is_kept else STOPPED_EARLY).encode())
     os._exit(130)
 
 

@@ -1,0 +1,30 @@
+"""Progress of long work: a bar on a terminal, a line a minute elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS = 60  # between two lines where stderr is no terminal
+
+
+class _Lines(tqdm):
+    """A line of its own for each report, which a log file can hold."""
+
+    def display(self, *_: Any, **__: Any) -> None:
+        values = self.format_dict
+        if values["elapsed"] >= SECONDS and self.n:
+            elapsed = tqdm.format_interval(values["elapsed"])
+            left = tqdm.format_interval((self.total - self.n) * values["elapsed"] / self.n)
+            print(
+                f"{self.n:,} of {self.total:,} {self.unit}, {elapsed} elapsed, {left} left", file=sys.stderr, flush=True
+            )
+
+
+def progress(total: int, unit: str, **settings: Any) -> tqdm:
+    """Return a progress bar of `total` units (in the plural), as tqdm's own."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, unit=f" {unit}", **settings)
+    return _Lines(total=total, unit=unit, mininterval=SECONDS, maxinterval=SECONDS, **settings)
