@@ -59,8 +59,9 @@ def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
     content, sha256 = _read(path)
     notes, names = [], None
     if not _is_state_dict(content) or key is not None:
-        found = {str(k): v for k, v in content.items() if v and _is_state_dict(v)} if isinstance(content, dict) else {}
-        names = names_in(content) if isinstance(content, dict) else None
+        entries = content if isinstance(content, dict) else {}
+        found = {str(k): v for k, v in entries.items() if isinstance(v, dict) and v and _is_state_dict(v)}
+        names = names_in(entries)
         chosen = key or next((k for k in KEYS if k in found), next(iter(found), None))
         if not found:
             raise UserError(f"{path} is not a state dict (a tensor under each name): save model.state_dict()")
@@ -68,7 +69,7 @@ def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
             raise UserError(f"{path} has no state dict under {chosen!r}: valid are {', '.join(found)}")
         if key is None and chosen not in KEYS and len(found) > 1:
             raise UserError(f"{path} has several state dicts: give --weights {path}:KEY, one of {', '.join(found)}")
-        left = [str(k) for k in content if str(k) != chosen]
+        left = [str(k) for k in entries if str(k) != chosen]
         notes.append(f"weights under {chosen!r}" + (f"; left: {', '.join(left)}" if left else ""))
         content = found[chosen]
     kinds = Counter(str(t.dtype)[6:] for t in content.values() if t.is_floating_point() and t.dtype != torch.float32)

@@ -80,7 +80,8 @@ class OutputFolder:
 
     def __init__(self, options: argparse.Namespace, script: str):
         if options.output is None:
-            options.output = PICTURES if getattr(options, "images", None) else "output"
+            given = getattr(options, "images", None) or getattr(options, "folder", None)
+            options.output = PICTURES if given else "output"
         self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"

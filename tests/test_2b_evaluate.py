@@ -133,7 +133,7 @@ def named():
     net = Colours(); net.classes = ["Red, crimson", "green", "blue", "grey"]; return net
 """
 OWN = ["--model", "net.py:named", "--input-size", "8", "--mean", "0.5", "--std", "0.5", "--resize", "8"]
-OWN += ["--interpolation", "bilinear", "--threads", "1"]
+OWN += ["--interpolation", "bilinear", "--threads", "1", "--output", "output"]
 
 
 def save_colours(folder, names, images=3):
@@ -167,6 +167,13 @@ def test_a_folder_of_labelled_pictures_as_it_lies(own, names):
     metrics = own("photos")
     assert metrics["results"]["images"] == 12 and metrics["results"]["top1_accuracy"] == 1
     assert "labels" not in metrics["results"] and metrics["model"]["names"] == "the network"
+
+
+def test_a_folder_leaves_the_report_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(COLOURS)
+    save_colours(tmp_path / "photos", "0")
+    run_main("2b_evaluate", *OWN[:-2], "photos", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert [p.parent.name for p in tmp_path.glob("output/pictures/*/metrics.json")] == ["2b_evaluate"]
 
 
 def test_folders_by_wnid_with_names(own):

@@ -344,6 +344,8 @@ def test_preprocessing_by_options(own):
     described = {**given, "source": "ImageNet's usual; by options: input_size, interpolation, mean, resize, std"}
     assert model.preprocessing == described
     assert common.load_model(NET, "random", input_size=80).preprocess(image).shape == (3, 80, 80)
+    with pytest.raises(UserError, match="random is for networks of a library: leave it out"):
+        common.load_model("net.py:three", "random")
     with pytest.raises(UserError, match="--resize 10 is less than the input size of 16"):
         common.load_model("net.py:three", input_size=16, resize=10)
     with pytest.raises(UserError, match="--mean takes one value for all channels, or three: not 2"):
@@ -382,7 +384,7 @@ def photos(own):
 
 
 STRANGE = ["绿蛇 🐍", "عنكبوت", r"$5 and $6 \frac{", "<b>größte</b> _^"]
-FAST = ["--model", "net.py:three", "--input-size", "32", "--threads", "1"]
+FAST = ["--model", "net.py:three", "--input-size", "32", "--threads", "1", "--output", "output"]
 
 
 def predicted(folder: Path) -> tuple[set[str], str]:
@@ -476,7 +478,7 @@ def test_the_readmes_own_network_from_training_to_figures(tmp_path, monkeypatch)
     section = (ROOT / "README.md").read_text().split("## Your own network")[1].split("\n## ")[0]
     variables: dict = {}
     exec(section.split("```python")[1].split("```")[0], variables)
-    mine = re.search('MINE="(.*)"', section)[1].split() + ["--threads", "1", "--show", "4"]
+    mine = re.search('MINE="(.*)"', section)[1].split() + ["--threads", "1", "--show", "4", "--output", "output"]
 
     # what the network itself says of its photos, through the preprocessing that it was trained with
     net, data = variables["net"].eval(), variables["data"]
