@@ -25,6 +25,7 @@ import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from explain.shell import run
 
@@ -272,10 +273,8 @@ def real_photos(
 ) -> tuple[dict[int, dict], list[dict]]:
     """Return the measures of the first readable photo of each class in the split dataset, and the files skipped."""
     photos, skipped = {}, []
-    try:
-        files = common.validation_images(dataset)
-    except common.UserError:
-        files = []  # archetypes need no dataset
+    split = Path(dataset, "DL_data_p")
+    files = common.validation_images(dataset) if any(split.glob("[!.]*/*")) else []  # archetypes need no dataset
     for file in files:
         c = common.class_of(file)
         if c not in classes or c in photos:
@@ -365,6 +364,8 @@ def main() -> None:
     options = parser.parse_args()
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
+    if options.classes is CLASSES and len(model.categories) != 1000:  # they are ImageNet's
+        options.classes = [str(c) for c in range(min(len(CLASSES), len(model.categories)))]
     names = map(str, range(len(model.categories))) if options.classes == ["all"] else options.classes
     classes = list(dict.fromkeys(common.find_classes(list(names), model.categories)))
     settings = {method: replace_settings(METHODS[method], options) for method in dict.fromkeys(options.methods)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
+from explain.class_names import name_classes
+from explain.datasets import TEST_FOLDERS, find_folder
 from explain.errors import UserError, one_line, printable, unknown
 from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits, usable
 from explain.figures import (
@@ -40,7 +43,7 @@ from explain.figures import (
     quantity,
     short,
 )
-from explain.files import size_of, write_file
+from explain.files import list_files, size_of, write_file
 from explain.logits import (
     as_logits,
     at_least_one,
@@ -51,8 +54,10 @@ from explain.logits import (
     run_network,
 )
 from explain.networks import Classifier, load_model
+from explain.options import above_0, at_least_0
 from explain.output import OutputFolder, write_array
 from explain.pictures import is_picture_name, read_image, to_pixels
+from explain.preprocessing import INTERPOLATIONS, OPTIONS
 from explain.progress import progress
 from explain.rows import Rows, run_settings, shard
 
@@ -70,19 +75,18 @@ __all__ += ["panel_grid", "quantity", "short"]
 
 # Class ids, one for each image, or one for all; None: an image's most likely class
 Classes = Tensor | np.ndarray | Sequence[int | None] | int
-TEST_FOLDERS = ("test_images", "test images", "test", "ILSVRC2012_img_test")  # spellings met in the wild
-
 
 # ------------------------------------------------------------------------------------------------
 # The dataset
 
 
 class ImageFile(NamedTuple):
-    """One image of a run: its `index` in the list, its `key` in rows, tables and figures, its `path`."""
+    """One image of a run: its `index` in the list, its `key` in rows, tables and figures, its `path`, its `label`."""
 
     index: int
     key: str
     path: Path
+    label: int | None = None  # the class id, where it is not in the key
 
 
 class ImageFiles(list[ImageFile]):
@@ -93,32 +97,11 @@ class ImageFiles(list[ImageFile]):
         self.no_picture = no_picture
 
 
-def list_files(folder: Path) -> list[Path]:
-    """List all files below a folder but the hidden ones (.DS_Store, ._photo.jpg), in a fixed order."""
-    return sorted(
-        Path(root, name)
-        for root, _, names in os.walk(folder, onerror=_raise)
-        if not any(part.startswith(".") for part in Path(root).relative_to(folder).parts)
-        for name in names
-        if not name.startswith(".")
-    )
-
-
 def list_pictures(folder: Path) -> tuple[list[Path], int]:
     """List the files below a folder that may be pictures by their names, as `list_files` does, and count the others."""
     files = list_files(folder)
     pictures = [path for path in files if is_picture_name(path)]
     return pictures, len(files) - len(pictures)
-
-
-def _raise(error: OSError) -> NoReturn:  # os.walk passes over folders that it may not read
-    raise error
-
-
-def find_folder(parent: Path, spellings: Sequence[str]) -> Path | None:
-    """Return the first of the spellings that is a folder in `parent`, upper and lower case alike."""
-    folders = {p.name.casefold(): p for p in parent.iterdir() if p.is_dir()} if parent.is_dir() else {}
-    return next((folders[s.casefold()] for s in spellings if s.casefold() in folders), None)
 
 
 def test_images(options: argparse.Namespace) -> ImageFiles:
@@ -165,7 +148,13 @@ def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> I
     """
     base = Path(dataset)
     split = base / "DL_data_p"
-    folders = [p for p in split.glob("*") if p.is_dir() and re.fullmatch("[0-9]{1,9}", p.name)]
+    folders = [p for p in split.glob("*") if p.is_dir() and not p.name.startswith(".")]
+    for folder in folders:
+        if not re.fullmatch("[0-9]{1,9}", folder.name):
+            raise UserError(
+                f"{printable(folder)} is not named by a class id: rename it, or evaluate the folder as it lies by "
+                f"`python 2b_evaluate.py {split}`"
+            )
     folders.sort(key=lambda p: int(p.name))
     found = [list_pictures(folder) for folder in folders]
     paths = [path for pictures, _ in found for path in pictures]
@@ -179,8 +168,8 @@ def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> I
 
 
 def class_of(file: ImageFile) -> int:
-    """Return the class id of a split validation image: DL_data_p/<class id>/..."""
-    return int(file.key.split("/")[1])
+    """Return the class id of a labelled image; of a split one it is in the key: DL_data_p/<class id>/..."""
+    return int(file.key.split("/")[1]) if file.label is None else file.label
 
 
 # ------------------------------------------------------------------------------------------------
@@ -499,11 +488,25 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         default="efficientnet_lite0",
         metavar="NAME",
         help="efficientnet_lite0 or efficientnet_lite2 (installed with their weights), a torchvision model (vgg16, "
-        "resnet50, ...) or timm/NAME",
+        "resnet50, ...), timm/NAME, or FILE.py:FUNCTION, which returns your own network",
     ),
     "--weights": dict(
-        metavar="FILE", help="state dict instead of the published weights; `random`: an untrained network"
+        metavar="FILE",
+        help="state dict or checkpoint instead of the published weights, FILE:KEY where it holds several; `random`: an "
+        "untrained network",
     ),
+    "--names": dict(
+        metavar="FILE",
+        help="names of the classes: one a line, synset_words.txt, or JSON (default: the checkpoint's, the dataset's, "
+        "the network's own)",
+    ),
+    "--input-size": dict(type=positive, metavar="S", help="side of the network's input, in pixels"),
+    "--resize": dict(type=positive, metavar="N", help="shorter side of a picture before the middle is cut out"),
+    "--mean": dict(
+        type=at_least_0, nargs="+", metavar="X", help="mean of the training images' pixel values, 0 to 1, by channel"
+    ),
+    "--std": dict(type=above_0, nargs="+", metavar="X", help="their standard deviation, by channel"),
+    "--interpolation": dict(choices=list(INTERPOLATIONS), help="interpolation of the resizing"),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto uses an accelerator if there is one"),
     "--threads": dict(
         type=positive,
@@ -529,6 +532,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--fresh": dict(action="store_true", help="discard existing results and start over"),
 }
 EXERCISE_OPTIONS = ("--dataset", "--output", "--model", "--weights", "--device", "--threads", "--batch-size", "--seed")
+EXERCISE_OPTIONS += ("--names", "--input-size", "--resize", "--mean", "--std", "--interpolation")
 EXERCISE_OPTIONS += ("--whole", "--show", "--no-title", "--pdf", "--shard", "--fresh")
 
 
@@ -560,7 +564,10 @@ def exercise_parser(doc: str, *names: str) -> argparse.ArgumentParser:
 
 
 def load_from_options(options: argparse.Namespace) -> Classifier:
-    """Load the model that --model, --weights and --device name; resolve `auto` in `options`, and set --threads."""
+    """Load the model that the options describe, with its classes' names; resolve `auto`, and set --threads.
+
+    What had to be guessed is said on stderr.
+    """
     # two threads on one core only wait for each other
     options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
     torch.set_num_threads(options.threads)
@@ -575,7 +582,13 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
         torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
-    model = load_model(options.model, options.weights, options.device)
+    preprocessing = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
+    model = load_model(options.model, options.weights, options.device, **preprocessing)
+    # pictures given as arguments have nothing to do with the dataset
+    dataset = None if getattr(options, "images", None) or getattr(options, "folder", None) else Path(options.dataset)
+    name_classes(model, options.names, dataset)
+    for warning in model.warnings:
+        print(f"note: {warning}", file=sys.stderr)
     if options.whole:
         model.see_whole()
     return model

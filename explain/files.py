@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from explain.errors import UserError, printable
 
@@ -27,6 +28,21 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def list_files(folder: Path) -> list[Path]:
+    """List all files below a folder but the hidden ones (.DS_Store, ._photo.jpg), in a fixed order."""
+    return sorted(
+        Path(root, name)
+        for root, _, names in os.walk(folder, onerror=_raise)
+        if not any(part.startswith(".") for part in Path(root).relative_to(folder).parts)
+        for name in names
+        if not name.startswith(".")
+    )
+
+
+def _raise(error: OSError) -> NoReturn:  # os.walk passes over folders that it may not read
+    raise error
 
 
 def size_of(path: Path) -> int | None:

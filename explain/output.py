@@ -31,7 +31,8 @@ from explain.files import is_inside, remove_file, write_file
 from explain.networks import Classifier
 
 EXECUTION_OPTIONS = ("shard", "fresh")  # they decide who computes, and so are no part of the result
-DRAWING_OPTIONS = ("show", "output", "no_title", "pdf")  # no row depends on them
+# no row depends on them (--names: on the names themselves)
+DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
 FINDINGS = 10  # lines printed of what was found
 PICTURES = "output/pictures"  # where results of pictures given as arguments go, so that the report stays as it is
 
@@ -79,7 +80,8 @@ class OutputFolder:
 
     def __init__(self, options: argparse.Namespace, script: str):
         if options.output is None:
-            options.output = PICTURES if getattr(options, "images", None) else "output"
+            given = getattr(options, "images", None) or getattr(options, "folder", None)
+            options.output = PICTURES if given else "output"
         self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"
@@ -199,7 +201,8 @@ class OutputFolder:
             metrics["nondeterministic_operations"] = nondeterministic
         if model is not None:
             metrics["model"] = {key: getattr(model, key) for key in ("name", "weights", "sha256", "input_size")}
-            metrics["model"]["classes"] = len(model.categories)
+            metrics["model"] |= {"classes": len(model.categories), "names": model.names_from}
+            metrics["model"] |= {"preprocessing": model.preprocessing, "notes": [*model.notes, *model.warnings]}
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
         if not files.issuperset(self.earlier()["files"]):  # a figure or a PDF that was not drawn this time
             self.discard_metrics(but=files)

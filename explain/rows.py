@@ -63,6 +63,7 @@ def run_settings(
         code.update(path.read_bytes())
     settings = chosen | {
         "weights": f"{model.weights}, SHA-256 {model.sha256}",
+        "class names": hashlib.sha256(json.dumps(model.categories).encode()).hexdigest(),
         "list of images": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         **library_versions(),
         "the code": code.hexdigest(),
