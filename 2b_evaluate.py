@@ -8,11 +8,14 @@ published accuracies.
 
     python 2b_evaluate.py                 # all validation images, after process_data.py
     python 2b_evaluate.py --limit 16      # the fast one
+    python 2b_evaluate.py FOLDER          # a folder of labelled pictures, one subfolder for each class
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from pathlib import Path
 
 from explain.shell import run
 
@@ -23,7 +26,10 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
+from explain.datasets import class_folders
+from explain.errors import printable
 from explain.figures import GREY, SKY
+from explain.label_order import other_order
 
 TOP = 5  # classes that count for the top-5 accuracy
 BINS = 15  # of equal width, for the calibration error: Guo et al. 2017, table 1
@@ -37,7 +43,9 @@ def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Ten
     """
     logits = common.predict_logits(model, images)  # (N, classes)
     if classes.max() >= logits.shape[1]:
-        raise common.UserError(f"class {int(classes.max())} is unknown to a model of {logits.shape[1]} classes")
+        raise common.UserError(
+            f"class {int(classes.max())} is unknown to a model of {logits.shape[1]} classes: do the ids start at 1?"
+        )
     # a tie counts against the network: a constant output has no accuracy above chance
     rank = (logits >= logits.gather(1, classes[:, None])).sum(1)
     confidence, predicted = logits.softmax(1).max(1)
@@ -203,11 +211,64 @@ def draw_mistakes(
     ]
 
 
+def labelled_images(
+    folder: str, model: common.Classifier, limit: int | None
+) -> tuple[common.ImageFiles, list[dict], list[str]]:
+    """List the images in a folder with a subfolder for each class, the first `limit` of them.
+
+    Returns them, those that belong to no class, and notes on the order of the classes.
+
+    A subfolder is named by the class's name, wnid or id. Where the model has only numbers for names, as many subfolders
+    as it has classes may have any names, in the order of torchvision's ImageFolder; they are then the model's.
+    """
+    base = Path(folder)
+    names = list(zip(model.wnids or [""] * len(model.categories), model.categories, strict=True))
+    try:
+        ids, _, notes = class_folders(base, names)
+    except common.UserError:
+        ids, names, notes = class_folders(base) if model.names_from == "numbers" else ({}, [], [])
+        if len(ids) != len(model.categories):
+            raise
+        model.categories, model.names_from = [name for _, name in names], f"the folders in {printable(base)}, in order"
+    in_order = sorted(ids) == sorted(ids, key=ids.get)
+    if len(ids) == len(names) and not in_order and all(name.isdecimal() and int(name) == c for name, c in ids.items()):
+        notes.append(
+            "the folders' names are numbers, taken as class ids; a network trained with torchvision's ImageFolder has "
+            "its classes in the order of text (10 before 2): give their names in that order by --names"
+        )
+    files: list[common.ImageFile] = []
+    skipped = []
+    paths, no_picture = common.list_pictures(base)
+    for path in paths:
+        parts = path.relative_to(base).parts
+        if len(parts) == 1:
+            reason = f"it lies in no class's folder in {printable(base)}"
+            skipped.append({"path": printable(path), "reason": reason})
+        else:
+            files.append(common.ImageFile(len(files), printable(path), path, ids[parts[0]]))
+    if not files:
+        raise common.UserError(f"the folders in {printable(base)} have no files: put images there")
+    return common.ImageFiles(files[:limit], no_picture), skipped, notes
+
+
 def main() -> None:
-    options = common.exercise_parser(__doc__, "--limit", "--strict").parse_args()
-    files = common.validation_images(options.dataset)[: options.limit]
+    parser = common.exercise_parser(__doc__, "--limit", "--strict")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        metavar="FOLDER",
+        help="folder with a subfolder for each class, named by the class's name, wnid or id, in place of the dataset",
+    )
+    options = parser.parse_args()
+    files = [] if options.folder else common.validation_images(options.dataset, options.limit)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
+    without_class: list[dict] = []
+    if options.folder:
+        files, without_class, notes = labelled_images(options.folder, model, options.limit)
+        model.notes += notes
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
 
     def judge(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
         classes = torch.tensor([common.class_of(file) for file in batch], device=images.device)
@@ -216,7 +277,11 @@ def main() -> None:
         return [dict(zip(columns, row, strict=True)) for row in values]
 
     rows, skipped = common.explain_images(model, files, judge, options, output, upright=False)
+    skipped = without_class + skipped
     results, bins = summary(rows, len(model.categories))
+    if other := other_order(rows, model.categories):
+        results["labels"] = other
+        print(f"warning: {other['says']}", file=sys.stderr)
     output.draw("reliability", draw_reliability, bins, results, model)
     if results["top1_correct"] < len(rows):
         output.draw("confusion", draw_confusion, rows, model)

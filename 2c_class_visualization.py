@@ -24,7 +24,8 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from explain.shell import run
 
@@ -37,7 +38,7 @@ from tqdm import tqdm
 import common
 from explain import archetypes, priors
 from explain.ascent_state import State
-from explain.options import above_0, add_settings, fraction, replace_settings, setting
+from explain.options import above_0, add_settings, change_settings, fraction, replace_settings, setting
 from explain.priors import GREY
 
 
@@ -101,29 +102,43 @@ BLUR_UNTIL = 0.8  # fraction of the steps after which the kernel rests, or high 
 
 def visualize_classes(
     model: nn.Module,
-    classes: Sequence[int],
+    classes: common.Classes,
     method: str,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    size: int | None = None,
+    size: int | Sequence[int] | None = None,
     **settings: float,
 ) -> Tensor:
     """Return an image of each class, made by gradient ascent in one batch: (N, 3, size, size) in [0, 1].
 
-    `method` is one of METHODS, and `settings` replace some of its Settings. `size`, in pixels, defaults to the model's
-    `input_size`. With a list of generators, one per class, an image depends neither on the other classes nor on their
-    order. Raises UserError for arguments that do not fit, and where `ascend` does. Simonyan et al. 2014, section 2.
+    `classes` as in `common.forward_pass`; `method` is one of METHODS, and `settings` replace some of its Settings.
+    `size`, in pixels, one number or the same twice, defaults to the model's `input_size`. With a list of generators,
+    one per class, an image depends neither on the other classes nor on their order. Works under torch.no_grad() and
+    torch.inference_mode(), too. Raises UserError for arguments that do not fit, and where `ascend` does. Simonyan et
+    al. 2014, section 2.
     """
     if method not in METHODS:
         raise common.UserError(f"no method is named {method!r}: valid are {', '.join(METHODS)}")
     size = size or getattr(model, "input_size", None)
     if size is None:
         raise common.UserError("this model has no input_size: give size, in pixels")
+    side, classes = square_side(size), common.class_ids(classes)
+    if not classes or None in classes:
+        raise common.UserError(f"classes must name at least one class each, not {classes}: give ids, as in [55, 76]")
     generator = generator or torch.default_generator
     generators = [generator] * len(classes) if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != len(classes):
         raise common.UserError(f"{len(generators)} generators for {len(classes)} classes: give one, or one per class")
-    *_, state = ascend(model, classes, dataclasses.replace(METHODS[method], **settings), generators, size)
+    with torch.inference_mode(False):
+        *_, state = ascend(model, classes, change_settings(METHODS[method], settings), generators, side)
     return state.images
+
+
+def square_side(size: int | Sequence[int]) -> int:
+    """Return the side of an image, in pixels, from its size as a number, (H, W) or (3, H, W)."""
+    sides = list(size)[-2:] if isinstance(size, Iterable) else [size]
+    if len({*sides}) != 1 or not sides[0] >= 1:
+        raise common.UserError(f"archetypes are square: give one size in pixels, not {size}")
+    return int(sides[0])
 
 
 def ascend(
@@ -258,10 +273,8 @@ def real_photos(
 ) -> tuple[dict[int, dict], list[dict]]:
     """Return the measures of the first readable photo of each class in the split dataset, and the files skipped."""
     photos, skipped = {}, []
-    try:
-        files = common.validation_images(dataset)
-    except common.UserError:
-        files = []  # archetypes need no dataset
+    split = Path(dataset, "DL_data_p")
+    files = common.validation_images(dataset) if any(split.glob("[!.]*/*")) else []  # archetypes need no dataset
     for file in files:
         c = common.class_of(file)
         if c not in classes or c in photos:
@@ -351,6 +364,8 @@ def main() -> None:
     options = parser.parse_args()
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
+    if options.classes is CLASSES and len(model.categories) != 1000:  # they are ImageNet's
+        options.classes = [str(c) for c in range(min(len(CLASSES), len(model.categories)))]
     names = map(str, range(len(model.categories))) if options.classes == ["all"] else options.classes
     classes = list(dict.fromkeys(common.find_classes(list(names), model.categories)))
     settings = {method: replace_settings(METHODS[method], options) for method in dict.fromkeys(options.methods)}

@@ -40,10 +40,11 @@ def saliency(forward: common.ForwardPass, retain_graph: bool = False) -> Tensor:
     return forward.gradient(retain_graph).abs().amax(1)
 
 
-def saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+def saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
     """Return saliency maps (N, H, W), in logits per unit of pixel value, of images (N, 3, H, W) in [0, 1].
 
-    classes (N,). Simonyan et al. 2014, section 3.1. Raises UserError for a class out of range.
+    classes: one for each image, or one for all. Simonyan et al. 2014, section 3.1. Raises UserError where
+    `common.forward_pass` does.
     """
     return saliency(common.forward_pass(model, images, classes))
 
@@ -51,26 +52,35 @@ def saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 def smoothed_saliency_maps(
     model: nn.Module,
     images: Tensor,
-    classes: Tensor,
+    classes: common.Classes,
     generators: Sequence[torch.Generator],
     copies: int = COPIES,
     noise: float = NOISE,
 ) -> Tensor:
     """Return the mean (N, H, W) of the saliency maps of `copies` copies of images (N, 3, H, W) with Gaussian noise.
 
-    classes (N,); `noise` is its standard deviation in pixel values, `generators` one for each image. Smilkov et al.
-    2017, SmoothGrad, section 3, of saliency maps (absolute values). Raises UserError for a class out of range.
+    classes: one for each image, or one for all; `noise` is its standard deviation in pixel values, `generators` are one
+    for each image. Smilkov et al. 2017, SmoothGrad, section 3, of saliency maps (absolute values). Raises UserError
+    where `common.forward_pass` does, and for another number of generators.
     """
-    together = max(1, ROWS_TOGETHER // len(images))  # copies of all images in a pass
+    classes = common.forward_pass(model, images, classes).classes
+    if copies < 1 or len(generators) != len(images):
+        raise common.UserError(
+            f"{copies} copies, {len(generators)} generators for {len(images)} images: give at least one copy, and a "
+            "generator for each image"
+        )
     total = torch.zeros_like(images[:, 0])
-    for start in range(0, copies, together):
-        count = min(together, copies - start)
-        noisy = [
-            images + noise * torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
-            for _ in range(count)
-        ]
-        total += saliency_maps(model, torch.cat(noisy), classes.repeat(count)).unflatten(0, (count, -1)).sum(0)
+    together = ROWS_TOGETHER // max(1, len(images)) or 1  # copies of all images in a pass
+    for start in range(0, copies, together) if len(images) else ():
+        noisy = [images + noise * noise_of(images, generators) for _ in range(min(together, copies - start))]
+        maps = saliency_maps(model, torch.cat(noisy), classes.repeat(len(noisy)))
+        total += maps.unflatten(0, (len(noisy), len(images))).sum(0)
     return total / copies
+
+
+def noise_of(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return normal noise of the images' shape (N, 3, H, W), each image's by its own generator."""
+    return torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
 
 
 def combined_maps(images: Tensor, smoothed: Tensor, grad_cam: Tensor | None) -> Tensor:
@@ -220,7 +230,8 @@ def main() -> None:
     output.draw("saliency", draw, rows[: options.show], len(rows), files, model, output)
     table = [{"name": model.categories[row["class"]], **row} for row in rows]
     findings = [common.class_finding(row, model.categories) for row in rows]
-    output.finish(rows, skipped, summary(rows), {"saliency.csv": table}, model, findings=findings)
+    images = len({row["path"] for row in rows})  # one may have several classes
+    output.finish(rows, skipped, summary(rows), {"saliency.csv": table}, model, images, findings)
 
 
 if __name__ == "__main__":

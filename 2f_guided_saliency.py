@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from explain.shell import run
@@ -65,22 +65,22 @@ def guided_rectifiers() -> Iterator[RectifierRule]:
         )
 
 
-def guided_saliency_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Return guided saliency maps (N, H, W) of images (N, 3, H, W) in [0, 1]; classes (N,).
+def guided_saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
+    """Return guided saliency maps (N, H, W) of images (N, 3, H, W) in [0, 1]; classes: one for each image, or for all.
 
     Springenberg et al. 2015, section 3.4, reduced over channels as in Simonyan et al. 2014, section 3.1. Raises
-    UserError for a class out of range, and for a network without rectifiers or whose operations cannot be seen.
+    UserError where `common.forward_pass` does, and for a network without rectifiers or whose operations cannot be seen.
     """
     refuse_opaque(model)
     with guided_rectifiers():
         return saliency(common.forward_pass(model, images, classes))
 
 
-def guided_grad_cam_maps(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Return guided Grad-CAM maps (N, H, W), the product of both, of images (N, 3, H, W) in [0, 1]; classes (N,).
+def guided_grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
+    """Return guided Grad-CAM maps (N, H, W), the product of both, of images (N, 3, H, W) in [0, 1].
 
-    Selvaraju et al. 2017, section 3.2, with the guided saliency map as its factor. Raises UserError as
-    `guided_saliency_maps`, and for a network of which no layer has a height and a width.
+    classes: one for each image, or for all. Selvaraju et al. 2017, section 3.2, with the guided saliency map. Raises
+    UserError as `guided_saliency_maps`, and for a network of which no layer has a height and a width.
     """
     maps, *_ = all_maps(model, images, classes)
     if "guided_grad_cam" not in maps:
@@ -92,7 +92,7 @@ def guided_grad_cam_maps(model: nn.Module, images: Tensor, classes: Tensor) -> T
 
 
 def all_maps(
-    model: nn.Module, images: Tensor, classes: Tensor | Sequence[int | None]
+    model: nn.Module, images: Tensor, classes: common.Classes
 ) -> tuple[dict[str, Tensor], common.ForwardPass, RectifierRule]:
     """Return the maps (N, H, W) of each kind from a forward pass and two backward ones, that pass, what the rule met.
 
@@ -102,7 +102,7 @@ def all_maps(
     with guided_rectifiers() as rule:
         with GradCAM(images) as cam:
             forward = common.forward_pass(model, images, classes)
-        guided = saliency(forward, retain_graph=True)
+        guided = saliency(forward, True)  # the graph is kept for the plain map
     maps = {"plain": saliency(forward), "guided": guided}
     if (grad_cam := cam.maps()) is not None:
         maps |= {"grad_cam": grad_cam, "guided_grad_cam": guided * grad_cam}
@@ -221,7 +221,8 @@ def main() -> None:
     output.draw("guided_grad_cam", draw_grad_cam, rows[: options.show], len(rows), files, model, output)
     table = [{"name": model.categories[row["class"]], **row} for row in rows]
     findings = [common.class_finding(row, model.categories) for row in rows]
-    output.finish(rows, skipped, summary(rows), {"guided_saliency.csv": table}, model, findings=findings)
+    images = len({row["path"] for row in rows})  # one may have several classes
+    output.finish(rows, skipped, summary(rows), {"guided_saliency.csv": table}, model, images, findings)
 
 
 if __name__ == "__main__":

@@ -298,8 +298,7 @@ def main() -> None:
     )
     parser.set_defaults(limit=32)
     options = parser.parse_args()
-    files = common.test_images(options) if options.images else common.validation_images(options.dataset)
-    files = files[: options.limit]
+    files = common.test_images(options) if options.images else common.validation_images(options.dataset, options.limit)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     files, classes = common.classes_to_explain(options.classes, files, model.categories)

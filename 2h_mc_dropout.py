@@ -43,10 +43,12 @@ def mc_dropout_logits(
 ) -> Tensor:
     """Return the logits (passes, N, classes) of images (N, 3, H, W) with every dropout on, and only dropout.
 
+    (passes, N, ...) for a network whose output has more dimensions (a segmentation); see `explain.logits.as_logits`.
+
     With a list of generators, one for each image, an image's passes do not depend on the others in the batch; from a
     single generator, one for each image is seeded. `share` says whether the passes share what comes before the first
     dropout; by default a trial decides. Raises UserError for a network without active dropout, with some that cannot
-    be reached, or whose logits are not finite. Gal and Ghahramani 2016, section 4.
+    be reached, or whose logits are not finite, and for no images. Gal and Ghahramani 2016, section 4.
     """
     return single_and_mc_logits(model, images, passes, generator, share)[1]
 
@@ -57,13 +59,17 @@ def single_and_mc_logits(
     """Return the logits (N, classes) of the deterministic pass, and those (passes, N, classes) with dropout on."""
     if passes < 1:
         raise common.UserError(f"passes must be a whole number of at least 1, not {passes}")
+    if not len(common.check_images(images)):
+        raise common.UserError("there are no images: give at least one")
     generators = one_generator_each(generator, len(images))
     dropout.refuse_unreachable(model)
     if share is None:
         share = dropout.passes_can_be_shared(model, images)
     with common.evaluation_mode(model), torch.inference_mode():
         logits = (shared_passes if share else whole_passes)(model, images, passes, generators)
-    return common.check_finite(logits[0]), logits[1:]
+    common.check_finite(logits[0])
+    logits = common.usable(logits)
+    return logits[0], logits[1:]
 
 
 def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
@@ -141,7 +147,8 @@ def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: lis
     logits: list[Tensor] = []  # (N, classes) of each pass, the deterministic one first
     while (missing := 1 + passes - len(logits)) > 0:
         with dropout.SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact=0 if logits else 1) as mode:
-            rows = model(images.clone())  # (mode.passes * N, classes)
+            output = common.run_network(model, images)
+        rows = common.as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
         logits += rows.unflatten(0, (mode.passes, len(images)))
     return torch.stack(logits)
 
@@ -149,11 +156,11 @@ def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: lis
 def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator]) -> Tensor:
     """Run the passes one by one for each image: right for every network, whatever its dropouts are applied to."""
     with dropout.DropoutMode():
-        single = model(images.clone())
+        single = common.logits_of(model, images)
     columns = []  # (1 + passes, classes) of each image
     for n, g in enumerate(generators):
         with dropout.DropoutMode(partial(torch.rand, generator=g, device=g.device)):
-            sampled = [model(images[n : n + 1].clone()) for _ in range(passes)]
+            sampled = [common.logits_of(model, images[n : n + 1]) for _ in range(passes)]
         columns.append(torch.cat([single[n : n + 1], *sampled]))
     return torch.stack(columns, 1)
 

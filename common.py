@@ -10,20 +10,25 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from itertools import islice
+from contextlib import contextmanager
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import joblib
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
+from explain.class_names import name_classes
+from explain.datasets import TEST_FOLDERS, find_folder
 from explain.errors import UserError, one_line, printable, unknown
-from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits
+from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits, usable
 from explain.figures import (
     MAP_SCALE,
     WIDTH,
@@ -38,65 +43,73 @@ from explain.figures import (
     quantity,
     short,
 )
-from explain.files import size_of, write_file
+from explain.files import list_files, size_of, write_file
 from explain.inference import keep_freed_memory
+from explain.logits import (
+    as_logits,
+    at_least_one,
+    check_images,
+    class_ids,
+    class_logits,
+    logits_of,
+    run_network,
+)
 from explain.networks import Classifier, load_model
+from explain.options import above_0, at_least_0
 from explain.output import OutputFolder, write_array
-from explain.pictures import read_image, to_pixels
+from explain.pictures import is_picture_name, read_image, to_pixels
+from explain.preprocessing import INTERPOLATIONS, OPTIONS
 from explain.progress import progress
 from explain.rows import Rows, run_settings, shard
 
 # The dataset; the class score; from image files to rows; options; what comes out
-__all__ = ["ImageFile", "list_files", "find_folder", "test_images", "validation_images", "class_of", "read_image"]
-__all__ += ["ForwardPass", "forward_pass", "class_score_gradient", "find_class", "classes_to_explain"]
-__all__ += ["class_finding", "class_lines", "file_name", "find_classes", "describe_classes"]
-__all__ += ["check_finite", "device_of", "evaluation_mode", "predict_logits"]
+__all__ = ["ImageFile", "ImageFiles", "list_files", "list_pictures", "find_folder", "test_images", "validation_images"]
+__all__ += ["class_of", "read_image", "Classes", "ForwardPass", "forward_pass", "class_score_gradient", "find_class"]
+__all__ += ["classes_to_explain", "class_finding", "class_lines", "file_name", "find_classes", "describe_classes"]
+__all__ += ["check_finite", "device_of", "evaluation_mode", "predict_logits", "usable"]
+__all__ += ["as_logits", "check_images", "class_ids", "logits_of", "run_network"]
 __all__ += ["explain_images", "pad", "record_nondeterminism", "seeded_generators", "Rows", "run_settings", "size_of"]
 __all__ += ["exercise_parser", "option_parser", "positive", "whole", "load_from_options", "load_model", "Classifier"]
 __all__ += ["OutputFolder", "UserError", "write_array", "write_file", "to_pixels", "progress", "MAP_SCALE", "WIDTH"]
 __all__ += ["brightest", "draw_colour_bar", "draw_heading", "draw_image", "draw_map", "draw_picture", "map_name"]
 __all__ += ["panel_grid", "quantity", "short"]
 
-TEST_FOLDERS = ("test_images", "test images", "test", "ILSVRC2012_img_test")  # spellings met in the wild
-
+# Class ids, one for each image, or one for all; None: an image's most likely class
+Classes = Tensor | np.ndarray | Sequence[int | None] | int
 
 # ------------------------------------------------------------------------------------------------
 # The dataset
 
 
 class ImageFile(NamedTuple):
-    """One image of a run: its `index` in the list, its `key` in rows, tables and figures, its `path`."""
+    """One image of a run: its `index` in the list, its `key` in rows, tables and figures, its `path`, its `label`."""
 
     index: int
     key: str
     path: Path
+    label: int | None = None  # the class id, where it is not in the key
 
 
-def list_files(folder: Path) -> list[Path]:
-    """List all files below a folder but the hidden ones (.DS_Store, ._photo.jpg), in a fixed order."""
-    return sorted(
-        Path(root, name)
-        for root, _, names in os.walk(folder, onerror=_raise)
-        if not any(part.startswith(".") for part in Path(root).relative_to(folder).parts)
-        for name in names
-        if not name.startswith(".")
-    )
+class ImageFiles(list[ImageFile]):
+    """The images of a run, and the number of files beside them that are no pictures by their names."""
+
+    def __init__(self, files: Iterable[ImageFile], no_picture: int):
+        super().__init__(files)
+        self.no_picture = no_picture
 
 
-def _raise(error: OSError) -> NoReturn:  # os.walk passes over folders that it may not read
-    raise error
+def list_pictures(folder: Path) -> tuple[list[Path], int]:
+    """List the files below a folder that may be pictures by their names, as `list_files` does, and count the others."""
+    files = list_files(folder)
+    pictures = [path for path in files if is_picture_name(path)]
+    return pictures, len(files) - len(pictures)
 
 
-def find_folder(parent: Path, spellings: Sequence[str]) -> Path | None:
-    """Return the first of the spellings that is a folder in `parent`, upper and lower case alike."""
-    folders = {p.name.casefold(): p for p in parent.iterdir() if p.is_dir()} if parent.is_dir() else {}
-    return next((folders[s.casefold()] for s in spellings if s.casefold() in folders), None)
-
-
-def test_images(options: argparse.Namespace) -> list[ImageFile]:
+def test_images(options: argparse.Namespace) -> ImageFiles:
     """List the files and folders given as arguments, else the dataset's test images; the first --limit of them."""
     if options.images:
-        files = [ImageFile(i, printable(path), path) for i, path in enumerate(_argument_files(options.images))]
+        paths, no_picture = _argument_files(options.images)
+        files = [ImageFile(i, printable(path), path) for i, path in enumerate(paths)]
         source = " ".join(printable(Path(argument)) for argument in options.images)
     else:
         for text in getattr(options, "classes", None) or []:
@@ -109,38 +122,55 @@ def test_images(options: argparse.Namespace) -> list[ImageFile]:
                 f"{base / 'DL_data'} has no folder {TEST_FOLDERS[0]}: give image files as arguments, "
                 "or run `python process_data.py --sample` for a sample dataset"
             )
-        files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(list_files(folder))]
+        paths, no_picture = list_pictures(folder)
+        files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
         source = str(folder)
     if not files:
-        raise UserError(f"{source} has no files: put images there or give them as arguments")
-    return files[: options.limit]
+        others = f" but {no_picture} that are no pictures by their names" if no_picture else ""
+        raise UserError(f"{source} has no files{others}: put images there or give them as arguments")
+    return ImageFiles(files[: options.limit], no_picture)
 
 
-def _argument_files(arguments: Sequence[str]) -> Iterator[Path]:
+def _argument_files(arguments: Sequence[str]) -> tuple[list[Path], int]:
+    """Return the files given as arguments, whatever their names, and the pictures in folders; count the other files."""
+    paths, no_picture = [], 0
     for path in map(Path, arguments):
         if not os.path.lexists(path):
             raise UserError(f"{printable(path)} does not exist: give image files or folders of images")
-        yield from list_files(path) if path.is_dir() else [path]
+        pictures, others = list_pictures(path) if path.is_dir() else ([path], 0)
+        paths, no_picture = paths + pictures, no_picture + others
+    return paths, no_picture
 
 
-def validation_images(dataset: str | os.PathLike) -> list[ImageFile]:
-    """List the validation images as `process_data.py` split them, by class id, then name; see `class_of`."""
+def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> ImageFiles:
+    """List the validation images as `process_data.py` split them, by class id, then name; see `class_of`.
+
+    With `limit` only the first ones.
+    """
     base = Path(dataset)
     split = base / "DL_data_p"
-    folders = [p for p in split.glob("*") if p.is_dir() and re.fullmatch("[0-9]{1,9}", p.name)]
+    folders = [p for p in split.glob("*") if p.is_dir() and not p.name.startswith(".")]
+    for folder in folders:
+        if not re.fullmatch("[0-9]{1,9}", folder.name):
+            raise UserError(
+                f"{printable(folder)} is not named by a class id: rename it, or evaluate the folder as it lies by "
+                f"`python 2b_evaluate.py {split}`"
+            )
     folders.sort(key=lambda p: int(p.name))
-    paths = [path for folder in folders for path in list_files(folder)]
+    found = [list_pictures(folder) for folder in folders]
+    paths = [path for pictures, _ in found for path in pictures]
     if not paths:
         raise UserError(
             f"{split} holds no validation images: run `python process_data.py` first, "
             "with --sample where there is no dataset"
         )
-    return [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
+    files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
+    return ImageFiles(files[:limit], sum(others for _, others in found))
 
 
 def class_of(file: ImageFile) -> int:
-    """Return the class id of a split validation image: DL_data_p/<class id>/..."""
-    return int(file.key.split("/")[1])
+    """Return the class id of a labelled image; of a split one it is in the key: DL_data_p/<class id>/..."""
+    return int(file.key.split("/")[1]) if file.label is None else file.label
 
 
 # ------------------------------------------------------------------------------------------------
@@ -165,32 +195,49 @@ class ForwardPass(NamedTuple):
 
         One backward pass serves the batch, since no image's logit depends on another image.
         """
-        with evaluation_mode(self.model):  # also for a network that runs parts again on the way back
-            (gradient,) = torch.autograd.grad(self.scores.sum(), self.images, retain_graph=retain_graph)
-        return gradient
+        # evaluation mode, also for a network that runs parts again on the way back
+        with evaluation_mode(self.model), torch.inference_mode(False):
+            gradient, scores = None, self.scores.sum()
+            if scores.requires_grad:
+                settings = dict(retain_graph=retain_graph, allow_unused=True)
+                try:
+                    (gradient,) = torch.autograd.grad(scores, self.images, **settings)
+                except CheckpointError:
+                    raise UserError(
+                        "a checkpointed part of this network computes something else when it is run again: switch its "
+                        "checkpointing off"
+                    ) from None
+        if gradient is None:
+            raise UserError(
+                "the network's logits do not depend on the images, or it computes them without gradients: explain a "
+                "network without torch.no_grad(), detach() and the like between the image and the logits"
+            )
+        return gradient[: len(self.classes)]
 
 
-def forward_pass(model: nn.Module, images: Tensor, classes: Tensor | Sequence[int | None]) -> ForwardPass:
+def forward_pass(model: nn.Module, images: Tensor, classes: Classes) -> ForwardPass:
     """Run images (N, 3, H, W) through the network in evaluation mode, and keep the graph.
 
-    `classes` (N,) are the ids to explain; None stands for the image's most likely class. The caller's
-    tensors, the model's state and every `.grad` stay as they are. Raises UserError for a class out of range.
+    `classes` are the ids to explain, one for each image or one for all; None stands for the image's most likely class.
+    The caller's tensors, the model's state and every `.grad` stay as they are. Works under torch.no_grad() and
+    torch.inference_mode(), too. Raises UserError for images of another shape or type, for a class that the
+    network does not have, and for an output that is no (N, classes); see `logits.as_logits`.
     """
-    leaf = images.detach().clone().requires_grad_()
-    with evaluation_mode(model), torch.enable_grad():
-        logits = model(leaf.clone())  # a clone, since a network may write into its input
-    if not isinstance(classes, Tensor):
-        best = logits.argmax(1).tolist()
-        classes = torch.tensor([b if c is None else c for c, b in zip(classes, best, strict=True)])
-    if classes.min() < 0 or classes.max() >= logits.shape[1]:
-        raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {classes.tolist()}")
-    return ForwardPass(model, leaf, logits, classes.to(logits.device))
+    ids = class_ids(classes, len(check_images(images)))
+    with evaluation_mode(model), torch.inference_mode(False):  # which switches gradients on, too
+        leaf = at_least_one(images).detach().clone().requires_grad_()
+        logits = class_logits(model, leaf)[: len(images)]
+        if None in ids:
+            ids = [best if c is None else c for c, best in zip(ids, logits.argmax(1).tolist(), strict=True)]
+        if any(not 0 <= c < logits.shape[1] for c in ids):
+            raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {ids}")
+        return ForwardPass(model, leaf, logits, torch.tensor(ids, dtype=torch.long, device=logits.device))
 
 
-def class_score_gradient(model: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+def class_score_gradient(model: nn.Module, images: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
     """Return the gradient (N, 3, H, W) of each image's class logit by its pixels, and those logits (N,).
 
-    images (N, 3, H, W), classes (N,); see `forward_pass`. Simonyan et al. 2014, section 3.
+    images (N, 3, H, W), classes one for each or one for all; see `forward_pass`. Simonyan et al. 2014, section 3.
     """
     forward = forward_pass(model, images, classes)
     return forward.gradient(), forward.scores.detach()
@@ -222,14 +269,13 @@ def find_classes(texts: Sequence[str], categories: Sequence[str]) -> list[int]:
     """Return the class ids of several names or ids; raises UserError, also for a name that wants quotes."""
     try:
         return [find_class(text, categories) for text in texts]
-    except UserError as error:
-        for start in range(len(texts)):
-            for end in range(start + 2, len(texts) + 1):
-                with suppress(UserError):
-                    name = " ".join(texts[start:end])
-                    find_class(name, categories)
-                    raise UserError(f'{name!r} is one class: put it in quotes, as in --classes "{name}"') from None
-        raise error
+    except UserError:
+        known = {name.strip() for names in categories for name in names.casefold().split(",")}
+        for start, end in combinations(range(len(texts) + 1), 2):
+            name = " ".join(texts[start:end])
+            if end > start + 1 and name.casefold() in known:
+                raise UserError(f'{name!r} is one class: put it in quotes, as in --classes "{name}"') from None
+        raise
 
 
 def classes_to_explain(
@@ -294,6 +340,7 @@ def explain_images(
     `explain` as in `explain_batches`. Raises OthersAtWork where rows of other shards are missing, UserError where no
     image can be used.
     """
+    output.no_picture = getattr(files, "no_picture", 0)
     inputs = [(file.index, file.key, size_of(file.path)) for file in files]
     rows_on_disk = Rows(output, options, run_settings(options, output.source, model, inputs), len(files))
     todo = [files[index] for index in rows_on_disk.todo]
@@ -442,11 +489,25 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         default="efficientnet_lite0",
         metavar="NAME",
         help="efficientnet_lite0 or efficientnet_lite2 (installed with their weights), a torchvision model (vgg16, "
-        "resnet50, ...) or timm/NAME",
+        "resnet50, ...), timm/NAME, or FILE.py:FUNCTION, which returns your own network",
     ),
     "--weights": dict(
-        metavar="FILE", help="state dict instead of the published weights; `random`: an untrained network"
+        metavar="FILE",
+        help="state dict or checkpoint instead of the published weights, FILE:KEY where it holds several; `random`: an "
+        "untrained network",
     ),
+    "--names": dict(
+        metavar="FILE",
+        help="names of the classes: one a line, synset_words.txt, or JSON (default: the checkpoint's, the dataset's, "
+        "the network's own)",
+    ),
+    "--input-size": dict(type=positive, metavar="S", help="side of the network's input, in pixels"),
+    "--resize": dict(type=positive, metavar="N", help="shorter side of a picture before the middle is cut out"),
+    "--mean": dict(
+        type=at_least_0, nargs="+", metavar="X", help="mean of the training images' pixel values, 0 to 1, by channel"
+    ),
+    "--std": dict(type=above_0, nargs="+", metavar="X", help="their standard deviation, by channel"),
+    "--interpolation": dict(choices=list(INTERPOLATIONS), help="interpolation of the resizing"),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto uses an accelerator if there is one"),
     "--threads": dict(
         type=positive,
@@ -478,6 +539,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--fresh": dict(action="store_true", help="discard existing results and start over"),
 }
 EXERCISE_OPTIONS = ("--dataset", "--output", "--model", "--weights", "--device", "--threads", "--batch-size", "--seed")
+EXERCISE_OPTIONS += ("--names", "--input-size", "--resize", "--mean", "--std", "--interpolation")
 EXERCISE_OPTIONS += ("--whole", "--show", "--no-title", "--pdf", "--shard", "--fresh")
 
 
@@ -509,7 +571,10 @@ def exercise_parser(doc: str, *names: str) -> argparse.ArgumentParser:
 
 
 def load_from_options(options: argparse.Namespace) -> Classifier:
-    """Load the model that --model, --weights and --device name; resolve `auto` in `options`, and set --threads."""
+    """Load the model that the options describe, with its classes' names; resolve `auto`, and set --threads.
+
+    What had to be guessed is said on stderr.
+    """
     # two threads on one core only wait for each other
     options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
     torch.set_num_threads(options.threads)
@@ -525,7 +590,13 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
         torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
-    model = load_model(options.model, options.weights, options.device)
+    preprocessing = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
+    model = load_model(options.model, options.weights, options.device, **preprocessing)
+    # pictures given as arguments have nothing to do with the dataset
+    dataset = None if getattr(options, "images", None) or getattr(options, "folder", None) else Path(options.dataset)
+    name_classes(model, options.names, dataset)
+    for warning in model.warnings:
+        print(f"note: {warning}", file=sys.stderr)
     if options.whole:
         model.see_whole()
     return model

@@ -8,6 +8,7 @@ file is ever deleted: --prune moves it.
 
     python process_data.py --sample       # no dataset yet: 23 photos from installed packages, in seconds
     python process_data.py                # your own dataset in dataset/DL_data; --link saves the disk space
+    python process_data.py --folders DIR  # your own photos, a folder for each class
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from PIL import ImageOps
 
 import common
 from explain import pictures, shell
+from explain.datasets import SPLIT_NAMES, key_of, read_lists
 from explain.errors import UserError
-from explain.files import is_inside, sha256_of
-from explain.labels import read_labels, read_names
+from explain.files import is_inside, replace_file, sha256_of, write_file
+from explain.labels import Labels
+from explain.pictures import is_picture_name
 from explain.sample import write_sample
 
-IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val")  # spellings met in the wild
 MAX_LINES = 20  # of problems or file names printed; the rest is counted
 
 
@@ -46,12 +48,15 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     base = Path(options.dataset)
     split = base / "DL_data_p"
 
-    # 1. Find the folders and the lists.
-    image_folder, label_list, name_list, test_folder = find_parts(base / "DL_data")
+    # 1. Find the folders, and read the lists.
+    image_folder, test_folder, names, labels, label_list = read_lists(
+        base / "DL_data", options.folders, options.names, options.numeric
+    )
 
     # 2. Read and check everything. Problems end the run here, before anything is written.
-    images, skipped, counts = check_images(image_folder, label_list, name_list, options)
-    tests = describe_images("test", common.list_files(test_folder) if test_folder else [], base)
+    images, skipped, counts = check_images(image_folder, label_list, names, labels, options)
+    test_files, no_picture = common.list_pictures(test_folder) if test_folder else ([], 0)
+    tests = describe_images("test", test_files, base)
     skipped += [{"path": row["path"], "reason": row["reason"]} for row in tests if "reason" in row]
     tests = [row for row in tests if "reason" not in row]
 
@@ -63,8 +68,14 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
             written += copy_or_link(path, base / row["path"], split, row["sha256"], options.link)
             bar.update()
 
+    name_list = split / SPLIT_NAMES
+    if options.folders or options.names or name_list.is_file():  # else DL_data has them
+        write_file(name_list, "".join(f"{wnid} {name}".strip() + "\n" for wnid, name in names))
+
     # 4. Find what no longer belongs there. The other scripts read it until --prune moves it, and so it has rows.
-    leftovers = sorted(set(common.list_files(split)) - {base / row["path"] for row in images.values()})
+    pictures_there, others_there = common.list_pictures(split)
+    others_there -= name_list.is_file()
+    leftovers = sorted(set(pictures_there) - {base / row["path"] for row in images.values()})
     rows = [*images.values(), *tests]
     if options.prune:
         for path in leftovers:
@@ -80,6 +91,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
         "written": written,
         "unchanged": len(images) - written,
         "no_longer_belong": len(leftovers),
+        "no_picture": counts["no_picture"] + no_picture + others_there,
         "pruned": len(leftovers) if options.prune else 0,
     }
     classes = common.quantity(results["classes"], "class")
@@ -94,29 +106,10 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     return rows, skipped, results
 
 
-def find_parts(data: Path) -> tuple[Path, Path, Path, Path | None]:
-    """Find the parts of a dataset: image folder, label list, name list, folder of test images or None.
-
-    Raises UserError if one of the first three is missing.
-    """
-    if not data.is_dir():
-        raise UserError(f"{data} does not exist: put your dataset there, or add --sample for a small one")
-    files = {path.name.casefold(): path for path in data.iterdir() if path.is_file()}
-    parts = {
-        f"folder {IMAGE_FOLDERS[0]}": common.find_folder(data, IMAGE_FOLDERS),
-        "file val.txt": files.get("val.txt") or files.get("val"),
-        "file synset_words.txt": files.get("synset_words.txt") or files.get("synset_words"),
-    }
-    for part, path in parts.items():
-        if path is None:
-            raise UserError(f"{data} has no {part}: put it there, or choose another --dataset")
-    return *parts.values(), common.find_folder(data, common.TEST_FOLDERS)
-
-
 def check_images(
-    folder: Path, label_list: Path, name_list: Path, options: argparse.Namespace
+    folder: Path, label_list: Path, names: list[tuple[str, str]], read: Labels, options: argparse.Namespace
 ) -> tuple[dict[Path, dict], list[dict], dict[str, Any]]:
-    """Read the lists and all validation images.
+    """Compare the folder with the labels that were `read`, and decode all validation images.
 
     Returns the row of each good image, in the order in which the other scripts read them; the bad ones with the reason;
     and counts for metrics.json. Raises UserError with all problems at once, or prints them with --skip-bad.
@@ -124,12 +117,14 @@ def check_images(
     base = Path(options.dataset)
 
     # compare the folder with the lists
-    names = read_names(name_list)
-    labels, problems = read_labels(label_list, names)
+    labels, problems = read.labels, dict(read.problems)
     listed = {*labels, *problems}
-    files = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
+    found = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
+    files = {name: path for name, path in found.items() if name in listed or is_picture_name(path)}
     for name, path in files.items():  # a listed name is only looked up here, and never opened
-        if name not in listed:
+        if not is_picture_name(path):
+            problems[name] = f"{name!r} is in the list, but no picture by its name: rename it or take it out"
+        elif name not in listed:
             problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
         elif name in labels and not is_inside(path, folder):
             problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
@@ -147,6 +142,9 @@ def check_images(
     total = common.quantity(len(problems), "problem")
     if not good:
         head = f"no image in {folder} is readable and listed: put the images there or correct {label_list}"
+        if read.first:
+            example = f"{next(iter(files), 'a.jpg')} 0"
+            head += f", whose first line is {read.first!r}; expected is a file name and a class, as in {example!r}"
         raise UserError(list_lines(head, problems.values()))
     if problems and not options.skip_bad:
         head = f"{base} has {total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
@@ -159,9 +157,13 @@ def check_images(
         place = {"index": index, "path": f"DL_data_p/{class_id}/{name}"}
         rows[name] |= place | {"class": class_id, "name": names[class_id][1]}
     bad = [name for name in files if name in problems]
-    skipped = [{"path": files[name].relative_to(base).as_posix(), "reason": problems[name]} for name in bad]
+    skipped = [{"path": key_of(files[name], base), "reason": problems[name]} for name in bad]
     counts = {"listed": len(listed), "listed_but_absent": len(absent), "problems": len(problems)}
+    counts["no_picture"] = len(found) - len(files)
     counts["bad_lines"] = [problem for name, problem in problems.items() if name not in files]
+    if read.notes:
+        counts["read_as"] = read.notes
+        print(f"{label_list}: {'; '.join(read.notes)}", file=sys.stderr)
     return {files[name]: rows[name] for name in good}, skipped, counts
 
 
@@ -179,7 +181,7 @@ def describe_images(role: str, paths: Sequence[Path], base: Path) -> list[dict[s
                 facts.append(fact)
                 bar.update()
     return [
-        {"role": role, "index": index, "path": path.relative_to(base).as_posix(), "class": None, "name": None, **fact}
+        {"role": role, "index": index, "path": key_of(path, base), "class": None, "name": None, **fact}
         for index, (path, fact) in enumerate(zip(paths, facts, strict=True))
     ]
 
@@ -209,16 +211,17 @@ def copy_or_link(source: Path, target: Path, split: Path, digest: str, link: boo
         if link:
             try:
                 os.link(os.path.realpath(source), temporary)
-            except OSError as error:
+            except (OSError, AttributeError) as error:  # not every system has such links
+                reason = getattr(error, "strerror", None) or "this system has no hard links"
                 cure = "omit --link, or keep DL_data and DL_data_p on one file system"
-                raise UserError(f"{source} cannot be hard-linked to {target} ({error.strerror}): {cure}") from None
+                raise UserError(f"{source} cannot be hard-linked to {target} ({reason}): {cure}") from None
         else:
             shutil.copyfile(source, temporary)
             status = source.stat()
             os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
         if sha256_of(temporary) != digest:
             raise UserError(f"{source} changed while it was being copied: run the same command again")
-        os.replace(temporary, target)
+        replace_file(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     return True
@@ -271,8 +274,15 @@ def draw_class_sizes(table: Sequence[dict]) -> tuple[Figure, list[str]]:
 
 
 def main() -> None:
-    parser = common.option_parser(__doc__, "--dataset", "--output", "--show", "--no-title", "--pdf")
+    parser = common.option_parser(__doc__, "--dataset", "--names", "--output", "--show", "--no-title", "--pdf")
     parser.set_defaults(show=24)
+    parser.add_argument(
+        "--folders",
+        metavar="DIR",
+        help="split DIR, which has a folder for each class, named by its name, wnid or id; without --names the ids "
+        "follow the order of the folders' names, as in torchvision's ImageFolder",
+    )
+    parser.add_argument("--numeric", action="store_true", help="order folders named by numbers as numbers, not as text")
     parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
     parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space, not copies")
     parser.add_argument("--prune", action="store_true", help="move files no longer in the dataset to DL_data_p_pruned")
@@ -292,6 +302,7 @@ def main() -> None:
     if len({row["images"] for row in table}) > 1:
         output.draw("class_sizes", draw_class_sizes, table)
     output.write_rows(rows)
+    output.no_picture = results.pop("no_picture")
     output.finish(rows, skipped, results, {"classes.csv": table})
 
 

@@ -3,7 +3,7 @@
 Nothing here imports an exercise or common.py. Each line knows those above it, and nothing of those below:
 
 - errors
-- files, shell, pictures, evaluation
+- files, shell, pictures; logits; evaluation
 - checkpoints, inference; rectifiers, dropout; maps; labels, sample; options
 - networks
 - figures, output; priors

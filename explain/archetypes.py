@@ -48,11 +48,15 @@ COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "s
 def load_judges(requests: Sequence[str] | None, model: Classifier, device: str) -> dict[str, Classifier]:
     """Load the networks that --judge requests as NAME or NAME=FILE, by name; none for ["none"].
 
-    Raises UserError for a network that is given twice, is the one explained, or has another number of classes.
+    Nor is there one by default for a network whose classes are not ImageNet's. Raises UserError for a network that is
+    given twice, is the one explained, or has another number of classes.
     """
     if requests == ["none"]:
         return {}
     networks: dict[str, Classifier] = {}
+    if not requests and len(model.categories) != 1000:
+        model.notes.append("no judge: the default one knows ImageNet's 1000 classes, not these")
+        return {}
     for request in requests or [next(name for name in JUDGES if name != model.name)]:
         name, _, weights = request.partition("=")
         judge = load_model(name, weights or None, device)
@@ -310,8 +314,8 @@ def draw_scores(
     """Draw the class's logit over the steps: a panel for each method, a line for each class."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = math.ceil(len(rows) / len(methods) / 3)  # of the legend
-    figure = Figure(figsize=(WIDTH, 2.6 + 0.15 * lines), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[2.6, 0.15 * lines])
+    figure = Figure(figsize=(WIDTH, 2.6 + 0.16 * lines + 0.1), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[2.6, 0.16 * lines + 0.1])
     panels = upper.subplots(1, len(methods), squeeze=False, sharey=True)[0]
     for panel, method in zip(panels, methods, strict=True):
         for row in (row for row in rows if row["method"] == method):

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from explain.errors import UserError
 from explain.evaluation import evaluation_mode
+from explain.logits import as_logits, logits_of, run_network
 
 WHOLE_CHANNELS = {"dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout"}
 DROPOUTS = {"dropout", "alpha_dropout"} | WHOLE_CHANNELS
@@ -131,12 +132,13 @@ def passes_can_be_shared(model: nn.Module, images: Tensor) -> bool:
     examples = torch.rand((3, *images.shape[1:]), generator=torch.Generator().manual_seed(0)).to(images)
     with evaluation_mode(model), torch.inference_mode():
         with DropoutMode(torch.ones):  # kept values are scaled by 1 / (1 - p) in both
-            expected = model(examples.clone())  # (3, classes)
+            expected = logits_of(model, examples)  # (3, classes)
         tolerance = 1e-4 * float(expected.abs().max())
         for count in (2, 3):
             try:
                 with SharedPasses(torch.ones, count, at_most=3) as mode:
-                    grown = model(examples[:count].clone()).unflatten(0, (mode.passes, count))
+                    output = run_network(model, examples[:count])
+                grown = as_logits(output, mode.passes * count).unflatten(0, (mode.passes, count))
                 if not torch.allclose(grown, expected[:count].expand_as(grown), rtol=1e-3, atol=tolerance):
                     return False
             except (RuntimeError, ValueError, IndexError, AssertionError):

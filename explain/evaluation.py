@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,24 +12,41 @@ import torch
 from torch import Tensor, nn
 
 from explain.errors import UserError
+from explain.logits import at_least_one, check_images, class_logits
+
+_lock = threading.Lock()
+# How many calls, of any thread, hold each module in evaluation mode that is in training mode by itself
+_held: Counter[nn.Module] = Counter()
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Hold every module in evaluation mode; each gets its own mode back, also after an error."""
-    before = [(module, module.training) for module in model.modules()]
-    for module, _ in before:
+    """Hold every module in evaluation mode; each gets its own mode back, also after an error.
+
+    Threads may use one network at the same time: a module gets its mode back when no call holds it any more. A network
+    in evaluation mode is left alone, since its own `eval()` may do more than set the mode.
+    """
+    modules = list(model.modules())
+    for module in modules:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise UserError(
                 "a batch norm of this network keeps no averages, so that an image's result depends on its batch: "
                 "build it with track_running_stats=True"
             )
-    model.eval()
+    with _lock:
+        held = [module for module in modules if module.training or module in _held]
+        _held.update(held)
+        for module in held:
+            module.training = False
     try:
         yield
     finally:
-        for module, training in before:
-            module.training = training
+        with _lock:
+            _held.subtract(held)
+            for module in held:
+                if not _held[module]:
+                    del _held[module]
+                    module.training = True
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -45,11 +64,18 @@ def check_finite(logits: Tensor) -> Tensor:
 def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
     """Compute logits (N, classes) of images (N, 3, H, W), without a graph; raises UserError where they are not finite.
 
-    The caller's tensor stays as it is, also where the network writes into its input.
+    The caller's tensor stays as it is, also where the network writes into its input. What it may return: `as_logits`.
     """
+    check_images(images)
     with evaluation_mode(model), torch.inference_mode():
-        logits = model(images.clone())
-    return check_finite(logits).clone()  # not an inference tensor: the caller may compute with it under autograd
+        logits = class_logits(model, at_least_one(images))[: len(images)]
+    return usable(check_finite(logits))
+
+
+def usable(tensor: Tensor) -> Tensor:
+    """Return a copy of a tensor made under torch.inference_mode() with which the caller may compute under autograd."""
+    with torch.inference_mode(False):
+        return tensor.clone()
 
 
 def class_standing(logits: Tensor, classes: Tensor) -> list[dict]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from explain.errors import UserError
 from explain.evaluation import predict_logits
+from explain.logits import check_images, class_ids
 
 BLUR_PX = 10.0  # standard deviation of the Gaussian that blurs the copy: objects go, colours of the scene stay
 STEPS = 28  # in which all pixels move: as many as there are points on a curve, less one
@@ -43,13 +44,16 @@ def pixel_ranks(maps: Tensor) -> Tensor:
     return order.argsort(1).view(maps.shape)
 
 
-def insertion_deletion_curves(model: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, steps: int) -> Tensor:
+def insertion_deletion_curves(
+    model: nn.Module, images: Tensor, classes: Tensor | Sequence[int] | int, maps: Tensor, steps: int
+) -> Tensor:
     """Return the class's probability (2, N, steps + 1) as pixels are put into a blurred copy, and taken from the image.
 
-    images (N, 3, H, W), classes (N,), maps (N, H, W); after k steps the k / steps of the pixels with the largest values
-    are the image's in the first curve, and the copy's in the second. Petsiuk et al. 2018, RISE, section 3.2. Raises
-    UserError for maps that are not finite or of another size.
+    images (N, 3, H, W), classes one for each or one for all, maps (N, H, W). After k steps the k / steps of the pixels
+    with the largest values are the image's in the first curve, and the copy's in the second. Petsiuk et al. 2018, RISE,
+    section 3.2. Raises UserError for maps that are not finite or of another size, and for a class out of range.
     """
+    classes = torch.tensor(class_ids(classes, len(check_images(images))), device=images.device)
     if maps.shape != (len(images), *images.shape[2:]) or not maps.isfinite().all():
         raise UserError(
             f"maps must be finite numbers of shape {(len(images), *images.shape[2:])}: they are {tuple(maps.shape)}, "
@@ -75,11 +79,14 @@ def class_probabilities(model: nn.Module, pictures: Iterator[Tensor], classes: T
     while rows := list(islice(pictures, ROWS_TOGETHER)):
         short = ROWS_TOGETHER - len(rows)  # kernels may differ with the batch's shape: all passes have the same
         logits.append(predict_logits(model, torch.stack([*rows, *rows[-1:] * short]))[: len(rows)])
-    return torch.cat(logits).softmax(1).gather(1, classes[:, None])[:, 0]
+    p = torch.cat(logits).softmax(1)
+    if classes.min() < 0 or classes.max() >= p.shape[1]:
+        raise UserError(f"class ids must be 0 to {p.shape[1] - 1}, not {sorted(set(classes.tolist()))}")
+    return p.gather(1, classes[:, None])[:, 0]
 
 
 def insertion_deletion(
-    model: nn.Module, images: Tensor, classes: Tensor, maps: Tensor, steps: int = STEPS
+    model: nn.Module, images: Tensor, classes: Tensor | Sequence[int] | int, maps: Tensor, steps: int = STEPS
 ) -> tuple[Tensor, Tensor]:
     """Return the areas (N,) under the insertion curve (larger is better) and the deletion curve (smaller is better).
 

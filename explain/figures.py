@@ -79,15 +79,17 @@ def panel_grid(
     line_height = side + 0.13 * text_lines + 0.06
     figure = inside or Figure(figsize=(WIDTH, head + lines * line_height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
-    slack = WIDTH - side * sum(ratios)
-    grid = figure.add_gridspec(lines + 1, len(ratios) + 1, width_ratios=[*ratios, max(slack / side, 1e-6)])
-    grid.set_height_ratios([head, *[line_height] * lines])
+    slack = WIDTH / side - sum(ratios)
+    # no row or column without an extent: the layout's solver ends the process at some of them
+    columns = [*ratios, slack] if slack > 0.01 else ratios
+    rows = [*([head] if any(heads) else []), *[line_height] * lines]
+    grid = figure.add_gridspec(len(rows), len(columns), width_ratios=columns, height_ratios=rows)
     axes = np.empty((items, len(heads)), dtype=object)
     for item in range(items):
         line, place = divmod(item, per_line)
         for column, name in enumerate(heads):
             x = place * (len(heads) + 1) + column
-            axes[item, column] = figure.add_subplot(grid[line + 1, x])
+            axes[item, column] = figure.add_subplot(grid[line + any(heads), x])
             if line == 0 and any(heads):
                 panel = figure.add_subplot(grid[0, x])
                 panel.axis("off")
@@ -181,7 +183,7 @@ def draw_colour_bar(panels: Sequence[Axes], image: Any) -> None:
 def draw_legend(axes: Axes, entries: Axes, columns: int) -> None:
     """Fill empty axes with the legend of others."""
     axes.axis("off")
-    axes.legend(*entries.get_legend_handles_labels(), loc="center", ncols=columns)
+    axes.legend(*entries.get_legend_handles_labels(), loc="center", ncols=columns).set_in_layout(False)
 
 
 def draw_title(figure: Figure, title: str, *caption: str) -> None:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
+
+from explain.errors import UserError, printable
+
+WAITS = (0.01, 0.1, 0.9)  # seconds between attempts at a file that another program has open
 
 
 def is_inside(path: Path, folder: Path) -> bool:
@@ -20,6 +28,21 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def list_files(folder: Path) -> list[Path]:
+    """List all files below a folder but the hidden ones (.DS_Store, ._photo.jpg), in a fixed order."""
+    return sorted(
+        Path(root, name)
+        for root, _, names in os.walk(folder, onerror=_raise)
+        if not any(part.startswith(".") for part in Path(root).relative_to(folder).parts)
+        for name in names
+        if not name.startswith(".")
+    )
+
+
+def _raise(error: OSError) -> NoReturn:  # os.walk passes over folders that it may not read
+    raise error
 
 
 def size_of(path: Path) -> int | None:
@@ -42,7 +65,7 @@ def write_file(path: Path, data: bytes | str) -> None:
         for attempt in range(3):
             temporary.write_bytes(data)
             try:
-                os.replace(temporary, path)
+                replace_file(temporary, path)
                 break
             except FileNotFoundError:  # a run that has just started took it for a leftover
                 if attempt == 2:
@@ -53,7 +76,32 @@ def write_file(path: Path, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def replace_file(source: Path, target: Path) -> None:
+    """Move a file over another one, if any; see `_when_closed`."""
+    _when_closed(lambda: os.replace(source, target), target)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there; see `_when_closed`."""
+    _when_closed(lambda: path.unlink(missing_ok=True), path)
+
+
+def _when_closed(change: Callable[[], None], path: Path) -> None:
+    """Make a change to a file which Windows forbids as long as any program has it open: wait for a second."""
+    for seconds in WAITS:
+        try:
+            return change()
+        except PermissionError:
+            time.sleep(seconds)
+    try:
+        return change()
+    except PermissionError as error:
+        cure = "close the program that has it open, or check its permissions"
+        raise UserError(f"{printable(path)} cannot be replaced or removed ({error.strerror}): {cure}") from None
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of processes that were killed while they wrote."""
     for path in (*folder.glob(".writing-*.tmp"), *folder.glob("*/.writing-*.tmp")):
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # on Windows: somebody is writing it
+            path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -32,7 +33,8 @@ class GradCAM(TorchFunctionMode):
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = function(*args, **(kwargs or {}))
-        if not isinstance(output, Tensor) or not output.requires_grad or output.shape[:1] != self.images.shape[:1]:
+        rows = max(1, len(self.images))  # an empty batch is run as one image
+        if not isinstance(output, Tensor) or not output.requires_grad or output.shape[:1] != (rows,):
             return output
         name = getattr(function, "__name__", "").rstrip("_")
         if output.dim() == 4 and min(output.shape[2:]) > 1:
@@ -51,7 +53,7 @@ class GradCAM(TorchFunctionMode):
             (side / (places + 2), side / max(places - 2, 0.5))
             for side, places in zip(self.images.shape[2:], output.shape[2:], strict=True)
         )
-        return output.shape != self.images.shape and max(low, least) <= min(high, most)
+        return output.shape[1:] != self.images.shape[1:] and max(low, least) <= min(high, most)
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
@@ -69,6 +71,8 @@ class GradCAM(TorchFunctionMode):
         """
         if self.features is None or self.gradient is None:
             return None
-        weights = self.gradient.mean((2, 3), keepdim=True)
-        coarse = (weights * self.features.detach()).sum(1, keepdim=True).clamp(min=0)  # (N, 1, h, w)
-        return F.interpolate(coarse, size=self.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+        with torch.inference_mode(False):
+            weights = self.gradient.mean((2, 3), keepdim=True)
+            coarse = (weights * self.features.detach()).sum(1, keepdim=True).clamp(min=0)  # (N, 1, h, w)
+            maps = F.interpolate(coarse, size=self.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+        return maps[: len(self.images)]

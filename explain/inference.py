@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from explain.evaluation import predict_logits
+
 MANY_ROWS = 256  # from which on a linear layer gains as a convolution
 
 
@@ -65,7 +67,7 @@ def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
         model.set_submodule(names[conv], fused)
         model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
     with torch.no_grad():
-        if torch.allclose(model(example), before, rtol=0, atol=1e-4 * float(before.abs().max())):
+        if torch.allclose(predict_logits(model, example), before, rtol=0, atol=1e-4 * float(before.abs().max())):
             return len(pairs)
     for module in (module for pair in pairs for module in pair):
         model.set_submodule(names[module], module)
@@ -95,7 +97,7 @@ def _normalised_convolutions(model: nn.Module, example: Tensor) -> tuple[list[tu
                 hooks.enter_context(module.register_forward_hook(note_output))
             elif type(module) in (nn.BatchNorm2d, timm.layers.BatchNormAct2d) and module.track_running_stats:
                 hooks.enter_context(module.register_forward_pre_hook(note_input))
-        logits = model(example)
+        logits = predict_logits(model, example)
     return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1], logits
 
 

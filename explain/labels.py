@@ -2,47 +2,73 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
+import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from explain.checkpoints import as_names
 from explain.errors import UserError
 
 MAX_BYTES = 16_000_000  # of a list; ILSVRC-2012's, of 50,000 images, has 1.7 MB
 MAX_LINES = 1_000_000  # ten million blank lines have fewer bytes than that
 MAX_NAME = 1000  # characters of a class name; ImageNet's longest has 121
 MAX_QUOTE = 300  # characters of a line that an error quotes
+SAMPLE = 500  # lines that decide how a list is read
+
+FROM_ONE = (
+    "class ids start at 0: subtract 1, or, if they are those of ILSVRC-2012's development kit, which has an order of "
+    "its own, put its meta.mat and its ILSVRC2012_validation_ground_truth.txt there instead"
+)
 
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file, stripped, whatever ends them, without a byte-order mark.
 
-    Raises UserError for a file that is not UTF-8 text or is too large to be a list.
+    Raises UserError for a file that is neither UTF-8 nor UTF-16 text or is too large to be a list.
     """
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} has more than {MAX_BYTES:,} bytes: give a list of images or of class names")
+    data = path.read_bytes()
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"  # Windows' "Unicode" has a mark
     try:
-        text = path.read_text("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+        raise UserError(
+            f"{path} is not {encoding.removesuffix('-sig').upper()} (byte {error.start}): save it as UTF-8"
+        ) from None
     if "\0" in text:
         raise UserError(f"{path} is not a text file (it contains zero bytes): save it as UTF-8")
-    lines = text.split("\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if len(lines) > MAX_LINES:
         raise UserError(f"{path} has more than {MAX_LINES:,} lines: give a list of images or of class names")
     return [line.strip() for line in lines]
 
 
-def read_names(path: Path) -> list[tuple[str, str]]:
-    """Return (wnid, name) of each class; the wnid is empty where the line does not begin with one.
+# ------------------------------------------------------------------------------------------------
+# The names of the classes
 
-    Raises UserError for a blank line: to skip it would shift the class ids of all names after it.
+
+def read_names(path: Path) -> list[tuple[str, str]]:
+    """Return (wnid, name) of each class; the wnid is empty where there is none before the name.
+
+    One class a line, or JSON: a list of names, {name: id}, {id: name}, {id: [wnid, name]}. Raises UserError for a blank
+    line: to skip it would shift the class ids of all names after it.
     """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give a list of class names, one a line")
     lines = read_lines(path)
     while lines and not lines[-1]:
         lines.pop()
-    names = [re.fullmatch(r"(n[0-9]{8}(?!\S))?\s*(.*)", line).groups(default="") for line in lines]
+    if path.suffix.lower() == ".json":
+        names = _json_names("\n".join(lines), path)
+    else:
+        names = [re.fullmatch(r"(n[0-9]{8}(?!\S))?\s*(.*)", line).groups(default="") for line in lines]
+    names = [(wnid, clean(name)) for wnid, name in names]
     for number, (_, name) in enumerate(names, start=1):
         if not 0 < len(name) <= MAX_NAME:
             raise UserError(f"line {number} of {path} has a name of {len(name)} characters: give 1 to {MAX_NAME}")
@@ -54,38 +80,216 @@ def read_names(path: Path) -> list[tuple[str, str]]:
     return names
 
 
-def read_labels(path: Path, names: Sequence[tuple[str, str]]) -> tuple[dict[str, int], dict[str, str]]:
-    """Read the class of each image; return the class id of each good file name, and the problem of each bad one.
+def _json_names(text: str, path: Path) -> list[tuple[str, str]]:
+    try:
+        content: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not JSON: give a list of names, or a line for each name in a .txt file") from None
+    wnids: dict[str, str] = {}
+    if isinstance(content, dict) and all(isinstance(v, list) and len(v) == 2 for v in content.values()):
+        wnids = {str(key): str(wnid) for key, (wnid, _) in content.items()}
+        content = {key: name for key, (_, name) in content.items()}
+    names = as_names(content)
+    if names is None:
+        raise UserError(f'{path} has no names by id: give a list, {{"name": id}} or {{"id": name}}, ids from 0 on')
+    return [(wnids.get(str(i), ""), name) for i, name in enumerate(names)]
 
-    `names` are those of the classes, from `read_names`. The problem of an incomplete line is called `line <number>`.
+
+def clean(name: str) -> str:
+    """Return a name on one line, as UTF-8 can hold it; marks that join or turn letters stay."""
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", name).strip()
+
+
+def class_lookup(
+    names: Sequence[str], wnids: Sequence[str] = (), names_first: bool = False
+) -> Callable[[str], int | None]:
+    """Return a function that gives the class id that a text stands for: an id (any number), a wnid, or a name.
+
+    A name may be one of several that commas separate, in any case, with _ for spaces. It gives None for a text that
+    names no class, or several.
     """
-    wnids = {wnid: class_id for class_id, (wnid, _) in enumerate(names) if wnid}
-    labels: dict[str, int] = {}
-    problems: dict[str, str] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line:
-            continue
-        name, text = split_line(line)
-        class_id = int(text) if re.fullmatch("-?[0-9]{1,9}", text) else wnids.get(text)
-        quoted, problem = repr(name[:MAX_QUOTE]), None
-        if not name or not text:
-            name, problem = f"line {number}", f"is {line[:MAX_QUOTE]!r}: give a file name and a class id"
-        elif name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            problem = f"names {quoted}: give a path inside the image folder, without '..' or backslashes"
-        elif class_id is None and re.fullmatch("n[0-9]{8}", text):
-            problem = f"gives {quoted} the wnid {text}, which is not in the list of class names: give the class id"
-        elif class_id is None:
-            problem = f"gives {quoted} the class {text[:MAX_QUOTE]!r}: give a class id or a wnid"
-        elif not 0 <= class_id < len(names):
-            problem = f"gives {quoted} the class {class_id}, but only 0 to {len(names) - 1} have names: correct one"
-        elif labels.setdefault(name, class_id) != class_id:
-            problem = f"gives {quoted} the class {class_id}, but another line gives it {labels[name]}: remove one"
-        if problem:
-            problems[name] = f"line {number} of {path} {problem}"
-    return {name: class_id for name, class_id in labels.items() if name not in problems}, problems
+
+    def form(text: str) -> str:
+        return text.replace("_", " ").strip().casefold()
+
+    whole, parts = Counter(map(form, names)), Counter(form(n) for name in names for n in {*name.split(",")})
+    ids = {form(n): i for i, name in enumerate(names) for n in name.split(",") if parts[form(n)] == 1}
+    ids |= {form(name): i for i, name in enumerate(names) if whole[form(name)] == 1}  # the whole name comes first
+    ids |= {wnid: i for i, wnid in enumerate(wnids) if wnid}
+
+    def look_up(text: str) -> int | None:
+        number = int(text) if re.fullmatch("-?[0-9]{1,9}", text) else None
+        return number if number is not None and not names_first else ids.get(form(text), number)
+
+    return look_up
+
+
+# ------------------------------------------------------------------------------------------------
+# The classes of the images
+
+
+class Labels(NamedTuple):
+    """The class id of each good file name, the problem of each bad one, how the list was read, its first line."""
+
+    labels: dict[str, int]
+    problems: dict[str, str]
+    notes: list[str]
+    first: str
+
+
+Reading = Callable[[str], tuple[str, str]]  # line -> file name, class
 
 
 def split_line(line: str) -> tuple[str, str]:
     """Return the file name and the class of a line `NAME CLASS`; either is empty if it is missing."""
-    cut = max(line.rfind(separator) for separator in " \t,")  # a name may contain spaces, a class does not
+    cut = max(line.rfind(separator) for separator in " \t,")  # a name may contain spaces, an id does not
     return line[: max(cut, 0)].strip(" \t,").removeprefix("./"), line[cut + 1 :]
+
+
+def _id_first(line: str) -> tuple[str, str]:
+    return tuple(reversed([part.strip(" \t,") for part in (re.split(r"[ \t,]+", line, maxsplit=1) + [""])[:2]]))
+
+
+def _name_first(line: str) -> tuple[str, str]:
+    return tuple(part.strip(" \t,") for part in (re.split(r"[ \t,]+", line, maxsplit=1) + [""])[:2])
+
+
+def _columns(separator: str | None, name: int, label: int) -> Reading:
+    def read(line: str) -> tuple[str, str]:
+        try:
+            fields = next(csv.reader([line], delimiter=separator)) if separator else line.split(None, 3)
+        except csv.Error:  # a field of more than 131,072 characters
+            fields = []
+        return (fields[name].strip(), fields[label].strip()) if len(fields) > max(name, label) else ("", "")
+
+    return read
+
+
+# in the order of preference, where several fit
+READINGS: dict[str, Reading] = {
+    "NAME CLASS": split_line,
+    "CLASS NAME": _id_first,
+    "NAME CLASS, a class of several words": _name_first,
+    **{
+        f"column {name + 1} the name, column {label + 1} the class, separated by {separator or 'spaces'!r}": _columns(
+            separator, name, label
+        )
+        for separator in (",", ";", "\t", None)
+        for name, label in itertools.permutations(range(3), 2)
+    },
+}
+
+
+def read_labels(
+    path: Path,
+    names: Sequence[tuple[str, str]],
+    files: Collection[str] = (),
+    ids: Mapping[int, int] | None = None,
+) -> Labels:
+    """Read the class of each image from a list, in the form of READINGS that fits most lines, or one class a line.
+
+    `names` are (wnid, name) of the classes, from `read_names`; `files` the names of the images that are there; `ids`
+    translates the list's class ids (development kit). A line's class is an id, a wnid or a name, with or without boxes
+    after it. The problem of an incomplete line is called `line <number>`. Raises UserError for ids that start at 1.
+    """
+    find, look_up = _finder(files), class_lookup([name for _, name in names], [wnid for wnid, _ in names])
+
+    def class_of(text: str) -> int | None:
+        if re.fullmatch(r"n[0-9]{8}( -?[0-9.]+){4}.*", text):  # Kaggle's, with boxes
+            objects = {*re.findall("n[0-9]{8}", text)}
+            text = objects.pop() if len(objects) == 1 else text
+        found = look_up(text)
+        return ids.get(found) if ids is not None and found is not None else found
+
+    lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line]
+    notes: list[str] = []
+    listed = [line for line in lines if not line[1].startswith("#") or find(split_line(line[1])[0]) is not None]
+    if len(listed) < len(lines):
+        notes.append(f"comment lines left out: {len(lines) - len(listed)}")
+        lines = listed
+    first = lines[0][1][:MAX_QUOTE] if lines else ""
+
+    if (
+        lines
+        and files
+        and all(re.fullmatch("-?[0-9]{1,9}|n[0-9]{8}", line) and find(line) is None for _, line in lines)
+    ):
+        if len(lines) != len(files):
+            raise UserError(
+                f"{path} has a class on each of {len(lines)} lines and there are {len(files)} images: give one for "
+                "each, in the order of their names, or a file name beside each class"
+            )
+        notes.append("a class a line, for the images in the order of their names")
+        entries = [(*line, name, line[1]) for line, name in zip(lines, sorted(files), strict=True)]
+    else:
+
+        def fits(reading: Reading, line: str) -> bool:
+            name, text = reading(line)
+            found = class_of(text) if name and text and find(name) is not None else None
+            return found is not None and 0 <= found < len(names)
+
+        sample = [line for _, line in lines[:: len(lines) // SAMPLE + 1]]
+        scores = {}
+        for how, reading in READINGS.items():
+            scores[how] = sum(fits(reading, line) for line in sample)
+            if scores[how] == len(sample):
+                break
+        how = max(scores, key=scores.get)
+        reading = READINGS[how]
+        if how != "NAME CLASS":
+            notes.append(f"read as {how}")
+        if len(lines) > 1 and scores[how] and _is_header(first) and not fits(reading, first):
+            lines = lines[1:]
+            notes.append(f"header {first!r} left out")
+        entries = [(number, line, *reading(line)) for number, line in lines]
+
+    given = [class_of(text) for *_, name, text in entries if name and text and re.fullmatch("[0-9]{1,9}", text)]
+    if given and ids is None and min(given) > 0 and max(given) == len(names):
+        raise UserError(f"{path} has class ids from {min(given)} to {max(given)} for {len(names)} names: {FROM_ONE}")
+
+    labels: dict[str, int] = {}
+    problems: dict[str, str] = {}
+    by_last_part = 0
+    for number, line, listed, text in entries:
+        name, found = find(listed) or listed, class_of(text)
+        by_last_part += name != listed
+        quoted, problem = repr(listed[:MAX_QUOTE]), None
+        if not name or not text:
+            name, problem = f"line {number}", f"is {line[:MAX_QUOTE]!r}: give a file name and a class id"
+        elif find(name) is None and (name.startswith("/") or "\\" in name or ".." in name.split("/")):
+            problem = f"names {quoted}: give a path inside the image folder, without '..' or backslashes"
+        elif found is None and re.fullmatch("n[0-9]{8}", text):
+            problem = f"gives {quoted} the wnid {text}, which is not in the list of class names: give the class id"
+        elif found is None:
+            problem = f"gives {quoted} the class {text[:MAX_QUOTE]!r}: give a class id, a wnid or a name"
+        elif not 0 <= found < len(names):
+            problem = f"gives {quoted} the class {found}, but only 0 to {len(names) - 1} have names: correct one"
+        elif labels.setdefault(name, found) != found:
+            problem = f"gives {quoted} the class {found}, but another line gives it {labels[name]}: remove one"
+        if problem:
+            problems[name] = f"line {number} of {path} {problem}"
+    if by_last_part:
+        notes.append(f"{by_last_part} names taken by their last part or without their ending")
+    return Labels({name: c for name, c in labels.items() if name not in problems}, problems, notes, first)
+
+
+def _is_header(line: str) -> bool:
+    return re.fullmatch(r"[A-Za-z_]+([ ,;\t]+[A-Za-z_]+)+", line.replace('"', "")) is not None
+
+
+def _finder(files: Collection[str]) -> Callable[[str], str | None]:
+    """Return a function that finds a listed name among the files: whole, or by its last part, or without its ending."""
+    exact, tables = {*files}, ({}, {})
+    for file in files:
+        last = file.rpartition("/")[2]
+        for table, key in zip(tables, (last, last.rpartition(".")[0] or last), strict=True):
+            table.setdefault(key, []).append(file)
+
+    def find(name: str) -> str | None:
+        if name in exact:
+            return name
+        last = re.split(r"[\\/]", name)[-1]
+        hits = next((table[last] for table in tables if last in table), [])
+        return hits[0] if len(hits) == 1 else None
+
+    return find

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from explain.errors import UserError, one_line
 from explain.evaluation import evaluation_mode
+from explain.logits import run_network
 
 
 def describe_map(saliency: np.ndarray) -> dict[str, Any]:
@@ -65,8 +67,8 @@ def cascading_randomisation(
     Every parameter is drawn anew from the normal distribution with its own mean and standard deviation, so that
     activations keep their scale. Adebayo et al. 2018, section 3.1 (there: a new initialisation).
     """
-    model = copy.deepcopy(model)
-    intact = maps_of(model, images, classes).cpu().numpy()
+    model = copy_of(model)
+    intact = maps_of(model, images, classes).double().cpu().numpy()  # NumPy has no bfloat16
     names, correlations = [], []
     for layers in layers_from_the_top(model, images[:1], stages):
         for _, module in layers:
@@ -75,9 +77,25 @@ def cascading_randomisation(
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.detach().copy_(noise * spread + parameter.mean())
         names.append(layers[-1][0])
-        kinds = zip(maps_of(model, images, classes).cpu().numpy(), intact, strict=True)
+        kinds = zip(maps_of(model, images, classes).double().cpu().numpy(), intact, strict=True)
         correlations.append([[rank_correlation(*pair) for pair in zip(now, then, strict=True)] for now, then in kinds])
     return names, correlations
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy of the network; raises UserError where there can be none.
+
+    What a module has computed from its parameters (by torch.nn.utils.weight_norm) PyTorch does not copy: the copy gets
+    the values, and computes them anew when it is run.
+    """
+    computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
+    try:
+        return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    except Exception as error:  # a network may hold anything: a lock, an open file
+        raise UserError(
+            f"this network cannot be copied ({one_line(error)}), which randomising its layers needs: "
+            "remove from it what is no part of the network"
+        ) from None
 
 
 def layers_from_the_top(model: nn.Module, image: Tensor, stages: int) -> list[list[tuple[str, nn.Module]]]:
@@ -87,7 +105,7 @@ def layers_from_the_top(model: nn.Module, image: Tensor, stages: int) -> list[li
     with ExitStack() as hooks, evaluation_mode(model), torch.no_grad():
         for module in names:
             hooks.enter_context(module.register_forward_hook(lambda module, *_: calls.append(module)))
-        model(image)
+        run_network(model, image)
     layers = [(names[module], module) for module in reversed(dict.fromkeys(calls))]
     count = min(stages, len(layers))
     return [layers[len(layers) * k // count : len(layers) * (k + 1) // count] for k in range(count)]

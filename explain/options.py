@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from explain.errors import UserError, unknown
+
 
 def number(requirement: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
     """Return an argparse type for finite numbers that meet a requirement, which its error names."""
@@ -42,6 +44,19 @@ def add_settings(parser: argparse.ArgumentParser, methods: dict[str, Any]) -> No
             help_text = f"{field.metadata['help']} (default: {defaults})"
             flag = "--" + field.name.replace("_", "-")
             parser.add_argument(flag, type=field.metadata["type"], metavar="N", help=help_text)
+
+
+def change_settings(settings: Any, values: dict[str, Any]) -> Any:
+    """Return the settings with other values; raises UserError for an unknown one, or a value that no option takes."""
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"{unknown('setting', name, fields)}; valid are {', '.join(fields)}")
+        try:
+            fields[name].metadata.get("type", str)(str(value))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{name} {error}") from None
+    return dataclasses.replace(settings, **values)
 
 
 def replace_settings(settings: Any, options: argparse.Namespace) -> Any:

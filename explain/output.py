@@ -27,11 +27,12 @@ from matplotlib.figure import Figure
 
 from explain.errors import UserError
 from explain.figures import draw_title, figure_style, find_fonts, quantity
-from explain.files import is_inside, write_file
+from explain.files import is_inside, remove_file, write_file
 from explain.networks import Classifier
 
 EXECUTION_OPTIONS = ("shard", "fresh")  # they decide who computes, and so are no part of the result
-DRAWING_OPTIONS = ("show", "output", "no_title", "pdf")  # no row depends on them
+# no row depends on them (--names: on the names themselves)
+DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
 FINDINGS = 10  # lines printed of what was found
 PICTURES = "output/pictures"  # where results of pictures given as arguments go, so that the report stays as it is
 
@@ -79,12 +80,14 @@ class OutputFolder:
 
     def __init__(self, options: argparse.Namespace, script: str):
         if options.output is None:
-            options.output = PICTURES if getattr(options, "images", None) else "output"
+            given = getattr(options, "images", None) or getattr(options, "folder", None)
+            options.output = PICTURES if given else "output"
         self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"
         self.files: list[str] = []  # written by this run
         self.figures: list[Path] = []
+        self.no_picture = 0  # files in the folders of images that are no pictures by their names
         self.started = time.perf_counter()
         existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
         if not os.path.isdir(existing):
@@ -135,25 +138,22 @@ class OutputFolder:
         What another shard of this run has written by now is newer; a file of the user's own is named nowhere.
         """
         written = os.path.getmtime(record) if record.is_file() else 0
-        record.unlink(missing_ok=True)
+        remove_file(record)
         for path in (self.path / name for name in names):
-            if (
-                path.suffix in (".png", ".pdf", ".txt", ".npy", ".csv")
-                and os.path.isfile(path)
-                and is_inside(path.parent, self.path)
-            ):
+            is_ours = path.suffix in (".png", ".pdf", ".txt", ".npy", ".csv") and os.path.isfile(path)
+            if is_ours and is_inside(path.parent, self.path):
                 with suppress(FileNotFoundError):  # another shard may do the same
                     if os.path.getmtime(path) <= written:
-                        path.unlink()
+                        remove_file(path)
 
     def earlier(self) -> dict[str, Any]:
         """Return the metrics that are there; those of nothing where there are none, or not ours."""
         try:
-            metrics = json.loads(self.metrics.read_bytes())
-            used, files = metrics["images"]["used"], [name for name in metrics["files"] if isinstance(name, str)]
+            metrics = json.loads(self.metrics.read_bytes()) if self.metrics.is_file() else {}
+            files = [name for name in metrics["files"] if isinstance(name, str)]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return {"used": 0, "files": []}
-        return {"used": used, "files": files}
+        return {"used": metrics.get("images", {}).get("used", 0), "files": files}
 
     def discard_metrics(self, but: Collection[str] = ()) -> None:
         """Remove metrics.json, which means complete, and what it lists."""
@@ -186,7 +186,13 @@ class OutputFolder:
             "device": getattr(self.options, "device", None),
             "deterministic": not nondeterministic,
             "versions": {**library_versions(), "commit": project_commit()},
-            "images": {"found": used + len(skipped), "used": used, "skipped": list(skipped), "notes": dict(notes)},
+            "images": {
+                "found": used + len(skipped),
+                "used": used,
+                "skipped": list(skipped),
+                "notes": dict(notes),
+                "no_picture": self.no_picture,
+            },
             "seconds": round(time.perf_counter() - self.started, 3),
             "results": results,
             "files": sorted(files),
@@ -195,11 +201,10 @@ class OutputFolder:
             metrics["nondeterministic_operations"] = nondeterministic
         if model is not None:
             metrics["model"] = {key: getattr(model, key) for key in ("name", "weights", "sha256", "input_size")}
-            metrics["model"]["classes"] = len(model.categories)
+            metrics["model"] |= {"classes": len(model.categories), "names": model.names_from}
+            metrics["model"] |= {"preprocessing": model.preprocessing, "notes": [*model.notes, *model.warnings]}
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        if (
-            not set(self.earlier()["files"]) <= files
-        ):  # a figure that this run did not draw, a PDF that was not asked for
+        if not files.issuperset(self.earlier()["files"]):  # a figure or a PDF that was not drawn this time
             self.discard_metrics(but=files)
         write_file(self.metrics, text)
         for line in findings[:FINDINGS]:
@@ -208,6 +213,8 @@ class OutputFolder:
             print(f"and {len(findings) - FINDINGS} more, in {', '.join(tables)}")
         if skipped:
             print(f"skipped {len(skipped)} of {quantity(used + len(skipped), 'image')}; metrics.json says why")
+        if self.no_picture:
+            print(f"files left out, since their names are not those of pictures: {self.no_picture:,}")
         for figure in self.figures:
             print(figure)
         print(self.metrics)

@@ -1,4 +1,4 @@
-"""Pictures: read as 8-bit RGB whatever they were stored as; a damaged one is an error, never passed off as whole."""
+"""Pictures: read as 8-bit sRGB whatever they were stored as; a damaged one is an error, never passed off as whole."""
 
 from __future__ import annotations
 
@@ -9,12 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from explain.errors import UserError, one_line, printable
 
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")  # and HEIC, by another package
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # ISO/IEC 23008-12, annex B
+# What a picture's name ends with; the second line are those that cannot be read, and are worth a sentence each
+PICTURE_SUFFIX = re.compile(
+    r"\.(jpe?g|jpe|jfif|mpo|a?png|gif|bmp|dib|tiff?|webp|avifs?|hei[cf]|hif|"
+    r"p[pgbn]m|tga|ico|jp2|j2k|jxl|psd|svg|eps|exr|dng|cr[23]|nef|arw|orf|rw2|raf)",
+    re.IGNORECASE,
+)
+# The colours that a profile defines: the mode in which it is applied, and the modes of pictures that it is for
+PROFILE_MODES = {
+    "RGB": ("RGB", {"RGB", "RGBA", "RGBX", "P", "PA", "YCbCr", "1", "L", "LA"}),
+    "GRAY": ("L", {"1", "L", "LA"}),
+    "CMYK": ("CMYK", {"CMYK"}),
+}
 TURNS = {  # what turns a picture upright, by its EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,11 +43,17 @@ MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, uncompressed
 MAX_SCANS = 500  # of a progressive JPEG, each a pass over all pixels; ten are common, libjpeg-turbo's fuzzer stops here
 
 
+def is_picture_name(path: Path) -> bool:
+    """Return whether a file may be a picture by its name: by what it ends with, or where that is no word (photo.2)."""
+    return bool(PICTURE_SUFFIX.fullmatch(path.suffix)) or not path.suffix[1:2].isalpha()
+
+
 def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
     """Read a picture as 8-bit RGB, whatever it was stored as.
 
-    `upright` turns it as its EXIF orientation says. What was done to the stored pixels beyond
-    decoding is listed in `image.info["notes"]`. Raises UserError where the file cannot be read.
+    `upright` turns it as its EXIF orientation says, and converts its colours from its colour profile to sRGB; without,
+    the pixels are as stored. What was done to the stored pixels beyond decoding, or left out, is listed in
+    `image.info["notes"]`. Raises UserError where the file cannot be read.
     """
     return decode_image(read_bytes(path), printable(Path(path)), upright)
 
@@ -58,7 +77,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 def decode_image(data: bytes, name: str, upright: bool = True) -> Image.Image:
     """Decode the content of a file as `read_image` does; errors call it `name`."""
     try:
-        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_heic_format(name) if _is_heic(data) else IMAGE_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise UserError(
                 f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first"
@@ -69,24 +88,26 @@ def decode_image(data: bytes, name: str, upright: bool = True) -> Image.Image:
             )
         _check_whole(image, data)
         notes = ["first frame of several"] if getattr(image, "is_animated", False) else []
-        if re.search("[ABKX];16", str(image.tile)):  # RGB;16B, LA;16B, ...: Pillow keeps the upper half
-            notes.append("16-bit to 8-bit")
+        bits = 16 if re.search("[ABKX];16", str(image.tile)) else _bits(image, data)  # RGB;16B, LA;16B, ...
+        if bits > 8:  # Pillow keeps the upper 8
+            notes.append(f"{bits}-bit to 8-bit")
         # the EXIF tag Orientation, taken away before Pillow turns a TIFF by itself
         turn = TURNS.get(image.getexif().pop(0x0112, 1))
         image.load()
         if turn is not None:
             notes.append("turned upright by EXIF" if upright else "EXIF orientation ignored")
             image = image.transpose(turn) if upright else image
+        image, colour = _use_profile(image, upright)
         image, note = _to_rgb(image)
     except UserError:
         raise
     except Image.UnidentifiedImageError:
-        raise UserError(f"{name} is not an image in {', '.join(IMAGE_FORMATS)}: convert or remove it") from None
+        raise UserError(f"{name} is not an image in {', '.join(IMAGE_FORMATS)}, HEIC: convert or remove it") from None
     except Image.DecompressionBombError:  # Pillow's own limit is twice as high
         raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels: scale it down first") from None
     except Exception as error:  # a damaged file makes Pillow raise anything, an IndexError among them
         raise UserError(f"{name} cannot be read ({one_line(error)}): replace or remove it") from None
-    image.info["notes"] = notes + note
+    image.info["notes"] = notes + colour + note
     return image
 
 
@@ -106,6 +127,74 @@ def _check_whole(image: Image.Image, data: bytes) -> None:
             raise ValueError(f"{scans} scans, more than {MAX_SCANS}")
         if any(0 in table for table in image.quantization.values()):
             raise ValueError("a quantization table has zeros")
+
+
+def _is_heic(data: bytes) -> bool:
+    """Return whether a file is HEIC, by the brands it begins with; AVIF has some of them, and its own."""
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+    return data[4:8] == b"ftyp" and bool(brands & HEIC_BRANDS) and not brands & {b"avif", b"avis"}
+
+
+def _heic_format(name: str) -> list[str]:
+    """Return Pillow's name of HEIC, once pillow-heif can read it."""
+    try:
+        import pillow_heif
+    except ImportError:
+        cure = "`pip install pillow-heif`, or convert it to JPEG"
+        raise UserError(f"{name} is a HEIC picture, which only the package pillow-heif can read: {cure}") from None
+    pillow_heif.register_heif_opener()
+    return ["HEIF"]
+
+
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Return the bits of a channel of an AVIF or HEIC picture, whose decoders return 8; 8 for other formats."""
+    if image.format == "AVIF" and (box := re.search(rb"av1C\x81.(.)", data, re.DOTALL)):
+        return 8 if not box[1][0] & 0x40 else 12 if box[1][0] & 0x20 else 10  # github.com/AOMediaCodec/av1-isobmff, 2.3
+    return image.info.get("bit_depth", 8) if image.format == "HEIF" else 8
+
+
+def _use_profile(image: Image.Image, upright: bool) -> tuple[Image.Image, list[str]]:
+    """Return the picture with its colours in sRGB, and what was done; as it was where it shall be as stored."""
+    if "icc_profile" not in image.info or image.mode == "LAB":  # whose colours need no profile
+        return image, []
+    try:
+        converted = _to_srgb(image)
+    except Exception:  # LittleCMS and Pillow raise many kinds
+        return image, ["unusable colour profile ignored"]
+    if converted is None or not upright:
+        return image, [] if converted is None else ["colour profile ignored"]
+    notes = ["16-bit to 8-bit"] if image.mode.startswith("I") else [f"{image.mode} to RGB"]
+    known = image.mode in ("RGB", "P") or image.has_transparency_data  # or noted later
+    return converted, [*([] if known else notes), "colour profile converted to sRGB"]
+
+
+def _to_srgb(image: Image.Image) -> Image.Image | None:
+    """Return the picture with its colours, which its profile defines, in sRGB; None where they are sRGB already.
+
+    Colours that sRGB lacks become the nearest that it has, or what the profile has for them. Raises any exception for a
+    profile that is broken, or belongs to another kind of picture.
+    """
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+    if image.mode.startswith("I"):
+        image = _to_rgb(image)[0].convert("L")
+    mode, modes = PROFILE_MODES[profile.profile.xcolor_space.strip()]
+    if image.mode not in modes:
+        raise ValueError(f"a profile of {mode} colours for a picture of {image.mode}")
+    transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+    if mode != "CMYK":
+        # 9 x 9 x 9 colours, or as many greys
+        steps = np.linspace(0, 255, 9).round().astype(np.uint8)
+        colours = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(27, 27, 3)
+        probe = Image.fromarray(colours).convert(mode)
+        change = np.subtract(ImageCms.applyTransform(probe, transform), probe.convert("RGB"), dtype=int)
+        if np.abs(change).max() <= 2:  # rounding, and the two versions of sRGB's profile
+            return None
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    converted = ImageCms.applyTransform(image.convert(mode), transform)
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:

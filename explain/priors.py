@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -171,7 +172,11 @@ def statistics_prior(layers: Sequence[tuple[Callable, Tensor, Tensor]], weight: 
     archetype depends on the others, and distances are relative, so that all channels count alike.
     """
 
-    def hook(mean: Tensor, std: Tensor, _: nn.Module, inputs: Any, output: Tensor | None = None) -> Tensor:
+    thread = threading.get_ident()
+
+    def hook(mean: Tensor, std: Tensor, _: nn.Module, inputs: Any, output: Tensor | None = None) -> Tensor | None:
+        if threading.get_ident() != thread:  # the network is used by another call at the same time
+            return None
         values = inputs[0] if output is None else output  # a pre-hook has no output yet
         return _StatisticsPrior.apply(values, mean, std, weight / len(layers))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
@@ -27,4 +28,5 @@ def progress(total: int, unit: str, **settings: Any) -> tqdm:
     """Return a progress bar of `total` units (in the plural), as tqdm's own."""
     if sys.stderr.isatty():
         return tqdm(total=total, unit=f" {unit}", **settings)
-    return _Lines(total=total, unit=unit, mininterval=SECONDS, maxinterval=SECONDS, **settings)
+    line_ends = io.StringIO()  # what tqdm writes around what it displays
+    return _Lines(total=total, unit=unit, file=line_ends, mininterval=SECONDS, maxinterval=SECONDS, **settings)

@@ -23,7 +23,7 @@ import torch
 from explain import shell
 from explain.errors import OthersAtWork, UserError
 from explain.figures import quantity
-from explain.files import remove_leftovers, write_file
+from explain.files import remove_file, remove_leftovers, write_file
 from explain.networks import Classifier
 from explain.output import DRAWING_OPTIONS, EXECUTION_OPTIONS, OutputFolder, json_line, library_versions
 
@@ -63,6 +63,7 @@ def run_settings(
         code.update(path.read_bytes())
     settings = chosen | {
         "weights": f"{model.weights}, SHA-256 {model.sha256}",
+        "class names": hashlib.sha256(json.dumps(model.categories).encode()).hexdigest(),
         "list of images": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         **library_versions(),
         "the code": code.hexdigest(),
@@ -131,7 +132,7 @@ class Rows:
         rows = self._read()
         self.todo = [k for k in self.own if k not in rows or not self._has_files(rows[k])]
         if self.todo:
-            output.metrics.unlink(missing_ok=True)  # it means that all is there
+            remove_file(output.metrics)  # it means that all is there
         if done := len(self.own) - len(self.todo):
             shell.progress_is_kept = True
             if self.todo:
@@ -160,7 +161,7 @@ class Rows:
 
     def _discard_own(self) -> None:
         """Discard this shard's rows and states, for --fresh with the same settings; keep those of other shards."""
-        self.output.metrics.unlink(missing_ok=True)
+        remove_file(self.output.metrics)
         own = set(self.own)
         for path in self.folder.glob("rows*.jsonl"):
             rows = read_rows(path)
@@ -207,7 +208,7 @@ class Rows:
             return "other images" if value else "the dataset's test images"
         if isinstance(value, list):
             value = " ".join(map(str, value))
-        return f"no {flag}" if value in (None, False) else flag if value is True else f"{flag} {value}"
+        return f"no {flag}" if value is None or value is False else flag if value is True else f"{flag} {value}"
 
     def _is_unfinished(self) -> bool:
         """Return whether work would be lost: rows of images that could be used, or a state, and no metrics.json."""
@@ -270,7 +271,7 @@ class Rows:
         ordered = [rows[k] for k in range(self.total)]
         self.output.write_rows(ordered)
         for path in (*self.folder.glob(f"rows.{self.run}.*.jsonl"), *self.folder.glob(f"state.{self.run}.*.pt")):
-            path.unlink(missing_ok=True)  # another shard may be here as well
+            remove_file(path)  # another shard may be here as well
         return [{"index": row.pop("index"), "path": row.pop("path"), **row} for row in ordered]
 
     # States of work that takes longer than one is willing to lose
@@ -289,7 +290,7 @@ class Rows:
 
     def remove_state(self, index: int) -> None:
         """Remove the state, if any."""
-        self._state_file(index).unlink(missing_ok=True)
+        remove_file(self._state_file(index))
 
     def _state_file(self, index: int) -> Path:
         return self.folder / f"state.{self.run}.{index}.pt"

@@ -31,6 +31,7 @@ from explain import shell
 from explain.errors import OthersAtWork
 
 ROOT = Path(__file__).resolve().parent.parent
+SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which Windows lacks
 SHARED = ROOT.parent / "shared"  # real photos and a second network; may be absent
 
 
@@ -44,10 +45,17 @@ def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.Monke
         print(status)
 
 
-# Six scripts on a network of 0.1 million parameters, in fractions of a second: what is looked at here is
+# Seven scripts on a network of 0.1 million parameters, in fractions of a second: what is looked at here is
 # what they leave behind. Eight images in batches of three, one of them broken.
 TINY = ["--model", "timm/test_resnet", "--weights", "random", "--batch-size", "3", "--dataset", "data"]
-TINY += ["--threads", "1", "--show", "2"]  # two threads would wait for each other more than they compute
+TINY += [
+    "--output",
+    "output",
+    "--threads",
+    "1",
+    "--show",
+    "2",
+]  # two threads would wait for each other more than they compute
 ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "6", "--zoom-from", "0.7"]
 ASCENT += ["--judge", "timm/test_efficientnet=random"]
 SCRIPTS = {
@@ -56,6 +64,8 @@ SCRIPTS = {
     "2d_predict": ["photos", *TINY],
     "2e_saliency": ["photos", *TINY, "--copies", "2", "--worth", "1"],
     "2f_guided_saliency": ["photos", *TINY, "--worth", "1"],
+    "2g_faithfulness": ["photos", *TINY, "--copies", "1", "--steps", "2", "--randomise", "1", "--stages", "1"]
+    + ["--mosaics", "0"],
     "2h_mc_dropout": ["photos", *TINY, "--passes", "5", "--dropout", "0.5"],
 }
 
@@ -121,7 +131,7 @@ def start_script(
     cwd: Path,
     said: Path | None = None,
     stop_at: int | None = None,
-    by: signal.Signals = signal.SIGKILL,
+    by: signal.Signals = SIGKILL,
 ) -> multiprocessing.Process:
     """Start a script in a process of its own, forked from one that has imported everything but computed nothing.
 

@@ -112,6 +112,139 @@ def test_without_a_dataset(tmp_path, monkeypatch):
         run_main("2b_evaluate", cwd=tmp_path, monkeypatch=monkeypatch)
 
 
+# A network of four classes, each pixel's colour a class: red, green, blue, grey
+COLOURS = """
+import torch
+from torch import nn
+
+class Colours(nn.Module):
+    def __init__(self, order=(0, 1, 2, 3)):
+        super().__init__()
+        self.order = list(order)
+        self.scale = nn.Parameter(torch.tensor(40.0))
+
+    def forward(self, images):  # (N, 3, S, S) in [-1, 1]
+        means = images.mean((2, 3))
+        return self.scale * torch.cat([means, torch.full_like(means[:, :1], 0.3)], 1)[:, self.order]
+
+def colours(): return Colours()
+def shifted(): return Colours((3, 0, 1, 2))
+def named():
+    net = Colours(); net.classes = ["Red, crimson", "green", "blue", "grey"]; return net
+"""
+OWN = ["--model", "net.py:named", "--input-size", "8", "--mean", "0.5", "--std", "0.5", "--resize", "8"]
+OWN += ["--interpolation", "bilinear", "--threads", "1", "--output", "output"]
+
+
+def save_colours(folder, names, images=3):
+    """Some pictures of each colour in a folder with its name."""
+    colours = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (20, 20, 20)]
+    for name, colour in zip(names, colours, strict=False):
+        for i in range(images):
+            path = folder / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (12, 10), tuple(c + i for c in colour)).save(path)
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Runs 2b on the folder `photos` with the network of colours; returns its metrics."""
+    (tmp_path / "net.py").write_text(COLOURS)
+
+    def run(*arguments):
+        run_main("2b_evaluate", *OWN, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+        return json.loads((tmp_path / "output/2b_evaluate/metrics.json").read_text())
+
+    run.folder = tmp_path
+    return run
+
+
+@pytest.mark.parametrize(
+    "names", [("Red", "green", "blue", "GREY"), ("0", "1", "2", "3"), ("crimson", "1", "blue", "3")]
+)
+def test_a_folder_of_labelled_pictures_as_it_lies(own, names):
+    save_colours(own.folder / "photos", names)
+    metrics = own("photos")
+    assert metrics["results"]["images"] == 12 and metrics["results"]["top1_accuracy"] == 1
+    assert "labels" not in metrics["results"] and metrics["model"]["names"] == "the network"
+
+
+def test_a_folder_leaves_the_report_as_it_is(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(COLOURS)
+    save_colours(tmp_path / "photos", "0")
+    run_main("2b_evaluate", *OWN[:-2], "photos", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert [p.parent.name for p in tmp_path.glob("output/pictures/*/metrics.json")] == ["2b_evaluate"]
+
+
+def test_folders_by_wnid_with_names(own):
+    wnids = ["n01440764", "n01443537", "n01484850", "n01491361"]
+    (own.folder / "names.txt").write_text("".join(f"{wnid} colour {i}\n" for i, wnid in enumerate(wnids)))
+    save_colours(own.folder / "photos", (*wnids[:3], "3"))
+    assert own("photos", "--names", "names.txt")["results"]["top1_accuracy"] == 1
+
+
+def test_a_folder_of_no_class_is_named_and_loose_files_are_listed(own):
+    """A folder `n01774750` beside one named `55` was left out without a word."""
+    save_colours(own.folder / "photos", ("0", "n01774750"))
+    with pytest.raises(common.UserError, match="1 of the 2 folders in photos are named by no class, 'n01774750' first"):
+        own("photos")
+    (own.folder / "photos/n01774750").rename(own.folder / "photos/1")
+    (own.folder / "photos/loose.png").write_bytes(b"x")
+    (own.folder / "photos/0/broken.png").write_bytes(b"x")
+    metrics = own("photos")
+    skipped = metrics["images"]["skipped"]
+    assert [row["path"] for row in skipped] == ["photos/loose.png", "photos/0/broken.png"]
+    assert "lies in no class's folder" in skipped[0]["reason"] and metrics["images"]["found"] == 8
+    for name, says in (("none", "none is not a folder"), ("photos/0", "has no subfolders")):
+        with pytest.raises(common.UserError, match=says):
+            own(name)
+
+
+def test_imagenets_wnids_name_folders_for_imagenets_networks():
+    model = common.load_model("timm/test_resnet", "random")
+    assert model.wnids[55] == "n01729977" and len(model.wnids) == 1000
+
+
+def test_a_split_folder_of_no_id_is_named(tmp_path, monkeypatch):
+    split_dataset(tmp_path)
+    save_photo(tmp_path / "dataset/DL_data_p/n01774750/a.png")
+    with pytest.raises(
+        common.UserError, match="n01774750 is not named by a class id.*2b_evaluate.py dataset/DL_data_p"
+    ):
+        run_main("2b_evaluate", cwd=tmp_path, monkeypatch=monkeypatch)
+
+
+def test_folders_name_the_classes_of_a_network_without_names(own, capsys):
+    """In the order of torchvision's ImageFolder, by which such networks are trained."""
+    save_colours(own.folder / "photos", ("a red", "b green", "c blue", "d grey"))
+    metrics = own("photos", "--model", "net.py:colours")
+    assert metrics["results"]["top1_accuracy"] == 1
+    assert metrics["model"]["names"] == "the folders in photos, in order"
+    assert "b green" in (own.folder / "output/2b_evaluate/classes.csv").read_text()
+
+
+def test_labels_in_another_order_are_said(own, capsys):
+    """The folders' ids start at 1, and the network's at 0."""
+    save_colours(own.folder / "photos", ("1", "2", "3"), images=12)
+    metrics = own("photos", "--model", "net.py:colours")
+    says = metrics["results"]["labels"]["says"]
+    assert "1.000 of the images agree if the ids start at 1" in says
+    assert f"warning: {says}" in capsys.readouterr().err
+
+
+def test_names_of_folders_that_are_numbers(own, capsys):
+    """With as many classes as folders, the trap is said: 10 sorts before 2 as text."""
+    (own.folder / "twelve.py").write_text(
+        "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x): return x.flatten(1)[:, :12] * 1\n"
+    )
+    save_colours(own.folder / "photos", [str(i) for i in range(4)])
+    for i in range(4, 12):
+        save_photo(own.folder / f"photos/{i}/a.png", i)
+    model = common.load_model(str(own.folder / "twelve.py") + ":Net", input_size=8)
+    _, _, (note,) = script.labelled_images(str(own.folder / "photos"), model)
+    assert "10 before 2" in note
+
+
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared with its photos is not there")
 def test_the_default_model_on_real_photos(tmp_path, monkeypatch):

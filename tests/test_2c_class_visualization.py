@@ -177,7 +177,7 @@ def test_an_error_in_the_observer_is_let_through(toy, method):
 
 
 class Blurred(nn.Module):
-    """A class score that wants one bright pixel."""
+    """One logit an image, for class 1, that wants one bright pixel."""
 
     def forward(self, images):
         return images[:, :1, 4, 4]
@@ -189,7 +189,7 @@ def test_the_kernel_is_applied_every_k_steps_and_not_in_the_last():
     def spread(steps: int, every: int) -> torch.Tensor:
         settings = dict(l2=0, rate=1.0, final_rate=1.0, blur_every=every, blur_px=1.0, final_blur_px=1.0)
         settings |= dict(contrast=0, precondition=False, **UNMOVED)
-        result = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), size=SIZE, steps=steps, **settings)
+        result = script.visualize_classes(Blurred(), [1], "gaussian", seeds(0), size=SIZE, steps=steps, **settings)
         return (result[0] - start_of(0)).abs().flatten()
 
     assert (spread(steps=2, every=2) > 1e-6).sum() == 1  # the second step is the last
@@ -208,7 +208,7 @@ def test_the_kernel_narrows_from_first_to_final(linear, monkeypatch):
 def test_the_gradient_comes_back_through_the_augmentation():
     """The score is the pixel (4, 4) of the augmented image: flipped, that is the image's pixel (4, 3)."""
     settings = dict(size=SIZE, steps=12, l2=0.0, rate=0.1, final_rate=0.1, rotation_degrees=1e-9)
-    result = script.visualize_classes(Blurred(), [0], "plain", seeds(1), **settings)[0] - start_of(1)
+    result = script.visualize_classes(Blurred(), [1], "plain", seeds(1), **settings)[0] - start_of(1)
     assert {tuple(i) for i in (result.abs() > 1e-3).nonzero().tolist()} == {(0, 4, 3), (0, 4, 4)}
 
 
@@ -260,7 +260,7 @@ def test_only_without_batch_norm_an_archetype_is_held_near_grey(linear, toy, met
 def test_a_preconditioned_step_goes_to_brighter_or_darker_in_coarse_waves():
     """The score is one pixel's red: the step changes its green and blue too, and what is around it."""
     settings = dict(steps=1, l2=0.0, rate=0.01, blur_every=0, first_size=1, **UNMOVED)
-    result = script.visualize_classes(Blurred(), [0], "gaussian", seeds(0), size=SIZE, **settings)[0] - start_of(0)
+    result = script.visualize_classes(Blurred(), [1], "gaussian", seeds(0), size=SIZE, **settings)[0] - start_of(0)
     changed = result[:, 4, 4]
     root = torch.from_numpy(sqrtm((priors.COLOURS @ priors.COLOURS.T).numpy()))
     torch.testing.assert_close(changed / changed[0], root[:, 0] / root[0, 0], rtol=1e-3, atol=1e-3)
@@ -273,9 +273,9 @@ def test_a_preconditioned_step_goes_to_brighter_or_darker_in_coarse_waves():
 def test_noise_is_added_until_augment_until_and_not_to_the_image(method):
     """The score is one pixel of the augmented image: less the pixel of the image, it is the noise."""
     settings = dict(steps=200, rate=0.0, final_rate=0.0, blur_every=0, first_size=1, **UNMOVED)
-    *_, state = ascend(Blurred(), [0], method, **settings, noise=0.5, augment_until=0.9)
-    torch.testing.assert_close(state.images[0], start_of(0))
-    noise = torch.tensor(state.scores)[:, 0] - start_of(0)[0, 4, 4]
+    *_, state = ascend(Blurred(), [1], method, **settings, noise=0.5, augment_until=0.9)
+    torch.testing.assert_close(state.images[0], start_of(1))
+    noise = torch.tensor(state.scores)[:, 0] - start_of(1)[0, 4, 4]
     assert noise[180:].abs().max() < 1e-6 < noise[:179].abs().min()  # step 180 is 0.905 of the way
     assert noise[:179].std().item() == pytest.approx(0.5 / 3**0.5, abs=0.05)  # of spreads from 0 to 0.5
 
@@ -504,7 +504,13 @@ def test_command_line(tmp_path):
     assert runs[0] == runs[1]
     pictures = {f"archetypes/{c}_{m}.png" for c in ("76_tarantula", "1_goldfish") for m in script.METHODS}
     tables = {"archetypes.csv", "recognised.csv", "least_recognised.csv"}
-    assert set(files) == pictures | tables | {"archetypes.png", "scores.png", "rows.jsonl", "run.json"}
+    assert set(files) == pictures | tables | {
+        "archetypes.png",
+        "class_images.png",
+        "scores.png",
+        "rows.jsonl",
+        "run.json",
+    }
     for name in pictures:
         assert Image.open(io.BytesIO(files[name])).size == (224, 224)
     rows = [json.loads(line) for line in files["rows.jsonl"].decode().splitlines()]

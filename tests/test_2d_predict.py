@@ -40,7 +40,7 @@ def test_run(tmp_path, monkeypatch):
     save_photo(tmp_path / "photos" / ".hidden.png")
     arguments = ["photos", "--batch-size", "2", "--show", "2"]
     run_main("2d_predict", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output" / "2d_predict"
+    folder = tmp_path / "output/pictures/2d_predict"
     table = list(csv.DictReader((folder / "predictions.csv").read_text().splitlines()))
     assert len(table) == 15 and [row["rank"] for row in table[:5]] == list("12345")
     model = common.load_model()

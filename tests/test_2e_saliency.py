@@ -19,6 +19,7 @@ from explain.maps import describe_map
 
 script = load_script("2e_saliency")
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
+QUICK = ["--copies", "2", "--worth", "0", "--threads", "1"]
 
 
 def test_a_linear_network_has_its_weights_as_gradient(images):
@@ -167,13 +168,28 @@ def test_run(tmp_path, monkeypatch):
         save_photo(tmp_path / f"{i}.png", i)
     (tmp_path / "broken.jpg").write_text("no picture")
     files = ["0.png", "broken.jpg", "1.png", "2.png"]
-    run_main("2e_saliency", *files, "--batch-size", "2", "--limit", "3", cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output" / "2e_saliency"
+    run_main(
+        "2e_saliency",
+        *files,
+        "--copies",
+        "2",
+        "--worth",
+        "1",
+        "--batch-size",
+        "2",
+        "--limit",
+        "3",
+        cwd=tmp_path,
+        monkeypatch=monkeypatch,
+    )
+    folder = tmp_path / "output/pictures/2e_saliency"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["found"] == 3 and metrics["images"]["used"] == 2
     assert metrics["images"]["skipped"][0]["path"] == "broken.jpg"
     assert metrics["results"]["status"] == {"ok": 2}
     assert 0 < metrics["results"]["mean_half_mass_area"] < 0.5
+    worth = metrics["results"]["insertion_minus_deletion"]
+    assert {*worth} == {"plain", "smoothed", "combined", "random"} and worth["smoothed"]["images"] == 1
     assert (folder / "saliency.png").stat().st_size > 10_000
     # the map on disk is the method's, of the picture as the network sees it
     model = common.load_model()
@@ -185,7 +201,7 @@ def test_run(tmp_path, monkeypatch):
 def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
     """Bit for bit, on the same batch. A changed method changes both: no second copy of it draws the figures."""
     photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
-    arguments = [*photos, "--model", "timm/test_resnet", "--weights", "random"]
+    arguments = [*photos, *QUICK, "--model", "timm/test_resnet", "--weights", "random"]
     model = common.load_model("timm/test_resnet", "random")
     images = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
 
@@ -197,6 +213,10 @@ def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
 
     saved, public = saved_and_public("a")
     assert torch.equal(saved, public) and saved.any()
+    classes, generators = common.predict_logits(model, images).argmax(1), common.seeded_generators(0, range(3))
+    smoothed = script.smoothed_saliency_maps(model, images, classes, generators, 2, script.NOISE)
+    arrays = [np.load(tmp_path / f"a/2e_saliency/maps/{i:05d}_smoothed.npy") for i in range(3)]
+    assert torch.equal(torch.from_numpy(np.stack(arrays)[:, 0]), smoothed)
     method = script.saliency
     monkeypatch.setattr(script, "saliency", lambda forward: 2 * method(forward))
     doubled, public = saved_and_public("b")
@@ -206,10 +226,10 @@ def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
 def test_the_class_asked_for(tmp_path, monkeypatch):
     save_photo(tmp_path / "a.png")
     save_photo(tmp_path / "b.png", 1)
-    arguments = ["a.png", "b.png", "--model", "squeezenet1_0", "--weights", "random"]
+    arguments = ["a.png", "b.png", *QUICK, "--model", "squeezenet1_0", "--weights", "random"]
     asked = ["--classes", "tarantula", "55"]
     run_main("2e_saliency", *arguments, *asked, cwd=tmp_path, monkeypatch=monkeypatch)
-    rows = [json.loads(line) for line in (tmp_path / "output/2e_saliency/rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "output/pictures/2e_saliency/rows.jsonl").read_text().splitlines()]
     assert [row["class"] for row in rows] == [76, 55]
     with pytest.raises(common.UserError, match="3 classes for 2 images"):
         run_main("2e_saliency", *arguments, *asked, "7", cwd=tmp_path, monkeypatch=monkeypatch)
@@ -218,7 +238,7 @@ def test_the_class_asked_for(tmp_path, monkeypatch):
 def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
     for i in range(2):
         save_photo(tmp_path / f"{i}.png", i)
-    arguments = ["--model", "squeezenet1_0", "--weights", "random"]
+    arguments = [*QUICK, "--model", "squeezenet1_0", "--weights", "random"]
 
     def contents():
         return {p: p.read_bytes() for p in (tmp_path / "output").rglob("*") if p.is_file() and p.name != "metrics.json"}
@@ -226,9 +246,9 @@ def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
     run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     first = contents()
     run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert contents() == first and len(first) == 6
+    assert contents() == first and len(first) == 8
     run_main("2e_saliency", "0.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert len(contents()) == 5  # the second picture's map is gone
+    assert len(contents()) == 6  # the second picture's maps are gone
 
 
 @pytest.mark.parametrize(
@@ -262,7 +282,7 @@ def test_from_a_shell(tmp_path):
     command = [sys.executable, ROOT / "2e_saliency.py", "a b.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""  # no progress bar where there is no terminal
-    assert done.stdout.splitlines()[-1] == "output/2e_saliency/metrics.json"
+    assert done.stdout.splitlines()[-1] == "output/pictures/2e_saliency/metrics.json"
     done = run_script("2e_saliency", "a b.png", "--model", "resnet19", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "resnet18" in done.stderr
 
@@ -274,6 +294,6 @@ def test_real_photos_and_the_second_network(tmp_path, monkeypatch):
     weights = SHARED / "models/squeezenet1_0.pth"
     arguments = [*photos, "--model", "squeezenet1_0", "--weights", weights]
     run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    metrics = json.loads((tmp_path / "output/2e_saliency/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "output/pictures/2e_saliency/metrics.json").read_text())
     assert metrics["model"]["weights"] == "squeezenet1_0.pth" and len(metrics["model"]["sha256"]) == 64
     assert metrics["results"]["status"] == {"ok": 2}

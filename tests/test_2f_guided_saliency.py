@@ -423,18 +423,19 @@ def test_rectifiers_inside_timms_fused_layers(name):
 def test_run(tmp_path, monkeypatch):
     save_photo(tmp_path / "one.png", 1)
     save_photo(tmp_path / "two.jpg", 2)
-    arguments = ["one.png", "two.jpg", "--model", "mobilenet_v3_small", "--weights", "random"]
+    arguments = ["one.png", "two.jpg", "--model", "mobilenet_v3_small", "--weights", "random", "--worth", "1"]
     run_main("2f_guided_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output" / "2f_guided_saliency"
+    folder = tmp_path / "output/pictures/2f_guided_saliency"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["used"] == 2
     results = metrics["results"]
     assert results["rectifiers"] == {"relu": 14}
     assert results["left_as_they_are"] == {"hardswish": 19, "hardsigmoid": 9}
     assert results["guided_status"] == {"ok": 2} and -1 <= results["mean_rank_correlation"] < 0.999
-    stages = results["randomised"]
-    assert len(stages) == 12 and stages[0]["guided_maps"] == 2 and -1 <= stages[-1]["plain"] <= 1
-    assert (folder / "randomisation.png").is_file()
+    assert results["grad_cam_status"] == results["guided_grad_cam_status"] == {"ok": 2}
+    worth = results["insertion_minus_deletion"]
+    assert {*worth} == {"plain", "guided", "grad_cam", "guided_grad_cam", "random"} and worth["guided"]["images"] == 1
+    assert (folder / "guided_grad_cam.png").stat().st_size > 10_000
     plain, guided = np.load(folder / "maps" / "00000.npy")
     assert plain.shape == (224, 224) and np.abs(plain - guided).max() > 0.1 * plain.max()
     assert (folder / "guided_saliency.png").stat().st_size > 10_000
@@ -443,7 +444,7 @@ def test_run(tmp_path, monkeypatch):
 def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
     """Bit for bit, on the same batch; and the independent reference's. A changed rule changes both."""
     photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
-    arguments = [*photos, "--model", "timm/test_resnet", "--weights", "random", "--classes", "5", "--randomise", "0"]
+    arguments = [*photos, "--model", "timm/test_resnet", "--weights", "random", "--classes", "5", "--worth", "0"]
     model = common.load_model("timm/test_resnet", "random")
     images = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
     classes = torch.tensor([5, 5, 5])
@@ -455,6 +456,9 @@ def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
         )
 
     plain, guided = saved("a")  # (3, H, W)
+    cams = [np.load(tmp_path / f"a/2f_guided_saliency/maps/{i:05d}_grad_cam.npy") for i in range(3)]
+    expected = script.guided_grad_cam_maps(model, images, classes)
+    assert torch.equal(torch.from_numpy(np.stack(cams)[:, 1]), expected) and expected.any()
     assert torch.equal(plain, script.saliency(common.forward_pass(model, images, classes)))
     assert torch.equal(guided, script.guided_saliency_maps(model, images, classes))
     expected = reference_gradient(model.double(), images.double(), classes).abs().amax(1)

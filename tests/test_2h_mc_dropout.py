@@ -224,7 +224,7 @@ def test_run(tmp_path, monkeypatch):
     settings = [*TINY, "--dropout", "0.5", "--passes", "12"]
     arguments = ["0.png", "1.png", "2.png", *settings, "--batch-size", "2"]
     run_main("2h_mc_dropout", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output" / "2h_mc_dropout"
+    folder = tmp_path / "output/2h_mc_dropout"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["used"] == 3 and metrics["settings"]["passes"] == 12
     results = metrics["results"]
@@ -232,7 +232,7 @@ def test_run(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     order = (folder / "uncertainty.csv").read_text().splitlines()[1:]
     assert [int(line.split(",")[3]) for line in order] == sorted(range(3), key=lambda i: -rows[i]["mutual_information"])
-    assert {p.name for p in folder.glob("*.png")} == {"mc_dropout.png", "uncertainty.png"}
+    assert {p.name for p in folder.glob("*.png")} == {"mc_dropout.png", "uncertainty.png", "settling.png"}
     # the third image alone has the same passes
     run_main("2h_mc_dropout", *arguments[:3], *settings, "--output", "b", cwd=tmp_path, monkeypatch=monkeypatch)
     again = [json.loads(line) for line in (tmp_path / "b/2h_mc_dropout/rows.jsonl").read_text().splitlines()]
@@ -243,7 +243,7 @@ def test_dropout_on_request(tmp_path, monkeypatch):
     save_photo(tmp_path / "one.png")
     arguments = ["one.png", "--model", "timm/resnet18", "--weights", "random", "--passes", "5"]
     run_main("2h_mc_dropout", *arguments, "--dropout", "0.3", cwd=tmp_path, monkeypatch=monkeypatch)
-    metrics = json.loads((tmp_path / "output/2h_mc_dropout/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "output/pictures/2h_mc_dropout/metrics.json").read_text())
     assert metrics["settings"]["dropout"] == 0.3 and metrics["results"]["mean_mutual_information"] > 0
     with pytest.raises(common.UserError, match="--dropout must be above 0 and below 1, not 1.5"):
         run_main("2h_mc_dropout", *arguments, "--dropout", "1.5", cwd=tmp_path, monkeypatch=monkeypatch)

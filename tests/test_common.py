@@ -15,6 +15,8 @@ from PIL import Image
 import common
 from explain import output, shell
 from explain.errors import OthersAtWork
+from explain.figures import figure_style
+from explain.output import save_figure
 
 
 def stored(path, array, mode=None, **settings):
@@ -258,12 +260,14 @@ def test_an_earlier_run_goes_but_not_what_others_put_there(tmp_path):
 
 def test_nothing_finite_is_needed_to_draw(tmp_path):
     """Nor a name without a dollar, which matplotlib would take for the beginning of a formula."""
-    figure, axes = common.panel_grid(3, columns=2, per_line=2)
-    common.draw_image(axes[0, 0], torch.rand(3, 8, 8), "$\\bad{$")
-    common.draw_map(axes[0, 1], np.full((8, 8), np.nan), 1.0, "y", "not finite")
-    common.save_figure(figure, tmp_path / "a.png")
+    with figure_style():
+        figure, axes = common.panel_grid(3, ["a", "b"], per_line=2)
+        common.draw_image(axes[0, 0], torch.rand(3, 8, 8))
+        common.draw_heading(axes[0], "$\\bad{$")
+        common.draw_map(axes[0, 1], np.full((8, 8), np.nan), 1.0, "not finite")
+    save_figure(figure, tmp_path / "a.png")
     first = (tmp_path / "a.png").read_bytes()
-    common.save_figure(figure, tmp_path / "a.png")
+    save_figure(figure, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes() == first and axes.shape == (3, 2)
     with Image.open(tmp_path / "a.png") as drawn:
         drawn.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from explain.errors import UserError
 from explain.labels import read_labels, read_names
 
 NAMES = ["tench, Tinca tinca", "goldfish", "great white shark"]
@@ -30,7 +31,7 @@ LABELS = {"a.jpg": 0, "b b.png": 2, "c.jpg": 2}
 def test_forms_of_val_txt(tmp_path, text):
     (tmp_path / "val.txt").write_bytes(text.encode())
     names = list(zip(WNIDS, NAMES, strict=True))
-    labels, bad = read_labels(tmp_path / "val.txt", names)
+    labels, bad, *_ = read_labels(tmp_path / "val.txt", names)
     if "absent" in text:
         assert labels.pop("absent, with comma.jpg") == 1
     assert (labels, bad) == (LABELS, {})
@@ -53,5 +54,118 @@ def test_only_a_whole_wnid_is_taken_off_a_name(tmp_path):
 def test_one_line_of_separators_takes_no_time(tmp_path):
     """A line that a regular expression with two loops would chew on for hours."""
     (tmp_path / "val.txt").write_text("x" + " ," * 1_000_000 + "y z 1\n")
-    labels, bad = read_labels(tmp_path / "val.txt", [("", "a"), ("", "b")])
+    labels, bad, *_ = read_labels(tmp_path / "val.txt", [("", "a"), ("", "b")])
     assert (len(labels), bad) == (1, {})
+
+
+FILES = ["a.jpg", "b b.png", "c.jpg"]
+
+
+def boxes(wnid: str, *more: str) -> str:
+    return f"{wnid} 85 1 499 272 " + "".join(f"{other} 1 2 3 4 " for other in more)
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("name class\na.jpg 0\nb b.png 2\nc.jpg 2\n", "header 'name class' left out"),
+        ("ImageId,Class\na.jpg,0\nb b.png,2\nc.jpg,2\n", "header 'ImageId,Class' left out"),
+        ("# my labels\na.jpg 0\n#\nb b.png 2\nc.jpg 2\n", "comment lines left out: 2"),
+        (
+            f"ImageId,PredictionString\na,{boxes(WNIDS[0])}\nb b,{boxes(WNIDS[2], WNIDS[2])}\nc,{boxes(WNIDS[2])}\n",
+            "3 names taken by their last part or without their ending",
+        ),
+        (
+            '"a.jpg","0"\n"b b.png","2"\n"c.jpg","2"\n',
+            "read as column 1 the name, column 2 the class, separated by ','",
+        ),
+        ("a.jpg;0\nb b.png;2\nc.jpg;2\n", "read as column 1 the name, column 2 the class, separated by ';'"),
+        ("val/a.jpg 0\nval/b b.png 2\nval/c.jpg 2\n", "3 names taken by their last part or without their ending"),
+        ("/data/a.jpg 0\n/data/b b.png 2\n/c.jpg 2\n", "3 names taken by their last part or without their ending"),
+        ("C:\\d\\a.jpg 0\nC:\\d\\b b.png 2\n..\\c.jpg 2\n", "3 names taken by their last part or without their ending"),
+        (
+            "a.jpg,0,tench\nb b.png,2,great white shark\nc.jpg,2,x\n",
+            "read as column 1 the name, column 2 the class, separated by ','",
+        ),
+        ("0,a.jpg,x\n2,b b.png,y\n2,c.jpg,z\n", "read as column 2 the name, column 1 the class, separated by ','"),
+        ("0 a.jpg\n2 b b.png\n2 c.jpg\n", "read as CLASS NAME"),
+        ("0\n2\n2\n", "a class a line, for the images in the order of their names"),
+        (f"{WNIDS[0]}\n{WNIDS[2]}\n{WNIDS[2]}\n", "a class a line, for the images in the order of their names"),
+        (
+            "a.jpg,tench\nb b.png,Great_White shark\nc.jpg,great white shark\n",
+            "read as column 1 the name, column 2 the class, separated by ','",
+        ),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_lists_as_people_have_them(tmp_path, text, note, encoding):
+    (tmp_path / "val.txt").write_text(text, encoding)
+    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), FILES)
+    assert (read.labels, read.problems) == (LABELS, {})
+    assert note in read.notes
+
+
+def test_a_class_of_several_words_after_a_space(tmp_path):
+    (tmp_path / "val.txt").write_text("a.jpg tench\nc.jpg great white shark\n")
+    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), ["a.jpg", "c.jpg"])
+    assert read.labels == {"a.jpg": 0, "c.jpg": 2}
+
+
+def test_boxes_of_two_classes_are_a_problem(tmp_path):
+    (tmp_path / "val.txt").write_text(f"a,{boxes(WNIDS[0], WNIDS[1])}\nc,{boxes(WNIDS[0])}\n")
+    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), FILES)
+    assert read.labels == {"c.jpg": 0} and list(read.problems) == ["a.jpg"]
+
+
+def test_a_first_line_that_is_no_header_stays_a_problem(tmp_path):
+    (tmp_path / "val.txt").write_text("a.jpg tunch\nc.jpg 2\n")
+    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), FILES)
+    assert read.labels == {"c.jpg": 2} and "the class 'tunch'" in read.problems["a.jpg"]
+
+
+def test_two_files_of_one_last_part_are_told_apart_or_a_problem(tmp_path):
+    (tmp_path / "val.txt").write_text("x/a.jpg 0\ny/a.jpg 1\nz/a.jpg 1\n")
+    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), ["x/a.jpg", "y/a.jpg"])
+    assert read.labels == {"x/a.jpg": 0, "y/a.jpg": 1, "z/a.jpg": 1}  # the last one is listed and absent
+    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), ["a.jpg"])
+    assert read.labels == {} and "another line gives it 0" in read.problems["a.jpg"]
+
+
+def test_ids_alone_must_be_as_many_as_the_images(tmp_path):
+    (tmp_path / "val.txt").write_text("0\n2\n")
+    with pytest.raises(UserError, match="a class on each of 2 lines and there are 3 images"):
+        read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), FILES)
+
+
+@pytest.mark.parametrize("text", ["a.jpg 1\nb b.png 3\nc.jpg 2\n", "1\n3\n2\n", "3 a.jpg\n1 c.jpg\n"])
+def test_ids_from_one_are_refused(tmp_path, text):
+    (tmp_path / "val.txt").write_text(text)
+    with pytest.raises(UserError, match="class ids from 1 to 3 for 3 names: class ids start at 0: subtract 1.*kit"):
+        read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), FILES)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        (
+            "a.json",
+            '{"0": ["n01440764", "tench"], "1": ["n01443537", "fish"]}',
+            [(WNIDS[0], "tench"), (WNIDS[1], "fish")],
+        ),
+        ("a.json", '{"goldfish": 1, "tench": 0}', [("", "tench"), ("", "goldfish")]),
+        ("a.json", '{"1": "goldfish", "0": "tench"}', [("", "tench"), ("", "goldfish")]),
+        ("a.json", '["tench", "goldfish"]', [("", "tench"), ("", "goldfish")]),
+        ("LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\n", [(WNIDS[0], NAMES[0])]),
+        ("a.json", '["two\\nlines", "\\ud800x", "\\u200f\\u0639"]', [("", "two lines"), ("", "x"), ("", "\u200fع")]),
+    ],
+)
+def test_forms_of_names(tmp_path, file, text, expected):
+    (tmp_path / file).write_text(text)
+    assert read_names(tmp_path / file) == expected
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": 0, "b": 2}', '{"a": 0, "b": 0}', "{}", "[]", "3", '{"a": "b"}', "[[1]]"])
+def test_json_without_names_is_one_sentence(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match="a.json .*give a list"):
+        read_names(tmp_path / "a.json")

@@ -9,10 +9,14 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.io
+import torchvision
 from conftest import SHARED, load_script, run_main, run_script, save_photo
 from PIL import Image
 
+from explain.datasets import find_parts, read_dataset_names
 from explain.errors import UserError
 
 process_data = load_script("process_data")
@@ -306,7 +310,7 @@ def test_spellings(dataset, folder, suffix):
     (data / "val.txt").rename(data / f"val{suffix}")
     (data / "synset_words.txt").rename(data / f"synset_words{suffix}")
     expected = (data / folder, data / f"val{suffix}", data / f"synset_words{suffix}", data / "test_images")
-    assert process_data.find_parts(data) == expected
+    assert find_parts(data) == expected
 
 
 def test_wnids_split_the_images(dataset, split):
@@ -370,6 +374,163 @@ def test_listed_but_absent_is_counted_and_an_error_only_with_strict(dataset, spl
     _, metrics = split()
     assert (metrics["results"]["listed"], metrics["results"]["listed_but_absent"]) == (5, 2)
     assert "2 of 5 listed files missing" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------
+# Layouts that people have
+
+
+def class_folders(base: Path, *names: str) -> Path:
+    """A folder with a picture in a subfolder of each name."""
+    for number, name in enumerate(names):
+        save_photo(base / name / f"{number}.png", number, (30, 24))
+    return base
+
+
+def classes_of(rows: list[dict]) -> dict[str, tuple[int, str]]:
+    return {row["path"].rpartition("/")[2]: (row["class"], row["name"]) for row in rows if row["class"] is not None}
+
+
+def test_a_folder_per_class_is_numbered_as_image_folder_does(dataset, split):
+    folder = class_folders(dataset.parent / "mine", "tench", "Zebra", "apple")
+    rows, _ = split("--folders", "mine", "--dataset", "new")
+    ids = torchvision.datasets.ImageFolder(folder).class_to_idx
+    assert classes_of(rows) == {"1.png": (0, "Zebra"), "2.png": (1, "apple"), "0.png": (2, "tench")}
+    assert ids == {"Zebra": 0, "apple": 1, "tench": 2}
+    new = dataset.parent / "new"
+    assert (new / "DL_data_p/synset_words.txt").read_text() == "Zebra\napple\ntench\n"
+    assert read_dataset_names(new)[0] == [("", "Zebra"), ("", "apple"), ("", "tench")]
+    assert split("--folders", "mine", "--dataset", "new")[1]["results"]["no_longer_belong"] == 0
+
+
+def test_names_of_a_split_that_is_made_anew_are_not_the_old_ones(dataset, split):
+    class_folders(dataset.parent / "mine", "b", "a")
+    split("--folders", "mine")
+    assert [name for _, name in read_dataset_names(dataset)[0]] == ["a", "b"]
+    split()
+    assert [name for _, name in read_dataset_names(dataset)[0]] == NAMES
+
+
+@pytest.mark.parametrize("numeric", [False, True])
+def test_the_order_of_folders_named_by_numbers_is_said(dataset, split, capsys, numeric):
+    class_folders(dataset.parent / "mine", *map(str, range(12)))
+    rows, metrics = split("--folders", "mine", *(["--numeric"] if numeric else []))
+    assert classes_of(rows)["10.png"] == ((10 if numeric else 2), "10")
+    (note,) = metrics["results"]["read_as"]
+    assert ("follow their order as numbers" if numeric else "as text, as in torchvision's ImageFolder") in note
+    assert note in capsys.readouterr().err
+
+
+def test_numeric_needs_numbers(dataset, split):
+    class_folders(dataset.parent / "mine", "1", "x")
+    assert "needs folders named by numbers, not 'x'" in refused(split, dataset, "--folders", "mine", "--numeric")
+
+
+def test_folders_by_name_wnid_and_id_with_names(dataset, split):
+    class_folders(dataset.parent / "mine", "Great_White Shark", "n01443537", "0")
+    names = "".join(f"{wnid} {name}\n" for wnid, name in zip(WNIDS, NAMES, strict=True))
+    (dataset.parent / "names.txt").write_text(names)
+    rows, _ = split("--folders", "mine", "--names", "names.txt")
+    assert classes_of(rows) == {"2.png": (0, NAMES[0]), "1.png": (1, NAMES[1]), "0.png": (2, NAMES[2])}
+    class_folders(dataset.parent / "mine", "whale", "3")
+    with pytest.raises(UserError, match="2 of the 5 folders in mine are named by no class, '3' first") as error:
+        split("--folders", "mine", "--names", "names.txt")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda d: None, "mine is not a folder"),
+        (lambda d: d.mkdir(), "has no subfolders"),
+        (lambda d: class_folders(d, "train", "val"), "has the folders train, val: give one of these"),
+    ],
+)
+def test_wrong_folders(dataset, split, make, says):
+    make(dataset.parent / "mine")
+    assert says in refused(split, dataset, "--folders", "mine")
+
+
+@pytest.mark.parametrize("folders", [("tench, Tinca tinca", "Goldfish"), tuple(WNIDS[:2]), ("0", "1")])
+def test_class_folders_in_dl_data_need_no_list(dataset, split, folders):
+    data = dataset / "DL_data"
+    names = "".join(f"{wnid} {name}\n" for wnid, name in zip(WNIDS, NAMES, strict=True))
+    write_lists(data, names=names)
+    (data / "val.txt").unlink()
+    shutil.rmtree(data / "validation_images")
+    class_folders(data / "validation_images", *folders)
+    rows, _ = split()
+    assert classes_of(rows) == {"0.png": (0, NAMES[0]), "1.png": (1, NAMES[1])}
+
+
+def test_class_folders_without_names_name_the_classes(dataset, split):
+    data = dataset / "DL_data"
+    (data / "val.txt").unlink(), (data / "synset_words.txt").unlink()
+    shutil.rmtree(data / "validation_images")
+    class_folders(data / "validation_images", "b", "a")
+    assert classes_of(split()[0]) == {"1.png": (0, "a"), "0.png": (1, "b")}
+
+
+def test_class_names_in_val_txt(dataset, split):
+    write_lists(dataset / "DL_data", "a.jpg,tench\nb b.png,great white shark\nc.jpg,Great White Shark\n")
+    rows, metrics = split()
+    assert [row["class"] for row in rows[:3]] == [0, 2, 2]
+    assert metrics["results"]["read_as"] == ["read as column 1 the name, column 2 the class, separated by ','"]
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_the_development_kit(dataset, split, names):
+    """Its ids have an order of their own: 1 is the shark, 2 the tench, 3 the goldfish; 4 is no leaf."""
+    data = dataset / "DL_data"
+    (data / "val.txt").unlink(), (data / "synset_words.txt").unlink()
+    kit = data / "ILSVRC2012_devkit_t12/data"
+    kit.mkdir(parents=True)
+    order = [2, 0, 1]
+    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+    entries = [(i, WNIDS[c], NAMES[c], 0) for i, c in enumerate(order, start=1)] + [(4, "n00001740", "entity", 3)]
+    scipy.io.savemat(kit / "meta.mat", {"synsets": np.array(entries, fields)})
+    (kit / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n3\n")
+    if names:  # another order, by wnids
+        (data / "synset_words.txt").write_text("".join(f"{WNIDS[c]} {NAMES[c]}\n" for c in (1, 0, 2)))
+    rows, _ = split()
+    ids = [1, 2, 0] if names else [0, 2, 1]  # of a.jpg tench, b b.png shark, c.jpg goldfish
+    assert classes_of(rows) == {
+        "a.jpg": (ids[0], NAMES[0]),
+        "b b.png": (ids[1], NAMES[2]),
+        "c.jpg": (ids[2], NAMES[1]),
+    }
+    (kit / "meta.mat").write_text("x")
+    with pytest.raises(UserError, match="is not the development kit's meta.mat"):
+        split()
+    (kit / "meta.mat").unlink()
+    with pytest.raises(UserError, match="without its meta.mat|has no file synset_words.txt"):
+        split()
+
+
+def test_kaggles_archive(dataset, split):
+    data = dataset / "DL_data"
+    (data / "ILSVRC/Data/CLS-LOC").mkdir(parents=True)
+    (data / "validation_images").rename(data / "ILSVRC/Data/CLS-LOC/val")
+    (data / "test_images").rename(data / "ILSVRC/Data/CLS-LOC/test")
+    (data / "val.txt").unlink(), (data / "synset_words.txt").unlink()
+    names = "".join(f"{wnid} {name}\n" for wnid, name in zip(WNIDS, NAMES, strict=True))
+    (data / "LOC_synset_mapping.txt").write_text(names)
+    labels = "".join(f"{Path(name).stem},{WNIDS[c]} 1 2 30 40 \n" for name, c in LABELS.items())
+    (data / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + labels)
+    rows, metrics = split()
+    assert classes_of(rows) == {name: (c, NAMES[c]) for name, c in LABELS.items()}
+    assert metrics["results"]["test_images"] == 1
+
+
+def test_ids_from_one_are_refused(dataset, split):
+    write_lists(dataset / "DL_data", "a.jpg 1\nb b.png 3\nc.jpg 3\n")
+    assert "class ids start at 0: subtract 1" in refused(split, dataset)
+
+
+def test_a_list_that_fits_nothing_is_refused_with_its_first_line(dataset, split):
+    write_lists(dataset / "DL_data", "x: zero\ny: one\n")
+    message = refused(split, dataset)
+    assert "whose first line is 'x: zero'; expected is a file name and a class, as in 'a.jpg 0'" in message
 
 
 # --------------------------------------------------------------------------------------------
@@ -497,7 +658,7 @@ def test_skip_bad_with_nothing_left_is_refused(dataset, split):
     ("names", "expected"),
     [
         (b"caf\xe9\n", "not UTF-8 .byte 3.: save it"),
-        ("a\nb\n".encode("utf-16"), "not UTF-8"),
+        ("a\nb\n".encode("utf-16")[:-1], "not UTF-16"),
         (b"a\0\nb\n", "is not a text file"),
         (b"\n \n", "is empty"),
         (b"a\n\nb\n", "line 2 of .* has a name of 0 characters"),
@@ -519,7 +680,7 @@ def test_bad_synset_words(dataset, split, names, expected):
     ("labels", "expected"),
     [
         (b"a\0.jpg 0\n", "is not a text file"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b"\xffx 1", "not UTF-8"),
         (b"x 1\n" * 10_000_000, "more than 16,000,000 bytes"),
     ],
     ids=["NUL", "not UTF-8", "10 million lines"],
@@ -558,10 +719,10 @@ def test_dollar_signs_in_a_class_name_are_no_formula(dataset, split):
 def test_figure_shows_as_many_photos_as_asked(tmp_path, classes):
     photo = save_photo(tmp_path / "a.png")
     table = [{"class": 2 * i, "name": f"name {i}", "images": i + 1} for i in range(classes)]
-    figure = process_data.draw_classes(table, {2 * i: photo for i in range(classes)}, show=10)
-    upper, lower = figure.subfigs
-    assert [bar.get_height() for bar in upper.axes[0].patches] == [line["images"] for line in table]
-    assert sum(bool(axes.images) for axes in lower.axes) == min(10, classes)
+    figure, _ = process_data.draw_classes(table, {2 * i: photo for i in range(classes)}, show=10)
+    assert sum(bool(axes.images) for axes in figure.axes) == min(10, classes)
+    figure, _ = process_data.draw_class_sizes(table)
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [line["images"] for line in table]
 
 
 # --------------------------------------------------------------------------------------------

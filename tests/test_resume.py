@@ -32,7 +32,7 @@ from conftest import (
 )
 
 import common
-from explain import rows, shell
+from explain import output, rows, shell
 
 # long enough for a state to be kept
 SCRIPTS = {**SCRIPTS, "2c_class_visualization": [*SCRIPTS["2c_class_visualization"], "--steps", "60"]}
@@ -135,7 +135,8 @@ def test_a_full_disk(name, undisturbed, tmp_path, small_disk):
         process.join(300)
         said = (tmp_path / "said.err").read_text()
         assert process.exitcode == 1 and "No space left on device; check the path and its disk" in said, said
-        assert said.startswith(f"error: output/{name}/") and said.count("\n") == 1
+        assert said.splitlines()[-1].startswith(f"error: output/{name}/")
+        assert all(line.endswith(" are done") for line in said.splitlines()[:-1])
         assert not (tmp_path / "output" / name / "metrics.json").exists()
     small_disk(10 * needed + (1 << 20))
     finish_script(name, *SCRIPTS[name], cwd=tmp_path)
@@ -248,7 +249,7 @@ def test_other_images_and_other_code_refuse_to_mix(undisturbed, tmp_path, monkey
     with pytest.raises(common.UserError, match="list of images"):
         run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     os.truncate(photo, size)
-    with monkeypatch.context() as patch, pytest.raises(common.UserError, match="with code "):
+    with monkeypatch.context() as patch, pytest.raises(common.UserError, match="with the code "):
         patch.setattr(rows, "imported_files", lambda script: [script])
         run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=patch)
     assert contents(folder) == before
@@ -365,9 +366,9 @@ def test_metrics_json_means_complete(undisturbed, tmp_path, monkeypatch):
     save_inputs(tmp_path)
     run_main(name, *SCRIPTS[name], "--seed", "1", cwd=tmp_path, monkeypatch=monkeypatch)
     metrics, seen = tmp_path / "output" / name / "metrics.json", []
-    append, save = common.Rows.append, common.save_figure
+    append, save = common.Rows.append, output.save_figure
     monkeypatch.setattr(common.Rows, "append", lambda self, rows: seen.append(metrics.exists()) or append(self, rows))
-    monkeypatch.setattr(common, "save_figure", lambda *given: seen.append(metrics.exists()) or save(*given))
+    monkeypatch.setattr(output, "save_figure", lambda *given: seen.append(metrics.exists()) or save(*given))
     run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     assert seen == [False] * 4 and contents(metrics.parent) == whole(undisturbed, name)
 
@@ -431,11 +432,13 @@ def test_ctrl_c_ends_a_long_operation(number, tmp_path, monkeypatch):
     time.sleep(0.5)
     os.kill(process.pid, number)
     assert ends_within(2, process.is_alive) and process.exitcode == 130
-    assert Path("slow.err").read_text() == shell.STOPPED
+    assert Path("slow.err").read_text() == shell.STOPPED_EARLY
 
 
 # and what each is about to import when it is stopped; before the first of these, it is Python's own start
-MOMENTS = dict(zip(SCRIPTS, ("numpy", "torch", "torch._C", "torchvision", "timm", "matplotlib.figure"), strict=True))
+MOMENTS = dict(
+    zip(SCRIPTS, ("numpy", "torch", "torch._C", "torchvision", "timm", "joblib", "matplotlib.figure"), strict=True)
+)
 MOMENTS["process_data"] = "torch.nn"
 STOPS = """
 import os, sys
@@ -460,7 +463,7 @@ def test_ctrl_c_while_libraries_are_imported(name, number, tmp_path):
         in_time = ends_within(2, lambda: process.poll() is None)
         process.kill()
         assert in_time and process.returncode == 130
-        assert process.stderr.read() == shell.STOPPED
+        assert process.stderr.read() == shell.STOPPED_EARLY
 
 
 @pytest.mark.parametrize("name", SOME_SCRIPTS)

@@ -1,0 +1,456 @@
+"""Any nn.Module from Python: what goes in, what comes out, and where from, for the four public functions."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_same_state, load_script, state_of
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import common
+from explain import evaluation
+from explain.maps import cascading_randomisation
+
+saliency_maps = load_script("2e_saliency").saliency_maps
+guided_saliency_maps = load_script("2f_guided_saliency").guided_saliency_maps
+all_maps = load_script("2f_guided_saliency").all_maps
+mc_dropout_logits = load_script("2h_mc_dropout").mc_dropout_logits
+visualize_classes = load_script("2c_class_visualization").visualize_classes
+MAPS = [saliency_maps, guided_saliency_maps]
+FAST = dict(size=8, steps=3, first_size=1.0)
+
+
+def ascend(model, classes, images=None, method="gaussian"):
+    count = sum(1 for _ in classes) if np.iterable(classes) else 1
+    return visualize_classes(model, classes, method, common.seeded_generators(0, range(count)), **FAST)
+
+
+def passes(model, images):
+    return mc_dropout_logits(model, images, 4, common.seeded_generators(0, range(len(images))))
+
+
+METHODS = {
+    "2e": lambda model, images: saliency_maps(model, images, 1),
+    "2f": lambda model, images: guided_saliency_maps(model, images, 1),
+    "2h": passes,
+    "2c": lambda model, images: ascend(model, [0, 1]),
+    "2c natural": lambda model, images: ascend(model, [0, 1], method="natural"),
+    "gradient": lambda model, images: common.class_score_gradient(model, images, 1)[0],
+    "logits": common.predict_logits,
+}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+class Returns(nn.Module):
+    """A network whose output is packed as `pack` says."""
+
+    def __init__(self, network, pack):
+        super().__init__()
+        self.network, self.pack = network, pack
+
+    def forward(self, x):
+        return self.pack(self.network(x))
+
+
+def head(classes=3):
+    """Pixels, a rectifier, dropout, a linear layer; in training mode."""
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, classes)]
+    return nn.Sequential(*layers)
+
+
+# ------------------------------------------------------------------------------------------------
+# Classes
+
+
+@pytest.mark.parametrize("maps", MAPS)
+def test_one_class_for_all_is_a_number_not_a_list_of_one(maps, images):
+    """The second image's map was all zeros: gather took one class of the first."""
+    expected = maps(head(), images, torch.tensor([2] * 5))
+    assert expected.flatten(1).amax(1).min() > 0
+    for spelling in (2, np.int64(2), np.array(2), torch.tensor(2)):
+        assert torch.equal(maps(head(), images, spelling), expected)
+    for wrong in (torch.tensor([2]), [2], [2] * 4, [2] * 6):
+        with pytest.raises(
+            common.UserError, match=f"{len(wrong)} classes for 5 images: give one for each, or a single"
+        ):
+            maps(head(), images, wrong)
+
+
+@pytest.mark.parametrize(
+    "kind", [list, tuple, np.array, np.int32, torch.tensor, lambda c: torch.tensor(c, dtype=torch.int32)]
+)
+@pytest.mark.parametrize("maps", MAPS)
+def test_classes_of_every_kind(maps, kind, images):
+    classes = [2, 0, 1, 1, 0]
+    assert torch.equal(maps(head(), images, kind(classes)), maps(head(), images, torch.tensor(classes)))
+
+
+def test_classes_of_every_kind_for_archetypes():
+    expected = ascend(head(), [2, 0])
+    for classes in ((2, 0), np.array([2, 0]), np.int32([2, 0]), torch.tensor([2, 0]), torch.tensor([2, 0]).int()):
+        assert torch.equal(ascend(head(), classes), expected)
+    assert torch.equal(ascend(head(), 2), ascend(head(), [2]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [[0.5, 1.0], torch.ones(2), np.ones((2, 1), int), torch.zeros(2, 1).long(), ["a", "b"], [True, False], "ab", 1.0],
+)
+def test_what_is_no_class(wrong, images):
+    for method in (*MAPS, ascend):
+        arguments = (head(), images[:2], wrong) if method in MAPS else (head(), wrong)
+        with pytest.raises(common.UserError, match="classes must be whole numbers, one for all images or one for each"):
+            method(*arguments)
+    for method in MAPS:
+        with pytest.raises(common.UserError, match=r"class ids must be 0 to 2, not \[0, 3\]"):
+            method(head(), images[:2], np.array([0, 3]))
+
+
+# ------------------------------------------------------------------------------------------------
+# Images
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("2c")])  # which takes no images
+@pytest.mark.parametrize("given", ["uint8", "a single image", "features", "an array"])
+def test_what_is_no_batch_of_images(given, name, images):
+    wrong, says = {
+        "uint8": ((images * 255).byte(), r"images are torch.uint8: give .* images.float\(\) / 255"),
+        "a single image": (images[0], r"shape \(3, 8, 8\) have no batch dimension: give a single one as image\[None\]"),
+        "features": (
+            images.flatten(1),
+            r"must be of shape \(N, 3, H, W\), not \(5, 192\): give pictures, not features",
+        ),
+        "an array": (images.numpy(), "images must be a tensor .*, not ndarray: use torch.as_tensor"),
+    }[given]
+    with pytest.raises(common.UserError, match=says):
+        METHODS[name](head(), wrong)
+
+
+class Reshapes(nn.Module):
+    """Cannot take an empty batch."""
+
+    def forward(self, x):
+        return F.relu(x).reshape(len(x), -1)[:, :3]
+
+
+def test_no_images_give_an_empty_result(images):
+    for model in (head(), Reshapes()):
+        for maps in MAPS:
+            for classes in ([], torch.zeros(0, dtype=torch.long), np.zeros(0, int), 1):
+                assert maps(model, images[:0], classes).shape == (0, 8, 8)
+        gradient, scores = common.class_score_gradient(model, images[:0], [])
+        assert gradient.shape == (0, 3, 8, 8) and scores.shape == (0,)
+        assert common.predict_logits(model, images[:0]).shape == (0, 3)
+    with pytest.raises(common.UserError, match="there are no images: give at least one"):
+        mc_dropout_logits(head(), images[:0], 3)
+
+
+# ------------------------------------------------------------------------------------------------
+# Where gradients are off, and where others use the network too
+
+
+@every_method
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_where_gradients_are_off(mode, method, toy, images):
+    """As from outside, with images made inside and outside, and with what comes out fit for autograd outside."""
+    before = state_of(toy)
+    expected = method(toy, images)
+    with mode():
+        for given in (images, images.clone()):
+            result = method(toy, given)
+            assert torch.equal(result, expected)
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+        assert not torch.is_grad_enabled()
+    assert_same_state(before, state_of(toy))
+    weight = torch.ones((), requires_grad=True)
+    (weight * result.clone()).sum().backward()
+
+
+@every_method
+def test_a_network_built_in_inference_mode(method, images):
+    with torch.inference_mode():
+        model = head()
+        inside = method(model, images)
+    assert torch.equal(inside, method(head(), images)) and torch.equal(method(model, images), inside)
+
+
+@every_method
+def test_a_network_in_training_mode_used_from_eight_threads(method, images):
+    """They saw training mode where another had put it back, and left the network in evaluation mode."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), head()).train()
+    with torch.no_grad():
+        model[1].running_mean.fill_(0.3)
+    expected = method(model, images)
+    before = state_of(model)
+    for network in (model, nn.Sequential(*model)):  # one of its own, or one that shares all its layers
+        start = threading.Barrier(8)
+
+        def use(n, start=start, network=network):
+            start.wait()
+            return [method(model if n % 2 else network, images) for _ in range(4)]
+
+        with ThreadPoolExecutor(8) as threads:
+            results = list(threads.map(use, range(8)))
+        assert all(torch.equal(result, expected) for found in results for result in found)
+        assert_same_state(before, state_of(model))
+    assert not evaluation._held
+
+
+def test_modes_of_overlapping_calls(images):
+    """Two calls at the same time: the mode comes back with the end of the last one, also after an error."""
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3).eval())
+    first, second = common.evaluation_mode(model), common.evaluation_mode(nn.Sequential(model[0]))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not model[0].training
+    assert not second.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert model[0].training and not model[1].training and not evaluation._held
+
+
+class Caches(nn.Module):
+    """As timm's levit: what it needs for a mode is cached, and any change of the mode, also to the same, forgets it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.cache = nn.Parameter(torch.rand(192, 3)), {}
+
+    def train(self, mode=True):
+        self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        return checkpoint(self.block, x, use_reentrant=False)
+
+    def block(self, x):
+        if "weight" not in self.cache:
+            self.cache["weight"] = self.weight.sin()
+        return F.relu(x.flatten(1)) @ self.cache["weight"]
+
+
+def test_a_network_in_evaluation_mode_is_left_alone(images):
+    """It was told eval() before the way back, where its checkpoint then met another network than on the way forward."""
+    torch.manual_seed(0)
+    model = Caches().eval()
+    with pytest.raises(common.UserError, match="when it is run again: switch its checkpointing off"):
+        saliency_maps(model, images, 1)
+    expected = model.weight.sin()[:, 1].view(3, 8, 8).abs().amax(0).expand(5, 8, 8)
+    for maps in MAPS:
+        torch.testing.assert_close(maps(model, images, 1), expected.detach())
+    assert "weight" in model.cache
+
+
+# ------------------------------------------------------------------------------------------------
+# What a network returns
+
+PACKS = {
+    "tuple": lambda logits: (logits, logits[:, :2] + 1),
+    "list": lambda logits: [logits],
+    "dict": lambda logits: {"loss": logits.sum(), "scores": logits},
+    "dict with logits": lambda logits: {"features": logits[:, :2] + 1, "logits": logits},
+    "object": lambda logits: SimpleNamespace(features=logits[:, :2] + 1, logits=logits),
+    "object without logits": lambda logits: SimpleNamespace(loss=None, maps=logits[:, :, None, None], out=logits),
+}
+
+
+@every_method
+@pytest.mark.parametrize("pack", PACKS.values(), ids=PACKS)
+def test_packed_logits(pack, method, images):
+    assert torch.equal(method(Returns(head(), pack), images), method(head(), images))
+
+
+@every_method
+@pytest.mark.parametrize(
+    "pack", [lambda z: z, lambda z: z[:, 0], lambda z: (z[:, 0],)], ids=["(N, 1)", "(N,)", "tuple"]
+)
+def test_one_logit_an_image_is_two_classes(pack, method, images):
+    """By its sign: class 1 above 0; as a network with the logits (0, z), but that class 0 is explained as -z."""
+    archetypes = method in (METHODS["2c"], METHODS["2c natural"])
+    pair = Returns(head(1), lambda z: torch.cat([-z if archetypes else 0 * z, z], 1))
+    torch.testing.assert_close(method(Returns(head(1), pack), images), method(pair, images))
+
+
+def test_the_two_classes_of_one_logit(images):
+    model = Returns(head(1), lambda z: z[:, 0])
+    z = head(1).eval()(images)[:, 0]
+    torch.testing.assert_close(common.predict_logits(model, images).softmax(1)[:, 1], z.sigmoid())
+    for maps in MAPS[:1]:
+        assert torch.equal(maps(model, images, 0), maps(model, images, 1))
+    for c, sign in ((0, -1), (1, 1)):
+        gradient = common.class_score_gradient(model, images, c)[0]
+        assert torch.equal(gradient, sign * common.class_score_gradient(model, images, 1)[0])
+    low, high = ascend(model, [0, 1])
+    low, high = model.eval()(torch.stack([low, high]))
+    assert low < high
+    assert mc_dropout_logits(model, images, 3).shape == (3, 5, 2)
+    best = saliency_maps(model, images, [None] * 5)
+    assert torch.equal(best, saliency_maps(model, images, (z > 0).long()))
+
+
+@pytest.mark.parametrize(
+    ("pack", "says"),
+    [
+        (
+            lambda x: {"out": x[:, :, None, None], "aux": x[:, :, None, None]},
+            "a dict of .*: return the logits .* alone",
+        ),
+        (lambda x: (x[:, 0], x), "a tuple of .*: return the logits .* alone, or name them"),
+        (lambda x: {"name": "x"}, "a dict of no tensor"),
+        (lambda x: None, "a NoneType of no tensor"),
+        (lambda x: x.argmax(1), "torch.int64, which cannot be logits"),
+        (lambda x: x.T, r"shape \(3, \d\) for \d image"),
+        (lambda x: x[0], r"shape \(3,\) for \d image"),
+    ],
+)
+def test_what_are_no_logits_of_classes(pack, says, images):
+    model = Returns(head(), pack)
+    for method in METHODS.values():
+        with pytest.raises(common.UserError, match=says):
+            method(model, images[:2])
+
+
+def test_a_segmentation_has_passes_but_no_map(images):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Dropout2d(0.5), nn.Conv2d(4, 2, 1))
+    expected = passes(net, images)
+    assert expected.shape == (4, 5, 2, 8, 8)
+    assert torch.equal(passes(Returns(net, lambda x: {"out": x}), images), expected)
+    for method in (METHODS["2e"], METHODS["2f"], METHODS["2c"]):
+        with pytest.raises(common.UserError, match=r"shape \(\d, 2, 8, 8\), not \(N, classes\)"):
+            method(net, images)
+
+
+class Blind(nn.Module):
+    """Logits that do not depend on the picture."""
+
+    def __init__(self, parameters=True):
+        super().__init__()
+        self.logits = nn.Parameter(torch.rand(1, 3), requires_grad=parameters)
+
+    def forward(self, x):
+        return self.logits.expand(len(x), 3)
+
+
+def test_logits_that_do_not_depend_on_the_image(images):
+    detached = Returns(head(), lambda x: x.detach())
+    for model in (Blind(), Blind(parameters=False), detached):
+        for name in ("2e", "2f", "2c", "2c natural", "gradient"):
+            with pytest.raises(common.UserError, match="logits do not depend on the images, or"):
+                METHODS[name](model, images)
+
+
+# ------------------------------------------------------------------------------------------------
+# Floating-point types, copies, settings
+
+
+def test_a_network_in_float64(images):
+    """Its own type inside; images and maps keep theirs."""
+    expected = {name: method(head(), images) for name, method in METHODS.items()}
+    for name, method in METHODS.items():
+        result = method(head().double(), images)
+        assert result.dtype == (torch.float64 if name in ("2h", "logits") else torch.float32)
+        torch.testing.assert_close(result.float(), expected[name], rtol=1e-3, atol=1e-4)
+
+
+def randomise(model, images, classes):
+    return cascading_randomisation(
+        model,
+        images,
+        classes,
+        lambda *a: torch.stack([*all_maps(*a)[0].values()])[:2],
+        2,
+        torch.Generator().manual_seed(0),
+    )
+
+
+def test_randomisation_in_bfloat16(images):
+    layers, correlations = randomise(head().bfloat16(), images.bfloat16(), 1)
+    assert layers == ["4", "1"] and all(-1 <= value <= 1 for stage in correlations for kind in stage for value in kind)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_randomisation_with_weight_norm(images):
+    """What it computes from its parameters PyTorch does not copy."""
+    model = head()
+    expected = saliency_maps(model, images, 1)
+    nn.utils.weight_norm(model[1])
+    torch.testing.assert_close(saliency_maps(model, images, 1), expected)
+    assert not model[1].weight.is_leaf
+    weight = model[1].weight_v.clone()
+    layers, correlations = randomise(model, images, 1)
+    assert layers == ["4", "1"] and max(correlations[1][0]) < 0.9
+    assert torch.equal(model[1].weight_v, weight)
+    torch.testing.assert_close(saliency_maps(model, images, 1), expected)
+
+
+def test_what_cannot_be_copied_is_one_sentence(images):
+    model = head()
+    model.lock = threading.Lock()
+    with pytest.raises(common.UserError, match="cannot be copied .*lock.*, which randomising its layers needs"):
+        randomise(model, images, 1)
+
+
+@pytest.mark.parametrize("size", [(8, 8), [8, 8], torch.Size([3, 8, 8]), np.array([8, 8])])
+def test_an_input_size_that_is_a_pair(size):
+    model = head()
+    model.input_size = size
+    given = {**FAST, "size": None}
+    assert torch.equal(
+        visualize_classes(model, [0, 1], "gaussian", common.seeded_generators(0, [0, 1]), **given),
+        ascend(head(), [0, 1]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (dict(classes=[]), r"at least one class each, not \[\]: give ids"),
+        (dict(classes=torch.zeros(0).long()), r"at least one class each, not \[\]: give ids"),
+        (dict(size=(8, 6)), r"archetypes are square: give one size in pixels, not \(8, 6\)"),
+        (dict(size=-8), "archetypes are square: give one size in pixels, not -8"),
+        (dict(steps=-1), "steps must be a whole number of at least 1, not '-1'"),
+        (dict(steps=0), "steps must be a whole number of at least 1, not '0'"),
+        (dict(blur_px=-0.5), "blur_px must be a number of at least 0, not '-0.5'"),
+        (dict(first_size=2), "first_size must be a number above 0 and at most 1, not '2'"),
+        (dict(blur=1), "no setting is named 'blur': did you mean blur_px.*; valid are steps, "),
+    ],
+)
+def test_what_no_archetype_can_be_made_of(arguments, says):
+    given = {"classes": [0], **FAST, **arguments}
+    with pytest.raises(common.UserError, match=says):
+        visualize_classes(head(), given.pop("classes"), "gaussian", **given)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_passes_are_at_least_one(count, images):
+    with pytest.raises(common.UserError, match=f"passes must be a whole number of at least 1, not {count}"):
+        mc_dropout_logits(head(), images, count)
+
+
+@every_method
+def test_a_plain_network_is_run_as_often_as_before(method, images):
+    """Nothing is tried out, and nothing is told the network, that is in evaluation mode."""
+    calls, modes = [], []
+
+    class Counted(nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            return x
+
+        def train(self, mode=True):
+            modes.append(mode)
+            return super().train(mode)
+
+    model = nn.Sequential(Counted(), head()).eval()
+    modes.clear()
+    method(model, images)
+    expected = {"2h": [3, 2, 3, 5], "2c": [2] * 3, "2c natural": [2] * 3}
+    assert calls == expected.get(next(name for name in METHODS if METHODS[name] is method), [5]) and not modes

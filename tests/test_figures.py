@@ -1,0 +1,259 @@
+"""Figures as they are handed in: readable at the width of a page, in one style, able to stand alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, load_script, run_main, save_photo
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+import common
+from explain import figures
+
+LONG = "a name of sixty characters, which is as long as names may be"
+PICTURES = 12
+DRAWS = {
+    "2d_predict": [],
+    "2e_saliency": ["--copies", "1", "--worth", "1"],
+    "2f_guided_saliency": ["--worth", "1"],
+    "2g_faithfulness": ["--copies", "1", "--steps", "2", "--randomise", "1", "--stages", "2", "--mosaics", "0"],
+    "2h_mc_dropout": ["--passes", "20", "--dropout", "0.5"],
+}
+
+
+def texts_of(figure: Figure) -> list[Text]:
+    return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+
+
+def check_page(figure: Figure) -> None:
+    """Sixteen centimetres wide, no text below seven points, none that leaves the page."""
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() == pytest.approx(16 / 2.54)
+    page = figure.bbox
+    axes = [axis for panel in figure.findobj(Axes) for axis in (panel.xaxis, panel.yaxis)]
+    ticks = {tick.label1: (axis, tick) for axis in axes for tick in axis.get_major_ticks()}
+    for text in texts_of(figure):
+        axis, tick = ticks.get(text, (None, None))
+        if axis and not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval()):
+            continue  # not drawn
+        assert text.get_fontsize() >= 7, text
+        box = text.get_window_extent()
+        assert box.x0 > page.x0 - 3 and box.x1 < page.x1 + 3, text
+        assert box.y0 > page.y0 - 3 and box.y1 < page.y1 + 3, text
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_figures_fit_the_page_whatever_is_in_them(name, tmp_path, monkeypatch):
+    """With 1, 2, 3, 5 and 12 pictures, and names of 60 characters."""
+    for i in range(PICTURES):
+        save_photo(tmp_path / f"photos/{i} {LONG}.png", i)
+    drawn = []
+
+    def draw(self, figure_name, function, *arguments):
+        for count in (1, 2, 3, 5, PICTURES):
+            rows = next((argument for argument in arguments if isinstance(argument, list)), None)
+            fewer = [a[:count] if a is rows else a for a in arguments]
+            with figures.figure_style():
+                figure, text = function(*fewer)
+                figures.draw_title(figure, *text)
+                check_page(figure)
+            assert text[0].startswith("timm/test_resnet, untrained: ")
+            drawn.append(figure_name)
+
+    monkeypatch.setattr(common.OutputFolder, "draw", draw)
+    monkeypatch.setattr(figures.Classifier, "categories", [f"{LONG} {i}" for i in range(1000)], raising=False)
+    run_main(name, "photos", *TINY, "--show", PICTURES, *DRAWS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    assert len(drawn) >= 5
+
+
+def test_a_figure_stands_without_its_title(tmp_path, monkeypatch):
+    """And in the project's style: a user's own would end in LaTeX."""
+    save_photo(tmp_path / "a.png")
+    with matplotlib.rc_context({"text.usetex": True, "font.size": 3, "savefig.dpi": 30}):
+        run_main("2e_saliency", "a.png", *TINY, "--no-title", "--pdf", cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "output/2e_saliency"
+    caption = (folder / "saliency.txt").read_text().splitlines()
+    assert caption[0] == "timm/test_resnet, untrained: class saliency map" and "central crop" in "".join(caption)
+    assert (folder / "saliency.pdf").read_bytes().startswith(b"%PDF")
+    with Image.open(folder / "saliency.png") as figure:
+        assert figure.width == pytest.approx(16 / 2.54 * 200, abs=1)
+    without = (folder / "saliency.png").read_bytes()
+    # drawn again with its title: what is no longer asked for is gone
+    run_main("2e_saliency", "a.png", *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert (folder / "saliency.png").read_bytes() != without
+    assert {path.name for path in folder.glob("saliency.*")} == {"saliency.png", "saliency.csv"}
+
+
+def test_a_font_with_the_missing_characters_is_taken(tmp_path, monkeypatch):
+    builder = FontBuilder(1000)
+    glyphs = [".notdef", "han"]
+    builder.setupGlyphOrder(glyphs)
+    builder.setupCharacterMap({0x6F22: "han"})
+    pen = TTGlyphPen(None)
+    for point in ((0, 0), (0, 500), (500, 500)):
+        (pen.moveTo if point == (0, 0) else pen.lineTo)(point)
+    pen.closePath()
+    builder.setupGlyf(dict.fromkeys(glyphs, pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (600, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Small Han", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "small.ttf")
+    entry = font_manager.ttfFontProperty(font_manager.get_font(str(tmp_path / "small.ttf")))
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [*font_manager.fontManager.ttflist, entry])
+    with figures.figure_style():
+        figure = Figure()
+        text = figure.text(0, 0, "漢 and \U0001f984")
+        assert figures.find_fonts(figure) in ("\U0001f984", "")  # a unicorn, unless a font here has it
+        assert "Small Han" in text.get_fontfamily() or len(font_manager.fontManager.ttflist) > 60
+
+
+def test_what_no_font_has_is_said_once(tmp_path, monkeypatch, capsys):
+    options = common.option_parser("", "--output", "--no-title", "--pdf").parse_args(["--output", str(tmp_path)])
+    monkeypatch.setattr(figures, "_installed_fonts", list)
+
+    def draw():
+        return Figure(figsize=(figures.WIDTH, 1), layout="constrained"), ["\u6f22 \u6f22"]
+
+    common.OutputFolder(options, "thing.py").draw("a", draw)
+    assert capsys.readouterr().err == "no installed font has \u6f22 of a: install one, such as Noto\n"
+
+
+# ------------------------------------------------------------------------------------------------
+# Results that stay, classes, whole pictures
+
+
+def test_pictures_of_ones_own_leave_the_report_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = common.option_parser("", "images", "--output")
+    for arguments, folder in ((["a.png"], "output/pictures"), ([], "output"), (["a.png", "--output", "x"], "x")):
+        options = parser.parse_args(arguments)
+        assert (
+            common.OutputFolder(options, "thing.py").path.as_posix() == f"{folder}/thing" and options.output == folder
+        )
+
+
+def test_what_is_replaced_is_said(tmp_path, monkeypatch, capsys):
+    for i in range(2):
+        save_photo(tmp_path / f"{i}.png", i)
+
+    def said(*arguments: str) -> str:
+        run_main("2d_predict", *arguments, *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
+        return capsys.readouterr().err
+
+    assert said("0.png", "1.png") == said("0.png", "1.png") == ""
+    assert said("0.png", "1.png", "--seed", "7") == "replaces the results of 2 images with --seed 0\n"
+    assert said("1.png", "--seed", "7") == "replaces the results of 2 images with other images\n"
+    assert said("1.png", "--limit", "1") == "replaces the results of 1 image with no --limit\n"
+
+
+def test_findings_figures_and_metrics_are_the_last_lines(tmp_path, monkeypatch, capsys):
+    for i in range(12):
+        save_photo(tmp_path / f"photos/{i:02d}.png", i)
+    run_main("2d_predict", "photos", *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("00.png: ") and lines[9].startswith("09.png: ")
+    assert lines[10:] == [
+        "and 2 more, in predictions.csv",
+        "output/2d_predict/predictions.png",
+        "output/2d_predict/metrics.json",
+    ]
+
+
+def test_a_line_a_minute_where_there_is_no_terminal(monkeypatch, capsys):
+    progress = importlib.import_module("explain.progress")
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    with progress.progress(3, "images", miniters=1) as bar:
+        for _ in range(3):
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("1 of 3 images, 00:00 elapsed, ") and "3 of 3 images" in lines[-1]
+
+
+CATEGORIES = ["white stork", "black stork", "mountain bike, all-terrain bike", "stole"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["stork"], "no class is named 'stork': choose from white stork 0, black stork 1"),
+        (["stole", "white", "stork"], "'white stork' is one class: put it in quotes, as in --classes \"white stork\""),
+        (["blck stork"], "did you mean black stork"),
+    ],
+)
+def test_a_class_name_that_is_none_is_told_what_may_be_meant(texts, says):
+    with pytest.raises(common.UserError, match=f"^.*{says}"):
+        common.find_classes(texts, CATEGORIES)
+
+
+def test_one_picture_may_have_several_classes(tmp_path, monkeypatch):
+    """Two rows on one scale; what else is asked for is refused with the ways that there are."""
+    files = [common.ImageFile(0, "a.png", save_photo(tmp_path / "a.png"))]
+    several, classes = common.classes_to_explain(["stole", "1"], files, CATEGORIES)
+    assert [file.index for file in several] == [0, 1] and classes == [3, 1] and several[1].path == files[0].path
+    with pytest.raises(common.UserError, match="3 classes for 2 images: give one class for all images, one for each"):
+        common.classes_to_explain(["0", "1", "2"], several, CATEGORIES)
+    run_main("2e_saliency", "a.png", *TINY, "--classes", "1", "2", cwd=tmp_path, monkeypatch=monkeypatch)
+    metrics = json.loads((tmp_path / "output/2e_saliency/metrics.json").read_text())
+    assert metrics["results"]["maps"] == 2 and metrics["images"]["used"] == 1
+
+
+def test_signed_maps_are_the_maps_with_the_gradients_sign(toy, images):
+    script = load_script("2e_saliency")
+    forward = common.forward_pass(toy, images, [0, 1, 2, 3, 0])
+    signed, gradient = script.signed_saliency(forward), common.class_score_gradient(toy, images, forward.classes)[0]
+    assert torch.equal(signed.abs(), script.saliency_maps(toy, images, forward.classes))
+    assert torch.equal(signed, torch.where(signed > 0, gradient.amax(1), gradient.amin(1)))
+    assert (signed < 0).any() and (signed > 0).any()
+
+
+def test_a_whole_picture_is_fitted_into_the_square():
+    model = common.load_model("timm/test_resnet", "random")
+    assert model.view.startswith("central crop") and model.label == "timm/test_resnet, untrained"
+    model.see_whole()
+    picture = model.preprocess(Image.new("RGB", (300, 100), (255, 0, 0)))  # (3, S, S)
+    side = model.input_size
+    middle = slice(side // 3 + 2, 2 * side // 3 - 2)
+    assert torch.equal(picture[:, middle], torch.tensor([1.0, 0, 0])[:, None, None].expand_as(picture[:, middle]))
+    assert (picture[:, : side // 3 - 2] == 128 / 255).all() and "whole" in model.view
+
+
+# ------------------------------------------------------------------------------------------------
+# How sure is sure
+
+
+@pytest.mark.parametrize("passes", [30, 300])
+def test_standard_errors_are_the_spread_over_seeds(passes):
+    script = load_script("2h_mc_dropout")
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.tensor([2.0, 1.5, 0.0, -1.0, -2.0]) + torch.randn(50, passes, 5, generator=generator)
+    seeds = [script.spread(p, 0) for p in logits.double().softmax(-1).numpy()]
+    for name in ("variance", "coefficient_of_variation", "agreement", "predictive_entropy", "mutual_information"):
+        error = np.mean([seed[f"{name}_standard_error"] for seed in seeds])
+        assert 1 / 1.3 < error / np.std([seed[name] for seed in seeds], ddof=1) < 1.3, name
+
+
+def test_images_that_cannot_be_told_apart_are_named():
+    script = load_script("2h_mc_dropout")
+    rows = [
+        {"index": i, "path": f"{i}.png", "mutual_information": m, "mutual_information_standard_error": 0.01}
+        for i, m in enumerate((0.10, 0.161, 0.160))
+    ]
+    assert [row["index"] for row in script.least_sure(rows)] == [1, 2]
+    ordered = sorted(rows, key=lambda row: -row["mutual_information"])
+    assert script.findings(ordered) == [
+        "least sure: 1.png, mutual information 0.161 ± 0.010; not told apart from it: 2.png",
+        "surest: 0.png, mutual information 0.100 ± 0.010",
+    ]

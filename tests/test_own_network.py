@@ -1,0 +1,515 @@
+"""The user's own network: checkpoints as training loops save them, Python files, preprocessing, names of classes."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import pathlib
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import ROOT, load_script, run_main, save_photo
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torchvision.transforms.functional import resize, to_tensor
+
+import common
+from explain import checkpoints, networks
+from explain.checkpoints import other_sizes, read_state_dict, split_key
+from explain.errors import UserError
+
+NET = "timm/test_resnet"  # 0.5 million parameters
+OWN = """
+import torch
+from torch import nn
+from helper import SIDE
+
+class Net(nn.Module):
+    def __init__(self, channels=3, classes=4):
+        super().__init__()
+        self.conv, self.dropout, self.fc = nn.Conv2d(channels, 5, 3, stride=2), nn.Dropout(0.3), nn.Linear(5, classes)
+
+    def forward(self, x):
+        return self.fc(self.dropout(self.conv(x).relu().mean((2, 3))))
+
+def three(): return Net()
+def named():
+    net = Net(); net.classes = ["a", "b", "c", "d"]; return net
+def grey(): return Net(channels=1)
+def soft(): return nn.Sequential(Net(), nn.Softmax(1))
+def sigmoid(): return nn.Sequential(Net(), nn.Sigmoid())
+def one(): return Net(classes=1)
+def half(): return Net().half()
+def needs(size): return Net()
+def fails(): return 1 / 0
+def nothing(): return 5
+def leaves(): raise SystemExit(2)
+def square():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4))
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def state():
+    """The state dict of NET with ten classes."""
+    torch.manual_seed(1)
+    return timm.create_model("test_resnet", num_classes=10).state_dict()
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The folder with net.py, which is the working directory."""
+    (tmp_path / "net.py").write_text(OWN)
+    (tmp_path / "helper.py").write_text("SIDE = 32\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def saved(path: Path, content) -> str:
+    torch.save(content, path)
+    return str(path)
+
+
+# ------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+@pytest.mark.parametrize("key", [*checkpoints.KEYS, "teacher"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "net.", "backbone.", "module._orig_mod.my."])
+def test_checkpoints_as_training_loops_save_them(tmp_path, state, key, prefix):
+    """Loading needs no architecture that takes time: a toy network's names, in each form."""
+    toy = {name: state[name] for name in list(state)[:4]}
+    path = tmp_path / "a.pth"
+    saved(path, {"epoch": 3, key: {prefix + n: t for n, t in toy.items()}, "optimizer": {"state": {0: {"step": 1}}}})
+    read = read_state_dict(path)
+    assert read.notes == (f"weights under {key!r}; left: epoch, optimizer",)
+    found, taken = checkpoints.fit_names(read.state, toy.keys())
+    assert taken == prefix and list(found) == list(toy)
+    assert all(torch.equal(found[name], toy[name]) for name in toy)
+
+
+def test_a_prefix_stays_where_not_every_name_fits_without_it():
+    own = ["a.weight", "a.bias"]
+    fits = {"m.a.weight": torch.ones(1), "m.a.bias": torch.ones(1)}
+    assert checkpoints.fit_names(fits, own)[1] == "m."
+    assert checkpoints.fit_names({**fits, "other": torch.ones(1)}, own)[1] == ""
+    # a network whose own names have the prefix keeps it
+    assert checkpoints.fit_names({"a.weight": torch.ones(1), "a.bias": torch.ones(1)}, own)[1] == ""
+
+
+def test_a_checkpoint_through_data_parallel_and_another_number_of_classes(tmp_path, state):
+    content = {"epoch": 3, "model": {f"module.{k}": v for k, v in state.items()}, "classes": list("abcdefghij")}
+    model = common.load_model(NET, saved(tmp_path / "a.pth", content))
+    assert model.categories == [f"class {i}" for i in range(10)] and model.checkpoint_names == list("abcdefghij")
+    assert torch.equal(model.network.fc.weight, state["fc.weight"])
+    assert model.notes == ["weights under 'model'; left: epoch, classes", "prefix 'module.' taken off all names"]
+    assert "is assumed to be timm's pretrained_cfg" in model.warnings[0]
+
+
+def test_one_of_several_state_dicts_is_chosen_by_its_key(tmp_path, state):
+    other = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
+    path = saved(tmp_path / "a.pth", {"model": state, "model_ema": other})
+    assert read_state_dict(Path(path)).notes == ("weights under 'model'; left: model_ema",)
+    model = common.load_model(NET, f"{path}:model_ema")
+    assert torch.equal(model.network.fc.bias, other["fc.bias"]) and model.weights == "a.pth:model_ema"
+    with pytest.raises(UserError, match="no state dict under 'best': valid are model, model_ema"):
+        common.load_model(NET, f"{path}:best")
+    saved(tmp_path / "b.pth", {"student": state, "teacher": other})
+    with pytest.raises(UserError, match="several state dicts: give --weights .*b.pth:KEY, one of student, teacher"):
+        read_state_dict(tmp_path / "b.pth")
+    saved(tmp_path / "c:model", state)  # a file whose own name has a colon
+    assert split_key(str(tmp_path / "c:model")) == (tmp_path / "c:model", None)
+
+
+def test_what_training_scripts_put_beside_the_weights(tmp_path):
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=pathlib.Path("runs/1")),
+        "windows": pathlib.PureWindowsPath("C:/runs"),
+        "best": np.float64(0.5),
+        "epoch": np.int64(3),
+        "flag": np.bool_(True),
+    }
+    read = read_state_dict(Path(saved(tmp_path / "a.pth", {"state_dict": {"a": torch.ones(2)}, **beside})))
+    assert read.state["a"].tolist() == [1, 1]
+
+
+class Config:
+    """A class of a training script."""
+
+
+def test_any_other_type_is_refused_by_its_name(tmp_path):
+    for content in ({"state_dict": {"a": torch.ones(2)}, "config": Config()}, nn.Linear(2, 2)):
+        kind = "test_own_network.Config" if isinstance(content, dict) else "torch.nn.modules.linear.Linear"
+        with pytest.raises(UserError, match=f"holds a {kind}, which only code can make.*: save model.state_dict") as e:
+            read_state_dict(Path(saved(tmp_path / "a.pth", content)))
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_float32(tmp_path, kind):
+    read = read_state_dict(
+        Path(saved(tmp_path / "a.pth", {"a": torch.tensor([0.5, 2]).to(kind), "n": torch.tensor(3)}))
+    )
+    assert read.state["a"].dtype == torch.float32 and read.state["a"].tolist() == [0.5, 2]
+    assert read.state["n"].dtype == torch.int64
+    assert read.notes == (f"1 tensors converted from {str(kind)[6:]} to float32",)
+
+
+def test_shards_of_safetensors(tmp_path):
+    save_file({"a": torch.ones(2)}, tmp_path / "1.safetensors")
+    save_file({"b": torch.zeros(2)}, tmp_path / "2.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}))
+    read = read_state_dict(index)
+    assert list(read.state) == ["a", "b"]
+    save_file({"b": torch.ones(2)}, tmp_path / "2.safetensors")
+    assert read_state_dict(index).sha256 != read.sha256
+    for name in ("../1.safetensors", "3.safetensors", "1.pth"):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(UserError, match="not a .safetensors file beside it"):
+            read_state_dict(index)
+    index.write_text("{")
+    with pytest.raises(UserError, match="cannot be loaded as data"):
+        read_state_dict(index)
+
+
+TORCHVISION = torchvision.models.list_models(module=torchvision.models)
+
+
+@pytest.mark.parametrize("name", [n for n in ("resnet18", "squeezenet1_1", "vit_b_16", "densenet121", "googlenet")])
+def test_classes_and_channels_are_read_from_the_shapes(name):
+    assert sizes_found(name) == {"num_classes": 7, "in_chans": 1}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [n for n in TORCHVISION if not n.startswith("regnet_")])  # tensors make their widths
+def test_classes_and_channels_of_every_torchvision_model(name):
+    assert sizes_found(name) == {"num_classes": 7, "in_chans": 1}
+
+
+def sizes_found(name: str) -> dict[str, int]:
+    settings = {"init_weights": False, "aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    with torch.device("meta"):
+        network = torchvision.models.get_model(name, **settings)
+        other = networks._of_one_channel(torchvision.models.get_model(name, num_classes=7, **settings))
+    return other_sizes(network, other.state_dict(), 1000)
+
+
+@pytest.mark.long
+def test_classes_and_channels_of_every_timm_model():
+    """But for encoders, which have no classifier, and two networks whose input is colours' frequencies."""
+    wrong = []
+    for name in timm.list_models():
+        with torch.device("meta"):
+            network = timm.create_model(name)
+            if not network.num_classes:
+                network = timm.create_model(name, num_classes=1000)
+            try:
+                other = timm.create_model(name, num_classes=7, in_chans=1)
+            except (TypeError, AssertionError):
+                other = timm.create_model(name, num_classes=7)
+        if other_sizes(network, other.state_dict(), network.num_classes) != {"num_classes": 7, "in_chans": 1}:
+            wrong.append(name)
+    assert all(name.endswith("_enc") or name.startswith("csatv2") for name in wrong), wrong
+
+
+@pytest.mark.parametrize("name", [NET, "squeezenet1_1"])
+def test_a_network_of_one_channel_reads_grey_pictures(tmp_path, name):
+    if name == NET:
+        network = timm.create_model("test_resnet", num_classes=3, in_chans=1)
+    else:
+        network = networks._of_one_channel(torchvision.models.get_model(name, num_classes=3))
+    model = common.load_model(name, saved(tmp_path / "a.pth", network.state_dict()))
+    pixels = model.preprocess(common.read_image(save_photo(tmp_path / "a.png")))
+    assert torch.equal(pixels[0], pixels[1]) and torch.equal(pixels[0], pixels[2])
+    with torch.inference_mode():
+        expected = network.eval()((pixels[None, :1] - model.mean) / model.std)
+        torch.testing.assert_close(model(pixels[None]), expected, rtol=1e-4, atol=1e-5)
+    assert model.mean.shape == (1, 1, 1) and len(model.categories) == 3
+
+
+def test_what_does_not_fit_is_refused_with_the_counts(tmp_path, state):
+    fewer = {f"module.{k}": v for k, v in state.items() if k != "fc.bias"}
+    with pytest.raises(UserError, match="1 tensors missing, 0 extra, 0 of another shape or kind, fc.bias first"):
+        common.load_model(NET, saved(tmp_path / "a.pth", {"model": fewer}))
+    with pytest.raises(UserError, match="2 of another shape"):  # it and fc.weight: no number of classes fits both
+        common.load_model(NET, saved(tmp_path / "b.pth", {**state, "fc.bias": torch.ones(9)}))
+
+
+# ------------------------------------------------------------------------------------------------
+# Networks in the user's own file, and their preprocessing
+
+
+def test_a_network_of_the_users_own_file(own):
+    model = common.load_model("net.py:three", input_size=32)
+    images = torch.rand(2, 3, 40, 40)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), model.network((images - model.mean) / model.std))
+    assert model.categories == [f"class {i}" for i in range(4)] and model.weights == "those of net.py:three"
+    assert model.warnings == [
+        "the preprocessing of net.py:three is assumed to be ImageNet's usual; by options: input_size: resize 37, "
+        "mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), interpolation bilinear; options change it"
+    ]
+    assert common.load_model("net.py:named", input_size=32).categories == ["a", "b", "c", "d"]
+    assert common.load_model("net.py:Net", input_size=32).channels == 3
+    assert common.load_model("net.py:grey", input_size=32).channels == 1
+    assert len(common.load_model("net.py:one", input_size=32).categories) == 2
+    half = common.load_model("net.py:half", input_size=32)
+    assert half.network.fc.weight.dtype == torch.float32
+    assert half.notes == ["weights converted from float16 to float32"]
+
+
+def test_its_weights_come_from_a_checkpoint(own):
+    torch.manual_seed(5)
+    network = common.load_model("net.py:Net", input_size=32).network
+    state = {f"module.{k}": torch.full_like(v, 0.25) for k, v in network.state_dict().items()}
+    model = common.load_model("net.py:three", saved(own / "w.pth", {"net": state}), input_size=32)
+    assert model.network.fc.weight.eq(0.25).all() and model.weights == "w.pth"
+    code = model.sha256
+    (own / "net.py").write_text(OWN + "\n# another\n")
+    assert common.load_model("net.py:three", str(own / "w.pth"), input_size=32).sha256 != code
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("net.py", "names no function: give FILE.py:FUNCTION"),
+        ("none.py:three", "none.py is not a file"),
+        ("net.py:four", "no function 'four': valid are Net, three, named"),
+        ("net.py:number", "no function 'number'"),
+        ("net.py:fails", "cannot be called .ZeroDivisionError: division by zero, line 2[0-9]"),
+        ("net.py:needs", "cannot be called .TypeError: .*without arguments"),
+        ("net.py:leaves", "cannot be called .SystemExit"),
+        ("net.py:nothing", "returns a int: it must return a torch.nn.Module"),
+        ("net.py:square", "cannot take images of 3 x 224 x 224 .*: give its --input-size"),
+        ("bad.py:three", "bad.py cannot be imported .SyntaxError.*line 1"),
+        ("imports.py:three", "imports.py cannot be imported .ModuleNotFoundError: No module named 'nowhere', line 2"),
+    ],
+)
+def test_wrong_files_are_one_sentence(own, name, says):
+    (own / "bad.py").write_text("def three(:\n")
+    (own / "imports.py").write_text("import torch\nimport nowhere\n")
+    with pytest.raises(UserError, match=says) as caught:
+        common.load_model(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("function", "ending"), [("soft", "softmax"), ("sigmoid", "sigmoid")])
+def test_a_network_that_ends_in_probabilities_is_noticed(own, function, ending):
+    warnings = common.load_model(f"net.py:{function}", input_size=32).warnings
+    assert [f"ends in {ending}: the class score is then a probability" in w for w in warnings] == [False, True]
+    assert len(common.load_model("net.py:three", input_size=32).warnings) == 1
+
+
+def test_an_archive_of_torch_export(tmp_path):
+    """Every gradient is that of the network that was exported; the dropout is not there."""
+    network = timm.create_model("test_resnet", num_classes=3).eval()
+    images = torch.rand(2, 3, 32, 32)
+    for name, shapes in (("any", ({0: torch.export.Dim("batch")},)), ("fixed", None)):
+        exported = torch.export.export(network, (images,), dynamic_shapes=shapes)
+        torch.export.save(exported, tmp_path / f"{name}.pt2")
+    model = common.load_model(str(tmp_path / "any.pt2"), input_size=32)
+    assert len(model.categories) == 3
+    pixels, classes = images * model.std + model.mean, torch.tensor([0, 2])
+    for exercise, method in (("2e_saliency", "saliency_maps"), ("2f_guided_saliency", "guided_saliency_maps")):
+        maps = getattr(load_script(exercise), method)
+        whole = nn.Sequential(torchvision.transforms.Normalize(model.mean.flatten(), model.std.flatten()), network)
+        torch.testing.assert_close(maps(model, pixels, classes), maps(whole, pixels, classes), rtol=1e-3, atol=1e-5)
+    with pytest.raises(UserError, match="no dropout"):
+        load_script("2h_mc_dropout").mc_dropout_logits(model, pixels, 2)
+    with pytest.raises(UserError, match="batches of one size: export it with a dynamic batch dimension"):
+        common.load_model(str(tmp_path / "fixed.pt2"), input_size=32)
+    (tmp_path / "bad.pt2").write_text("x")
+    for name, says in (("bad.pt2", "is not an archive of torch.export"), ("none.pt2", "none.pt2 is not a file")):
+        with pytest.raises(UserError, match=says):
+            common.load_model(str(tmp_path / name))
+
+
+def test_preprocessing_by_options(own):
+    image = Image.fromarray(np.arange(48 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(48, 60, 3))
+    given = {"input_size": 16, "resize": 24, "mean": [0.5], "std": [0.25], "interpolation": "bicubic"}
+    model = common.load_model("net.py:three", **given)
+    assert model.warnings == []  # nothing was guessed
+    expected = to_tensor(resize(image, 24, torchvision.transforms.InterpolationMode.BICUBIC))[:, 4:20, 7:23]
+    torch.testing.assert_close(model.preprocess(image), expected)
+    assert model.mean.flatten().tolist() == [0.5] and model.std.flatten().tolist() == [0.25]
+    described = {**given, "source": "ImageNet's usual; by options: input_size, interpolation, mean, resize, std"}
+    assert model.preprocessing == described
+    assert common.load_model(NET, "random", input_size=80).preprocess(image).shape == (3, 80, 80)
+    with pytest.raises(UserError, match="random is for networks of a library: leave it out"):
+        common.load_model("net.py:three", "random")
+    with pytest.raises(UserError, match="--resize 10 is less than the input size of 16"):
+        common.load_model("net.py:three", input_size=16, resize=10)
+    with pytest.raises(UserError, match="--mean takes one value for all channels, or three: not 2"):
+        common.load_model("net.py:three", mean=[1, 2])
+
+
+def test_preprocessing_that_the_network_carries(own):
+    (own / "carries.py").write_text(
+        "import timm, torchvision\n"
+        "def timms(): return timm.create_model('test_resnet')\n"
+        "def torchvisions():\n"
+        "    net = timms(); del net.pretrained_cfg\n"
+        "    net.weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V2\n"
+        "    return net\n"
+    )
+    config = timm.get_pretrained_cfg("test_resnet")
+    model = common.load_model("carries.py:timms")
+    assert model.input_size == config.input_size[-1] and model.preprocessing["mean"] == config.mean
+    model = common.load_model("carries.py:torchvisions")
+    assert (model.preprocessing["resize"], model.preprocessing["input_size"]) == (232, 224)
+    assert model.warnings == []
+
+
+# ------------------------------------------------------------------------------------------------
+# The names of the classes
+
+
+@pytest.fixture
+def photos(own):
+    """Two photos, and a dataset with one test image and names for four classes."""
+    for i in range(2):
+        save_photo(own / f"photos/{i}.png", i, (40, 36))
+    save_photo(own / "dataset/DL_data/test_images/a.png", 3, (40, 36))
+    (own / "dataset/DL_data/synset_words.txt").write_text("".join(f"n0000000{i} {n}\n" for i, n in enumerate(STRANGE)))
+    return own
+
+
+STRANGE = ["绿蛇 🐍", "عنكبوت", r"$5 and $6 \frac{", "<b>größte</b> _^"]
+FAST = ["--model", "net.py:three", "--input-size", "32", "--threads", "1", "--output", "output"]
+
+
+def predicted(folder: Path) -> tuple[set[str], str]:
+    metrics = json.loads((folder / "output/2d_predict/metrics.json").read_text())
+    table = csv.DictReader((folder / "output/2d_predict/predictions.csv").read_text().splitlines())
+    return {row["name"] for row in table}, metrics["model"]["names"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # fonts are another matter
+def test_the_order_in_which_names_are_looked_for(photos, monkeypatch):
+    """--names, the checkpoint, the dataset, the network's own, numbers."""
+
+    def run(*arguments):
+        run_main("2d_predict", *FAST, *arguments, cwd=photos, monkeypatch=monkeypatch)
+        return predicted(photos)
+
+    assert run() == ({*STRANGE}, "dataset/DL_data/synset_words.txt")
+    state = common.load_model("net.py:Net", input_size=32).network.state_dict()
+    (photos / "mine.json").write_text('{"p": 0, "q": 1, "r": 2, "s": 3}')
+    saved(photos / "w.pth", {"model": state, "idx_to_class": {0: "w", 1: "x", 2: "y", 3: "z"}})
+    assert run("--weights", "w.pth") == ({*"wxyz"}, "the checkpoint")
+    assert run("--weights", "w.pth", "--names", "mine.json") == ({*"pqrs"}, "mine.json")
+    # pictures given as arguments have nothing to do with the dataset
+    assert run("photos") == ({f"class {i}" for i in range(4)}, "numbers")
+    assert run("photos", "--model", "net.py:named") == ({*"abcd"}, "the network")
+    (photos / "dataset/DL_data/synset_words.txt").write_text("a\nb\n")
+    with pytest.raises(UserError, match="synset_words.txt has 2 names and net.py:three has 4 classes: give --names"):
+        run()
+    assert run("--names", "mine.json")[1] == "mine.json" and run("--weights", "w.pth")[1] == "the checkpoint"
+    for count in (3, 5):
+        (photos / "mine.txt").write_text("name\n" * count)
+        with pytest.raises(UserError, match=f"mine.txt has {count} names and net.py:three has 4 classes: give 4"):
+            run("--names", "mine.txt")
+    with pytest.raises(UserError, match="none.txt is not a file"):
+        run("--names", "none.txt")
+
+
+def test_a_checkpoint_with_another_number_of_names_is_said(photos, monkeypatch):
+    state = common.load_model("net.py:Net", input_size=32).network.state_dict()
+    saved(photos / "w.pth", {"model": state, "class_to_idx": {"a": 0, "b": 1}})
+    run_main("2d_predict", *FAST, "photos", "--weights", "w.pth", cwd=photos, monkeypatch=monkeypatch)
+    metrics = json.loads((photos / "output/2d_predict/metrics.json").read_text())
+    assert metrics["model"]["names"] == "numbers"
+    assert "the checkpoint has 2 names for 4 classes: not used" in metrics["model"]["notes"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # fonts are another matter
+def test_names_in_any_script_and_with_any_sign_through_all_exercises(photos, monkeypatch):
+    for i in range(4):
+        save_photo(photos / f"dataset/DL_data_p/{i}/{i}.png", i, (40, 36))
+    judge = ["--judge", "none", "--steps", "2", "--methods", "plain"]
+    for name, more in {
+        "2b_evaluate": [],
+        "2c_class_visualization": judge,
+        "2d_predict": [],
+        "2e_saliency": ["--classes", STRANGE[2], "--copies", "1"],
+        "2f_guided_saliency": ["--classes", STRANGE[0]],
+        "2h_mc_dropout": ["--passes", "2"],
+    }.items():
+        run_main(name, *FAST, *more, cwd=photos, monkeypatch=monkeypatch)
+        folder = photos / "output" / name
+        assert json.loads((folder / "metrics.json").read_text())["model"]["names"].endswith("synset_words.txt")
+        assert any(label in table.read_text() for table in folder.glob("*.csv") for label in STRANGE)
+
+
+# ------------------------------------------------------------------------------------------------
+# End to end, as in the README under "Your own network"
+
+
+def save_classes(folder: Path) -> None:
+    """Eight pictures of each of ten classes: a colour with stripes in one of two directions."""
+    colours = {"red": (230, 40, 40), "green": (40, 200, 40), "blue": (40, 60, 230), "yellow": (220, 210, 40)}
+    colours["white"] = (240, 240, 240)
+    for number, (name, colour) in enumerate(colours.items()):
+        for axis, direction in enumerate(("across", "down")):
+            for i in range(8):
+                random = np.random.default_rng(100 * number + 10 * axis + i)
+                pixels = np.full((80, 72, 3), colour) + random.normal(0, 15, (80, 72, 3))
+                stripes = (np.arange(pixels.shape[axis]) + random.integers(12)) % 12 < 5
+                (pixels if axis == 0 else pixels.transpose(1, 0, 2))[stripes] //= 3
+                path = folder / f"{name} {direction}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.mark.long
+def test_the_readmes_own_network_from_training_to_figures(tmp_path, monkeypatch):
+    """The README's training code is run as it stands there, then all exercises on what it saved."""
+    monkeypatch.chdir(tmp_path)
+    save_classes(tmp_path / "photos")
+    section = (ROOT / "README.md").read_text().split("## Your own network")[1].split("\n## ")[0]
+    variables: dict = {}
+    exec(section.split("```python")[1].split("```")[0], variables)
+    mine = re.search('MINE="(.*)"', section)[1].split() + ["--threads", "1", "--show", "4", "--output", "output"]
+
+    # what the network itself says of its photos, through the preprocessing that it was trained with
+    net, data = variables["net"].eval(), variables["data"]
+    with torch.inference_mode():
+        logits = torch.cat([net(image[None]) for image, _ in data])
+    expected = int((logits.argmax(1) == torch.tensor(data.targets)).sum())
+    assert expected > 70  # of 80
+
+    photos = [f"photos/{name}/0.png" for name in ("red down", "white across")]
+    run_main("process_data", "--folders", "photos", cwd=tmp_path, monkeypatch=monkeypatch)
+    for name, arguments in {
+        "2b_evaluate": ["photos"],
+        "2c_class_visualization": ["--methods", "plain", "gaussian", "--steps", "40"],
+        "2d_predict": photos,
+        "2e_saliency": [*photos, "--classes", "red down"],
+        "2f_guided_saliency": photos,
+    }.items():
+        run_main(name, *arguments, *mine, cwd=tmp_path, monkeypatch=monkeypatch)
+        metrics = json.loads((tmp_path / "output" / name / "metrics.json").read_text())
+        assert metrics["model"]["classes"] == 10 and metrics["model"]["names"] == "names.txt"
+        assert "prefix 'module.' taken off all names" in metrics["model"]["notes"]
+        figures = list((tmp_path / "output" / name).glob("*.png"))
+        assert figures
+        for figure in figures:
+            with Image.open(figure) as image:
+                assert len(image.convert("RGB").getcolors(1 << 22)) > 50
+        if name == "2b_evaluate":
+            assert metrics["results"]["top1_correct"] == expected
+    # the dataset that process_data made gives the same
+    run_main("2b_evaluate", *mine, cwd=tmp_path, monkeypatch=monkeypatch)
+    metrics = json.loads((tmp_path / "output/2b_evaluate/metrics.json").read_text())
+    assert metrics["results"]["top1_correct"] == expected
+    with pytest.raises(UserError, match="has no dropout"):  # as resnet18 has none
+        run_main("2h_mc_dropout", *photos, *mine, cwd=tmp_path, monkeypatch=monkeypatch)

@@ -1,0 +1,315 @@
+"""Photos as phones and cameras store them: colour profiles, AVIF, HEIC, and what lies beside them in a folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import TINY, run_main, save_photo
+from PIL import Image, ImageCms, ImageFile
+
+import common
+from explain import pictures
+
+RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+# columns red, green, blue; rows X, Y, Z, adapted to D50 (SMPTE EG 432-1 and IEC 61966-2-1, as in the usual profiles)
+DISPLAY_P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
+SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
+CONVERTED, IGNORED, UNUSABLE = (
+    "colour profile converted to sRGB",
+    "colour profile ignored",
+    "unusable colour profile ignored",
+)
+
+
+def icc(space: bytes, pcs: bytes, kind: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile of version 2.1 (ICC.1:2001-04, section 6)."""
+    tags = {b"desc": b"desc" + struct.pack(">5I", 0, 2, 0x74000000, 0, 0) + bytes(74), **tags}
+    tags |= {b"wtpt": xyz(0.9642, 1, 0.8249), b"cprt": b"text\0\0\0\0-\0"}
+    table, data, at = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += name + struct.pack(">2I", at + len(data), len(content))
+        data += content
+    header = struct.pack(">I", at + len(data)) + b"none" + bytes([2, 0x10, 0, 0]) + kind + space + pcs
+    header += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + table + data
+
+
+def xyz(*values: float) -> bytes:
+    return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in values))
+
+
+def gamma(value: float) -> bytes:
+    return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(value * 256))
+
+
+CURVES = dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), gamma(2.2))
+COLUMNS = {name: xyz(*column) for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), DISPLAY_P3.T, strict=True)}
+P3 = icc(b"RGB ", b"XYZ ", b"mntr", COLUMNS | CURVES)
+GREY_OF_1_5 = icc(b"GRAY", b"XYZ ", b"mntr", {b"kTRC": gamma(1.5)})
+# lightness 100 (1 - c)(1 - m)(1 - y)(1 - k), no colour
+INKS = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+INKS += bytes(range(256)) * 4 + b"\xff\x80\x80" + b"\x00\x80\x80" * 15 + bytes(range(256)) * 3
+CMYK = icc(b"CMYK", b"Lab ", b"prtr", {b"A2B0": INKS})
+STANDARD = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def stored(image: Image.Image, kind: str, **settings) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def read(image: Image.Image, profile: bytes, kind: str = "PNG", upright: bool = True) -> tuple[np.ndarray, list[str]]:
+    result = pictures.decode_image(stored(image, kind, icc_profile=profile), "photo", upright)
+    assert result.mode == "RGB"
+    return np.asarray(result), result.info["notes"]
+
+
+def encode(linear: np.ndarray) -> np.ndarray:
+    """IEC 61966-2-1: linear light in [0, 1] as sRGB's 8 bits."""
+    linear = linear.clip(0, 1)
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def from_p3(pixels: np.ndarray) -> np.ndarray:
+    return encode((pixels / 255) ** (round(2.2 * 256) / 256) @ DISPLAY_P3.T @ np.linalg.inv(SRGB).T)
+
+
+def test_display_p3_becomes_srgb_or_is_noted():
+    """What every iPhone writes; the strongest colours, which sRGB lacks, are cut off."""
+    pixels, notes = read(Image.fromarray(RGB), P3)
+    assert np.abs(pixels - from_p3(RGB)).max() < 2.5 and notes == [CONVERTED]
+    assert np.abs(pixels.astype(int) - RGB).mean() > 5
+    pixels, notes = read(Image.fromarray(RGB), P3, upright=False)
+    assert np.array_equal(pixels, RGB) and notes == [IGNORED]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+def test_the_profile_of_every_format(kind):
+    image = Image.new("RGB", (32, 24), (60, 180, 90))
+    expected = from_p3(np.array([60, 180, 90]))
+    pixels, notes = read(image, P3, kind)
+    assert np.abs(pixels - expected).max() < 5 and notes == [CONVERTED]
+
+
+def test_srgb_is_left_alone():
+    for upright in (True, False):
+        pixels, notes = read(Image.fromarray(RGB), STANDARD, upright=upright)
+        assert np.array_equal(pixels, RGB) and notes == []
+
+
+def test_profiles_of_other_modes():
+    grey = Image.fromarray(RGB[..., 0])
+    expected = encode((RGB[..., :1] / 255) ** 1.5)
+    pixels, notes = read(grey, GREY_OF_1_5)
+    assert np.abs(pixels - expected).max() < 2.5 and notes == ["L to RGB", CONVERTED]
+    pixels, notes = read(Image.fromarray(RGB[..., 0].astype(np.uint16) * 257), GREY_OF_1_5)
+    assert np.abs(pixels - expected).max() < 2.5 and notes == ["16-bit to 8-bit", CONVERTED]
+    pixels, notes = read(Image.fromarray(RGB[..., 0]), P3)  # some cameras do so: grey in the colours of RGB
+    assert np.abs(pixels - from_p3(RGB[..., :1].repeat(3, 2))).max() < 2.5 and notes == ["L to RGB", CONVERTED]
+    pixels, notes = read(grey, STANDARD)
+    assert np.array_equal(pixels[..., 0], RGB[..., 0]) and notes == ["L to RGB"]
+    inks = Image.new("CMYK", (8, 8), (128, 0, 0, 0))
+    pixels, notes = read(inks, CMYK, "TIFF")  # a lightness of 50, in sRGB a grey of 119; Pillow's own is light blue
+    assert np.abs(pixels.astype(int) - 119).max() <= 2 and notes == ["CMYK to RGB", CONVERTED]
+    assert read(inks, CMYK, "TIFF", upright=False)[1] == [IGNORED, "CMYK to RGB"]
+    palette = Image.new("RGB", (8, 8), (60, 180, 90)).quantize(2)
+    pixels, notes = read(palette, P3)
+    assert np.abs(pixels - from_p3(np.array([60, 180, 90]))).max() < 2.5 and notes == [CONVERTED]
+
+
+def test_a_profile_is_for_the_colours_not_for_what_is_transparent():
+    alpha = Image.new("L", (32, 24), 255)
+    alpha.paste(0, (0, 0, 16, 24))
+    image = Image.fromarray(RGB)
+    image.putalpha(alpha)
+    pixels, notes = read(image, P3)
+    assert (pixels[:, :16] == 255).all() and notes == [CONVERTED, "transparency laid over white"]
+    assert np.abs(pixels[:, 16:] - from_p3(RGB[:, 16:])).max() < 2.5
+
+
+@pytest.mark.parametrize(
+    ("mode", "profile"),
+    [
+        ("RGB", b"no profile"),
+        ("RGB", b""),
+        ("RGB", P3[:200]),
+        ("RGB", P3[:132] + b"\xff" * (len(P3) - 132)),
+        ("RGB", CMYK),
+        ("RGB", GREY_OF_1_5),
+        ("CMYK", P3),
+        ("L", CMYK),
+    ],
+)
+def test_a_broken_profile_is_noted_and_passed_over(mode, profile):
+    image = Image.fromarray(RGB).convert(mode)
+    image.info["icc_profile"] = profile
+    plain = np.asarray(image.convert("RGB"))
+    for upright in (True, False):
+        result, notes = pictures._use_profile(image, upright)
+        assert np.array_equal(result.convert("RGB"), plain) and notes == [UNUSABLE]
+
+
+def test_a_damaged_profile_in_a_file():
+    data = stored(Image.fromarray(RGB), "PNG", icc_profile=P3)
+    at = data.index(b"iCCP") + 20
+    with pytest.raises(common.UserError, match="is not an image"):  # the checksum
+        pictures.decode_image(data[:at] + b"damage" + data[at + 6 :], "photo")
+    data = stored(Image.fromarray(RGB), "TIFF", icc_profile=P3)
+    at = data.index(P3[100:]) - 100
+    image = pictures.decode_image(data[: at + 36] + b"damage" + data[at + 42 :], "photo")
+    assert np.array_equal(image, RGB) and image.info["notes"] == [UNUSABLE]
+
+
+def test_2d_converts_and_2b_does_not(tmp_path, monkeypatch):
+    """Published accuracies are those of the pixels as stored; both say what they did."""
+    for folder in ("photos", "data/DL_data_p/7"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(RGB).save(tmp_path / folder / "a.png", icc_profile=P3)
+        save_photo(tmp_path / folder / "b.png")
+    for script, arguments, note in (("2d_predict", ["photos"], CONVERTED), ("2b_evaluate", [], IGNORED)):
+        run_main(script, *arguments, *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
+        metrics = json.loads((tmp_path / f"output/{script}/metrics.json").read_text())
+        assert metrics["images"]["notes"] == {note: 1} and metrics["images"]["used"] == 2
+
+
+# ------------------------------------------------------------------------------------------------
+# Formats of phones
+
+
+def test_avif():
+    data = stored(Image.fromarray(RGB), "AVIF", quality=95)
+    image = pictures.decode_image(data, "photo.avif")
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() == 0
+    assert image.info["notes"] == []
+    for end in (100, len(data) // 2, len(data) - 1):
+        with pytest.raises(common.UserError, match=r"photo\.avif (cannot be read|is not an image)"):
+            pictures.decode_image(data[:end], "photo.avif")
+    frames = stored(Image.fromarray(RGB), "AVIF", save_all=True, append_images=[Image.new("RGB", (32, 24))])
+    assert pictures.decode_image(frames, "photo.avif").info["notes"] == ["first frame of several"]
+
+
+def test_avif_upright():
+    image = Image.new("RGB", (32, 24), "red")
+    for upright, size in ((True, (24, 32)), (False, (32, 24))):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # Pillow takes it out of what it is given
+        read_back = pictures.decode_image(stored(image, "AVIF", exif=exif), "photo", upright)
+        assert read_back.size == size
+        assert read_back.info["notes"] == ["turned upright by EXIF" if upright else "EXIF orientation ignored"]
+
+
+def test_the_bits_that_avif_had():
+    """A header that says 10 or 12 bits; Pillow returns 8, and writes no other."""
+    image = SimpleNamespace(format="AVIF", info={})
+    for flags, bits in ((0x0C, 8), (0x4C, 10), (0x6C, 12)):
+        assert pictures._bits(image, b"....av1C\x81\x20" + bytes([flags]) + b"\0") == bits
+    assert pictures._bits(SimpleNamespace(format="HEIF", info={"bit_depth": 10}), b"") == 10
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0heicmif1"])
+def test_heic_without_its_package_is_one_sentence(brands, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftyp" + brands + bytes(100))
+    with pytest.raises(
+        common.UserError, match=r"IMG_1.HEIC is a HEIC picture, .*`pip install pillow-heif`, or convert"
+    ):
+        common.read_image(tmp_path / "IMG_1.HEIC")
+
+
+def test_heic_where_its_package_is_installed(monkeypatch):
+    """What the package does: it registers a reader with Pillow."""
+
+    class Reader(ImageFile.ImageFile):
+        format = "HEIF"
+
+        def _open(self):
+            self._size, self._mode, self.tile = (32, 24), "RGB", []
+            self.info["bit_depth"] = 10
+
+        def load(self):
+            self.im = Image.fromarray(RGB).im
+            return super().load()
+
+    package = SimpleNamespace(register_heif_opener=lambda: Image.register_open("HEIF", Reader))
+    monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    for registered in (Image.OPEN, Image.ID):
+        monkeypatch.setattr(Image, "OPEN" if registered is Image.OPEN else "ID", registered.copy())
+    image = pictures.decode_image(HEIC, "photo.heic")
+    assert np.array_equal(image, RGB) and image.info["notes"] == ["10-bit to 8-bit"]
+    with pytest.raises(common.UserError, match="is not an image in JPEG, .*, AVIF, HEIC"):  # a closed list, still
+        pictures.decode_image(stored(Image.fromarray(RGB), "PPM"), "photo.ppm")
+
+
+# ------------------------------------------------------------------------------------------------
+# What lies beside the photos
+
+OTHERS = ["README.txt", "Thumbs.db", "desktop.ini", "sub/notes.md", "movie.MP4"]
+PICTURES = ["a.png", "b.PNG", "c", "photo.2", "sub/d.png", "old.dng"]
+
+
+def folder_of_all(folder):
+    for name in PICTURES:
+        path = save_photo(folder / "x.png")
+        (folder / name).parent.mkdir(exist_ok=True)
+        path.rename(folder / name)
+    (folder / "old.dng").write_bytes(b"raw")
+    for name in OTHERS:
+        (folder / name).write_text("no picture")
+
+
+def test_what_is_no_picture_by_its_name_is_a_number(tmp_path, monkeypatch, capsys):
+    """It was listed among the damaged pictures, file by file; what is a picture by its name still is."""
+    folder_of_all(tmp_path / "photos")
+    folder_of_all(tmp_path / "data/DL_data_p/7")
+    for script, arguments in (
+        ("2d_predict", ["photos"]),
+        ("2b_evaluate", []),
+        ("2d_predict", ["photos", "--limit", "2"]),
+    ):
+        run_main(script, *arguments, *TINY, "--fresh", cwd=tmp_path, monkeypatch=monkeypatch)
+        images = json.loads((tmp_path / f"output/{script}/metrics.json").read_text())["images"]
+        limited = "--limit" in arguments
+        assert (images["used"], images["no_picture"]) == (2 if limited else 5, 5)
+        assert [entry["path"].rpartition("/")[2] for entry in images["skipped"]] == ([] if limited else ["old.dng"])
+        said = capsys.readouterr().out.splitlines()
+        assert "files left out, since their names are not those of pictures: 5" in said
+
+
+def test_a_file_given_by_name_is_read_whatever_its_name(tmp_path, monkeypatch):
+    save_photo(tmp_path / "a.png").rename(tmp_path / "a.dat")
+    run_main("2d_predict", "a.dat", *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert json.loads((tmp_path / "output/2d_predict/metrics.json").read_text())["images"]["used"] == 1
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/README.txt").touch()
+    with pytest.raises(common.UserError, match="texts has no files but 1 that are no pictures by their names: put"):
+        run_main("2d_predict", "texts", *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
+
+
+def test_process_data_counts_them_too(tmp_path, monkeypatch):
+    data = tmp_path / "dataset/DL_data"
+    for name in ("a.png", "b.png"):
+        save_photo(data / "validation_images" / name)
+    for place in ("validation_images/Thumbs.db", "test_images/desktop.ini"):
+        (data / place).parent.mkdir(exist_ok=True)
+        (data / place).write_text("no picture")
+    (data / "val.txt").write_text("a.png 0\nb.png 1\n")
+    (data / "synset_words.txt").write_text("n00000001 one\nn00000002 two\n")
+    for _ in range(2):
+        run_main("process_data", cwd=tmp_path, monkeypatch=monkeypatch)
+        metrics = json.loads((tmp_path / "output/process_data/metrics.json").read_text())
+        assert metrics["images"]["no_picture"] == 2 and metrics["results"]["problems"] == 0
+    save_photo(data / "validation_images/c.png").rename(data / "validation_images/c.dat")
+    (data / "val.txt").write_text("a.png 0\nb.png 1\nc.dat 1\n")
+    with pytest.raises(common.UserError, match="'c.dat' is in the list, but no picture by its name: rename it"):
+        run_main("process_data", cwd=tmp_path, monkeypatch=monkeypatch)

@@ -1,0 +1,76 @@
+"""The README's examples run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+
+import matplotlib
+import pytest
+from conftest import ROOT, finish_script, save_photo
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = [
+    re.sub("(?m)^ {4}", "", block).strip("\n")
+    for block in re.findall(r"(?m)(?:^ {4}.*\n|^\n(?= {4}))+", README)
+    if block.strip()
+]
+PYTHON = [block for block in BLOCKS if re.match("(import|from) ", block)]
+COMMANDS = [
+    command
+    for block in BLOCKS
+    if block not in PYTHON
+    for line in block.splitlines()
+    for command in re.split(" && ", line.partition("  #")[0].strip())
+    if re.match(r"(\S*python|torchrun|sbatch|make|pip|python3) ?", command)
+]
+SCRIPTS = [command for command in COMMANDS if re.match(r"(\.venv/bin/)?python \w+\.py", command)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with photo.jpg, in which the first of the commands has been run."""
+    folder = tmp_path_factory.mktemp("readme")
+    save_photo(folder / "photo.jpg", size=(300, 260))
+    finish_script("2e_saliency", "photo.jpg", "--threads", 1, cwd=folder)
+    return folder
+
+
+def test_the_examples_are_found():
+    assert len(PYTHON) == 5
+    assert len(SCRIPTS) >= 14 and {"make", "make test"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("example", PYTHON, ids=lambda block: re.findall("[a-z_]+", block)[-2])
+def test_each_example_in_python_runs(example, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with matplotlib.rc_context({"backend": "agg"}):
+        exec(compile(example, "README.md", "exec"), {"__name__": "README"})
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_each_command_is_understood(command, monkeypatch):
+    """Every option exists, and every script has --help; the work itself is for the long test."""
+    script, *arguments = shlex.split(command)[1:]
+    import importlib
+
+    module = importlib.import_module(script.removesuffix(".py"))
+    text = "" if "--help" in arguments else " ".join(arguments)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 0
+    source = (ROOT / "common.py").read_text() + (ROOT / script).read_text()
+    for option in re.findall(r"--[a-z-]+", text):
+        assert f'"{option}"' in source, option
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_each_command_runs(command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command")
+    save_photo(folder / "photo.jpg", size=(300, 260))
+    finish_script("process_data", "--sample", cwd=folder)
+    script, *arguments = shlex.split(command)[1:]
+    finish_script(script.removesuffix(".py"), *arguments, cwd=folder)
