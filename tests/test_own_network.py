@@ -209,6 +209,7 @@ def sizes_found(name: str) -> dict[str, int]:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # of timm about its own older names
 def test_classes_and_channels_of_every_timm_model():
     """But for encoders, which have no classifier, and two networks whose input is colours' frequencies."""
     wrong = []
