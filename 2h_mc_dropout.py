@@ -13,6 +13,7 @@ section 2), and the spread of the leading classes, beside the single determinist
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -140,16 +141,23 @@ def entropy(p: np.ndarray) -> np.ndarray:
 def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator]) -> Tensor:
     """Run the network up to the first dropout for the N images, and the rest of it for (1 + passes) * N rows."""
 
+    def fill(own: Tensor, generator: torch.Generator) -> None:
+        with torch.inference_mode():  # a mode of each thread
+            own.uniform_(generator=generator)
+
     def draw(shape: tuple[int, ...]) -> Tensor:  # (passes, N, ...)
-        one = (shape[0], *shape[2:])
-        return torch.stack([torch.rand(one, generator=g, device=g.device) for g in generators], 1)
+        numbers = torch.empty(shape, device=generators[0].device)
+        # a generator makes one number after the other: those of several images at once
+        list(threads.map(fill, numbers.unbind(1), generators))
+        return numbers
 
     logits: list[Tensor] = []  # (N, classes) of each pass, the deterministic one first
-    while (missing := 1 + passes - len(logits)) > 0:
-        with dropout.SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact=0 if logits else 1) as mode:
-            output = common.run_network(model, images)
-        rows = common.as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
-        logits += rows.unflatten(0, (mode.passes, len(images)))
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        while (missing := 1 + passes - len(logits)) > 0:
+            with dropout.SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact=0 if logits else 1) as mode:
+                output = common.run_network(model, images)
+            rows = common.as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
+            logits += rows.unflatten(0, (mode.passes, len(images)))
     return torch.stack(logits)
 
 

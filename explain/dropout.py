@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +122,38 @@ def mask_alpha(input: Tensor, mask: Tensor, p: float) -> Tensor:
     return a * (input * mask + ALPHA * (1 - mask)) - a * ALPHA * p
 
 
+_trials: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()  # the last one of each network
+
+
 def passes_can_be_shared(model: nn.Module, images: Tensor) -> bool:
+    """Return whether the passes may share what comes before the first dropout; a trial's answer is kept.
+
+    It is found anew for another size, type or device of the images, and after any change of the network that can be
+    seen: a module replaced, an attribute or a hook set, a parameter written to.
+    """
+    key = (images.shape[1:], images.dtype, images.device, describe_network(model))
+    if _trials.get(model, (None, False))[0] != key:
+        _trials[model] = key, try_to_share(model, images)
+    return _trials[model][1]
+
+
+def describe_network(model: nn.Module) -> list[tuple]:
+    """Return what the operations of a network depend on: its modules with their attributes, hooks and parameters."""
+    return [
+        (
+            (name, id(module), type(module), type(module).forward, *map(len, (module._forward_hooks, module._buffers))),
+            {
+                key: value
+                for key, value in vars(module).items()
+                if key != "training" and isinstance(value, (bool, int, float, str, tuple))
+            },
+            [(id(p), p.is_inference() or p._version) for p in module._parameters.values() if p is not None],
+        )
+        for name, module in model.named_modules()
+    ]
+
+
+def try_to_share(model: nn.Module, images: Tensor) -> bool:
     """Return True if the passes may share what comes before the first dropout, which is found by a trial.
 
     With nothing dropped, a batch that grows threefold at the first dropout must give the logits of one that does not.

@@ -275,3 +275,33 @@ def test_vision_transformers():
         alone = script.mc_dropout_logits(model, images[1:], 9, generators(2))
         torch.testing.assert_close(both[:, 1], alone[:, 0], rtol=1e-4, atol=1e-5)
         assert len(both[:, 0].unique(dim=0)) == 9
+
+
+def test_a_trial_is_made_once_until_the_network_changes(monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 2)).eval()
+    trials, trial = [], dropout.try_to_share
+    monkeypatch.setattr(dropout, "try_to_share", lambda *arguments: trials.append(1) or trial(*arguments))
+    images = torch.rand(2, 3, 8, 8)
+
+    def trials_of_a_call() -> int:
+        before = len(trials)
+        assert dropout.passes_can_be_shared(net, images)
+        return len(trials) - before
+
+    assert trials_of_a_call() == 1 and trials_of_a_call() == 0
+    changes = [
+        lambda: setattr(net[2], "p", 0.25),
+        lambda: net[3].weight.data.mul_(2),
+        lambda: net[3].weight.detach().mul_(2),
+        lambda: net.insert(3, nn.Identity()),
+        lambda: net[0].register_forward_hook(lambda *_: None),
+        lambda: net.double(),
+    ]
+    seen = []
+    for change in changes:
+        change()
+        images = images.to(net[0].weight.dtype)
+        seen.append(trials_of_a_call())
+        assert trials_of_a_call() == 0
+    assert seen == [1, 0, 1, 1, 1, 1]  # `.data` is written to without a trace, and values alone change no operation

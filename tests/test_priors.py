@@ -143,6 +143,7 @@ def test_of_folded_layers_the_first_and_those_that_do_not_widen():
         *(nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16)),  # widens
         *(nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16)),  # each channel by itself
         *(nn.Conv2d(16, 4, 1), nn.BatchNorm2d(4)),  # narrows
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     ).eval()
     assert inference.fold_batch_norms(model, torch.rand(1, 3, 8, 8)) == 4
     assert [len(mean) for _, mean, _ in priors.channel_statistics(model)] == [8, 4]
