@@ -202,6 +202,11 @@ def short(text: str, length: int = 24) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def file_name(row: dict) -> str:
+    """Return the name of a row's image without its folders."""
+    return row["path"].rpartition("/")[2]
+
+
 def quantity(number: int, noun: str) -> str:
     """Return a number with its noun: 1 image, 2 images, 2 classes."""
     return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
