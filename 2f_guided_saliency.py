@@ -228,6 +228,7 @@ def main() -> None:
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
     results = summary(rows)
+    common.save_pictures(rows[: options.show], files, model, output)
     output.draw("guided_saliency", draw, rows[: options.show], len(rows), files, model, output)
     if "randomised" in results:
         output.draw("randomisation", draw_randomised, rows, results["randomised"], model)
