@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 from torch import Tensor
@@ -184,8 +185,9 @@ def draw_title(figure: Figure, title: str, *caption: str) -> tuple[Text, Text]:
 
 def margins(figure: Figure, title: Text, caption: Text) -> list[float]:
     """Return the fractions of a drawn figure's height that its title takes above and its caption below."""
-    height = figure.bbox.height
-    return [round(1 - title.get_window_extent().y0 / height, 4), round(caption.get_window_extent().y1 / height, 4)]
+    renderer = FigureCanvasAgg(figure).get_renderer()  # of the figure's own resolution, not that of the file
+    below, above = (text.get_window_extent(renderer) for text in (caption, title))
+    return [round(1 - above.y0 / figure.bbox.height, 4), round(below.y1 / figure.bbox.height, 4)]
 
 
 def short(text: str, length: int = 24) -> str:

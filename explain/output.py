@@ -213,6 +213,7 @@ class OutputFolder:
             "seconds": round(time.perf_counter() - self.started, 3),
             "results": results,
             "files": sorted(files),
+            "figures": list(self.captions),  # in the order in which they are to be read
             "captions": self.captions,
             "margins": self.margins,
             "command": getattr(self.options, "command", f"python {self.script}.py"),

@@ -226,7 +226,7 @@ def describe(section: Section, run: Run | str | None, runs: dict[str, Run], pict
     """Return what the template says of an exercise."""
     page: dict[str, Any] = {
         "id": f"s{section.script}",
-        "label": "data" if section.script == "process_data" else section.script[:2],
+        "head": section.question if section.script == "process_data" else f"{section.script[:2]}: {section.question}",
         "about": section,
         "state": "finished",
         "sentence": "",
@@ -237,12 +237,13 @@ def describe(section: Section, run: Run | str | None, runs: dict[str, Run], pict
         reason = "" if run is None else run if isinstance(run, str) else "it was written by another version"
         return page | {"state": "missing", "reason": reason}
     results, captions = run.metrics["results"], run.metrics.get("captions", {})
+    drawn = [(name, captions[name]) for name in run.metrics.get("figures", captions)]
     tables = [measure_table(section, results), *(attempt(lambda: [*section.tables(results)]) or [])]
     model = run.metrics.get("model")
     return page | {
         "sentence": sentence,
         "command": run.metrics.get("command", f"python {section.script}.py"),
-        "figures": [f for name, lines in captions.items() if (f := figure(run, name, lines, sentence, pictures))],
+        "figures": [f for name, lines in drawn if (f := figure(run, name, lines, sentence, pictures))],
         "tables": [table for table in tables if table.rows],
         "limits": [*section.limits, *judgement(section, runs)],
         "files": files(run, pictures),
@@ -275,7 +276,7 @@ def figure(run: Run, name: str, lines: list[str], sentence: str, pictures: Pictu
     height = picture.height * (1 - above - below)
     return {
         "picture": picture,
-        "title": title,
+        "title": title if title.endswith(("?", ".", "!")) else f"{title}.",
         "caption": " ".join(caption),
         "ratio": f"{picture.width / height:.4f}",
         "above": f"{100 * above * picture.height / picture.width:.3f}",
@@ -390,8 +391,9 @@ def image_card(
             of_class = explained.setdefault(row["class"], {"name": names.get(row["class"], f"class {row['class']}")})
             of_class.setdefault("p", f"p {row['probability']:.3f}, rank {row['rank']}")
             of_class.setdefault("maps", {})
-            for kind, found in maps_of(runs[script], script, row, suffix, kinds, name, of_class["name"], pictures):
-                of_class["maps"].setdefault(kind, found)
+            new = [kind for kind in kinds if kind not in of_class["maps"]]  # the plain map is 2e's and 2f's
+            found = maps_of(runs[script], script, row, suffix, kinds, name, of_class["name"], pictures)
+            of_class["maps"] |= {kind: described for kind, described in found if kind in new}
             if (chance := row.get("random_insertion_minus_deletion")) is not None:
                 of_class["random"] = f"{chance:.2f}"
     return {"name": name, "path": path, "picture": picture, "bars": bars, "measures": measures} | {

@@ -88,6 +88,10 @@ def formula(content: str) -> Markup:
     return Markup(f'<math display="block"><mrow>{content}</mrow></math>')
 
 
+def op(sign: str) -> str:
+    return f"<mo>{sign}</mo>"
+
+
 def sub(base: str, index: str) -> str:
     return f"<msub><mi>{base}</mi><mi>{index}</mi></msub>"
 
@@ -99,10 +103,6 @@ def total(over: str, to: str = "") -> str:
 
 def fraction(above: str, below: str) -> str:
     return f"<mfrac><mrow>{above}</mrow><mrow>{below}</mrow></mfrac>"
-
-
-def op(sign: str) -> str:
-    return f"<mo>{sign}</mo>"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -133,8 +133,11 @@ def of_archetypes(results: Results) -> str:
     if not judged:
         return "No other network has judged the archetypes."
     judge = next(iter(next(iter(judged.values()))["judges"]))
-    told = ", ".join(f"{number(kind['judges'][judge]['top1'])} {name}" for name, kind in judged.items())
-    return f"{judge}, which had no part in them, recognises these fractions of the archetypes (photos): {told}."
+    told = [
+        f"{number(kind['judges'][judge]['top1'])} of the {name}{'' if name == 'photos' else ' ones'}"
+        for name, kind in judged.items()
+    ]
+    return f"{judge}, which had no part in making the archetypes, recognises {', '.join(told)}."
 
 
 def recognised(results: Results) -> dict[str, Results]:
@@ -143,8 +146,8 @@ def recognised(results: Results) -> dict[str, Results]:
 
 
 def archetype_kinds(results: Results) -> dict[str, Results]:
-    kinds = {name: kind for name, kind in results.items() if isinstance(kind, dict) and "colours" in kind}
-    return dict(sorted(kinds.items(), key=lambda item: item[0] == "photos"))
+    """Return the summaries of archetypes by each method, from no prior to the strongest, and of photos."""
+    return {name: results[name] for name in ("plain", "gaussian", "natural", "photos") if results.get(name)}
 
 
 def of_predictions(results: Results) -> str:
@@ -191,9 +194,9 @@ def of_dropout(results: Results) -> str:
     others = len(results["not_told_apart_from_most_uncertain"])
     tail = f", not told apart from {quantity(others, 'other')}" if others else ""
     return (
-        f"Over {results['passes']:,} passes with dropout, {number(results['mean_mutual_information'])} nats of "
-        f"{number(results['mean_predictive_entropy'])} nats of uncertainty are disagreement between passes; least sure: "
-        f"{results['most_uncertain'].rpartition('/')[2]}{tail}."
+        f"Over {results['passes']:,} passes with dropout, {number(results['mean_mutual_information'])} of "
+        f"{number(results['mean_predictive_entropy'])} nats of uncertainty are disagreement between passes; least "
+        f"sure: {results['most_uncertain'].rpartition('/')[2]}{tail}."
     )
 
 
@@ -302,8 +305,9 @@ SECTIONS = (
         "true class; the accuracy counts how often that class comes first, or among five. The expected calibration "
         "error (ECE) compares, in 15 bins b of confidence, how sure the network is with how often it is right.",
         formula(
-            "<mtext>loss</mtext>" + op("=") + op("−") + fraction("<mn>1</mn>", "<mi>N</mi>") + total("n")
-            + "<mi>log</mi>" + op("&#8289;") + "<mi>p</mi>" + op("(") + sub("y", "n") + op("|") + sub("x", "n") + op(")")
+            "<mtext>loss</mtext>" + op("=") + op("−") + fraction("<mn>1</mn>", "<mi>N</mi>")
+            + total("n") + "<mi>log</mi>" + op("&#8289;") + "<mi>p</mi>" + op("(")
+             + sub("y", "n") + op("|") + sub("x", "n") + op(")")
             + "<mspace width='2em'/><mtext>ECE</mtext>" + op("=") + total("b") + fraction(sub("n", "b"), "<mi>N</mi>")
             + op("|") + sub("acc", "b") + op("−") + sub("conf", "b") + op("|")
         ),
@@ -342,11 +346,11 @@ SECTIONS = (
             + "<msup><mo>‖</mo><mn>2</mn></msup>"
         ),
         "Simonyan et al. 2014, Deep Inside Convolutional Networks, section 2; Yosinski et al. 2015; Yin et al. 2020",
-        (Measure("chance_probability", "chance", "probability of a class by guessing"),),
+        (),
         of_archetypes,
         (
             "An archetype is what the network responds to, not what the class looks like.",
-            "The network's own probability is near 1 for almost any image made for it; only the judges' tells something.",
+            "The network's own probability is near 1 for almost any image made for it; the judges' says more.",
         ),
         recognition_table,
     ),
