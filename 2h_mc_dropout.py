@@ -374,6 +374,7 @@ def main() -> None:
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
     ordered = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))
+    common.save_pictures(rows[: options.show], files, model, output)
     output.draw("mc_dropout", draw, ordered[: options.show], len(rows), files, model, options.passes)
     output.draw("uncertainty", draw_order, ordered, model, options.passes)
     if options.passes > 1:
