@@ -45,6 +45,7 @@ from explain.figures import (
     short,
 )
 from explain.files import list_files, size_of, write_file
+from explain.inference import keep_freed_memory
 from explain.logits import (
     as_logits,
     at_least_one,
@@ -537,6 +538,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
     "--seed": dict(default=0, type=seed, metavar="N", help="seed of the random generators, one per image or class"),
     "--show": dict(default=12, type=positive, metavar="N", help="maximum number of pictures in a figure"),
+    "--worth": dict(
+        default=12,
+        type=whole,
+        metavar="N",
+        help="measure for the first N images whether the class's probability follows their maps (0: for none)",
+    ),
     "--whole": dict(
         action="store_true",
         help="show the network whole pictures, fitted into its square input with grey around them, not central crops",
@@ -612,6 +619,7 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
     # two threads on one core only wait for each other
     options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     if options.device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         options.device = accelerator.type if accelerator else "cpu"

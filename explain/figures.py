@@ -132,9 +132,9 @@ MAP_SCALE = (
 )
 
 
-def map_name(index: int) -> str:
-    """Return the name of the file that holds an image's maps, in the exercise's folder."""
-    return f"maps/{index:05d}.npy"
+def map_name(index: int, kind: str = "") -> str:
+    """Return the name of the file that holds an image's maps (of a kind), in the exercise's folder."""
+    return f"maps/{index:05d}{kind and '_'}{kind}.npy"
 
 
 def brightest(maps: Sequence[np.ndarray]) -> float:
@@ -150,8 +150,23 @@ def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok",
     if status == "ok":
         colours = {"cmap": "RdBu_r", "vmin": -limit} if signed else {"cmap": "inferno", "vmin": 0}
         return draw_image(axes, saliency, vmax=limit, **colours)
-    axes.text(0.5, 0.5, status, color="white", ha="center", transform=axes.transAxes)
+    text = "\n".join(textwrap.wrap(status, 20))
+    axes.text(0.5, 0.5, text, color="white", ha="center", va="center", transform=axes.transAxes)
     return draw_image(axes, np.zeros_like(saliency), cmap="gray")
+
+
+WORTH = (
+    "Worth: area under the class's probability while pixels are put into a blurred copy in the map's order, less that "
+    "while they are taken from the picture (insertion less deletion; Petsiuk et al. 2018). A random order's, which "
+    "knows nothing, stands under the picture."
+)
+
+
+def write_worth(axes: Axes, row: dict, kind: str) -> None:
+    """Write below a map's panel what `faithfulness.worth` said of it, where it was measured."""
+    value = row.get(f"{kind}_insertion_minus_deletion")
+    if value is not None:
+        axes.set_xlabel(f"{'random' if kind == 'random' else 'worth'} {value:.2f}", labelpad=2)
 
 
 def draw_colour_bar(panels: Sequence[Axes], image: Any) -> None:

@@ -21,6 +21,7 @@ from explain.errors import UserError, one_line, unknown
 from explain.evaluation import evaluation_mode, predict_logits
 from explain.files import sha256_of
 from explain.inference import prepare
+from explain.logits import as_logits
 from explain.own_networks import import_network, is_own, own_file
 from explain.pictures import fit_whole
 from explain.preprocessing import IMAGENET, Preprocessing, timm_preprocessing, torchvision_preprocessing
@@ -351,13 +352,18 @@ def _probabilities(network: nn.Module, channels: int, size: int) -> str | None:
     """Return softmax or sigmoid where a network ends in one; None where its outputs are no probabilities."""
     image = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0), requires_grad=True)
     with evaluation_mode(network), torch.enable_grad():
-        output = network(image.clone())
-    if isinstance(output, Tensor) and output.dim() == 2 and output.min() >= 0 and output.max() <= 1:
-        if output.shape[1] > 1 and abs(output.sum() - 1) < 1e-3:
-            return "softmax"
-        if output.grad_fn is not None and output.grad_fn.name().startswith("Sigmoid"):
-            return "sigmoid"
-    return None
+        outputs = as_logits(network(image.clone()), 1)
+    if outputs.min() < 0 or outputs.max() > 1:
+        return None
+    steps, seen = [outputs.grad_fn], []  # back to the operation that made them, through what only gives them a shape
+    while steps:
+        step = steps.pop()
+        seen.append(step.name() if step else "")
+        if re.match("Stack|Sub|Squeeze|Unsqueeze|View|UnsafeView|Reshape|Select", seen[-1]):
+            steps += [before for before, _ in step.next_functions]
+    if any(name.startswith("Sigmoid") for name in seen):
+        return "sigmoid"
+    return "softmax" if abs(outputs.sum() - 1) < 1e-3 else None
 
 
 def _try(name: str, network: nn.Module, size: int) -> tuple[int, Tensor]:

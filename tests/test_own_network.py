@@ -46,6 +46,11 @@ def grey(): return Net(channels=1)
 def soft(): return nn.Sequential(Net(), nn.Softmax(1))
 def sigmoid(): return nn.Sequential(Net(), nn.Sigmoid())
 def one(): return Net(classes=1)
+class Flat(Net):
+    def forward(self, x): return super().forward(x).sigmoid().squeeze(1)
+def binary(): return Flat(classes=1)
+class Pair(Net):
+    def forward(self, x): return {"logits": super().forward(x), "features": x}
 def half(): return Net().half()
 def needs(size): return Net()
 def fails(): return 1 / 0
@@ -204,6 +209,7 @@ def sizes_found(name: str) -> dict[str, int]:
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # of timm about its own older names
 def test_classes_and_channels_of_every_timm_model():
     """But for encoders, which have no classifier, and two networks whose input is colours' frequencies."""
     wrong = []
@@ -302,11 +308,21 @@ def test_wrong_files_are_one_sentence(own, name, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("function", "ending"), [("soft", "softmax"), ("sigmoid", "sigmoid")])
+@pytest.mark.parametrize(("function", "ending"), [("soft", "softmax"), ("sigmoid", "sigmoid"), ("binary", "sigmoid")])
 def test_a_network_that_ends_in_probabilities_is_noticed(own, function, ending):
     warnings = common.load_model(f"net.py:{function}", input_size=32).warnings
     assert [f"ends in {ending}: the class score is then a probability" in w for w in warnings] == [False, True]
     assert len(common.load_model("net.py:three", input_size=32).warnings) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
+@pytest.mark.parametrize(("function", "classes"), [("Pair", 4), ("one", 2), ("binary", 2)])
+def test_other_forms_of_outputs_through_the_scripts(photos, function, classes, monkeypatch):
+    for name in ("2d_predict", "2e_saliency"):
+        arguments = [*FAST, "--model", f"net.py:{function}", "photos"]
+        run_main(name, *arguments, cwd=photos, monkeypatch=monkeypatch)
+        metrics = json.loads((photos / f"output/{name}/metrics.json").read_text())
+        assert metrics["model"]["classes"] == classes and metrics["images"]["used"] == 2
 
 
 def test_an_archive_of_torch_export(tmp_path):
@@ -440,8 +456,8 @@ def test_names_in_any_script_and_with_any_sign_through_all_exercises(photos, mon
         "2b_evaluate": [],
         "2c_class_visualization": judge,
         "2d_predict": [],
-        "2e_saliency": ["--classes", STRANGE[2]],
-        "2f_guided_saliency": ["--stages", "1", "--classes", STRANGE[0]],
+        "2e_saliency": ["--classes", STRANGE[2], "--copies", "1"],
+        "2f_guided_saliency": ["--classes", STRANGE[0]],
         "2h_mc_dropout": ["--passes", "2"],
     }.items():
         run_main(name, *FAST, *more, cwd=photos, monkeypatch=monkeypatch)
