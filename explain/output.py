@@ -140,10 +140,10 @@ class OutputFolder:
                 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
                 for suffix in (".png", ".pdf") if self.options.pdf else (".png",):
                     save_figure(figure, self.file(name + suffix))
+                if not self.options.no_title:
+                    self.margins[f"{name}.png"] = margins(figure, *texts)
         self.figures.append(self.path / f"{name}.png")
         self.captions[f"{name}.png"] = [line for line in text if line]
-        if not self.options.no_title:
-            self.margins[f"{name}.png"] = margins(figure, *texts)
 
     def write_rows(self, rows: Iterable[dict]) -> None:
         """Write rows.jsonl."""
