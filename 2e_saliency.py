@@ -227,6 +227,7 @@ def main() -> None:
             yield row
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
+    common.save_pictures(rows[: options.show], files, model, output)
     output.draw("saliency", draw, rows[: options.show], len(rows), files, model, output)
     table = [{"name": model.categories[row["class"]], **row} for row in rows]
     findings = [common.class_finding(row, model.categories) for row in rows]

@@ -217,6 +217,7 @@ def main() -> None:
             yield row
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
+    common.save_pictures(rows[: options.show], files, model, output)
     output.draw("guided_saliency", draw, rows[: options.show], len(rows), files, model, output)
     output.draw("guided_grad_cam", draw_grad_cam, rows[: options.show], len(rows), files, model, output)
     table = [{"name": model.categories[row["class"]], **row} for row in rows]

@@ -277,6 +277,7 @@ def main() -> None:
     results = summary(rows, options.passes, len(model.categories))
     known, known_tables = selective.judge(labelled, options.seed)
     worth, paths = selective.worth_of_measures(known), [file.path for file in files]
+    common.save_pictures(rows[: options.show], files, model, output)
     output.draw("mc_dropout", draw, ordered[: options.show], len(rows), paths, model, options.passes, worth)
     output.draw("uncertainty", draw_order, ordered, model, options.passes)
     if options.passes > 1:

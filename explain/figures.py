@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 from torch import Tensor
@@ -186,15 +187,22 @@ def draw_legend(axes: Axes, entries: Axes, columns: int) -> None:
     axes.legend(*entries.get_legend_handles_labels(), loc="center", ncols=columns).set_in_layout(False)
 
 
-def draw_title(figure: Figure, title: str, *caption: str) -> None:
-    """Write a title above a figure and a caption below it, broken into lines of the figure's width."""
+def draw_title(figure: Figure, title: str, *caption: str) -> tuple[Text, Text]:
+    """Write a title above a figure and a caption below it, broken into lines of the figure's width; return both."""
     above, below = textwrap.wrap(title, 92), textwrap.wrap(" ".join(caption), 112)
     room = 0.125 * len(below) + 0.06  # inches
     height = figure.get_figheight() + 0.17 * len(above) + 0.05 + room
     figure.set_figheight(height)
     figure.get_layout_engine().set(rect=(0, room / height, 1, 1 - room / height))
-    figure.suptitle("\n".join(above), fontsize=9)
-    figure.text(0.01, 0.03 / height, "\n".join(below), va="bottom", linespacing=1.15)
+    title_text = figure.suptitle("\n".join(above), fontsize=9)
+    return title_text, figure.text(0.01, 0.03 / height, "\n".join(below), va="bottom", linespacing=1.15)
+
+
+def margins(figure: Figure, title: Text, caption: Text) -> list[float]:
+    """Return the fractions of a drawn figure's height that its title takes above and its caption below."""
+    renderer = FigureCanvasAgg(figure).get_renderer()  # of the figure's own resolution, not that of the file
+    below, above = (text.get_window_extent(renderer) for text in (caption, title))
+    return [round(1 - above.y0 / figure.bbox.height, 4), round(below.y1 / figure.bbox.height, 4)]
 
 
 def short(text: str, length: int = 24) -> str:
