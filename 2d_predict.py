@@ -77,7 +77,6 @@ def main() -> None:
         for row in rows
         for rank, (c, p) in enumerate(zip(row["classes"], row["probabilities"], strict=True), start=1)
     ]
-    common.save_pictures(rows[: options.show], files, model, output)
     output.draw("predictions", draw, rows[: options.show], len(rows), files, model)
     results = summary(rows, len(model.categories))
     findings = [

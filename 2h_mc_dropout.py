@@ -5,8 +5,6 @@ Monte Carlo dropout: T passes with dropout kept on are T samples of the predicti
 p of the passes' probabilities p_t, the predictive entropy H[p] (all uncertainty), its part that
 the passes disagree about, the mutual information H[p] - mean_t H[p_t] (Houlsby et al. 2011,
 section 2), and the spread of the leading classes, beside the single deterministic pass. Entropies are in nats.
-Are these worth anything? On the validation images, whose classes are known, as they are and disturbed: does each
-measure find the mistakes, and does it find more than the largest probability of the single pass does?
 
     python 2h_mc_dropout.py                         # the dataset's test images, T = 1,000
     python 2h_mc_dropout.py photo.jpg --passes 20   # your own picture, no dataset needed; the fast one
@@ -14,7 +12,6 @@ measure find the mistakes, and does it find more than the largest probability of
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,21 +21,12 @@ from explain.shell import run
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
-from explain import dropout, selective
-from explain.disturbances import disturbed
-from explain.uncertainty_report import (
-    draw,
-    draw_mistakes,
-    draw_order,
-    draw_settling,
-    draw_shift,
-    findings,
-    summary,
-    tables,
-)
+from explain import dropout
+from explain.figures import BLACK, BLUE, GREY, RED, SKY
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
 PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
@@ -74,7 +62,7 @@ def single_and_mc_logits(
         raise common.UserError(f"passes must be a whole number of at least 1, not {passes}")
     if not len(common.check_images(images)):
         raise common.UserError("there are no images: give at least one")
-    generators = dropout.one_generator_each(generator, len(images))
+    generators = one_generator_each(generator, len(images))
     dropout.refuse_unreachable(model)
     if share is None:
         share = dropout.passes_can_be_shared(model, images)
@@ -145,28 +133,6 @@ def spread(p: np.ndarray, c: int) -> dict[str, float | None]:
     return row
 
 
-def known_uncertainty(logits: Tensor, single: Tensor, label: int) -> dict[str, Any]:
-    """Return the measures of a labelled image, and how right the mean of its passes and the single pass are.
-
-    logits (T, classes), single (classes,). The measures are those of `selective.MEASURES`.
-    """
-    p, p_single = (t.double().softmax(-1).cpu().numpy() for t in (logits, single))
-    if label >= len(p_single):
-        raise common.UserError(f"class {label} is unknown to a model of {len(p_single)} classes")
-    mean = p.mean(0)
-    second, first = np.sort(p_single)[-2:]
-    measures = spread(p, int(mean.argmax()))
-    return {
-        **{name: measures[name] for name in selective.MEASURES if name in measures},
-        "disagreement": 1 - measures["agreement"],
-        "single_probability": float(first),
-        "single_margin": float(first - second),
-        "single_entropy": float(entropy(p_single)),
-        "mean": selective.judge_prediction(mean, label),
-        "single": selective.judge_prediction(p_single, label),
-    }
-
-
 def entropy(p: np.ndarray) -> np.ndarray:
     """Return the entropy, in nats, of distributions p (..., classes); 0 log 0 is 0."""
     return -(p * np.log(np.maximum(p, 1e-300))).sum(-1)
@@ -207,15 +173,174 @@ def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list
     return torch.stack(columns, 1)
 
 
-def labelled_files(options: argparse.Namespace, after: int) -> list[common.ImageFile]:
-    """List the validation images, whose indices follow those of the test images; none where there is no split."""
-    if options.images:
-        return []
-    try:
-        files = common.validation_images(options.dataset, options.limit)
-    except common.UserError:
-        return []
-    return [file._replace(index=after + k, label=common.class_of(file)) for k, file in enumerate(files)]
+def one_generator_each(generator: Generators, images: int) -> list[torch.Generator]:
+    """Return a generator for each image, which a single one (None: PyTorch's own) has seeded."""
+    if generator is None or isinstance(generator, torch.Generator):
+        seeds = torch.randint(1 << 62, (images,), generator=generator)
+        return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+    if len(generator) != images:
+        raise common.UserError(f"{len(generator)} generators for {images} images: give one, or one for each")
+    return list(generator)
+
+
+def least_sure(rows: list[dict]) -> list[dict]:
+    """Return the image with the largest mutual information, then those that cannot be told apart from it.
+
+    That is, whose difference is below twice its standard error, by the errors of both.
+    """
+    first, *rest = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))
+    key = "mutual_information_standard_error"
+
+    def is_apart(row: dict) -> bool:
+        difference = first["mutual_information"] - row["mutual_information"]
+        return row[key] is not None and difference > 2 * np.hypot(first[key], row[key])
+
+    return [first, *(row for row in rest if not is_apart(row))]
+
+
+def summary(rows: list[dict], passes: int, classes: int) -> dict:
+    """Return the metrics, from sums over rows."""
+    keys = ("deterministic_probability", "mean_probability", "agreement", "deterministic_entropy")
+    keys += ("predictive_entropy", "mutual_information")
+    most_uncertain, *others = least_sure(rows)
+    return {
+        "images": len(rows),
+        "passes": passes,
+        "mean_and_single_pass_disagree": sum(row["class"] != row["deterministic_class"] for row in rows),
+        "most_uncertain": most_uncertain["path"],
+        "not_told_apart_from_most_uncertain": [row["path"] for row in others],
+        "entropy_of_chance": float(np.log(classes)),
+        **{f"mean_{key.removeprefix('mean_')}": sum(row[key] for row in rows) / len(rows) for key in keys},
+    }
+
+
+def findings(ordered: list[dict]) -> list[str]:
+    """Return what is said of the least sure and the surest image."""
+    others = [common.file_name(row) for row in least_sure(ordered)[1:]]
+    named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    tail = f"; not told apart from it: {named}" if others else ""
+    lines = [f"least sure: {common.file_name(ordered[0])}, {information(ordered[0])}{tail}"]
+    return lines + (
+        [f"surest: {common.file_name(ordered[-1])}, {information(ordered[-1])}"] if len(ordered) > 1 else []
+    )
+
+
+def information(row: dict, name: str = "mutual information") -> str:
+    """Return an image's mutual information with its standard error, in words."""
+    error = row["mutual_information_standard_error"]
+    return f"{name} {row['mutual_information']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
+def tables(rows: list[dict], ordered: list[dict], categories: Sequence[str]) -> dict[str, list[dict]]:
+    """Return the tables by their file names: the images in order of uncertainty, and the leading classes of each."""
+    images = [
+        {"order": order, "name": categories[row["class"]], "deterministic_name": categories[row["deterministic_class"]]}
+        | row
+        for order, row in enumerate(ordered, start=1)
+    ]
+    quantiles = ("min", "quartile_1", "median", "quartile_3", "max")
+    classes = [
+        {"index": row["index"], "path": row["path"], "name": categories[c["class"]], **c}
+        | dict(zip(quantiles, c["quantiles"], strict=True))
+        for row in rows
+        for c in row["leading"]
+    ]
+    return {"uncertainty.csv": images, "leading_classes.csv": classes}
+
+
+def draw(
+    rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier, passes: int
+) -> tuple[Figure, list[str]]:
+    """Draw each picture beside box plots of its leading classes over the passes."""
+    figure, axes = common.panel_grid(len(rows), ["", ""], 1 if len(rows) == 1 else 2, text_lines=4, widths=[1, 1.5])
+    for (left, right), row in zip(axes, rows, strict=True):
+        common.draw_picture(left, model, files[row["index"]].path)
+        numbers = f"H {row['predictive_entropy']:.2f}, CV {row['coefficient_of_variation'] or 0:.2f}"
+        common.draw_heading(
+            (left, right),
+            common.short(common.file_name(row), 44),
+            f"{information(row, 'MI')}, {numbers}, {row['agreement']:.0%} agree",
+        )
+        for place, c in enumerate(row["leading"]):
+            least, low, median, high, most = c["quantiles"]
+            right.plot([least, most], [place, place], color=GREY, linewidth=0.8, zorder=1)
+            right.plot([low, high], [place, place], color=SKY, linewidth=5, solid_capstyle="butt", zorder=2)
+            right.plot(median, place, "|", color=BLUE, markersize=5, markeredgewidth=1.5, zorder=3)
+            right.plot(c["mean"], place, "o", color=BLACK, markersize=2.5, zorder=4)
+            right.plot(c["deterministic"], place, "|", color=RED, markersize=9, markeredgewidth=1.2, zorder=3)
+            number = f"{c['mean']:.3f}" + ("" if (sd := c["standard_deviation"]) is None else f" ± {sd:.3f}")
+            right.text(0, place - 0.22, common.short(model.categories[c["class"]], 15), in_layout=False)
+            right.text(1, place - 0.22, number, ha="right", in_layout=False)
+        right.set(xlim=(-0.03, 1.03), ylim=(len(row["leading"]) - 0.6, -0.75), yticks=[], xticks=[0, 0.5, 1])
+        right.set_xlabel("probability", labelpad=1)
+        right.spines["left"].set_visible(False)
+    shown = (
+        f"the {len(rows)} least sure of {total} pictures" if len(rows) < total else common.quantity(total, "picture")
+    )
+    return figure, [
+        f"{model.label}: {passes:,} passes with dropout on, {shown}",
+        "Most likely classes with the mean ± standard deviation of their probability over passes. Thin line: least to "
+        "largest; bar: quartiles, with the median; dot: mean; red: the single pass without dropout. MI: mutual "
+        "information (nats, ± standard error); H: predictive entropy (nats); CV: coefficient of variation of the first "
+        f"class. Least sure first, by MI. Pictures: {model.view}.",
+    ]
+
+
+def draw_order(rows: list[dict], model: common.Classifier, passes: int) -> tuple[Figure, list[str]]:
+    """Draw mutual information and predictive entropy of all images, in order of mutual information."""
+    figure = Figure(figsize=(common.WIDTH, 4.4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    places = np.arange(1, len(rows) + 1)
+    panels = (
+        (above, "mutual_information", BLUE, "mutual information: the passes disagree"),
+        (below, "predictive_entropy", BLUE, "predictive entropy: all uncertainty"),
+    )
+    for axes, key, colour, label in panels:
+        values = np.array([row[key] for row in rows])
+        errors = 2 * np.array([row[f"{key}_standard_error"] or 0 for row in rows])
+        if len(rows) <= 40:
+            axes.errorbar(places, values, errors, fmt="o", markersize=3, color=colour, label=label)
+        else:  # one artist for all images: one for each would take minutes and gigabytes for 50,000
+            axes.plot(places, values, color=colour, label=label)
+            axes.fill_between(places, values - errors, values + errors, color=colour, alpha=0.3, linewidth=0)
+        axes.set_ylim(0, 1.3 * (values + errors).max() or 1)
+        axes.set_ylabel("nats")
+    single = [row["deterministic_entropy"] for row in rows]
+    below.plot(places, single, "_" if len(rows) <= 40 else ",", color=RED, label="entropy of the single pass")
+    for axes in (above, below):
+        axes.legend(loc="upper right")
+    below.set_xlabel("images, least sure first")
+    if len(rows) <= 40:
+        names = [common.short(common.file_name(row), 20) for row in rows]
+        below.set_xticks(places, names, rotation=90 if len(rows) > 5 else 0)
+    return figure, [
+        f"{model.label}: how unsure it is of {common.quantity(len(rows), 'image')}, over {passes:,} passes",
+        "Bars: two Monte Carlo standard errors. Images whose bars overlap cannot be put in order.",
+    ]
+
+
+def draw_settling(rows: list[dict], model: common.Classifier) -> tuple[Figure, list[str]]:
+    """Draw how variance and mutual information settle with the number of passes."""
+    figure = Figure(figsize=(common.WIDTH, 2.8), layout="constrained")
+    panels = figure.subplots(1, 2)
+    measures = ("variance", "mutual_information")
+    for axes, key, unit in zip(panels, measures, ("", " (nats)"), strict=True):
+        for row in rows:
+            known = [s for s in row["settling"] if s[f"{key}_standard_error"] is not None]
+            passes = [s["passes"] for s in known]
+            values, errors = (np.array([s[k] for s in known]) for k in (key, f"{key}_standard_error"))
+            axes.plot(passes, values, "o-", markersize=2.5, label=common.short(common.file_name(row), 20))
+            axes.fill_between(passes, values - errors, values + errors, alpha=0.2, linewidth=0)
+        axes.set(xscale="log", xlabel="passes", ylabel=f"{key.replace('_', ' ')}{unit}")
+        axes.set_xticks(passes, [f"{n:,}" for n in passes], minor=False)
+        axes.minorticks_off()
+        axes.set_ylim(0)
+    axes.legend(loc="lower right")
+    return figure, [
+        f"{model.label}: how many passes are enough?",
+        f"Estimates from the first passes of {'each' if len(rows) > 1 else 'one'} of "
+        f"{common.quantity(len(rows), 'image')}, the least sure first; band: one Monte Carlo standard error.",
+    ]
 
 
 def main() -> None:
@@ -230,14 +355,10 @@ def main() -> None:
     parser.add_argument(
         "--dropout", type=float, metavar="P", help="dropout probability (0 < P < 1) for dropout layers whose own is 0"
     )
-    help_text = "disturb the first N validation images too: noise, blur, a turn, low contrast (0: none)"
-    parser.add_argument("--shift-limit", default=100, type=common.whole, metavar="N", help=help_text)
     options = parser.parse_args()
     if options.dropout is not None and not 0 < options.dropout < 1:
         raise common.UserError(f"--dropout must be above 0 and below 1, not {options.dropout}")
     files = common.test_images(options)
-    tested = len(files)
-    files = common.ImageFiles([*files, *labelled_files(options, tested)], files.no_picture)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     if options.dropout is not None and not dropout.set_dropout(model, options.dropout):
@@ -246,52 +367,19 @@ def main() -> None:
     share = dropout.passes_can_be_shared(model, example)  # one trial, so that all images are treated alike
     options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
 
-    def passes_of(images: Tensor, batch: list[common.ImageFile]) -> tuple[Tensor, Tensor]:
-        generators = common.seeded_generators(options.seed, (file.index for file in batch))
-        return single_and_mc_logits(model, images, options.passes, generators, share)  # (N, C), (T, N, C)
-
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
-        single, logits = passes_of(images, batch)
-        own = list(dict.fromkeys(batch))  # without the copies that fill the batch
-        shifted = [n for n, file in enumerate(own) if 0 <= file.index - tested < options.shift_limit]
-        rows = [
-            uncertainty(logits[:, n], single[n])
-            if file.label is None
-            else {"label": file.label, **known_uncertainty(logits[:, n], single[n], file.label)}
-            for n, file in enumerate(own)
-        ]
-        if shifted:
-            generators = common.seeded_generators(options.seed, (file.index for file in batch))
-            for name, pictures in disturbed(images, generators).items():
-                single, logits = passes_of(pictures, batch)
-                for n in shifted:
-                    judged = known_uncertainty(logits[:, n], single[n], own[n].label)
-                    rows[n].setdefault("disturbed", {})[name] = judged
-        return iter(rows)
+        generators = common.seeded_generators(options.seed, (file.index for file in batch))
+        single, logits = single_and_mc_logits(model, images, options.passes, generators, share)  # (T, N, classes)
+        return (uncertainty(logits[:, n], single[n]) for n in range(len(batch)))
 
-    everything, skipped = common.explain_images(model, files, explain, options, output)
-    rows, labelled = ([row for row in everything if ("label" in row) == known] for known in (False, True))
-    if not rows:
-        raise common.UserError(f"none of the {tested} images can be used, the first because {skipped[0]['reason']}")
+    rows, skipped = common.explain_images(model, files, explain, options, output)
     ordered = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))
-    results = summary(rows, options.passes, len(model.categories))
-    known, known_tables = selective.judge(labelled, options.seed)
-    worth, paths = selective.worth_of_measures(known), [file.path for file in files]
-    common.save_pictures(rows[: options.show], files, model, output)
-    output.draw("mc_dropout", draw, ordered[: options.show], len(rows), paths, model, options.passes, worth)
+    output.draw("mc_dropout", draw, ordered[: options.show], len(rows), files, model, options.passes)
     output.draw("uncertainty", draw_order, ordered, model, options.passes)
     if options.passes > 1:
         output.draw("settling", draw_settling, ordered[:SETTLING_SHOWN], model)
-    said = findings(ordered)
-    if known and any("auroc_interval" in of_one for of_one in known["mistakes"].values()):
-        output.draw("mistakes", draw_mistakes, labelled, known["mistakes"], known["predictions"], model)
-        said.append(selective.verdict(known["mistakes"]))
-    elif not options.images:
-        said.append(worth)
-    if known.get("mistakes_under_shift"):
-        output.draw("shift", draw_shift, known["mistakes_under_shift"], min(len(labelled), options.shift_limit), model)
-    made = {**tables(rows, ordered, model.categories), **known_tables}
-    output.finish(everything, skipped, results | known, made, model, findings=said)
+    results = summary(rows, options.passes, len(model.categories))
+    output.finish(rows, skipped, results, tables(rows, ordered, model.categories), model, findings=findings(ordered))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,14 +38,12 @@ from explain.figures import (
     draw_image,
     draw_map,
     draw_picture,
-    file_name,
     map_name,
     panel_grid,
     quantity,
     short,
 )
 from explain.files import list_files, size_of, write_file
-from explain.inference import keep_freed_memory
 from explain.logits import (
     as_logits,
     at_least_one,
@@ -58,7 +55,7 @@ from explain.logits import (
 )
 from explain.networks import Classifier, load_model
 from explain.options import above_0, at_least_0
-from explain.output import EXECUTION_OPTIONS, OutputFolder, write_array, write_picture
+from explain.output import OutputFolder, write_array
 from explain.pictures import is_picture_name, read_image, to_pixels
 from explain.preprocessing import INTERPOLATIONS, OPTIONS
 from explain.progress import progress
@@ -70,16 +67,7 @@ __all__ += ["class_of", "read_image", "Classes", "ForwardPass", "forward_pass", 
 __all__ += ["classes_to_explain", "class_finding", "class_lines", "file_name", "find_classes", "describe_classes"]
 __all__ += ["check_finite", "device_of", "evaluation_mode", "predict_logits", "usable"]
 __all__ += ["as_logits", "check_images", "class_ids", "logits_of", "run_network"]
-__all__ += [
-    "explain_images",
-    "pad",
-    "record_nondeterminism",
-    "save_pictures",
-    "seeded_generators",
-    "Rows",
-    "run_settings",
-    "size_of",
-]
+__all__ += ["explain_images", "pad", "record_nondeterminism", "seeded_generators", "Rows", "run_settings", "size_of"]
 __all__ += ["exercise_parser", "option_parser", "positive", "whole", "load_from_options", "load_model", "Classifier"]
 __all__ += ["OutputFolder", "UserError", "write_array", "write_file", "to_pixels", "progress", "MAP_SCALE", "WIDTH"]
 __all__ += ["brightest", "draw_colour_bar", "draw_heading", "draw_image", "draw_map", "draw_picture", "map_name"]
@@ -329,6 +317,11 @@ def class_finding(row: dict, categories: Sequence[str]) -> str:
     return f"{file_name(row)}: {categories[row['class']]} {row['probability']:.3f}"
 
 
+def file_name(row: dict) -> str:
+    """Return the name of a row's image without its folders."""
+    return row["path"].rpartition("/")[2]
+
+
 # ------------------------------------------------------------------------------------------------
 # From image files to rows
 
@@ -358,16 +351,6 @@ def explain_images(
     if len(skipped) == len(rows):
         raise UserError(f"none of the {len(rows)} images can be used, the first because {skipped[0]['reason']}")
     return [row for row in rows if "skipped" not in row], skipped
-
-
-def save_pictures(rows: Sequence[dict], files: Sequence[ImageFile], model: Classifier, output: OutputFolder) -> None:
-    """Save the pictures of these rows as the network sees them, for the page; one that is gone by now is left out."""
-    for row in rows:
-        try:
-            picture = model.preprocess(read_image(files[row["index"]].path))
-        except UserError:
-            continue
-        write_picture(output.file(f"pictures/{row['index']:05d}.jpg"), picture)
 
 
 def explain_batches(
@@ -534,12 +517,6 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
     "--seed": dict(default=0, type=seed, metavar="N", help="seed of the random generators, one per image or class"),
     "--show": dict(default=12, type=positive, metavar="N", help="maximum number of pictures in a figure"),
-    "--worth": dict(
-        default=12,
-        type=whole,
-        metavar="N",
-        help="measure for the first N images whether the class's probability follows their maps (0: for none)",
-    ),
     "--whole": dict(
         action="store_true",
         help="show the network whole pictures, fitted into its square input with grey around them, not central crops",
@@ -560,27 +537,6 @@ EXERCISE_OPTIONS += ("--whole", "--show", "--no-title", "--pdf", "--shard", "--f
 
 
 class _Parser(argparse.ArgumentParser):
-    def parse_args(self, *arguments: Any) -> argparse.Namespace:
-        options = super().parse_args(*arguments)
-        options.command = self._command(options)
-        return options
-
-    def _command(self, options: argparse.Namespace) -> str:
-        """Return the command line with all options that are not at their defaults, but those of a single run."""
-        words = []
-        for action in self._actions:
-            value = getattr(options, action.dest, self.get_default(action.dest))
-            if value == self.get_default(action.dest) or action.dest in EXECUTION_OPTIONS:
-                continue
-            values = [] if value is True else value if isinstance(value, list) else [value]
-            if isinstance(action, argparse._AppendAction):
-                words += [word for item in values for word in (action.option_strings[0], str(item))]
-            elif action.option_strings:
-                words += [action.option_strings[-1], *map(str, values)]
-            else:
-                words = [*map(str, values), *words]  # before an option that takes several values
-        return shlex.join(["python", self.prog, *words])
-
     def error(self, message: str) -> NoReturn:
         message = re.sub("^argument (.+): must ", r"\1 must ", message)
         raise UserError(f"{message}; `python {self.prog} --help` explains the options")
@@ -615,7 +571,6 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
     # two threads on one core only wait for each other
     options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
     if options.device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         options.device = accelerator.type if accelerator else "cpu"

@@ -4,9 +4,8 @@ Nothing here imports an exercise or common.py. Each line knows those above it, a
 
 - errors
 - files, shell, pictures; logits; evaluation
-- checkpoints, inference; rectifiers, grad_cam, dropout; maps, faithfulness, disturbances; calibration
-- labels, label_order, datasets, sample; options
+- checkpoints, inference; rectifiers, dropout; maps; labels, label_order, datasets, sample; options
 - own_networks, preprocessing; networks; class_names
-- figures, output; priors; faithfulness_figures; selective, uncertainty_report
+- figures, output; priors
 - rows; ascent_state, archetypes
 """

@@ -436,9 +436,7 @@ def test_ctrl_c_ends_a_long_operation(number, tmp_path, monkeypatch):
 
 
 # and what each is about to import when it is stopped; before the first of these, it is Python's own start
-MOMENTS = dict(
-    zip(SCRIPTS, ("numpy", "torch", "torch._C", "torchvision", "timm", "joblib", "matplotlib.figure"), strict=True)
-)
+MOMENTS = dict(zip(SCRIPTS, ("numpy", "torch", "torch._C", "torchvision", "timm", "matplotlib.figure"), strict=True))
 MOMENTS["process_data"] = "torch.nn"
 STOPS = """
 import os, sys
