@@ -15,7 +15,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -391,9 +391,12 @@ def image_card(
             of_class = explained.setdefault(row["class"], {"name": names.get(row["class"], f"class {row['class']}")})
             of_class.setdefault("p", f"p {row['probability']:.3f}, rank {row['rank']}")
             of_class.setdefault("maps", {})
-            new = [kind for kind in kinds if kind not in of_class["maps"]]  # the plain map is 2e's and 2f's
-            found = maps_of(runs[script], script, row, suffix, kinds, name, of_class["name"], pictures)
-            of_class["maps"] |= {kind: described for kind, described in found if kind in new}
+            new = [kind not in of_class["maps"] for kind in kinds]  # the plain map is 2e's and 2f's
+            maps = [*itertools.compress(zip(kinds, read_maps(runs[script], row, suffix), strict=False), new)]
+            for kind, array in maps:
+                of_class["maps"][kind] = describe_map(
+                    runs[script], script, row, kind, array, f"{name} for {of_class['name']}", pictures
+                )
             if (chance := row.get("random_insertion_minus_deletion")) is not None:
                 of_class["random"] = f"{chance:.2f}"
     return {"name": name, "path": path, "picture": picture, "bars": bars, "measures": measures} | {
@@ -401,32 +404,35 @@ def image_card(
     }
 
 
-def maps_of(
-    run: Run, script: str, row: dict, suffix: str, kinds: tuple[str, ...], name: str, of: str, pictures: Pictures
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Draw the maps in one of a row's files; yield the kind of each, and what its caption says."""
+def read_maps(run: Run, row: dict, suffix: str) -> Sequence[np.ndarray]:
+    """Read the maps (H, W) in one of a row's files; none where it is not there."""
     file = f"maps/{row['index']:05d}{suffix}.npy"
     if file not in row.get("files", []) or not is_inside(run.folder / file, run.folder):
-        return
+        return []
     try:
-        arrays = np.load(run.folder / file, allow_pickle=False)
+        arrays = np.load(run.folder / file, allow_pickle=False).astype(np.float64)
     except (OSError, ValueError, EOFError):
-        return
-    for kind, array in zip(kinds, arrays[None] if arrays.ndim == 2 else arrays, strict=True):
-        prefix = "" if script == "2e_saliency" and kind == "plain" else f"{kind}_"
-        status = row.get(f"{prefix}status", "ok")
-        worth = row.get(f"{kind}_insertion_minus_deletion")
-        area = row.get(f"{prefix}half_mass_area")
-        said = ([] if worth is None else [f"worth {worth:.2f}"]) + ([] if area is None else [f"half in {area:.3f}"])
-        picture = None
-        if status == "ok":
-            words = [f"{map_label(kind)} map of {name} for {of}"]
-            words += [] if worth is None else [f"insertion less deletion {worth:.2f}"]
-            words += [] if area is None else [f"half of it lies in {area:.3f} of the pixels"]
-            signed = kind == "plain" and bool(run.metrics["settings"].get("signed"))
-            drawn = f"{script}_{row['index']:05d}_{kind}.webp"
-            picture = pictures.map(drawn, np.nan_to_num(array.astype(np.float64)), ", ".join(words), signed)
-        yield kind, {"label": map_label(kind), "said": ", ".join(said), "status": status, "picture": picture}
+        return []
+    return arrays[None] if arrays.ndim == 2 else arrays
+
+
+def describe_map(
+    run: Run, script: str, row: dict, kind: str, saliency: np.ndarray, of: str, pictures: Pictures
+) -> dict[str, Any]:
+    """Draw a map (H, W) and return what its caption says."""
+    prefix = "" if script == "2e_saliency" and kind == "plain" else f"{kind}_"
+    status = row.get(f"{prefix}status", "ok")
+    measures = {
+        "worth {:.2f}": row.get(f"{kind}_insertion_minus_deletion"),
+        "half in {:.3f}": row.get(f"{prefix}half_mass_area"),
+    }
+    said = ", ".join(text.format(value) for text, value in measures.items() if value is not None)
+    picture = None
+    if status == "ok":
+        alt = f"{map_label(kind)} map of {of}" + (f": {said} of its pixels" if said else "")
+        signed = kind == "plain" and bool(run.metrics["settings"].get("signed"))
+        picture = pictures.map(f"{script}_{row['index']:05d}_{kind}.webp", saliency, alt, signed)
+    return {"label": map_label(kind), "said": said, "status": status, "picture": picture}
 
 
 # ------------------------------------------------------------------------------------------------
