@@ -26,9 +26,11 @@ import numpy as np
 from PIL import Image
 
 from explain.errors import UserError, printable
+from explain.faithfulness_figures import label
 from explain.figures import brightest, quantity
 from explain.files import is_inside, remove_file, write_file
-from explain.sections import SECTIONS, Section, map_label, measure_table, number, with_error
+from explain.sections import SECTIONS, Section, accuracy, measure_table, number, with_error
+from explain.selective import verdict, worth_of_measures
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 LISTED = 12  # skipped images whose reasons are on the page; metrics.json has all
@@ -198,7 +200,7 @@ def render(output: Path, pictures: Pictures) -> str:
     return template().render(
         sections=sections,
         networks=networks(runs),
-        accuracy=accuracy(runs),
+        accuracy=attempt(lambda: accuracy_of(runs["2b_evaluate"].metrics["results"])),
         data=data(runs),
         cards=cards,
         maps_scale="Each map has a scale of its own, linear from 0 to its 99.5th percentile.",
@@ -284,7 +286,11 @@ def figure(run: Run, name: str, lines: list[str], sentence: str, pictures: Pictu
 
 
 def judgement(section: Section, runs: dict[str, Run]) -> list[str]:
-    """Return what 2g found about the maps of 2e and 2f."""
+    """Return what 2g found about the maps of 2e and 2f, and 2h about its measures."""
+    if section.script == "2h_mc_dropout":
+        results = runs["2h_mc_dropout"].metrics["results"]
+        found = attempt(lambda: f"Of the measures, {verdict(results['mistakes'])}.")
+        return [told for told in (attempt(worth_of_measures, results), found) if told]
     if section.script not in ("2e_saliency", "2f_guided_saliency") or "2g_faithfulness" not in runs:
         return []
     sentence = next(s for s in SECTIONS if s.script == "2g_faithfulness").sentence
@@ -320,10 +326,10 @@ def networks(runs: dict[str, Run]) -> list[dict[str, Any]]:
     return [*found.values()]
 
 
-def accuracy(runs: dict[str, Run]) -> str | None:
-    """Return the sentence of 2b."""
-    section = next(s for s in SECTIONS if s.script == "2b_evaluate")
-    return attempt(section.sentence, runs["2b_evaluate"].metrics["results"]) if "2b_evaluate" in runs else None
+def accuracy_of(results: dict[str, Any]) -> str:
+    """Return what the first screen says of 2b's results."""
+    images = quantity(results["images"], "labelled image")
+    return f"top-1 {accuracy(results)}, top-5 {number(results['top5_accuracy'])}, on {images}"
 
 
 def data(runs: dict[str, Run]) -> list[dict[str, Any]]:
@@ -357,6 +363,8 @@ def image_cards(runs: dict[str, Run], pictures: Pictures) -> list[dict[str, Any]
     rows: dict[str, dict[str, list[dict]]] = {}
     for script, run in of_images.items():
         for row in run.rows:
+            if "label" in row:  # 2h's labelled images, by which it is judged, come after the test images
+                break
             rows.setdefault(row["path"], {}).setdefault(script, []).append(row)
     return [image_card(path, own, of_images, names, pictures) for path, own in itertools.islice(rows.items(), show)]
 
@@ -398,7 +406,7 @@ def image_card(
                     runs[script], script, row, kind, array, f"{name} for {of_class['name']}", pictures
                 )
             if (chance := row.get("random_insertion_minus_deletion")) is not None:
-                of_class["random"] = f"{chance:.2f}"
+                of_class["random"] = number(chance)
     return {"name": name, "path": path, "picture": picture, "bars": bars, "measures": measures} | {
         "explained": [{"random": "", **of_class} for of_class in explained.values()]
     }
@@ -423,16 +431,16 @@ def describe_map(
     prefix = "" if script == "2e_saliency" and kind == "plain" else f"{kind}_"
     status = row.get(f"{prefix}status", "ok")
     measures = {
-        "worth {:.2f}": row.get(f"{kind}_insertion_minus_deletion"),
-        "half in {:.3f}": row.get(f"{prefix}half_mass_area"),
+        "worth": row.get(f"{kind}_insertion_minus_deletion"),
+        "half in": row.get(f"{prefix}half_mass_area"),
     }
-    said = ", ".join(text.format(value) for text, value in measures.items() if value is not None)
+    said = [f"{name} {number(value)}" for name, value in measures.items() if value is not None]
     picture = None
     if status == "ok":
-        alt = f"{map_label(kind)} map of {of}" + (f": {said} of its pixels" if said else "")
+        alt = f"{label(kind)} map of {of}" + (f": {', '.join(said)} of its pixels" if said else "")
         signed = kind == "plain" and bool(run.metrics["settings"].get("signed"))
         picture = pictures.map(f"{script}_{row['index']:05d}_{kind}.webp", saliency, alt, signed)
-    return {"label": map_label(kind), "said": said, "status": status, "picture": picture}
+    return {"label": label(kind), "said": said, "status": status, "picture": picture}
 
 
 # ------------------------------------------------------------------------------------------------

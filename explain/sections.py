@@ -5,12 +5,13 @@ Everything is a function of an exercise's `results` in metrics.json; what is not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from explain.faithfulness_figures import BASELINES, KINDS, label
 from explain.figures import quantity
 
 Results = dict[str, Any]
@@ -55,14 +56,13 @@ class Section:
 
 
 def number(value: Any) -> str:
-    """Return a number as it stands in a text: three decimals, more where they would all be 0."""
+    """Return a number as it stands in a text: a float with three decimals."""
     if value is None:
         return "none"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3f}" if value == 0 or abs(value) >= 0.0005 else f"{value:.1e}"
+    text = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    return text.removeprefix("-") if not float(text.replace(",", "")) else text.replace("-", "−")
 
 
 def with_error(value: Any, error: Any) -> str:
@@ -116,16 +116,18 @@ def of_data(results: Results) -> str:
 
 
 def of_evaluation(results: Results) -> str:
-    interval = results.get("top1_interval")
-    spread = (
-        f" (95 % interval {number(interval[0])} to {number(interval[1])})"
-        if interval
-        else f" ± {number(results['top1_standard_error'])}"
-    )
     return (
-        f"The most likely class is the right one for {number(results['top1_accuracy'])}{spread} of "
+        f"The most likely class is the right one for {accuracy(results)} of "
         f"{quantity(results['images'], 'image')}; guessing would reach {number(results['chance_accuracy'])}."
     )
+
+
+def accuracy(results: Results) -> str:
+    """Return the top-1 accuracy with its interval, or where there is none its standard error."""
+    interval = results.get("top1_interval")
+    if interval is None:
+        return with_error(results["top1_accuracy"], results["top1_standard_error"])
+    return f"{number(results['top1_accuracy'])} (95 % interval {number(interval[0])} to {number(interval[1])})"
 
 
 def of_archetypes(results: Results) -> str:
@@ -173,7 +175,7 @@ def worth_sentence(results: Results) -> str:
     worth = results.get("insertion_minus_deletion")
     if not worth:
         return ""
-    told = ", ".join(f"{map_label(kind)} {number(worth[kind]['mean'])}" for kind in worth if worth[kind] is not None)
+    told = ", ".join(f"{label(kind)} {number(worth[kind]['mean'])}" for kind in in_order(worth) if worth[kind])
     return f" Their worth, insertion less deletion: {told}."
 
 
@@ -181,8 +183,8 @@ def of_faithfulness(results: Results) -> str:
     maps, baseline = results["maps"], results.get("best_baseline") or "random"
     own = {kind: measures for kind, measures in maps.items() if kind not in BASELINES}
     best = max(own, key=lambda kind: own[kind]["insertion_minus_deletion"])
-    beside = f", the best baseline ({map_label(baseline)}) {worth_of(maps[baseline])}" if baseline in maps else ""
-    return f"The map most to be believed is {map_label(best)}: insertion less deletion {worth_of(own[best])}{beside}."
+    beside = f", the best baseline ({label(baseline)}) {worth_of(maps[baseline])}" if baseline in maps else ""
+    return f"The map most to be believed is {label(best)}: insertion less deletion {worth_of(own[best])}{beside}."
 
 
 def worth_of(measures: Results) -> str:
@@ -203,27 +205,25 @@ def of_dropout(results: Results) -> str:
 # ------------------------------------------------------------------------------------------------
 # Tables beside the main numbers
 
-BASELINES = ("random", "middle", "edges")
-LABELS = {
-    "random": "random order",
-    "middle": "middle first",
-    "edges": "edges of the picture",
-    "grad_cam": "Grad-CAM",
-    "guided_grad_cam": "guided Grad-CAM",
-}
 
-
-def map_label(kind: str) -> str:
-    return LABELS.get(kind, kind.replace("_", " "))
+def in_order(maps: Iterable[str]) -> list[str]:
+    """Return the kinds of maps in the order of the exercises, baselines last."""
+    order = [*KINDS, *BASELINES]
+    return sorted(maps, key=lambda kind: order.index(kind) if kind in order else len(order))
 
 
 def worth_table(results: Results) -> Iterator[Table]:
-    worth = {kind: found for kind, found in (results.get("insertion_minus_deletion") or {}).items() if found}
-    if worth:
-        rows = [
-            [map_label(kind), with_error(found["mean"], found.get("standard_error")), number(found["images"])]
-            for kind, found in worth.items()
+    worth = results.get("insertion_minus_deletion") or {}
+    rows = [
+        [
+            label(kind),
+            with_error(worth[kind]["mean"], worth[kind].get("standard_error")),
+            number(worth[kind]["images"]),
         ]
+        for kind in in_order(worth)
+        if worth[kind]
+    ]
+    if rows:
         title = "Worth of each map: insertion less deletion, higher is better; a random order knows nothing"
         yield Table(title, ["map", "mean ± standard error", "images"], rows)
 
@@ -236,8 +236,8 @@ def faithfulness_table(results: Results) -> Iterator[Table]:
         "grid_pointing": "grid pointing (higher; chance 0.25)",
     }
     rows = [
-        [map_label(kind), *(with_error(of[name], of.get(f"{name}_standard_error")) for name in names)]
-        for kind, of in results["maps"].items()
+        [label(kind), *(with_error(of[name], of.get(f"{name}_standard_error")) for name in names)]
+        for kind, of in ((kind, results["maps"][kind]) for kind in in_order(results["maps"]))
     ]
     title = "Each map beside baselines that know nothing of the network, ± standard error (in brackets: better)"
     yield Table(title, ["map", *names.values()], rows)

@@ -277,7 +277,7 @@ def test_worth_and_judgement_are_shown(tmp_path):
     found |= {"not_told_apart_from_most_uncertain": ["a/c.jpg"], "mistakes": mistakes}
     write_run(tmp_path, "2h_mc_dropout", found)
     text = Page(page.write_page(tmp_path)).text
-    assert "believed is plain: insertion less deletion 0.100 ± 0.020, the best baseline (random order) 0.010." in text
+    assert "believed is plain: insertion less deletion 0.100 ± 0.020, the best baseline (random) 0.010." in text
     assert "Measured in 2g: The map most to be believed is plain" in text
     assert "single pass 0.800 (0.700 to 0.900) 0.100" in text
     assert "least sure: b.jpg, not told apart from 1 other." in text
