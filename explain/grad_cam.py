@@ -29,7 +29,7 @@ class GradCAM(TorchFunctionMode):
         super().__init__()
         self.images = images
         self.features: Tensor | None = None  # (N, C, h, w)
-        self.gradient: Tensor | None = None  # of the score, by the features
+        self.gradients: list[Tensor] = []  # of the score, by the features
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = function(*args, **(kwargs or {}))
@@ -58,10 +58,8 @@ class GradCAM(TorchFunctionMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         if self.features is not None and error[0] is None:
-            self.features.register_hook(self._keep)  # goes with the graph
-
-    def _keep(self, gradient: Tensor) -> None:
-        self.gradient = gradient
+            # goes with the graph, and knows nothing of this object: a circle through the graph would stay for ever
+            self.features.register_hook(self.gradients.append)
 
     def maps(self) -> Tensor | None:
         """Return Grad-CAM maps (N, H, W), in logits, of the last backward pass; None without such a layer.
@@ -69,10 +67,10 @@ class GradCAM(TorchFunctionMode):
         The channels' sum, each weighted by its mean gradient, where it is above 0; bilinear between the layer's places.
         Selvaraju et al. 2017, section 3, equations 1 and 2.
         """
-        if self.features is None or self.gradient is None:
+        if self.features is None or not self.gradients:
             return None
         with torch.inference_mode(False):
-            weights = self.gradient.mean((2, 3), keepdim=True)
+            weights = self.gradients[-1].mean((2, 3), keepdim=True)
             coarse = (weights * self.features.detach()).sum(1, keepdim=True).clamp(min=0)  # (N, 1, h, w)
             maps = F.interpolate(coarse, size=self.images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
         return maps[: len(self.images)]

@@ -197,7 +197,7 @@ def render(output: Path, pictures: Pictures) -> str:
     sections = [describe(section, found[section.script], runs, pictures) for section in SECTIONS]
     cards = attempt(image_cards, runs, pictures) or []
     pictures.remove_others()
-    return template().render(
+    page = template().render(
         sections=sections,
         networks=networks(runs),
         accuracy=attempt(lambda: accuracy_of(runs["2b_evaluate"].metrics["results"])),
@@ -207,6 +207,7 @@ def render(output: Path, pictures: Pictures) -> str:
         classes=attempt(class_table, runs, pictures),
         single=pictures.width is not None,
     )
+    return page.encode("utf-8", "backslashreplace").decode()  # a path need not be text
 
 
 @functools.cache

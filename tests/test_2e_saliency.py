@@ -282,7 +282,7 @@ def test_from_a_shell(tmp_path):
     command = [sys.executable, ROOT / "2e_saliency.py", "a b.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""  # no progress bar where there is no terminal
-    assert done.stdout.splitlines()[-1] == "output/pictures/report.html"
+    assert done.stdout.splitlines()[-2] == "output/pictures/2e_saliency/metrics.json"
     done = run_script("2e_saliency", "a b.png", "--model", "resnet19", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "resnet18" in done.stderr
 

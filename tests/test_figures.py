@@ -169,6 +169,7 @@ def test_findings_figures_and_metrics_are_the_last_lines(tmp_path, monkeypatch, 
         "and 2 more, in predictions.csv",
         "output/2d_predict/predictions.png",
         "output/2d_predict/metrics.json",
+        "output/report.html",
     ]
 
 
@@ -246,7 +247,7 @@ def test_standard_errors_are_the_spread_over_seeds(passes):
 
 
 def test_images_that_cannot_be_told_apart_are_named():
-    script = load_script("2h_mc_dropout")
+    script = importlib.import_module("explain.uncertainty_report")
     rows = [
         {"index": i, "path": f"{i}.png", "mutual_information": m, "mutual_information_standard_error": 0.01}
         for i, m in enumerate((0.10, 0.161, 0.160))
