@@ -361,13 +361,14 @@ def explain_images(
 
 
 def save_pictures(rows: Sequence[dict], files: Sequence[ImageFile], model: Classifier, output: OutputFolder) -> None:
-    """Save the pictures of these rows as the network sees them, for the page; one that is gone by now is left out."""
+    """Save the pictures of these rows as the network sees them, for the page; one that is gone stays as it was."""
     for row in rows:
+        name = f"pictures/{row['index']:05d}.jpg"
         try:
-            picture = model.preprocess(read_image(files[row["index"]].path))
+            write_picture(output.file(name), model.preprocess(read_image(files[row["index"]].path)))
         except UserError:
-            continue
-        write_picture(output.file(f"pictures/{row['index']:05d}.jpg"), picture)
+            if not (output.path / name).is_file():
+                output.files.remove(name)
 
 
 def explain_batches(

@@ -241,14 +241,15 @@ def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
     arguments = [*QUICK, "--model", "squeezenet1_0", "--weights", "random"]
 
     def contents():
-        return {p: p.read_bytes() for p in (tmp_path / "output").rglob("*") if p.is_file() and p.name != "metrics.json"}
+        folder = tmp_path / "output/pictures/2e_saliency"
+        return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "metrics.json"}
 
     run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     first = contents()
     run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert contents() == first and len(first) == 8
+    assert contents() == first and len(first) == 10
     run_main("2e_saliency", "0.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert len(contents()) == 6  # the second picture's maps are gone
+    assert len(contents()) == 7  # the second picture and its maps are gone
 
 
 @pytest.mark.parametrize(
