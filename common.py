@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from explain.class_names import name_classes
+from explain.class_names import find_class, find_classes, name_classes
 from explain.datasets import TEST_FOLDERS, find_folder
-from explain.errors import UserError, one_line, printable, unknown
+from explain.errors import UserError, one_line, printable
 from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits, usable
 from explain.figures import (
     MAP_SCALE,
@@ -240,41 +240,6 @@ def class_score_gradient(model: nn.Module, images: Tensor, classes: Classes) -> 
     """
     forward = forward_pass(model, images, classes)
     return forward.gradient(), forward.scores.detach()
-
-
-def find_class(text: str, categories: Sequence[str]) -> int:
-    """Return a class id from an id or a name; raises UserError with the ids of names that may be meant."""
-    if re.fullmatch(r"[+-]?\d+", text):
-        if not 0 <= int(text) < len(categories):
-            raise UserError(f"class {text} does not exist: ids go from 0 to {len(categories) - 1}")
-        return int(text)
-    name = text.replace("_", " ").strip().casefold()
-    synonyms = [[n.strip() for n in names.casefold().split(",")] for names in categories]
-    ids = [i for i, names in enumerate(synonyms) if name in names]
-    if len(ids) > 1:
-        raise UserError(f"{text!r} names the classes {', '.join(map(str, ids))}: give the id")
-    if not ids:
-        # "stork" means one of "white stork" and "black stork" rather than "stole"
-        word = re.compile(rf"\b{re.escape(name)}\b")
-        with_it = [f"{n} {i}" for i, names in enumerate(synonyms) for n in names if name and word.search(n)]
-        if not with_it:
-            raise UserError(unknown("class", name, [n for names in synonyms for n in names]) + " (ids work too)")
-        more = f" and {len(with_it) - 10} more" if len(with_it) > 10 else ""
-        raise UserError(f"no class is named {name!r}: choose from {', '.join(with_it[:10])}{more}")
-    return ids[0]
-
-
-def find_classes(texts: Sequence[str], categories: Sequence[str]) -> list[int]:
-    """Return the class ids of several names or ids; raises UserError, also for a name that wants quotes."""
-    try:
-        return [find_class(text, categories) for text in texts]
-    except UserError:
-        known = {name.strip() for names in categories for name in names.casefold().split(",")}
-        for start, end in combinations(range(len(texts) + 1), 2):
-            name = " ".join(texts[start:end])
-            if end > start + 1 and name.casefold() in known:
-                raise UserError(f'{name!r} is one class: put it in quotes, as in --classes "{name}"') from None
-        raise
 
 
 def classes_to_explain(

@@ -100,26 +100,31 @@ def clean(name: str) -> str:
     return re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", name).strip()
 
 
+def name_form(text: str) -> str:
+    """Return a class name as names are compared: in any case, with _ for spaces."""
+    return text.replace("_", " ").strip().casefold()
+
+
+def synonyms(name: str) -> list[str]:
+    """Return the names of a class, which commas separate, each in the form in which names are compared."""
+    return [name_form(part) for part in name.split(",")]
+
+
 def class_lookup(
     names: Sequence[str], wnids: Sequence[str] = (), names_first: bool = False
 ) -> Callable[[str], int | None]:
     """Return a function that gives the class id that a text stands for: an id (any number), a wnid, or a name.
 
-    A name may be one of several that commas separate, in any case, with _ for spaces. It gives None for a text that
-    names no class, or several.
+    A name may be one of the class's `synonyms`. It gives None for a text that names no class, or several.
     """
-
-    def form(text: str) -> str:
-        return text.replace("_", " ").strip().casefold()
-
-    whole, parts = Counter(map(form, names)), Counter(form(n) for name in names for n in {*name.split(",")})
-    ids = {form(n): i for i, name in enumerate(names) for n in name.split(",") if parts[form(n)] == 1}
-    ids |= {form(name): i for i, name in enumerate(names) if whole[form(name)] == 1}  # the whole name comes first
+    whole, parts = Counter(map(name_form, names)), Counter(n for name in names for n in {*synonyms(name)})
+    ids = {n: i for i, name in enumerate(names) for n in synonyms(name) if parts[n] == 1}
+    ids |= {name_form(name): i for i, name in enumerate(names) if whole[name_form(name)] == 1}  # whole names come first
     ids |= {wnid: i for i, wnid in enumerate(wnids) if wnid}
 
     def look_up(text: str) -> int | None:
         number = int(text) if re.fullmatch("-?[0-9]{1,9}", text) else None
-        return number if number is not None and not names_first else ids.get(form(text), number)
+        return number if number is not None and not names_first else ids.get(name_form(text), number)
 
     return look_up
 

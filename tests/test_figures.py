@@ -197,6 +197,12 @@ def test_a_class_name_that_is_none_is_told_what_may_be_meant(texts, says):
         common.find_classes(texts, CATEGORIES)
 
 
+def test_a_name_may_have_an_underscore_for_a_space_on_either_side():
+    """Folders' names have them: what --classes was told, and a list, were compared by two rules."""
+    for text in ("Great_Dane", "great dane"):
+        assert common.find_classes([text], ["pug", "great_dane"]) == [1]
+
+
 def test_one_picture_may_have_several_classes(tmp_path, monkeypatch):
     """Two rows on one scale; what else is asked for is refused with the ways that there are."""
     files = [common.ImageFile(0, "a.png", save_photo(tmp_path / "a.png"))]
