@@ -27,7 +27,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from explain.class_names import find_class, find_classes, name_classes
 from explain.datasets import TEST_FOLDERS, find_folder
-from explain.errors import UserError, one_line, printable
+from explain.errors import UserError, one_line, printable, quantity
 from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits, usable
 from explain.figures import (
     MAP_SCALE,
@@ -40,7 +40,6 @@ from explain.figures import (
     draw_picture,
     map_name,
     panel_grid,
-    quantity,
     short,
 )
 from explain.files import list_files, size_of, write_file

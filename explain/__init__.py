@@ -3,7 +3,7 @@
 Nothing here imports an exercise or common.py. Each line knows those above it, and nothing of those below:
 
 - errors
-- files, shell, pictures; logits; evaluation
+- files, shell, progress, pictures; logits; evaluation
 - checkpoints, inference; rectifiers, dropout; maps; labels, label_order, datasets, sample; options
 - own_networks, preprocessing; networks; class_names
 - figures, output; priors

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from explain.errors import UserError
+from explain.errors import UserError, quantity
 from explain.evaluation import class_standing, device_of, predict_logits
 from explain.figures import (
     GREY,
@@ -31,7 +31,6 @@ from explain.figures import (
     draw_legend,
     draw_picture,
     panel_grid,
-    quantity,
     short,
 )
 from explain.files import write_file

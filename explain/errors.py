@@ -1,4 +1,4 @@
-"""Errors that a user can put right, and their wording."""
+"""Errors that a user can put right, and the wording of what is printed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
     """Return the beginning of a sentence about a name that does not exist, with the nearest that do."""
     near = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)
     return f"no {kind} is named {name!r}" + (f": did you mean {' or '.join(near)}?" if near else "")
+
+
+def quantity(number: int, noun: str) -> str:
+    """Return a number with its noun: 1 image, 2 images, 2 classes."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def printable(path: Path) -> str:

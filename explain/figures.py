@@ -24,9 +24,8 @@ from explain.pictures import read_image, to_pixels
 
 WIDTH = 16 / 2.54  # inches: the width of a page's text, at which a figure is printed
 # Okabe and Ito 2008, Color Universal Design: colours that colour-blind readers can tell apart
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
-    *("#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"),
-)
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#777777"
 CYCLE = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, YELLOW]
 STYLE = {
@@ -185,11 +184,6 @@ def draw_title(figure: Figure, title: str, *caption: str) -> None:
 def short(text: str, length: int = 24) -> str:
     """Return a name cut to `length` characters, for a title."""
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def quantity(number: int, noun: str) -> str:
-    """Return a number with its noun: 1 image, 2 images, 2 classes."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def find_fonts(figure: Figure) -> str:

@@ -21,7 +21,7 @@ from explain.errors import UserError, one_line, unknown
 from explain.evaluation import evaluation_mode, predict_logits
 from explain.files import sha256_of
 from explain.inference import prepare
-from explain.logits import as_logits
+from explain.logits import logits_of
 from explain.own_networks import import_network, is_own, own_file
 from explain.pictures import fit_whole
 from explain.preprocessing import IMAGENET, Preprocessing, timm_preprocessing, torchvision_preprocessing
@@ -352,7 +352,7 @@ def _probabilities(network: nn.Module, channels: int, size: int) -> str | None:
     """Return softmax or sigmoid where a network ends in one; None where its outputs are no probabilities."""
     image = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0), requires_grad=True)
     with evaluation_mode(network), torch.enable_grad():
-        outputs = as_logits(network(image.clone()), 1)
+        outputs = logits_of(network, image)
     if outputs.min() < 0 or outputs.max() > 1:
         return None
     steps, seen = [outputs.grad_fn], []  # back to the operation that made them, through what only gives them a shape

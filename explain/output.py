@@ -25,8 +25,8 @@ import torch
 import torchvision
 from matplotlib.figure import Figure
 
-from explain.errors import UserError
-from explain.figures import draw_title, figure_style, find_fonts, quantity
+from explain.errors import UserError, quantity
+from explain.figures import draw_title, figure_style, find_fonts
 from explain.files import is_inside, remove_file, write_file
 from explain.networks import Classifier
 
@@ -148,12 +148,12 @@ class OutputFolder:
 
     def earlier(self) -> dict[str, Any]:
         """Return the metrics that are there; those of nothing where there are none, or not ours."""
-        try:
+        used, files = 0, []
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             metrics = json.loads(self.metrics.read_bytes()) if self.metrics.is_file() else {}
             files = [name for name in metrics["files"] if isinstance(name, str)]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            return {"used": 0, "files": []}
-        return {"used": metrics.get("images", {}).get("used", 0), "files": files}
+            used = int(metrics["images"]["used"])
+        return {"used": used, "files": files}
 
     def discard_metrics(self, but: Collection[str] = ()) -> None:
         """Remove metrics.json, which means complete, and what it lists."""

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from explain import shell
-from explain.errors import OthersAtWork, UserError
-from explain.figures import quantity
+from explain.errors import OthersAtWork, UserError, quantity
 from explain.files import remove_file, remove_leftovers, write_file
 from explain.networks import Classifier
 from explain.output import DRAWING_OPTIONS, EXECUTION_OPTIONS, OutputFolder, json_line, library_versions

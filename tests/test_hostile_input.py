@@ -518,7 +518,16 @@ def test_earlier_metrics_cannot_delete_what_lies_elsewhere(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ['{"files": [1, null]}', '{"files": ["\\u0000.png"]}', "[" * 100_000, "[]", "\xff", None]
+    "content",
+    [
+        '{"files": [], "images": 3}',
+        '{"files": [1, null]}',
+        '{"files": ["\\u0000.png"]}',
+        "[" * 100_000,
+        "[]",
+        "\xff",
+        None,
+    ],
 )
 def test_metrics_that_are_none_are_replaced(content, tmp_path):
     path = tmp_path / "thing/metrics.json"
