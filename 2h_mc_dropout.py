@@ -21,12 +21,11 @@ from explain.shell import run
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
 from explain import dropout
-from explain.figures import BLACK, BLUE, GREY, RED, SKY
+from explain import uncertainty_report as report
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
 PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
@@ -80,13 +79,14 @@ def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
     leading = np.argsort(-mean, kind="stable")[:TOP].tolist()
     p_single = single.double().softmax(0).cpu().numpy()
     numbers = [n for n in SETTLING if n < len(p)] + [len(p)]
+    spreads = {n: spread(p[:n], leading[0]) for n in numbers}
     return {
         "class": leading[0],
         "deterministic_class": int(p_single.argmax()),
         "deterministic_probability": float(p_single.max()),
         "deterministic_entropy": float(entropy(p_single)),
         "mean_probability": float(mean[leading[0]]),
-        **spread(p, leading[0]),
+        **spreads[len(p)],
         "leading": [
             {
                 "class": c,
@@ -97,7 +97,7 @@ def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
             }
             for c in leading
         ],
-        "settling": [{"passes": n, **spread(p[:n], leading[0])} for n in numbers],
+        "settling": [{"passes": n, **measures} for n, measures in spreads.items()],
     }
 
 
@@ -183,166 +183,6 @@ def one_generator_each(generator: Generators, images: int) -> list[torch.Generat
     return list(generator)
 
 
-def least_sure(rows: list[dict]) -> list[dict]:
-    """Return the image with the largest mutual information, then those that cannot be told apart from it.
-
-    That is, whose difference is below twice its standard error, by the errors of both.
-    """
-    first, *rest = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))
-    key = "mutual_information_standard_error"
-
-    def is_apart(row: dict) -> bool:
-        difference = first["mutual_information"] - row["mutual_information"]
-        return row[key] is not None and difference > 2 * np.hypot(first[key], row[key])
-
-    return [first, *(row for row in rest if not is_apart(row))]
-
-
-def summary(rows: list[dict], passes: int, classes: int) -> dict:
-    """Return the metrics, from sums over rows."""
-    keys = ("deterministic_probability", "mean_probability", "agreement", "deterministic_entropy")
-    keys += ("predictive_entropy", "mutual_information")
-    most_uncertain, *others = least_sure(rows)
-    return {
-        "images": len(rows),
-        "passes": passes,
-        "mean_and_single_pass_disagree": sum(row["class"] != row["deterministic_class"] for row in rows),
-        "most_uncertain": most_uncertain["path"],
-        "not_told_apart_from_most_uncertain": [row["path"] for row in others],
-        "entropy_of_chance": float(np.log(classes)),
-        **{f"mean_{key.removeprefix('mean_')}": sum(row[key] for row in rows) / len(rows) for key in keys},
-    }
-
-
-def findings(ordered: list[dict]) -> list[str]:
-    """Return what is said of the least sure and the surest image."""
-    others = [common.file_name(row) for row in least_sure(ordered)[1:]]
-    named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-    tail = f"; not told apart from it: {named}" if others else ""
-    lines = [f"least sure: {common.file_name(ordered[0])}, {information(ordered[0])}{tail}"]
-    return lines + (
-        [f"surest: {common.file_name(ordered[-1])}, {information(ordered[-1])}"] if len(ordered) > 1 else []
-    )
-
-
-def information(row: dict, name: str = "mutual information") -> str:
-    """Return an image's mutual information with its standard error, in words."""
-    error = row["mutual_information_standard_error"]
-    return f"{name} {row['mutual_information']:.3f}" + ("" if error is None else f" ± {error:.3f}")
-
-
-def tables(rows: list[dict], ordered: list[dict], categories: Sequence[str]) -> dict[str, list[dict]]:
-    """Return the tables by their file names: the images in order of uncertainty, and the leading classes of each."""
-    images = [
-        {"order": order, "name": categories[row["class"]], "deterministic_name": categories[row["deterministic_class"]]}
-        | row
-        for order, row in enumerate(ordered, start=1)
-    ]
-    quantiles = ("min", "quartile_1", "median", "quartile_3", "max")
-    classes = [
-        {"index": row["index"], "path": row["path"], "name": categories[c["class"]], **c}
-        | dict(zip(quantiles, c["quantiles"], strict=True))
-        for row in rows
-        for c in row["leading"]
-    ]
-    return {"uncertainty.csv": images, "leading_classes.csv": classes}
-
-
-def draw(
-    rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier, passes: int
-) -> tuple[Figure, list[str]]:
-    """Draw each picture beside box plots of its leading classes over the passes."""
-    figure, axes = common.panel_grid(len(rows), ["", ""], 1 if len(rows) == 1 else 2, text_lines=4, widths=[1, 1.5])
-    for (left, right), row in zip(axes, rows, strict=True):
-        common.draw_picture(left, model, files[row["index"]].path)
-        numbers = f"H {row['predictive_entropy']:.2f}, CV {row['coefficient_of_variation'] or 0:.2f}"
-        common.draw_heading(
-            (left, right),
-            common.short(common.file_name(row), 44),
-            f"{information(row, 'MI')}, {numbers}, {row['agreement']:.0%} agree",
-        )
-        for place, c in enumerate(row["leading"]):
-            least, low, median, high, most = c["quantiles"]
-            right.plot([least, most], [place, place], color=GREY, linewidth=0.8, zorder=1)
-            right.plot([low, high], [place, place], color=SKY, linewidth=5, solid_capstyle="butt", zorder=2)
-            right.plot(median, place, "|", color=BLUE, markersize=5, markeredgewidth=1.5, zorder=3)
-            right.plot(c["mean"], place, "o", color=BLACK, markersize=2.5, zorder=4)
-            right.plot(c["deterministic"], place, "|", color=RED, markersize=9, markeredgewidth=1.2, zorder=3)
-            number = f"{c['mean']:.3f}" + ("" if (sd := c["standard_deviation"]) is None else f" ± {sd:.3f}")
-            right.text(0, place - 0.22, common.short(model.categories[c["class"]], 15), in_layout=False)
-            right.text(1, place - 0.22, number, ha="right", in_layout=False)
-        right.set(xlim=(-0.03, 1.03), ylim=(len(row["leading"]) - 0.6, -0.75), yticks=[], xticks=[0, 0.5, 1])
-        right.set_xlabel("probability", labelpad=1)
-        right.spines["left"].set_visible(False)
-    shown = (
-        f"the {len(rows)} least sure of {total} pictures" if len(rows) < total else common.quantity(total, "picture")
-    )
-    return figure, [
-        f"{model.label}: {passes:,} passes with dropout on, {shown}",
-        "Most likely classes with the mean ± standard deviation of their probability over passes. Thin line: least to "
-        "largest; bar: quartiles, with the median; dot: mean; red: the single pass without dropout. MI: mutual "
-        "information (nats, ± standard error); H: predictive entropy (nats); CV: coefficient of variation of the first "
-        f"class. Least sure first, by MI. Pictures: {model.view}.",
-    ]
-
-
-def draw_order(rows: list[dict], model: common.Classifier, passes: int) -> tuple[Figure, list[str]]:
-    """Draw mutual information and predictive entropy of all images, in order of mutual information."""
-    figure = Figure(figsize=(common.WIDTH, 4.4), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    places = np.arange(1, len(rows) + 1)
-    panels = (
-        (above, "mutual_information", BLUE, "mutual information: the passes disagree"),
-        (below, "predictive_entropy", BLUE, "predictive entropy: all uncertainty"),
-    )
-    for axes, key, colour, label in panels:
-        values = np.array([row[key] for row in rows])
-        errors = 2 * np.array([row[f"{key}_standard_error"] or 0 for row in rows])
-        if len(rows) <= 40:
-            axes.errorbar(places, values, errors, fmt="o", markersize=3, color=colour, label=label)
-        else:  # one artist for all images: one for each would take minutes and gigabytes for 50,000
-            axes.plot(places, values, color=colour, label=label)
-            axes.fill_between(places, values - errors, values + errors, color=colour, alpha=0.3, linewidth=0)
-        axes.set_ylim(0, 1.3 * (values + errors).max() or 1)
-        axes.set_ylabel("nats")
-    single = [row["deterministic_entropy"] for row in rows]
-    below.plot(places, single, "_" if len(rows) <= 40 else ",", color=RED, label="entropy of the single pass")
-    for axes in (above, below):
-        axes.legend(loc="upper right")
-    below.set_xlabel("images, least sure first")
-    if len(rows) <= 40:
-        names = [common.short(common.file_name(row), 20) for row in rows]
-        below.set_xticks(places, names, rotation=90 if len(rows) > 5 else 0)
-    return figure, [
-        f"{model.label}: how unsure it is of {common.quantity(len(rows), 'image')}, over {passes:,} passes",
-        "Bars: two Monte Carlo standard errors. Images whose bars overlap cannot be put in order.",
-    ]
-
-
-def draw_settling(rows: list[dict], model: common.Classifier) -> tuple[Figure, list[str]]:
-    """Draw how variance and mutual information settle with the number of passes."""
-    figure = Figure(figsize=(common.WIDTH, 2.8), layout="constrained")
-    panels = figure.subplots(1, 2)
-    measures = ("variance", "mutual_information")
-    for axes, key, unit in zip(panels, measures, ("", " (nats)"), strict=True):
-        for row in rows:
-            known = [s for s in row["settling"] if s[f"{key}_standard_error"] is not None]
-            passes = [s["passes"] for s in known]
-            values, errors = (np.array([s[k] for s in known]) for k in (key, f"{key}_standard_error"))
-            axes.plot(passes, values, "o-", markersize=2.5, label=common.short(common.file_name(row), 20))
-            axes.fill_between(passes, values - errors, values + errors, alpha=0.2, linewidth=0)
-        axes.set(xscale="log", xlabel="passes", ylabel=f"{key.replace('_', ' ')}{unit}")
-        axes.set_xticks(passes, [f"{n:,}" for n in passes], minor=False)
-        axes.minorticks_off()
-        axes.set_ylim(0)
-    axes.legend(loc="lower right")
-    return figure, [
-        f"{model.label}: how many passes are enough?",
-        f"Estimates from the first passes of {'each' if len(rows) > 1 else 'one'} of "
-        f"{common.quantity(len(rows), 'image')}, the least sure first; band: one Monte Carlo standard error.",
-    ]
-
-
 def main() -> None:
     parser = common.exercise_parser(__doc__, "images", "--limit", "--strict")
     parser.add_argument(
@@ -373,13 +213,14 @@ def main() -> None:
         return (uncertainty(logits[:, n], single[n]) for n in range(len(batch)))
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
-    ordered = sorted(rows, key=lambda row: (-row["mutual_information"], row["index"]))
-    output.draw("mc_dropout", draw, ordered[: options.show], len(rows), files, model, options.passes)
-    output.draw("uncertainty", draw_order, ordered, model, options.passes)
+    ordered, photos = report.by_uncertainty(rows), [file.path for file in files]
+    output.draw("mc_dropout", report.draw, ordered[: options.show], len(rows), photos, model, options.passes)
+    output.draw("uncertainty", report.draw_order, ordered, model, options.passes)
     if options.passes > 1:
-        output.draw("settling", draw_settling, ordered[:SETTLING_SHOWN], model)
-    results = summary(rows, options.passes, len(model.categories))
-    output.finish(rows, skipped, results, tables(rows, ordered, model.categories), model, findings=findings(ordered))
+        output.draw("settling", report.draw_settling, ordered[:SETTLING_SHOWN], model)
+    results = report.summary(rows, options.passes, len(model.categories))
+    tables = report.tables(rows, ordered, model.categories)
+    output.finish(rows, skipped, results, tables, model, findings=report.findings(ordered))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from explain.figures import (
     draw_image,
     draw_map,
     draw_picture,
+    file_name,
     map_name,
     panel_grid,
     short,
@@ -279,11 +280,6 @@ def class_lines(row: dict, categories: Sequence[str]) -> list[str]:
 def class_finding(row: dict, categories: Sequence[str]) -> str:
     """Return the line that a script prints about a row's class: stork.jpg: white stork 0.976."""
     return f"{file_name(row)}: {categories[row['class']]} {row['probability']:.3f}"
-
-
-def file_name(row: dict) -> str:
-    """Return the name of a row's image without its folders."""
-    return row["path"].rpartition("/")[2]
 
 
 # ------------------------------------------------------------------------------------------------

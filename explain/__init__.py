@@ -7,5 +7,5 @@ Nothing here imports an exercise or common.py. Each line knows those above it, a
 - checkpoints, inference; rectifiers, dropout; maps; labels, label_order, datasets, sample; options
 - own_networks, preprocessing; networks; class_names
 - figures, output; priors
-- rows; ascent_state, archetypes
+- rows; ascent_state, archetypes, uncertainty_report
 """

@@ -186,6 +186,11 @@ def short(text: str, length: int = 24) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def file_name(row: dict) -> str:
+    """Return the name of a row's image without its folders."""
+    return row["path"].rpartition("/")[2]
+
+
 def find_fonts(figure: Figure) -> str:
     """Let each text take installed fonts for what matplotlib's own lacks; return the characters that none has."""
     missing: set[str] = set()
