@@ -16,11 +16,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from itertools import chain, count
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ import common
 from explain import pictures, shell
 from explain.datasets import SPLIT_NAMES, key_of, read_lists
 from explain.errors import UserError
-from explain.files import is_inside, replace_file, sha256_of, write_file
+from explain.files import copy_or_link, is_inside, move_out, write_file
 from explain.labels import Labels
 from explain.pictures import is_picture_name
 from explain.sample import write_sample
@@ -194,48 +192,6 @@ def inspect_image(path: Path, upright: bool) -> dict[str, Any]:
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "notes": notes}
-
-
-def copy_or_link(source: Path, target: Path, split: Path, digest: str, link: bool) -> bool:
-    """Copy or hard-link a file, all or nothing; return False if the target is right already.
-
-    `digest` is the SHA-256 of the content that was checked. Raises UserError if the content has changed since.
-    """
-    if not is_inside(target.parent, split):
-        raise UserError(f"{target.parent} is a link that leaves {split}: remove the link")
-    if target.is_file() and (target.samefile(source) if link else sha256_of(target) == digest):
-        return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}.tmp")  # not made from a name that may have 255 bytes already
-    try:
-        if link:
-            try:
-                os.link(os.path.realpath(source), temporary)
-            except (OSError, AttributeError) as error:  # not every system has such links
-                reason = getattr(error, "strerror", None) or "this system has no hard links"
-                cure = "omit --link, or keep DL_data and DL_data_p on one file system"
-                raise UserError(f"{source} cannot be hard-linked to {target} ({reason}): {cure}") from None
-        else:
-            shutil.copyfile(source, temporary)
-            status = source.stat()
-            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
-        if sha256_of(temporary) != digest:
-            raise UserError(f"{source} changed while it was being copied: run the same command again")
-        replace_file(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
-
-
-def move_out(path: Path, split: Path) -> None:
-    """Move a file from DL_data_p to DL_data_p_pruned, to a name that is free."""
-    target = split.with_name(f"{split.name}_pruned") / path.relative_to(split)
-    numbered = (target.with_name(f"{target.stem}.{n}{target.suffix}") for n in count(1))
-    free = next(path for path in chain([target], numbered) if not os.path.lexists(path))
-    free.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(path, free)
-    if not any(path.parent.iterdir()):
-        path.parent.rmdir()
 
 
 def list_lines(head: str, lines: Collection[str]) -> str:

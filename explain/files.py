@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import NoReturn
 
@@ -98,6 +100,48 @@ def _when_closed(change: Callable[[], None], path: Path) -> None:
     except PermissionError as error:
         cure = "close the program that has it open, or check its permissions"
         raise UserError(f"{printable(path)} cannot be replaced or removed ({error.strerror}): {cure}") from None
+
+
+def copy_or_link(source: Path, target: Path, folder: Path, digest: str, link: bool) -> bool:
+    """Copy or hard-link a file into a folder, all or nothing; return False if the target is right already.
+
+    `digest` is the SHA-256 of the content that was checked. Raises UserError if the content has changed since.
+    """
+    if not is_inside(target.parent, folder):
+        raise UserError(f"{target.parent} is a link that leaves {folder}: remove the link")
+    if target.is_file() and (target.samefile(source) if link else sha256_of(target) == digest):
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{os.getpid()}.tmp")  # not made from a name that may have 255 bytes already
+    try:
+        if link:
+            try:
+                os.link(os.path.realpath(source), temporary)
+            except (OSError, AttributeError) as error:  # not every system has such links
+                reason = getattr(error, "strerror", None) or "this system has no hard links"
+                cure = "omit --link, or keep DL_data and DL_data_p on one file system"
+                raise UserError(f"{source} cannot be hard-linked to {target} ({reason}): {cure}") from None
+        else:
+            shutil.copyfile(source, temporary)
+            status = source.stat()
+            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+        if sha256_of(temporary) != digest:
+            raise UserError(f"{source} changed while it was being copied: run the same command again")
+        replace_file(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def move_out(path: Path, folder: Path) -> None:
+    """Move a file from FOLDER to FOLDER_pruned, to a name that is free."""
+    target = folder.with_name(f"{folder.name}_pruned") / path.relative_to(folder)
+    numbered = (target.with_name(f"{target.stem}.{n}{target.suffix}") for n in count(1))
+    free = next(path for path in chain([target], numbered) if not os.path.lexists(path))
+    free.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(path, free)
+    if not any(path.parent.iterdir()):
+        path.parent.rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import sys
@@ -25,7 +26,9 @@ COMMANDS = [
     for command in re.split(" && ", line.partition("  #")[0].strip())
     if re.match(r"(\S*python|torchrun|sbatch|make|pip|python3) ?", command)
 ]
-SCRIPTS = [command for command in COMMANDS if re.match(r"(\.venv/bin/)?python \w+\.py", command)]
+SCRIPTS = [command for command in COMMANDS if re.match(r"python \w+\.py", command)]
+# the others are those of "Your own network", which test_own_network.py runs, from training on
+WITHOUT_A_NETWORK = [command for command in SCRIPTS if not re.search(r"\$MINE|photos", command)]
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +56,6 @@ def test_each_example_in_python_runs(example, folder, monkeypatch):
 def test_each_command_is_understood(command, monkeypatch):
     """Every option exists, and every script has --help; the work itself is for the long test."""
     script, *arguments = shlex.split(command)[1:]
-    import importlib
-
     module = importlib.import_module(script.removesuffix(".py"))
     text = "" if "--help" in arguments else " ".join(arguments)
     monkeypatch.setattr(sys, "argv", [script, "--help"])
@@ -67,10 +68,9 @@ def test_each_command_is_understood(command, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("command", SCRIPTS)
-def test_each_command_runs(command, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("command")
-    save_photo(folder / "photo.jpg", size=(300, 260))
-    finish_script("process_data", "--sample", cwd=folder)
+@pytest.mark.parametrize("command", WITHOUT_A_NETWORK)
+def test_each_command_runs(command, tmp_path):
+    save_photo(tmp_path / "photo.jpg", size=(300, 260))
+    finish_script("process_data", "--sample", cwd=tmp_path)
     script, *arguments = shlex.split(command)[1:]
-    finish_script(script.removesuffix(".py"), *arguments, cwd=folder)
+    finish_script(script.removesuffix(".py"), *arguments, cwd=tmp_path)
