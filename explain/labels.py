@@ -197,56 +197,17 @@ def read_labels(
     translates the list's class ids (development kit). A line's class is an id, a wnid or a name, with or without boxes
     after it. The problem of an incomplete line is called `line <number>`. Raises UserError for ids that start at 1.
     """
-    find, look_up = _finder(files), class_lookup([name for _, name in names], [wnid for wnid, _ in names])
-
-    def class_of(text: str) -> int | None:
-        if re.fullmatch(r"n[0-9]{8}( -?[0-9.]+){4}.*", text):  # Kaggle's, with boxes
-            objects = {*re.findall("n[0-9]{8}", text)}
-            text = objects.pop() if len(objects) == 1 else text
-        found = look_up(text)
-        return ids.get(found) if ids is not None and found is not None else found
-
+    find, class_of = _finder(files), _class_finder(names, ids)
     lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line]
-    notes: list[str] = []
     listed = [line for line in lines if not line[1].startswith("#") or find(split_line(line[1])[0]) is not None]
-    if len(listed) < len(lines):
-        notes.append(f"comment lines left out: {len(lines) - len(listed)}")
-        lines = listed
-    first = lines[0][1][:MAX_QUOTE] if lines else ""
-
-    if (
-        lines
-        and files
-        and all(re.fullmatch("-?[0-9]{1,9}|n[0-9]{8}", line) and find(line) is None for _, line in lines)
-    ):
-        if len(lines) != len(files):
-            raise UserError(
-                f"{path} has a class on each of {len(lines)} lines and there are {len(files)} images: give one for "
-                "each, in the order of their names, or a file name beside each class"
-            )
-        notes.append("a class a line, for the images in the order of their names")
-        entries = [(*line, name, line[1]) for line, name in zip(lines, sorted(files), strict=True)]
+    notes = [f"comment lines left out: {len(lines) - len(listed)}"] if len(listed) < len(lines) else []
+    first = listed[0][1][:MAX_QUOTE] if listed else ""
+    if listed and files and all(CLASS_ALONE.fullmatch(line) and find(line) is None for _, line in listed):
+        entries, note = _one_class_a_line(path, listed, files)
+        notes.append(note)
     else:
-
-        def fits(reading: Reading, line: str) -> bool:
-            name, text = reading(line)
-            found = class_of(text) if name and text and find(name) is not None else None
-            return found is not None and 0 <= found < len(names)
-
-        sample = [line for _, line in lines[:: len(lines) // SAMPLE + 1]]
-        scores = {}
-        for how, reading in READINGS.items():
-            scores[how] = sum(fits(reading, line) for line in sample)
-            if scores[how] == len(sample):
-                break
-        how = max(scores, key=scores.get)
-        reading = READINGS[how]
-        if how != "NAME CLASS":
-            notes.append(f"read as {how}")
-        if len(lines) > 1 and scores[how] and _is_header(first) and not fits(reading, first):
-            lines = lines[1:]
-            notes.append(f"header {first!r} left out")
-        entries = [(number, line, *reading(line)) for number, line in lines]
+        entries, more = _two_columns(listed, first, find, lambda text: class_of(text) in range(len(names)))
+        notes += more
 
     given = [class_of(text) for *_, name, text in entries if name and text and re.fullmatch("[0-9]{1,9}", text)]
     if given and ids is None and min(given) > 0 and max(given) == len(names):
@@ -255,27 +216,88 @@ def read_labels(
     labels: dict[str, int] = {}
     problems: dict[str, str] = {}
     by_last_part = 0
-    for number, line, listed, text in entries:
-        name, found = find(listed) or listed, class_of(text)
-        by_last_part += name != listed
-        quoted, problem = repr(listed[:MAX_QUOTE]), None
+    for number, line, name_in_list, text in entries:
+        name, found = find(name_in_list) or name_in_list, class_of(text)
+        by_last_part += name != name_in_list
+        quoted = repr(name_in_list[:MAX_QUOTE])
         if not name or not text:
             name, problem = f"line {number}", f"is {line[:MAX_QUOTE]!r}: give a file name and a class id"
-        elif find(name) is None and (name.startswith("/") or "\\" in name or ".." in name.split("/")):
-            problem = f"names {quoted}: give a path inside the image folder, without '..' or backslashes"
-        elif found is None and re.fullmatch("n[0-9]{8}", text):
-            problem = f"gives {quoted} the wnid {text}, which is not in the list of class names: give the class id"
-        elif found is None:
-            problem = f"gives {quoted} the class {text[:MAX_QUOTE]!r}: give a class id, a wnid or a name"
-        elif not 0 <= found < len(names):
-            problem = f"gives {quoted} the class {found}, but only 0 to {len(names) - 1} have names: correct one"
-        elif labels.setdefault(name, found) != found:
+        else:
+            problem = _problem(quoted, name, find(name), text, found, len(names))
+        if not problem and labels.setdefault(name, found) != found:
             problem = f"gives {quoted} the class {found}, but another line gives it {labels[name]}: remove one"
         if problem:
             problems[name] = f"line {number} of {path} {problem}"
     if by_last_part:
         notes.append(f"{by_last_part} names taken by their last part or without their ending")
     return Labels({name: c for name, c in labels.items() if name not in problems}, problems, notes, first)
+
+
+CLASS_ALONE = re.compile("-?[0-9]{1,9}|n[0-9]{8}")
+Line = tuple[int, str]  # its number in the file, and the text
+Entry = tuple[int, str, str, str]  # a line, with the file name and the class in it
+
+
+def _class_finder(names: Sequence[tuple[str, str]], ids: Mapping[int, int] | None) -> Callable[[str], int | None]:
+    """Return a function that gives the class id of a text in a list, with boxes or without; `ids` as in `read_labels`."""
+    look_up = class_lookup([name for _, name in names], [wnid for wnid, _ in names])
+
+    def class_of(text: str) -> int | None:
+        if re.fullmatch(r"n[0-9]{8}( -?[0-9.]+){4}.*", text):  # Kaggle's, with boxes
+            objects = {*re.findall("n[0-9]{8}", text)}
+            text = objects.pop() if len(objects) == 1 else text
+        found = look_up(text)
+        return ids.get(found) if ids is not None and found is not None else found
+
+    return class_of
+
+
+def _one_class_a_line(path: Path, lines: list[Line], files: Collection[str]) -> tuple[list[Entry], str]:
+    """Read a list of classes alone, in the order of the images' names; return its entries, and how it was read."""
+    if len(lines) != len(files):
+        raise UserError(
+            f"{path} has a class on each of {len(lines)} lines and there are {len(files)} images: give one for "
+            "each, in the order of their names, or a file name beside each class"
+        )
+    entries = [(*line, name, line[1]) for line, name in zip(lines, sorted(files), strict=True)]
+    return entries, "a class a line, for the images in the order of their names"
+
+
+def _two_columns(
+    lines: list[Line], first: str, find: Callable[[str], str | None], is_class: Callable[[str], bool]
+) -> tuple[list[Entry], list[str]]:
+    """Read file names and classes by the one of READINGS that fits most lines; return entries, and how it was read."""
+
+    def fits(reading: Reading, line: str) -> bool:
+        name, text = reading(line)
+        return bool(name and text and find(name) is not None and is_class(text))
+
+    sample = [line for _, line in lines[:: len(lines) // SAMPLE + 1]]
+    scores: dict[str, int] = {}
+    for how, reading in READINGS.items():
+        scores[how] = sum(fits(reading, line) for line in sample)
+        if scores[how] == len(sample):
+            break
+    how = max(scores, key=scores.get)
+    reading = READINGS[how]
+    notes = [] if how == "NAME CLASS" else [f"read as {how}"]
+    if len(lines) > 1 and scores[how] and _is_header(first) and not fits(reading, first):
+        lines = lines[1:]
+        notes.append(f"header {first!r} left out")
+    return [(number, line, *reading(line)) for number, line in lines], notes
+
+
+def _problem(quoted: str, name: str, file: str | None, text: str, found: int | None, classes: int) -> str | None:
+    """Return what is wrong with a line's file name or class, if anything; `file` is the image that the name means."""
+    if file is None and (name.startswith("/") or "\\" in name or ".." in name.split("/")):
+        return f"names {quoted}: give a path inside the image folder, without '..' or backslashes"
+    if found is None and re.fullmatch("n[0-9]{8}", text):
+        return f"gives {quoted} the wnid {text}, which is not in the list of class names: give the class id"
+    if found is None:
+        return f"gives {quoted} the class {text[:MAX_QUOTE]!r}: give a class id, a wnid or a name"
+    if not 0 <= found < classes:
+        return f"gives {quoted} the class {found}, but only 0 to {classes - 1} have names: correct one"
+    return None
 
 
 def _is_header(line: str) -> bool:
