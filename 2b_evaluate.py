@@ -3,7 +3,8 @@
 Cross-entropy loss, mean of -log p(y | x), and the fractions of images whose class is the most likely one (top-1) or
 among the five most likely (top-5), on the split validation images. Can its confidence be believed? The expected
 calibration error, sum over 15 bins of (n_b / n) |accuracy_b - confidence_b| (Guo et al. 2017, On Calibration of Modern
-Neural Networks, section 2), with its reliability diagram. Images are read as they are stored (EXIF ignored), as for
+Neural Networks, section 2), with its reliability diagram; and what is left of it after one temperature (section 4.2),
+fitted on one half of the images and judged on the other. Images are read as they are stored (EXIF ignored), as for
 published accuracies.
 
     python 2b_evaluate.py                 # all validation images, after process_data.py
@@ -26,51 +27,39 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
+from explain.calibration import at_temperatures, calibration, temperature_scaling, wilson_interval
 from explain.datasets import class_folders
 from explain.errors import printable
-from explain.figures import GREY, SKY
+from explain.figures import GREY, ORANGE, SKY
 from explain.label_order import other_order
 
 TOP = 5  # classes that count for the top-5 accuracy
-BINS = 15  # of equal width, for the calibration error: Guo et al. 2017, table 1
+STYLE_AFTER = dict(color=ORANGE, markersize=3, linewidth=0.8)  # of the line after temperature scaling
 CONFUSION_SHOWN = 24  # classes whose names can be read beside the confusion matrix; the table has all
 
 
 def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Return loss (nats), rank of the true class (1 is the most likely), predicted class and its confidence, each (N,).
+    """Return loss (nats), rank of the true class, predicted class, its confidence and the Brier score, each (N,).
 
-    images (N, 3, H, W), true classes (N,). Raises UserError for a class that the network does not have.
+    images (N, 3, H, W), true classes (N,). Rank 1 is the most likely; the Brier score is the sum over classes of
+    (p - 1[true])^2. Raises UserError for a class that the network does not have.
     """
-    logits = common.predict_logits(model, images)  # (N, classes)
+    return evaluate_logits(common.predict_logits(model, images), classes)
+
+
+def evaluate_logits(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """Return what `evaluate` does, from logits (N, classes)."""
     if classes.max() >= logits.shape[1]:
         raise common.UserError(
             f"class {int(classes.max())} is unknown to a model of {logits.shape[1]} classes: do the ids start at 1?"
         )
     # a tie counts against the network: a constant output has no accuracy above chance
     rank = (logits >= logits.gather(1, classes[:, None])).sum(1)
-    confidence, predicted = logits.softmax(1).max(1)
+    p = logits.softmax(1)
+    confidence, predicted = p.max(1)
     loss = F.cross_entropy(logits, classes, reduction="none")
-    return {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence}
-
-
-def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> tuple[float, list[dict]]:
-    """Return the expected calibration error, and for each bin its edges, count, mean confidence and accuracy.
-
-    Bins are (k / bins, (k + 1) / bins], as in Guo et al. 2017, section 2; the means are None where one is empty.
-    scikit-learn's calibration_curve leaves empty bins out and does not count, so that it cannot give the error.
-    """
-    bin_of = np.ceil(confidence * bins).clip(1, bins) - 1
-    error, table = 0.0, []
-    for k in range(bins):
-        inside = bin_of == k
-        count = int(inside.sum())
-        row = {"from": k / bins, "to": (k + 1) / bins, "images": count, "confidence": None, "accuracy": None}
-        if count:
-            row["confidence"] = float(confidence[inside].mean())
-            row["accuracy"] = float(correct[inside].mean())
-            error += count / len(confidence) * abs(row["accuracy"] - row["confidence"])
-        table.append(row)
-    return error, table
+    brier = (p - F.one_hot(classes, p.shape[1])).square().sum(1)
+    return {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence, "brier": brier}
 
 
 def totals(rows: list[dict]) -> dict:
@@ -93,8 +82,11 @@ def summary(rows: list[dict], classes: int) -> tuple[dict, list[dict]]:
         "loss_chance": float(np.log(classes)),
         "top1_accuracy": accuracy,
         "top1_standard_error": float(np.sqrt(accuracy * (1 - accuracy) / n)),
+        "top1_interval": wilson_interval(results["top1_correct"], n),
         "top5_accuracy": results["top5_correct"] / n,
+        "top5_interval": wilson_interval(results["top5_correct"], n),
         "chance_accuracy": 1 / classes,
+        "brier_score": sum(row["brier"] for row in rows) / n,
         "mean_confidence": float(np.mean(confidence)),
         "expected_calibration_error": calibration_error,
         "classes_present": len({row["class"] for row in rows}),
@@ -114,8 +106,16 @@ def class_tables(rows: list[dict], names: list[str]) -> dict[str, list[dict]]:
     return {"classes.csv": per_class, "confusion.csv": confusion}
 
 
-def draw_reliability(bins: list[dict], results: dict, model: common.Classifier) -> tuple[Figure, list[str]]:
-    """Draw accuracy over confidence with its 95% interval, and the number of images in each bin."""
+def rescale(rows: list[dict]) -> tuple[dict | None, list[dict]]:
+    """Return what one temperature does to loss and calibration, and the bins after it; see `temperature_scaling`."""
+    losses, confidences = (np.array([row[key] for row in rows]) for key in ("losses_at", "confidences_at"))
+    return temperature_scaling(losses, confidences, [row["rank"] == 1 for row in rows]) or (None, [])
+
+
+def draw_reliability(
+    bins: list[dict], bins_after: list[dict], results: dict, model: common.Classifier
+) -> tuple[Figure, list[str]]:
+    """Draw accuracy over confidence with its 95% interval, also after one temperature, and the images in each bin."""
     figure = Figure(figsize=(common.WIDTH, 4.2), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     full = [b for b in bins if b["images"]]
@@ -124,6 +124,10 @@ def draw_reliability(bins: list[dict], results: dict, model: common.Classifier) 
     intervals = np.array([wilson_interval(b["accuracy"] * b["images"], b["images"]) for b in full]).T  # (2, bins)
     errors = np.abs(intervals - accuracy)
     above.errorbar(confidence, accuracy, errors, fmt="o", markersize=4, linewidth=1, label="accuracy, 95% interval")
+    after = [b for b in bins_after if b["images"]]
+    if scaled := results["temperature_scaling"]:
+        label = f"after temperature {scaled['temperature']:.2f}"
+        above.plot([b["confidence"] for b in after], [b["accuracy"] for b in after], "s-", **STYLE_AFTER, label=label)
     above.set(ylabel="accuracy in the bin", xlim=(0, 1), ylim=(-0.03, 1.03))
     above.legend(loc="lower right")
     below.bar([b["from"] for b in full], [b["images"] for b in full], 1 / len(bins), align="edge", color=SKY)
@@ -133,16 +137,15 @@ def draw_reliability(bins: list[dict], results: dict, model: common.Classifier) 
         f"{model.label}: can its confidence be believed?",
         f"{common.quantity(results['images'], 'prediction')}, expected calibration error "
         f"{results['expected_calibration_error']:.3f} ({len(bins)} bins); accuracy {results['top1_accuracy']:.3f}, "
-        f"mean confidence {results['mean_confidence']:.3f}. Intervals: Wilson 1927; few images say little.",
+        f"mean confidence {results['mean_confidence']:.3f}. Intervals: Wilson 1927; few images say little."
+        + (
+            f" One temperature, fitted on half of the images and judged on the others, brings the error to "
+            f"{scaled['expected_calibration_error']:.3f} and the loss from {results['loss']:.3f} to "
+            f"{scaled['loss']:.3f} (Guo et al. 2017)."
+            if scaled
+            else ""
+        ),
     ]
-
-
-def wilson_interval(right: float, images: int) -> tuple[float, float]:
-    """Return the 95% interval of an accuracy of `right` of `images`. Wilson 1927, Probable Inference."""
-    from scipy.stats import binomtest  # here, since its import takes a second
-
-    interval = binomtest(round(right), images).proportion_ci(method="wilson")
-    return interval.low, interval.high
 
 
 def draw_confusion(rows: list[dict], model: common.Classifier) -> tuple[Figure, list[str]]:
@@ -272,17 +275,20 @@ def main() -> None:
 
     def judge(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
         classes = torch.tensor([common.class_of(file) for file in batch], device=images.device)
-        columns = {"class": classes, **evaluate(model, images, classes)}
+        logits = common.predict_logits(model, images)
+        columns = {"class": classes, **evaluate_logits(logits, classes)}
+        columns["losses_at"], columns["confidences_at"] = at_temperatures(logits, classes)
         values = zip(*(column.tolist() for column in columns.values()), strict=True)
         return [dict(zip(columns, row, strict=True)) for row in values]
 
     rows, skipped = common.explain_images(model, files, judge, options, output, upright=False)
     skipped = without_class + skipped
     results, bins = summary(rows, len(model.categories))
+    results["temperature_scaling"], bins_after = rescale(rows)
     if other := other_order(rows, model.categories):
         results["labels"] = other
         print(f"warning: {other['says']}", file=sys.stderr)
-    output.draw("reliability", draw_reliability, bins, results, model)
+    output.draw("reliability", draw_reliability, bins, bins_after, results, model)
     if results["top1_correct"] < len(rows):
         output.draw("confusion", draw_confusion, rows, model)
         output.draw("mistakes", draw_mistakes, rows, options.show, files, model)

@@ -77,6 +77,7 @@ def main() -> None:
         for row in rows
         for rank, (c, p) in enumerate(zip(row["classes"], row["probabilities"], strict=True), start=1)
     ]
+    output.save_pictures(rows[: options.show], [file.path for file in files], model)
     output.draw("predictions", draw, rows[: options.show], len(rows), files, model)
     results = summary(rows, len(model.categories))
     findings = [

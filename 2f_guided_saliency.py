@@ -2,9 +2,10 @@
 
 The class saliency map again, but on the way back every rectifier lets only positive signals pass:
 R_in = 1[0 < x] * 1[0 < R_out] * R_out (Springenberg et al. 2015, Striving for Simplicity, section
-3.4). The map is less noisy, and less faithful: it depends little on the upper layers (Adebayo et
-al. 2018, Sanity Checks for Saliency Maps), so read it as "which edges", not as "why": the second
-figure randomises the network's layers from the top down and shows how much of each map survives.
+3.4). The map is less noisy, and less faithful: it depends little on the upper layers and on the class
+(Adebayo et al. 2018, Sanity Checks for Saliency Maps; 2g shows it), so read it as "which edges", not as "why".
+Grad-CAM says where the last layer sees the class, and guided Grad-CAM, the product of both, which edges there
+(Selvaraju et al. 2017, Grad-CAM, section 3). Under each map stands its worth.
 
     python 2f_guided_saliency.py                # the dataset's test images
     python 2f_guided_saliency.py photo.jpg      # your own picture, no dataset needed; the fast one
@@ -12,29 +13,29 @@ figure randomises the network's layers from the top down and shows how much of e
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from explain.shell import run
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
-from explain.figures import BLUE, GREY, ORANGE
-from explain.maps import cascading_randomisation, describe_map, mean_known, rank_correlation
+from explain.faithfulness import summarise_worth, worth
+from explain.figures import WORTH, write_worth
+from explain.grad_cam import GradCAM
+from explain.maps import describe_map, mean_known, rank_correlation
 from explain.rectifiers import RectifierRule, refuse_opaque
 
 saliency = importlib.import_module("2e_saliency").saliency  # the plain map is 2e's
 
-NOISE = 0.02  # standard deviation, in pixel values, of the noise that a stable map withstands
 KINDS = ("plain", "guided")  # the order of the maps in maps/*.npy
+CAM_KINDS = ("grad_cam", "guided_grad_cam")  # and in maps/*_grad_cam.npy
+NO_LAYER = "no layer with a height and a width"  # in the place of a map
 
 
 def guide(signal: Tensor) -> Tensor:
@@ -70,73 +71,57 @@ def guided_saliency_maps(model: nn.Module, images: Tensor, classes: common.Class
     Springenberg et al. 2015, section 3.4, reduced over channels as in Simonyan et al. 2014, section 3.1. Raises
     UserError where `common.forward_pass` does, and for a network without rectifiers or whose operations cannot be seen.
     """
-    return guided_pass(model, images, classes)[0]
+    refuse_opaque(model)
+    with guided_rectifiers():
+        return saliency(common.forward_pass(model, images, classes))
 
 
-def guided_pass(
-    model: nn.Module, images: Tensor, classes: common.Classes, retain_graph: bool = False
-) -> tuple[Tensor, common.ForwardPass, RectifierRule]:
-    """Return guided saliency maps (N, H, W), their forward pass, and what its backward pass met."""
+def guided_grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
+    """Return guided Grad-CAM maps (N, H, W), the product of both, of images (N, 3, H, W) in [0, 1].
+
+    classes: one for each image, or for all. Selvaraju et al. 2017, section 3.2, with the guided saliency map. Raises
+    UserError as `guided_saliency_maps`, and for a network of which no layer has a height and a width.
+    """
+    maps, *_ = all_maps(model, images, classes)
+    if "guided_grad_cam" not in maps:
+        raise common.UserError(
+            "Grad-CAM is a map of the last layer whose output has a height and a width, and this network has none "
+            "(places are mixed in tokens, or from the first layer on): use 2e_saliency.py, or a convolutional network"
+        )
+    return maps["guided_grad_cam"]
+
+
+def all_maps(
+    model: nn.Module, images: Tensor, classes: common.Classes
+) -> tuple[dict[str, Tensor], common.ForwardPass, RectifierRule]:
+    """Return the maps (N, H, W) of each kind from a forward pass and two backward ones, that pass, what the rule met.
+
+    Grad-CAM's layer gets its gradient with the plain map's; without such a layer its two kinds are missing.
+    """
     refuse_opaque(model)
     with guided_rectifiers() as rule:
-        forward = common.forward_pass(model, images, classes)
-        return saliency(forward, retain_graph), forward, rule
-
-
-def plain_and_guided_maps(
-    model: nn.Module, images: Tensor, classes: common.Classes
-) -> tuple[Tensor, common.ForwardPass, RectifierRule]:
-    """Return plain and guided saliency maps (2, N, H, W) from one forward pass, that pass, and what the rule met."""
-    guided, forward, rule = guided_pass(model, images, classes, retain_graph=True)
-    return torch.stack([saliency(forward), guided]), forward, rule
-
-
-def compare(pair: np.ndarray, noisy: np.ndarray) -> dict[str, Any]:
-    """Return the measures of an image's plain and guided maps (2, H, W), and of the same with a little noise."""
-    row: dict[str, Any] = {"rank_correlation": rank_correlation(*pair)}
-    for kind, array, with_noise in zip(KINDS, pair, noisy, strict=True):
-        row |= {f"{kind}_{key}": value for key, value in describe_map(array).items()}
-        row[f"{kind}_stability"] = rank_correlation(array, with_noise)
-    return row
-
-
-def randomise(model: nn.Module, images: Tensor, classes: Tensor, options: argparse.Namespace) -> list[dict]:
-    """Return for each image the rank correlations with the intact maps, stage by stage, of each kind of map."""
-    generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every batch
-    layers, correlations = cascading_randomisation(
-        model, images, classes, lambda *arguments: plain_and_guided_maps(*arguments)[0], options.stages, generator
-    )
-    return [
-        {"down_to": layers, **{kind: [stage[k][n] for stage in correlations] for k, kind in enumerate(KINDS)}}
-        for n in range(len(images))
-    ]
+        with GradCAM(images) as cam:
+            forward = common.forward_pass(model, images, classes)
+        guided = saliency(forward, True)  # the graph is kept for the plain map
+    maps = {"plain": saliency(forward), "guided": guided}
+    if (grad_cam := cam.maps()) is not None:
+        maps |= {"grad_cam": grad_cam, "guided_grad_cam": guided * grad_cam}
+    return maps, forward, rule
 
 
 def summary(rows: list[dict]) -> dict:
     """Return the metrics, from sums over rows: guided beside plain, its yardstick."""
+    kinds = (*KINDS, *CAM_KINDS)
     good = [row for row in rows if row["plain_status"] == row["guided_status"] == "ok"]
-    keys = [f"{kind}_{measure}" for measure in ("half_mass_area", "roughness", "stability") for kind in KINDS]
-    curves = [row["randomised"] for row in rows if "randomised" in row]
+    keys = [f"{kind}_{measure}" for measure in ("half_mass_area", "roughness") for kind in KINDS]
     return {
         "maps": len(rows),
-        "plain_status": dict(Counter(row["plain_status"] for row in rows)),
-        "guided_status": dict(Counter(row["guided_status"] for row in rows)),
+        **{f"{kind}_status": dict(Counter(row[f"{kind}_status"] for row in rows)) for kind in kinds},
         **{f"mean_{key}": mean_known(row[key] for row in good) for key in (*keys, "rank_correlation")},
         "rectifiers": rows[0]["rectifiers"],
         "left_as_they_are": rows[0]["left_as_they_are"],
-    } | ({"randomised": survival(curves)} if curves else {})
-
-
-def survival(curves: list[dict]) -> list[dict]:
-    """Return for each stage of randomisation how many maps could be compared, and their mean rank correlation."""
-    stages = []
-    for k, name in enumerate(curves[0]["down_to"]):
-        stage: dict[str, Any] = {"down_to": name}
-        for kind in KINDS:
-            stage[f"{kind}_maps"] = sum(curve[kind][k] is not None for curve in curves)
-            stage[kind] = mean_known(curve[kind][k] for curve in curves)
-        stages.append(stage)
-    return stages
+        "insertion_minus_deletion": summarise_worth(rows),
+    }
 
 
 def draw(
@@ -144,7 +129,7 @@ def draw(
 ) -> tuple[Figure, list[str]]:
     """Draw picture, plain map and guided map; one scale for all maps of a picture."""
     heads = ["real image", "saliency map", "guided saliency map"]
-    figure, axes = common.panel_grid(len(rows), heads, per_line=1 if len(rows) <= 4 else 2, text_lines=4)
+    figure, axes = common.panel_grid(len(rows), heads, per_line=1 if len(rows) <= 4 else 2, text_lines=5)
     maps = {row["index"]: np.load(output.path / common.map_name(row["index"])) for row in rows}
     for panels, row in zip(axes, rows, strict=True):
         same_picture = [r for r in rows if r["path"] == row["path"]]
@@ -156,6 +141,8 @@ def draw(
         common.draw_picture(panels[0], model, files[row["index"]].path)
         for panel, kind, array in zip(panels[1:], KINDS, maps[row["index"]], strict=True):
             image = common.draw_map(panel, array, limit, row[f"{kind}_status"])
+            write_worth(panel, row, kind)
+        write_worth(panels[0], row, "random")
         if good:
             common.draw_colour_bar(panels[1:], image)
     left_alone = ", ".join(f"{n} {name}" for name, n in rows[0]["left_as_they_are"].items())
@@ -166,75 +153,77 @@ def draw(
         "depend little on the upper layers (Adebayo et al. 2018): they show edges, not reasons. "
         f"{common.quantity(sum(rows[0]['rectifiers'].values()), 'rectifier')} guided"
         + (f"; left as they are: {left_alone}." if left_alone else "."),
+        WORTH if any("random_insertion_minus_deletion" in row for row in rows) else "",
         f"Pictures: {model.view}. One scale for the maps of a picture. {common.MAP_SCALE}",
     ]
 
 
-def draw_randomised(rows: list[dict], stages: list[dict], model: common.Classifier) -> tuple[Figure, list[str]]:
-    """Draw the rank correlation with the intact network's maps as its layers are randomised from the top down."""
-    figure = Figure(figsize=(common.WIDTH, 2.8), layout="constrained")
-    axes = figure.subplots()
-    curves = [row["randomised"] for row in rows if "randomised" in row]
-    for kind, colour in (("plain", BLUE), ("guided", ORANGE)):
-        for curve in curves:
-            axes.plot([1.0, *curve[kind]], color=colour, alpha=0.25, linewidth=0.8)
-        means = [1.0, *(stage[kind] for stage in stages)]
-        axes.plot(means, "o-", color=colour, label=f"{kind} saliency map", markersize=4)
-    axes.axhline(0, color=GREY, linewidth=0.8, linestyle="--", label="chance")
-    axes.set_xticks(range(len(stages) + 1), ["none", *(f"{k}/{len(stages)}" for k in range(1, len(stages))), "all"])
-    axes.set(xlabel="layers randomised, from the output down", ylabel="rank correlation with the intact map")
-    axes.legend()
+def draw_grad_cam(
+    rows: list[dict], total: int, files: list[common.ImageFile], model: common.Classifier, output: common.OutputFolder
+) -> tuple[Figure, list[str]]:
+    """Draw picture, Grad-CAM and guided Grad-CAM; one scale for each kind of map of a picture."""
+    heads = ["real image", "Grad-CAM", "guided Grad-CAM"]
+    figure, axes = common.panel_grid(len(rows), heads, per_line=1 if len(rows) <= 4 else 2, text_lines=5)
+    has_layer = NO_LAYER not in rows[0].values()
+    # one map of zeros stands for those of a network without the layer
+    nothing = np.zeros((len(CAM_KINDS), model.input_size, model.input_size))
+    file = {row["index"]: output.path / common.map_name(row["index"], "grad_cam") for row in rows}
+    maps = {index: np.load(path) if has_layer else nothing for index, path in file.items()}
+    for panels, row in zip(axes, rows, strict=True):
+        common.draw_heading(panels, *common.class_lines(row, model.categories))
+        common.draw_picture(panels[0], model, files[row["index"]].path)
+        for k, (panel, kind) in enumerate(zip(panels[1:], CAM_KINDS, strict=True)):
+            status = row[f"{kind}_status"]
+            good = [r for r in rows if r["path"] == row["path"] and r[f"{kind}_status"] == "ok"]
+            limit = common.brightest([maps[r["index"]][k] for r in good])
+            image = common.draw_map(panel, maps[row["index"]][k], limit, status)
+            write_worth(panel, row, kind)
+            if status == "ok":
+                common.draw_colour_bar([panel], image)
+        write_worth(panels[0], row, "random")
     return figure, [
-        f"{model.label}: what is left of the maps when layers are randomised",
-        f"Mean over {common.quantity(len(curves), 'image')} (thin: each). A faithful map falls at once (Adebayo et al. "
-        "2018). metrics.json names the layers.",
+        f"{model.label}: Grad-CAM and guided Grad-CAM" + ("" if len(rows) == total else f", {len(rows)} of {total}"),
+        "Grad-CAM: where the last layer that has a height and a width speaks for the class (Selvaraju et al. 2017); "
+        "guided Grad-CAM: the same times the guided saliency map.",
+        WORTH if any("random_insertion_minus_deletion" in row for row in rows) else "",
+        f"Pictures: {model.view}. The scale is linear from 0 to the map's 99.5th percentile; Grad-CAM is in logits.",
     ]
 
 
 def main() -> None:
-    parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--strict")
-    parser.add_argument(
-        "--stages", default=12, type=common.positive, metavar="N", help="number of steps in which layers are randomised"
-    )
-    parser.add_argument(
-        "--randomise",
-        default=8,
-        type=common.whole,
-        metavar="N",
-        help="randomise layers for the first N images (0: none)",
-    )
-    options = parser.parse_args()
+    options = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--strict", "--worth").parse_args()
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     files, classes = common.classes_to_explain(options.classes, files, model.categories)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
-        maps, forward, rule = plain_and_guided_maps(model, images, [classes[file.index] for file in batch])
-        generators = common.seeded_generators(options.seed, (file.index for file in batch))
-        noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
-        noisy_maps, *_ = plain_and_guided_maps(model, images + NOISE * noise, forward.classes)
-        if batch[0].index < options.randomise:
-            first = slice(options.randomise)  # always as many, since kernels may differ with the batch's shape
-            curves = randomise(model, images[first], forward.classes[first], options)
-        pairs, noisy_pairs = (array.transpose(0, 1).cpu().numpy() for array in (maps, noisy_maps))  # (N, 2, H, W)
+        maps, forward, rule = all_maps(model, images, [classes[file.index] for file in batch])
         for n, (file, row) in enumerate(zip(batch, common.describe_classes(forward), strict=True)):
-            row |= compare(pairs[n], noisy_pairs[n]) | {"files": [common.map_name(file.index)]}
+            own = {kind: of_all[n] for kind, of_all in maps.items()}
+            arrays = {kind: array.cpu().numpy() for kind, array in own.items()}
+            row |= {"rank_correlation": rank_correlation(arrays["plain"], arrays["guided"]), "files": []}
+            for kind in (*KINDS, *CAM_KINDS):
+                measures = describe_map(arrays[kind]) if kind in maps else {"status": NO_LAYER}
+                row |= {f"{kind}_{key}": value for key, value in measures.items()}
             row |= {"rectifiers": dict(rule.rectifiers), "left_as_they_are": dict(rule.others)}
-            if file.index < options.randomise:
-                row["randomised"] = curves[n]
-            common.write_array(output.file(common.map_name(file.index)), pairs[n])
+            for suffix, kinds in (("", KINDS), ("grad_cam", CAM_KINDS)):
+                if kinds[0] in maps:
+                    row["files"].append(common.map_name(file.index, suffix))
+                    common.write_array(output.file(row["files"][-1]), np.stack([arrays[kind] for kind in kinds]))
+            if file.index < options.worth:
+                (generator,) = common.seeded_generators(options.seed, [file.index])
+                row |= worth(model, images[n], forward.classes[n], own, generator)
             yield row
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
-    results = summary(rows)
+    output.save_pictures(rows[: options.show], [file.path for file in files], model)
     output.draw("guided_saliency", draw, rows[: options.show], len(rows), files, model, output)
-    if "randomised" in results:
-        output.draw("randomisation", draw_randomised, rows, results["randomised"], model)
+    output.draw("guided_grad_cam", draw_grad_cam, rows[: options.show], len(rows), files, model, output)
     table = [{"name": model.categories[row["class"]], **row} for row in rows]
     findings = [common.class_finding(row, model.categories) for row in rows]
     images = len({row["path"] for row in rows})  # one may have several classes
-    output.finish(rows, skipped, results, {"guided_saliency.csv": table}, model, images, findings)
+    output.finish(rows, skipped, summary(rows), {"guided_saliency.csv": table}, model, images, findings)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ Monte Carlo dropout: T passes with dropout kept on are T samples of the predicti
 p of the passes' probabilities p_t, the predictive entropy H[p] (all uncertainty), its part that
 the passes disagree about, the mutual information H[p] - mean_t H[p_t] (Houlsby et al. 2011,
 section 2), and the spread of the leading classes, beside the single deterministic pass. Entropies are in nats.
+Are these worth anything? On the validation images, whose classes are known, as they are and disturbed: does each
+measure find the mistakes, and does it find more than the largest probability of the single pass does?
 
     python 2h_mc_dropout.py                         # the dataset's test images, T = 1,000
     python 2h_mc_dropout.py photo.jpg --passes 20   # your own picture, no dataset needed; the fast one
@@ -12,7 +14,8 @@ section 2), and the spread of the leading classes, beside the single determinist
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import argparse
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -24,13 +27,13 @@ import torch
 from torch import Tensor, nn
 
 import common
-from explain import dropout
+from explain import dropout, selective
 from explain import uncertainty_report as report
+from explain.disturbances import disturbed
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
 PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
 SETTLING = (3, 10, 30, 100, 300, 1000)  # numbers of passes at which the spread is kept, beside the last
-SETTLING_SHOWN = 5  # images whose curves can be told apart
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a box plot
 # Passes run together, as many as keep the first dropout's input of one image below this many numbers
 # (16 MB). A rule without the batch in it: an image's masks must not depend on its company.
@@ -61,7 +64,7 @@ def single_and_mc_logits(
         raise common.UserError(f"passes must be a whole number of at least 1, not {passes}")
     if not len(common.check_images(images)):
         raise common.UserError("there are no images: give at least one")
-    generators = one_generator_each(generator, len(images))
+    generators = dropout.one_generator_each(generator, len(images))
     dropout.refuse_unreachable(model)
     if share is None:
         share = dropout.passes_can_be_shared(model, images)
@@ -133,6 +136,28 @@ def spread(p: np.ndarray, c: int) -> dict[str, float | None]:
     return row
 
 
+def known_uncertainty(logits: Tensor, single: Tensor, label: int) -> dict[str, Any]:
+    """Return the measures of a labelled image, and how right the mean of its passes and the single pass are.
+
+    logits (T, classes), single (classes,). The measures are those of `selective.MEASURES`.
+    """
+    p, p_single = (t.double().softmax(-1).cpu().numpy() for t in (logits, single))
+    if label >= len(p_single):
+        raise common.UserError(f"class {label} is unknown to a model of {len(p_single)} classes")
+    mean = p.mean(0)
+    second, first = np.sort(p_single)[-2:]
+    measures = spread(p, int(mean.argmax()))
+    return {
+        **{name: measures[name] for name in selective.MEASURES if name in measures},
+        "disagreement": 1 - measures["agreement"],
+        "single_probability": float(first),
+        "single_margin": float(first - second),
+        "single_entropy": float(entropy(p_single)),
+        "mean": selective.judge_prediction(mean, label),
+        "single": selective.judge_prediction(p_single, label),
+    }
+
+
 def entropy(p: np.ndarray) -> np.ndarray:
     """Return the entropy, in nats, of distributions p (..., classes); 0 log 0 is 0."""
     return -(p * np.log(np.maximum(p, 1e-300))).sum(-1)
@@ -173,14 +198,15 @@ def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list
     return torch.stack(columns, 1)
 
 
-def one_generator_each(generator: Generators, images: int) -> list[torch.Generator]:
-    """Return a generator for each image, which a single one (None: PyTorch's own) has seeded."""
-    if generator is None or isinstance(generator, torch.Generator):
-        seeds = torch.randint(1 << 62, (images,), generator=generator)
-        return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-    if len(generator) != images:
-        raise common.UserError(f"{len(generator)} generators for {images} images: give one, or one for each")
-    return list(generator)
+def labelled_files(options: argparse.Namespace, after: int) -> list[common.ImageFile]:
+    """List the validation images, whose indices follow those of the test images; none where there is no split."""
+    if options.images:
+        return []
+    try:
+        files = common.validation_images(options.dataset, options.limit)
+    except common.UserError:
+        return []
+    return [file._replace(index=after + k, label=common.class_of(file)) for k, file in enumerate(files)]
 
 
 def main() -> None:
@@ -195,10 +221,13 @@ def main() -> None:
     parser.add_argument(
         "--dropout", type=float, metavar="P", help="dropout probability (0 < P < 1) for dropout layers whose own is 0"
     )
+    help_text = "disturb the first N validation images too: noise, blur, a turn, low contrast (0: none)"
+    parser.add_argument("--shift-limit", default=100, type=common.whole, metavar="N", help=help_text)
     options = parser.parse_args()
     if options.dropout is not None and not 0 < options.dropout < 1:
         raise common.UserError(f"--dropout must be above 0 and below 1, not {options.dropout}")
-    files = common.test_images(options)
+    tested = common.test_images(options)
+    labelled = labelled_files(options, len(tested))
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     if options.dropout is not None and not dropout.set_dropout(model, options.dropout):
@@ -207,20 +236,32 @@ def main() -> None:
     share = dropout.passes_can_be_shared(model, example)  # one trial, so that all images are treated alike
     options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
 
-    def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
+    def passes_of(images: Tensor, batch: list[common.ImageFile]) -> tuple[Tensor, Tensor]:
         generators = common.seeded_generators(options.seed, (file.index for file in batch))
-        single, logits = single_and_mc_logits(model, images, options.passes, generators, share)  # (T, N, classes)
-        return (uncertainty(logits[:, n], single[n]) for n in range(len(batch)))
+        return single_and_mc_logits(model, images, options.passes, generators, share)  # (N, C), (T, N, C)
 
+    def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
+        single, logits = passes_of(images, batch)
+        files = list(dict.fromkeys(batch))  # without the copies that fill the last batch
+        rows = [
+            uncertainty(logits[:, n], single[n])
+            if file.label is None
+            else {"label": file.label, **known_uncertainty(logits[:, n], single[n], file.label)}
+            for n, file in enumerate(files)
+        ]
+        shifted = [n for n, file in enumerate(files) if 0 <= file.index - len(tested) < options.shift_limit]
+        if shifted:
+            generators = common.seeded_generators(options.seed, (file.index for file in batch))
+            for name, pictures in disturbed(images, generators).items():
+                single, logits = passes_of(pictures, batch)
+                for n in shifted:
+                    judged = known_uncertainty(logits[:, n], single[n], files[n].label)
+                    rows[n].setdefault("disturbed", {})[name] = judged
+        return rows
+
+    files = common.ImageFiles([*tested, *labelled], tested.no_picture)
     rows, skipped = common.explain_images(model, files, explain, options, output)
-    ordered, photos = report.by_uncertainty(rows), [file.path for file in files]
-    output.draw("mc_dropout", report.draw, ordered[: options.show], len(rows), photos, model, options.passes)
-    output.draw("uncertainty", report.draw_order, ordered, model, options.passes)
-    if options.passes > 1:
-        output.draw("settling", report.draw_settling, ordered[:SETTLING_SHOWN], model)
-    results = report.summary(rows, options.passes, len(model.categories))
-    tables = report.tables(rows, ordered, model.categories)
-    output.finish(rows, skipped, results, tables, model, findings=report.findings(ordered))
+    report.write(rows, skipped, [file.path for file in files], model, options, output)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,6 +45,7 @@ from explain.figures import (
     short,
 )
 from explain.files import list_files, size_of, write_file
+from explain.inference import keep_freed_memory
 from explain.logits import (
     as_logits,
     at_least_one,
@@ -55,7 +57,7 @@ from explain.logits import (
 )
 from explain.networks import Classifier, load_model
 from explain.options import above_0, at_least_0
-from explain.output import OutputFolder, write_array
+from explain.output import EXECUTION_OPTIONS, OutputFolder, write_array
 from explain.pictures import is_picture_name, read_image, to_pixels
 from explain.preprocessing import INTERPOLATIONS, OPTIONS
 from explain.progress import progress
@@ -477,6 +479,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
     "--seed": dict(default=0, type=seed, metavar="N", help="seed of the random generators, one per image or class"),
     "--show": dict(default=12, type=positive, metavar="N", help="maximum number of pictures in a figure"),
+    "--worth": dict(
+        default=12,
+        type=whole,
+        metavar="N",
+        help="measure for the first N images whether the class's probability follows their maps (0: for none)",
+    ),
     "--whole": dict(
         action="store_true",
         help="show the network whole pictures, fitted into its square input with grey around them, not central crops",
@@ -497,6 +505,27 @@ EXERCISE_OPTIONS += ("--whole", "--show", "--no-title", "--pdf", "--shard", "--f
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, *arguments: Any) -> argparse.Namespace:
+        options = super().parse_args(*arguments)
+        options.command = self._command(options)
+        return options
+
+    def _command(self, options: argparse.Namespace) -> str:
+        """Return the command line with all options that are not at their defaults, but those of a single run."""
+        words = []
+        for action in self._actions:
+            value = getattr(options, action.dest, self.get_default(action.dest))
+            if value == self.get_default(action.dest) or action.dest in EXECUTION_OPTIONS:
+                continue
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            if isinstance(action, argparse._AppendAction):
+                words += [word for item in values for word in (action.option_strings[0], str(item))]
+            elif action.option_strings:
+                words += [action.option_strings[-1], *map(str, values)]
+            else:
+                words = [*map(str, values), *words]  # before an option that takes several values
+        return shlex.join(["python", self.prog, *words])
+
     def error(self, message: str) -> NoReturn:
         message = re.sub("^argument (.+): must ", r"\1 must ", message)
         raise UserError(f"{message}; `python {self.prog} --help` explains the options")
@@ -531,6 +560,7 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
     # two threads on one core only wait for each other
     options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     if options.device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         options.device = accelerator.type if accelerator else "cpu"

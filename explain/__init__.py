@@ -4,8 +4,9 @@ Nothing here imports an exercise or common.py. Each line knows those above it, a
 
 - errors
 - files, shell, progress, pictures; logits; evaluation
-- checkpoints, inference; rectifiers, dropout; maps; labels, label_order, datasets, sample; options
+- checkpoints, inference; rectifiers, grad_cam, dropout; maps, faithfulness, disturbances; calibration
+- labels, label_order, datasets, sample; options
 - own_networks, preprocessing; networks; class_names
-- figures, output; priors
-- rows; ascent_state, archetypes, uncertainty_report
+- figures; priors; faithfulness_figures; selective, uncertainty_report; sections, page; output
+- rows; ascent_state, archetypes
 """

@@ -12,6 +12,7 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from explain.figures import (
 )
 from explain.files import write_file
 from explain.networks import Classifier, load_model
-from explain.output import OutputFolder
+from explain.output import OutputFolder, write_picture
 from explain.pictures import read_image, to_pixels
 from explain.priors import PHOTO_COLOURS, grey_distance_limit
 
@@ -157,6 +158,7 @@ def table_line(row: dict, photo: dict) -> dict:
     line = {"steps": row["settings"]["steps"], **{key: row[key] for key in COLUMNS}}
     line |= {"photo": photo.get("photo"), "photo_probability": photo.get("probability")}
     for judge, measures in row["judges"].items():
+        line[f"photo_probability_by_{judge}"] = photo["judges"][judge]["probability"] if photo else None
         line |= {f"{key}_by_{judge}": measures[key] for key in ("probability", "rank")}
     ranks = [measures["rank"] for measures in row["judges"].values()]
     return line | ({"mean_rank": math.prod(ranks) ** (1 / len(ranks))} if ranks else {})
@@ -178,6 +180,9 @@ def write_summary(
     reference = PHOTO_COLOURS
     if photos:
         reference = {key: np.mean([photo[key] for photo in photos.values()], 0) for key in reference}
+    for c in [*photos][: output.options.show]:
+        with suppress(UserError):  # it is gone by now
+            write_picture(output.file(f"photos/{c}.jpg"), model.preprocess(read_image(photos[c]["path"])))
     results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
     results["judges"] = {name: {"weights": j.weights, "sha256": j.sha256} for name, j in judge_networks.items()}
     results["photos"] = summarise(list(photos.values()), reference) if photos else None

@@ -6,7 +6,7 @@ Switching modules to training mode would miss timm's networks, which call F.drop
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -210,3 +210,15 @@ def _refuse_hidden(p: float) -> None:
 def _fused(module: nn.Module) -> nn.Module | None:
     """Return timm's attention dropout where a fused kernel, in which it cannot be switched on, takes its place."""
     return getattr(module, "attn_drop", None) if getattr(module, "fused_attn", False) else None
+
+
+def one_generator_each(
+    generator: torch.Generator | Sequence[torch.Generator] | None, images: int
+) -> list[torch.Generator]:
+    """Return a generator for each image, which a single one (None: PyTorch's own) has seeded."""
+    if generator is None or isinstance(generator, torch.Generator):
+        seeds = torch.randint(1 << 62, (images,), generator=generator)
+        return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+    if len(generator) != images:
+        raise UserError(f"{len(generator)} generators for {images} images: give one, or one for each")
+    return list(generator)

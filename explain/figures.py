@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
 from torch import Tensor
@@ -130,9 +131,9 @@ MAP_SCALE = (
 )
 
 
-def map_name(index: int) -> str:
-    """Return the name of the file that holds an image's maps, in the exercise's folder."""
-    return f"maps/{index:05d}.npy"
+def map_name(index: int, kind: str = "") -> str:
+    """Return the name of the file that holds an image's maps (of a kind), in the exercise's folder."""
+    return f"maps/{index:05d}{kind and '_'}{kind}.npy"
 
 
 def brightest(maps: Sequence[np.ndarray]) -> float:
@@ -148,8 +149,23 @@ def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok",
     if status == "ok":
         colours = {"cmap": "RdBu_r", "vmin": -limit} if signed else {"cmap": "inferno", "vmin": 0}
         return draw_image(axes, saliency, vmax=limit, **colours)
-    axes.text(0.5, 0.5, status, color="white", ha="center", transform=axes.transAxes)
+    text = "\n".join(textwrap.wrap(status, 20))
+    axes.text(0.5, 0.5, text, color="white", ha="center", va="center", transform=axes.transAxes)
     return draw_image(axes, np.zeros_like(saliency), cmap="gray")
+
+
+WORTH = (
+    "Worth: area under the class's probability while pixels are put into a blurred copy in the map's order, less that "
+    "while they are taken from the picture (insertion less deletion; Petsiuk et al. 2018). A random order's, which "
+    "knows nothing, stands under the picture."
+)
+
+
+def write_worth(axes: Axes, row: dict, kind: str) -> None:
+    """Write below a map's panel what `faithfulness.worth` said of it, where it was measured."""
+    value = row.get(f"{kind}_insertion_minus_deletion")
+    if value is not None:
+        axes.set_xlabel(f"{'random' if kind == 'random' else 'worth'} {value:.2f}", labelpad=2)
 
 
 def draw_colour_bar(panels: Sequence[Axes], image: Any) -> None:
@@ -170,15 +186,22 @@ def draw_legend(axes: Axes, entries: Axes, columns: int) -> None:
     axes.legend(*entries.get_legend_handles_labels(), loc="center", ncols=columns).set_in_layout(False)
 
 
-def draw_title(figure: Figure, title: str, *caption: str) -> None:
-    """Write a title above a figure and a caption below it, broken into lines of the figure's width."""
+def draw_title(figure: Figure, title: str, *caption: str) -> tuple[Text, Text]:
+    """Write a title above a figure and a caption below it, broken into lines of the figure's width; return both."""
     above, below = textwrap.wrap(title, 92), textwrap.wrap(" ".join(caption), 112)
     room = 0.125 * len(below) + 0.06  # inches
     height = figure.get_figheight() + 0.17 * len(above) + 0.05 + room
     figure.set_figheight(height)
     figure.get_layout_engine().set(rect=(0, room / height, 1, 1 - room / height))
-    figure.suptitle("\n".join(above), fontsize=9)
-    figure.text(0.01, 0.03 / height, "\n".join(below), va="bottom", linespacing=1.15)
+    title_text = figure.suptitle("\n".join(above), fontsize=9)
+    return title_text, figure.text(0.01, 0.03 / height, "\n".join(below), va="bottom", linespacing=1.15)
+
+
+def margins(figure: Figure, title: Text, caption: Text) -> list[float]:
+    """Return the fractions of a drawn figure's height that its title takes above and its caption below."""
+    renderer = FigureCanvasAgg(figure).get_renderer()  # of the figure's own resolution, not that of the file
+    below, above = (text.get_window_extent(renderer) for text in (caption, title))
+    return [round(1 - above.y0 / figure.bbox.height, 4), round(below.y1 / figure.bbox.height, 4)]
 
 
 def short(text: str, length: int = 24) -> str:

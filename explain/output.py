@@ -24,13 +24,18 @@ import timm
 import torch
 import torchvision
 from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
 
 from explain.errors import UserError, quantity
-from explain.figures import draw_title, figure_style, find_fonts
+from explain.figures import draw_title, figure_style, find_fonts, margins
 from explain.files import is_inside, remove_file, write_file
 from explain.networks import Classifier
+from explain.page import write_page
+from explain.pictures import read_image, to_pixels
 
-EXECUTION_OPTIONS = ("shard", "fresh")  # they decide who computes, and so are no part of the result
+# they decide who computes, or only say what the others do, and so are no part of the result
+EXECUTION_OPTIONS = ("shard", "fresh", "command")
 # no row depends on them (--names: on the names themselves)
 DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
 FINDINGS = 10  # lines printed of what was found
@@ -50,6 +55,13 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """Save an array as .npy."""
     buffer = io.BytesIO()
     np.save(buffer, array)
+    write_file(path, buffer.getvalue())
+
+
+def write_picture(path: Path, image: Tensor) -> None:
+    """Save a picture (3, H, W), or a grey one (1, H, W), in [0, 1] as JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_pixels(image.expand(3, -1, -1))).save(buffer, format="JPEG", quality=90)
     write_file(path, buffer.getvalue())
 
 
@@ -87,6 +99,8 @@ class OutputFolder:
         self.metrics = self.path / "metrics.json"
         self.files: list[str] = []  # written by this run
         self.figures: list[Path] = []
+        self.captions: dict[str, list[str]] = {}  # title and sentences of each figure
+        self.margins: dict[str, list[float]] = {}  # fractions of its height that they take, above and below
         self.no_picture = 0  # files in the folders of images that are no pictures by their names
         self.started = time.perf_counter()
         existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
@@ -119,14 +133,27 @@ class OutputFolder:
             if self.options.no_title:
                 write_file(self.file(f"{name}.txt"), "\n".join(text) + "\n")
             else:
-                draw_title(figure, *text)
+                texts = draw_title(figure, *text)
             if lacking := find_fonts(figure):
                 print(f"no installed font has {lacking} of {name}: install one, such as Noto", file=sys.stderr)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Glyph .* missing from font")
                 for suffix in (".png", ".pdf") if self.options.pdf else (".png",):
                     save_figure(figure, self.file(name + suffix))
+                if not self.options.no_title:
+                    self.margins[f"{name}.png"] = margins(figure, *texts)
         self.figures.append(self.path / f"{name}.png")
+        self.captions[f"{name}.png"] = [line for line in text if line]
+
+    def save_pictures(self, rows: Sequence[dict], photos: Sequence[Path], model: Classifier) -> None:
+        """Save the pictures of these rows as the network sees them, for the page; one that is gone stays as it was."""
+        for row in rows:
+            name = f"pictures/{row['index']:05d}.jpg"
+            try:
+                write_picture(self.file(name), model.preprocess(read_image(photos[row["index"]])))
+            except UserError:
+                if not (self.path / name).is_file():
+                    self.files.remove(name)
 
     def write_rows(self, rows: Iterable[dict]) -> None:
         """Write rows.jsonl."""
@@ -140,7 +167,7 @@ class OutputFolder:
         written = os.path.getmtime(record) if record.is_file() else 0
         remove_file(record)
         for path in (self.path / name for name in names):
-            is_ours = path.suffix in (".png", ".pdf", ".txt", ".npy", ".csv") and os.path.isfile(path)
+            is_ours = path.suffix in (".png", ".jpg", ".pdf", ".txt", ".npy", ".csv") and os.path.isfile(path)
             if is_ours and is_inside(path.parent, self.path):
                 with suppress(FileNotFoundError):  # another shard may do the same
                     if os.path.getmtime(path) <= written:
@@ -169,7 +196,7 @@ class OutputFolder:
         images: int | None = None,
         findings: Sequence[str] = (),
     ) -> None:
-        """Write the tables, then metrics.json; print the findings and where the figures and metrics.json are.
+        """Write the tables, then metrics.json; bring the page up to date; print the findings and where all are.
 
         `images` is the number of images used, where rows are not images. Of more than ten findings, ten are printed.
         """
@@ -196,6 +223,10 @@ class OutputFolder:
             "seconds": round(time.perf_counter() - self.started, 3),
             "results": results,
             "files": sorted(files),
+            "figures": list(self.captions),  # in the order in which they are to be read
+            "captions": self.captions,
+            "margins": self.margins,
+            "command": getattr(self.options, "command", f"python {self.script}.py"),
         }
         if nondeterministic:
             metrics["nondeterministic_operations"] = nondeterministic
@@ -218,6 +249,7 @@ class OutputFolder:
         for figure in self.figures:
             print(figure)
         print(self.metrics)
+        print(write_page(Path(self.options.output)))
 
 
 def library_versions() -> dict[str, str]:

@@ -27,6 +27,7 @@ from explain.networks import Classifier
 from explain.output import DRAWING_OPTIONS, EXECUTION_OPTIONS, OutputFolder, json_line, library_versions
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "explain/page.py"  # which, with all that it says, no row depends on
 CLEARING = "clearing"  # in run.json, while the rows of another run are being removed
 
 
@@ -75,7 +76,7 @@ def imported_files(script: Path) -> list[Path]:
     files, queue = set(), [script.resolve()]
     while queue:
         path = queue.pop()
-        if path in files or not path.is_file():
+        if path in files or path == PAGE or not path.is_file():
             continue
         files.add(path)
         for node in ast.walk(ast.parse(path.read_bytes())):

@@ -1,16 +1,71 @@
-"""The report of 2h: metrics, findings, tables and figures, a function of the rows."""
+"""The report of 2h: metrics, findings, tables and figures of the rows, which hold all that was computed."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from explain.errors import quantity
-from explain.figures import BLACK, BLUE, GREY, RED, SKY, WIDTH, draw_heading, draw_picture, file_name, panel_grid, short
+from explain import selective
+from explain.errors import UserError, quantity
+from explain.figures import (
+    BLACK,
+    BLUE,
+    CYCLE,
+    GREY,
+    RED,
+    SKY,
+    WIDTH,
+    draw_heading,
+    draw_legend,
+    draw_picture,
+    file_name,
+    panel_grid,
+    short,
+)
 from explain.networks import Classifier
+from explain.output import OutputFolder
+
+SETTLING_SHOWN = 5  # images whose curves can be told apart
+
+
+def write(
+    rows: list[dict],
+    skipped: list[dict],
+    photos: Sequence[Path],
+    model: Classifier,
+    options: argparse.Namespace,
+    output: OutputFolder,
+) -> None:
+    """Write figures, tables and metrics of the rows; those with a label judge what the others say.
+
+    Raises UserError where all are labelled: none of the images that were asked for can be used.
+    """
+    tested, labelled = ([row for row in rows if ("label" in row) == known] for known in (False, True))
+    if not tested:
+        raise UserError(f"none of the images can be used, the first because {skipped[0]['reason']}")
+    ordered = by_uncertainty(tested)
+    judged, judged_tables = selective.judge(labelled, options.seed)
+    worth, said = selective.worth_of_measures(judged), findings(ordered)
+    output.save_pictures(tested[: options.show], photos, model)
+    output.draw("mc_dropout", draw, ordered[: options.show], len(tested), photos, model, options.passes, worth)
+    output.draw("uncertainty", draw_order, ordered, model, options.passes)
+    if options.passes > 1:
+        output.draw("settling", draw_settling, ordered[:SETTLING_SHOWN], model)
+    if judged and any("auroc_interval" in measure for measure in judged["mistakes"].values()):
+        output.draw("mistakes", draw_mistakes, labelled, judged["mistakes"], judged["predictions"], model)
+        said.append(selective.verdict(judged["mistakes"]))
+    elif not options.images:
+        said.append(worth)
+    if judged.get("mistakes_under_shift"):
+        images = min(len(labelled), options.shift_limit)
+        output.draw("shift", draw_shift, judged["mistakes_under_shift"], images, model)
+    results = summary(tested, options.passes, len(model.categories)) | judged
+    made = tables(tested, ordered, model.categories) | judged_tables
+    output.finish(rows, skipped, results, made, model, findings=said)
 
 
 def by_uncertainty(rows: list[dict]) -> list[dict]:
@@ -58,12 +113,6 @@ def findings(ordered: list[dict]) -> list[str]:
     return lines + ([f"surest: {file_name(ordered[-1])}, {information(ordered[-1])}"] if len(ordered) > 1 else [])
 
 
-def information(row: dict, name: str = "mutual information") -> str:
-    """Return an image's mutual information with its standard error, in words."""
-    error = row["mutual_information_standard_error"]
-    return f"{name} {row['mutual_information']:.3f}" + ("" if error is None else f" ± {error:.3f}")
-
-
 def tables(rows: list[dict], ordered: list[dict], categories: Sequence[str]) -> dict[str, list[dict]]:
     """Return the tables by their file names: the images in order of uncertainty, and the leading classes of each."""
     images = [
@@ -81,8 +130,14 @@ def tables(rows: list[dict], ordered: list[dict], categories: Sequence[str]) -> 
     return {"uncertainty.csv": images, "leading_classes.csv": classes}
 
 
+def information(row: dict, name: str = "mutual information") -> str:
+    """Return an image's mutual information with its standard error, in words."""
+    error = row["mutual_information_standard_error"]
+    return f"{name} {row['mutual_information']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
 def draw(
-    rows: list[dict], total: int, photos: Sequence[Path], model: Classifier, passes: int
+    rows: list[dict], total: int, photos: Sequence[Path], model: Classifier, passes: int, worth: str
 ) -> tuple[Figure, list[str]]:
     """Draw each picture beside box plots of its leading classes over the passes."""
     figure, axes = panel_grid(len(rows), ["", ""], 1 if len(rows) == 1 else 2, text_lines=4, widths=[1, 1.5])
@@ -114,6 +169,7 @@ def draw(
         "largest; bar: quartiles, with the median; dot: mean; red: the single pass without dropout. MI: mutual "
         "information (nats, ± standard error); H: predictive entropy (nats); CV: coefficient of variation of the first "
         f"class. Least sure first, by MI. Pictures: {model.view}.",
+        worth,
     ]
 
 
@@ -171,4 +227,66 @@ def draw_settling(rows: list[dict], model: Classifier) -> tuple[Figure, list[str
         f"{model.label}: how many passes are enough?",
         f"Estimates from the first passes of {'each' if len(rows) > 1 else 'one'} of "
         f"{quantity(len(rows), 'image')}, the least sure first; band: one Monte Carlo standard error.",
+    ]
+
+
+COLOURS = dict(zip(selective.MEASURES, [*CYCLE[:4], CYCLE[4], BLACK, GREY, SKY], strict=True))
+
+
+def draw_mistakes(
+    rows: list[dict], judged: dict[str, dict], predictions: dict[str, dict], model: Classifier
+) -> tuple[Figure, list[str]]:
+    """Draw the risk-coverage curves of all measures, and their AUROC for mistakes with its 95% interval."""
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    coverage = np.arange(1, len(rows) + 1) / len(rows)
+    for name in judged:
+        sign, whose = selective.MEASURES[name]
+        uncertainty = sign * np.array([row[name] for row in rows])
+        mistakes = np.array([not row[whose]["right"] for row in rows])
+        width = 2 if name == selective.BASELINE else 1
+        left.plot(coverage, selective.risk_coverage(uncertainty, mistakes), color=COLOURS[name], linewidth=width)
+    left.set(xlabel="coverage: share of the images, surest first", ylabel="risk: share of mistakes among them", ylim=0)
+    for place, (name, measure) in enumerate(judged.items()):
+        if measure["auroc"] is not None:
+            errors = np.abs(np.array(measure["auroc_interval"])[:, None] - measure["auroc"])
+            right.errorbar(measure["auroc"], place, xerr=errors, fmt="o", markersize=4, color=COLOURS[name])
+    right.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
+    right.set_yticks(range(len(judged)), [selective.in_words(name) for name in judged])
+    right.set(xlabel="AUROC for mistakes (dashed: a coin's)", ylim=(len(judged) - 0.5, -0.5))
+    mean, single = predictions["mean"], predictions["single"]
+    return figure, [
+        f"{model.label}: {selective.verdict(judged)}",
+        f"{quantity(len(rows), 'validation image')}. Bars: 95 % bootstrap intervals over images; lines in the colours "
+        "of the dots, the single pass's probability thick. "
+        f"Mean of the passes: accuracy {mean['accuracy']:.3f}, loss {mean['loss']:.3f}, calibration error "
+        f"{mean['expected_calibration_error']:.3f}; single pass: {single['accuracy']:.3f}, {single['loss']:.3f}, "
+        f"{single['expected_calibration_error']:.3f}.",
+    ]
+
+
+def draw_shift(shift: dict[str, dict], images: int, model: Classifier) -> tuple[Figure, list[str]]:
+    """Draw accuracy and confidence under each disturbance, and each measure's AUROC for mistakes."""
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.22))
+    left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+    places = range(len(shift))
+    for key, marker, colour in (("accuracy", "o", BLUE), ("confidence", "s", RED)):
+        left.plot(places, [of_one[key] for of_one in shift.values()], marker, color=colour, markersize=4, label=key)
+    left.set(ylim=(0, 1))
+    left.legend(loc="lower left")
+    for name in selective.MEASURES:
+        values = [(of_one.get(name) or {}).get("auroc") for of_one in shift.values()]
+        known = [np.nan if value is None else value for value in values]
+        style = dict(color=COLOURS[name], linewidth=2 if name == selective.BASELINE else 1)
+        right.plot(places, known, "o-", markersize=2.5, label=selective.in_words(name), **style)
+    right.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
+    right.set(ylabel="AUROC for mistakes", ylim=(0.2, 1.02))
+    for axes in (left, right):
+        axes.set_xticks(places, [name.replace("_", " ") for name in shift], rotation=60, ha="right")
+    draw_legend(figure.add_subplot(grid[1, :]), right, columns=3)
+    return figure, [
+        f"{model.label}: does it know that it errs on disturbed pictures?",
+        f"{quantity(images, 'validation image')}, each as it is (none) and under every disturbance; pooled: "
+        "all disturbances together. Nothing is said where fewer than five are wrong, or right. Dashed: a coin's.",
     ]

@@ -14,6 +14,7 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import nn
 
 import common
+from explain import calibration
 
 script = load_script("2b_evaluate")
 
@@ -48,6 +49,46 @@ def test_calibration_by_hand():
     expected = 3 / 6 * abs(2 / 3 - 2.92 / 3) + 2 / 6 * abs(1 - 0.535) + 1 / 6 * 0.2
     assert error == pytest.approx(expected)
     assert [b["images"] for b in table] == [1, 0, 2, 0, 3] and table[1]["accuracy"] is None
+
+
+def test_one_temperature_by_hand():
+    """Logits of 0 and z: the loss log(1 + exp(-z / t)), the confidence its sigmoid."""
+    logits, classes = torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1])
+    losses, confidences = calibration.at_temperatures(logits, classes)
+    k = 7
+    t = calibration.TEMPERATURES[k]
+    assert losses[:, k].tolist() == pytest.approx([np.log1p(np.exp(-2 / t)), np.log1p(np.exp(3 / t))], rel=1e-5)
+    assert confidences[:, k].tolist() == pytest.approx([1 / (1 + np.exp(-2 / t)), 1 / (1 + np.exp(-3 / t))], rel=1e-5)
+    assert calibration.TEMPERATURES[20] == pytest.approx(1)
+
+
+def test_the_temperature_that_made_the_logits_overconfident_is_found():
+    """Classes drawn from a softmax, whose logits are then multiplied by 2; and judged on the other half."""
+    generator = torch.Generator().manual_seed(0)
+    honest = 2 * torch.randn(4000, 5, generator=generator)
+    classes = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
+    found = script.evaluate_logits(2 * honest, classes)
+    losses, confidences = (t.numpy() for t in calibration.at_temperatures(2 * honest, classes))
+    scaled, bins = calibration.temperature_scaling(losses, confidences, (found["rank"] == 1).tolist())
+    assert all(abs(np.log(t / 2)) < 0.15 for t in (scaled["temperature"], *scaled["temperatures_of_halves"]))
+    before, _ = calibration.calibration(found["confidence"].numpy(), (found["rank"] == 1).numpy())
+    assert before > 0.1 > 0.03 > scaled["expected_calibration_error"]
+    assert scaled["loss"] < float(found["loss"].mean()) - 0.1 and sum(b["images"] for b in bins) == 4000
+    assert calibration.temperature_scaling(losses[:1], confidences[:1], [True]) is None
+
+
+def test_no_image_is_judged_by_a_temperature_that_it_helped_to_choose():
+    """The even images want the first temperature, the odd ones the second: each gets the other's."""
+    losses = np.array([[1.0, 9.0], [8.0, 2.0], [1.0, 9.0], [8.0, 2.0]])
+    scaled, _ = calibration.temperature_scaling(losses, losses / 10, [True] * 4)
+    assert scaled["loss"] == 8.5 and scaled["temperatures_of_halves"] == calibration.TEMPERATURES[:2].tolist()
+
+
+def test_the_brier_score_by_hand(images):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).requires_grad_(False)
+    p = net(images).softmax(1)
+    expected = ((p - torch.eye(4)[[0, 1, 2, 3, 0]]) ** 2).sum(1)
+    torch.testing.assert_close(script.evaluate(net, images, torch.tensor([0, 1, 2, 3, 0]))["brier"], expected)
 
 
 def test_nothing_is_left_behind(toy, images):
@@ -98,6 +139,9 @@ def test_run(tmp_path, monkeypatch):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["found"] == 10 and metrics["images"]["used"] == 9
     assert metrics["results"]["images"] == 9 and metrics["results"]["classes_present"] == 3
+    results = metrics["results"]
+    assert results["top1_interval"][0] <= results["top1_accuracy"] <= results["top1_interval"][1]
+    assert 0 <= results["brier_score"] <= 2 and results["temperature_scaling"]["loss"] > 0
     per_class = list(csv.DictReader((folder / "classes.csv").read_text().splitlines()))
     assert [(row["class"], row["images"]) for row in per_class] == [("5", "3"), ("76", "3"), ("130", "3")]
     assert sum(int(row["images"]) for row in csv.DictReader((folder / "confusion.csv").read_text().splitlines())) == 9

@@ -495,7 +495,7 @@ def test_command_line(tmp_path):
         done = run_script("2c_class_visualization", *TINY, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         folder = tmp_path / "output" / "2c_class_visualization"
-        assert done.stdout.splitlines()[-1] == "output/2c_class_visualization/metrics.json"
+        assert done.stdout.splitlines()[-2:] == ["output/2c_class_visualization/metrics.json", "output/report.html"]
         files = outputs(folder)
         metrics = json.loads(files.pop("metrics.json"))
         runs.append(files)

@@ -54,7 +54,7 @@ def test_run(tmp_path, monkeypatch):
     assert metrics["settings"]["show"] == 2 and metrics["settings"]["device"] == "cpu"
     assert set(metrics) == {
         *("script", "settings", "model", "seed", "device", "deterministic", "versions", "images", "seconds"),
-        *("results", "files"),
+        *("results", "files", "figures", "captions", "margins", "command"),
     }
     assert (folder / "predictions.png").stat().st_size > 10_000
 

@@ -14,10 +14,12 @@ from torch import nn
 
 import common
 from explain import shell
+from explain.faithfulness import blurred
 from explain.maps import describe_map
 
 script = load_script("2e_saliency")
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
+QUICK = ["--copies", "2", "--worth", "0", "--threads", "1"]
 
 
 def test_a_linear_network_has_its_weights_as_gradient(images):
@@ -58,6 +60,32 @@ def test_batch_of_n_is_n_single_ones_on_the_default_network(dtype, bound):
     for n in range(3):
         alone = script.saliency_maps(model, images[n : n + 1], classes[n : n + 1])[0]
         assert (together[n] - alone).norm() <= bound * alone.norm()
+
+
+def test_smoothing_leaves_a_linear_network_as_it_is_and_is_seeded(images, toy):
+    """The gradient of a linear network does not depend on the picture, and so neither on the noise."""
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    smoothed = script.smoothed_saliency_maps(linear, images, CLASSES, common.seeded_generators(0, range(5)), 3, 0.5)
+    torch.testing.assert_close(smoothed, script.saliency_maps(linear, images, CLASSES))
+
+    def of(indices, copies=4, noise=0.3):
+        generators = common.seeded_generators(0, indices)
+        return script.smoothed_saliency_maps(toy, images[indices], CLASSES[indices], generators, copies, noise)
+
+    torch.testing.assert_close(of([3, 1])[0], of([3])[0])  # whatever its company
+    torch.testing.assert_close(of([0, 1], noise=0.0), script.saliency_maps(toy, images[:2], CLASSES[:2]))
+    by_hand, generators = 0, common.seeded_generators(0, [0, 1])
+    for _ in range(4):
+        noise = torch.stack([torch.randn(3, 8, 8, generator=g) for g in generators])
+        by_hand = by_hand + script.saliency_maps(toy, images[:2] + 0.3 * noise, CLASSES[:2]) / 4
+    torch.testing.assert_close(of([0, 1]), by_hand)
+
+
+def test_the_combined_map_is_a_product(images):
+    smoothed, grad_cam = images[:, 0] + 1, images[:, 1]
+    detail = (images - blurred(images)).square().sum(1).sqrt()
+    torch.testing.assert_close(script.combined_maps(images, smoothed, grad_cam), smoothed * grad_cam * detail)
+    torch.testing.assert_close(script.combined_maps(images, smoothed, None), smoothed * detail)
 
 
 def test_nothing_is_left_behind(toy, images):
@@ -140,13 +168,28 @@ def test_run(tmp_path, monkeypatch):
         save_photo(tmp_path / f"{i}.png", i)
     (tmp_path / "broken.jpg").write_text("no picture")
     files = ["0.png", "broken.jpg", "1.png", "2.png"]
-    run_main("2e_saliency", *files, "--batch-size", "2", "--limit", "3", cwd=tmp_path, monkeypatch=monkeypatch)
+    run_main(
+        "2e_saliency",
+        *files,
+        "--copies",
+        "2",
+        "--worth",
+        "1",
+        "--batch-size",
+        "2",
+        "--limit",
+        "3",
+        cwd=tmp_path,
+        monkeypatch=monkeypatch,
+    )
     folder = tmp_path / "output/pictures/2e_saliency"
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["found"] == 3 and metrics["images"]["used"] == 2
     assert metrics["images"]["skipped"][0]["path"] == "broken.jpg"
     assert metrics["results"]["status"] == {"ok": 2}
     assert 0 < metrics["results"]["mean_half_mass_area"] < 0.5
+    worth = metrics["results"]["insertion_minus_deletion"]
+    assert {*worth} == {"plain", "smoothed", "combined", "random"} and worth["smoothed"]["images"] == 1
     assert (folder / "saliency.png").stat().st_size > 10_000
     # the map on disk is the method's, of the picture as the network sees it
     model = common.load_model()
@@ -158,7 +201,7 @@ def test_run(tmp_path, monkeypatch):
 def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
     """Bit for bit, on the same batch. A changed method changes both: no second copy of it draws the figures."""
     photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
-    arguments = [*photos, "--model", "timm/test_resnet", "--weights", "random"]
+    arguments = [*photos, *QUICK, "--model", "timm/test_resnet", "--weights", "random"]
     model = common.load_model("timm/test_resnet", "random")
     images = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
 
@@ -170,6 +213,10 @@ def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
 
     saved, public = saved_and_public("a")
     assert torch.equal(saved, public) and saved.any()
+    classes, generators = common.predict_logits(model, images).argmax(1), common.seeded_generators(0, range(3))
+    smoothed = script.smoothed_saliency_maps(model, images, classes, generators, 2, script.NOISE)
+    arrays = [np.load(tmp_path / f"a/2e_saliency/maps/{i:05d}_smoothed.npy") for i in range(3)]
+    assert torch.equal(torch.from_numpy(np.stack(arrays)[:, 0]), smoothed)
     method = script.saliency
     monkeypatch.setattr(script, "saliency", lambda forward: 2 * method(forward))
     doubled, public = saved_and_public("b")
@@ -179,7 +226,7 @@ def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
 def test_the_class_asked_for(tmp_path, monkeypatch):
     save_photo(tmp_path / "a.png")
     save_photo(tmp_path / "b.png", 1)
-    arguments = ["a.png", "b.png", "--model", "squeezenet1_0", "--weights", "random"]
+    arguments = ["a.png", "b.png", *QUICK, "--model", "squeezenet1_0", "--weights", "random"]
     asked = ["--classes", "tarantula", "55"]
     run_main("2e_saliency", *arguments, *asked, cwd=tmp_path, monkeypatch=monkeypatch)
     rows = [json.loads(line) for line in (tmp_path / "output/pictures/2e_saliency/rows.jsonl").read_text().splitlines()]
@@ -191,17 +238,18 @@ def test_the_class_asked_for(tmp_path, monkeypatch):
 def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
     for i in range(2):
         save_photo(tmp_path / f"{i}.png", i)
-    arguments = ["--model", "squeezenet1_0", "--weights", "random"]
+    arguments = [*QUICK, "--model", "squeezenet1_0", "--weights", "random"]
 
     def contents():
-        return {p: p.read_bytes() for p in (tmp_path / "output").rglob("*") if p.is_file() and p.name != "metrics.json"}
+        folder = tmp_path / "output/pictures/2e_saliency"
+        return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "metrics.json"}
 
     run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     first = contents()
     run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert contents() == first and len(first) == 6
+    assert contents() == first and len(first) == 10
     run_main("2e_saliency", "0.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert len(contents()) == 5  # the second picture's map is gone
+    assert len(contents()) == 7  # the second picture and its maps are gone
 
 
 @pytest.mark.parametrize(
@@ -235,7 +283,7 @@ def test_from_a_shell(tmp_path):
     command = [sys.executable, ROOT / "2e_saliency.py", "a b.png"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""  # no progress bar where there is no terminal
-    assert done.stdout.splitlines()[-1] == "output/pictures/2e_saliency/metrics.json"
+    assert done.stdout.splitlines()[-2] == "output/pictures/2e_saliency/metrics.json"
     done = run_script("2e_saliency", "a b.png", "--model", "resnet19", cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "resnet18" in done.stderr
 

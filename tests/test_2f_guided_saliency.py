@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 
 import architectures
@@ -16,14 +15,12 @@ import torchvision
 from architectures import guided_gradient
 from conftest import Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
 from reference import guided_gradient as reference_gradient
-from scipy.stats import spearmanr
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import common
-from explain import maps
 
-script = load_script("2f_guided_saliency")
+script, plain = load_script("2f_guided_saliency"), load_script("2e_saliency")
 
 
 class Net(nn.Module):
@@ -360,56 +357,29 @@ def test_batch_of_n_is_n_single_ones(toy, images):
         assert (together[n] - alone).norm() <= 1e-6 * alone.norm()
 
 
-def test_layers_are_randomised_from_the_top_down(toy, images):
-    """In the order of execution, whatever the order of definition; each layer in one group."""
-
-    class Turned(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.last, self.first = nn.Linear(192, 4), nn.Conv2d(3, 3, 1)
-
-        def forward(self, x):
-            return self.last(F.relu(self.first(x)).flatten(1))
-
-    groups = maps.layers_from_the_top(Turned(), images[:1], 9)
-    assert [[name for name, _ in group] for group in groups] == [["last"], ["first"]]
-    groups = maps.layers_from_the_top(toy, images[:1], 2)
-    assert [[name for name, _ in group] for group in groups] == [["8", "3"], ["1", "0"]]
-
-
-def test_cascading_randomisation(images):
+def test_guided_grad_cam_is_the_product_of_what_both_say(images):
+    """One hidden convolution, then a linear layer: both factors are known."""
     torch.manual_seed(0)
-    toy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
-
-    def both(*arguments):
-        return script.plain_and_guided_maps(*arguments)[0]
-
-    before = state_of(toy)
-    runs = [
-        maps.cascading_randomisation(toy, images, CLASSES % 4, both, 3, torch.Generator().manual_seed(seed))
-        for seed in (0, 0, 1)
-    ]
-    assert_same_state(before, state_of(toy))
-    names, left = runs[0]
-    assert names == ["5", "2", "0"] and np.shape(left) == (3, 2, 5)
-    assert runs[0] == runs[1] != runs[2]
-    assert max(abs(r) for kind in left[-1] for r in kind) < 0.95  # nothing is intact in the end
-    # by hand: the last layer drawn anew
-    copied = copy.deepcopy(toy)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in copied[5].parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * parameter.std() + parameter.mean()
-    pairs = [
-        [m[0].abs().amax(1) for m in (method(toy, images, CLASSES % 4), method(copied, images, CLASSES % 4))]
-        for method in (common.class_score_gradient, guided_gradient)
-    ]
-    expected = [[spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(*pair, strict=True)] for pair in pairs]
-    np.testing.assert_allclose(left[0], expected, atol=1e-6)
+    conv, head = nn.Conv2d(3, 6, 3), nn.Linear(6 * 36, 4)
+    net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), head)
+    found = script.guided_grad_cam_maps(net, images, CLASSES)
+    guided = reference_gradient(net, images, CLASSES).abs().amax(1)
+    signal = head.weight.detach()[CLASSES].view(5, 6, 6, 6)  # dS/dA
+    coarse = (signal.mean((2, 3), keepdim=True) * F.relu(conv(images)).detach()).sum(1, keepdim=True).clamp(min=0)
+    expected = guided * F.interpolate(coarse, size=(8, 8), mode="bilinear")[:, 0]
+    torch.testing.assert_close(found, expected)
+    assert (found > 0).any(0).any()
+    maps, *_ = script.all_maps(net, images, CLASSES)
+    torch.testing.assert_close(maps["plain"], plain.saliency_maps(net, images, CLASSES))
+    torch.testing.assert_close(maps["guided"], script.guided_saliency_maps(net, images, CLASSES))
 
 
-def test_a_constant_map_has_no_rank_correlation():
-    assert maps.rank_correlation(np.zeros((3, 3)), np.arange(9.0).reshape(3, 3)) is None
-    assert maps.rank_correlation(np.full((3, 3), np.nan), np.arange(9.0).reshape(3, 3)) is None
+def test_a_network_without_places_has_no_grad_cam(images):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 4))
+    with pytest.raises(common.UserError, match="has a height and a width, and this network has none"):
+        script.guided_grad_cam_maps(net, images, CLASSES)
+    maps, *_ = script.all_maps(net, images, CLASSES)
+    assert [*maps] == ["plain", "guided"]
 
 
 @pytest.mark.parametrize(
@@ -453,7 +423,7 @@ def test_rectifiers_inside_timms_fused_layers(name):
 def test_run(tmp_path, monkeypatch):
     save_photo(tmp_path / "one.png", 1)
     save_photo(tmp_path / "two.jpg", 2)
-    arguments = ["one.png", "two.jpg", "--model", "mobilenet_v3_small", "--weights", "random"]
+    arguments = ["one.png", "two.jpg", "--model", "mobilenet_v3_small", "--weights", "random", "--worth", "1"]
     run_main("2f_guided_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     folder = tmp_path / "output/pictures/2f_guided_saliency"
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -462,9 +432,10 @@ def test_run(tmp_path, monkeypatch):
     assert results["rectifiers"] == {"relu": 14}
     assert results["left_as_they_are"] == {"hardswish": 19, "hardsigmoid": 9}
     assert results["guided_status"] == {"ok": 2} and -1 <= results["mean_rank_correlation"] < 0.999
-    stages = results["randomised"]
-    assert len(stages) == 12 and stages[0]["guided_maps"] == 2 and -1 <= stages[-1]["plain"] <= 1
-    assert (folder / "randomisation.png").is_file()
+    assert results["grad_cam_status"] == results["guided_grad_cam_status"] == {"ok": 2}
+    worth = results["insertion_minus_deletion"]
+    assert {*worth} == {"plain", "guided", "grad_cam", "guided_grad_cam", "random"} and worth["guided"]["images"] == 1
+    assert (folder / "guided_grad_cam.png").stat().st_size > 10_000
     plain, guided = np.load(folder / "maps" / "00000.npy")
     assert plain.shape == (224, 224) and np.abs(plain - guided).max() > 0.1 * plain.max()
     assert (folder / "guided_saliency.png").stat().st_size > 10_000
@@ -473,7 +444,7 @@ def test_run(tmp_path, monkeypatch):
 def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
     """Bit for bit, on the same batch; and the independent reference's. A changed rule changes both."""
     photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
-    arguments = [*photos, "--model", "timm/test_resnet", "--weights", "random", "--classes", "5", "--randomise", "0"]
+    arguments = [*photos, "--model", "timm/test_resnet", "--weights", "random", "--classes", "5", "--worth", "0"]
     model = common.load_model("timm/test_resnet", "random")
     images = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
     classes = torch.tensor([5, 5, 5])
@@ -485,6 +456,9 @@ def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
         )
 
     plain, guided = saved("a")  # (3, H, W)
+    cams = [np.load(tmp_path / f"a/2f_guided_saliency/maps/{i:05d}_grad_cam.npy") for i in range(3)]
+    expected = script.guided_grad_cam_maps(model, images, classes)
+    assert torch.equal(torch.from_numpy(np.stack(cams)[:, 1]), expected) and expected.any()
     assert torch.equal(plain, script.saliency(common.forward_pass(model, images, classes)))
     assert torch.equal(guided, script.guided_saliency_maps(model, images, classes))
     expected = reference_gradient(model.double(), images.double(), classes).abs().amax(1)

@@ -13,7 +13,8 @@ from scipy.stats import ks_2samp
 from torch import nn
 
 import common
-from explain import dropout
+from explain import dropout, selective
+from explain.disturbances import disturbed
 
 script = load_script("2h_mc_dropout")
 T = 20_000
@@ -237,6 +238,56 @@ def test_run(tmp_path, monkeypatch):
     run_main("2h_mc_dropout", *arguments[:3], *settings, "--output", "b", cwd=tmp_path, monkeypatch=monkeypatch)
     again = [json.loads(line) for line in (tmp_path / "b/2h_mc_dropout/rows.jsonl").read_text().splitlines()]
     assert again[2]["predictive_entropy"] == pytest.approx(rows[2]["predictive_entropy"], abs=1e-5)
+
+
+def test_a_known_images_measures_by_hand():
+    """The passes of `test_uncertainty_by_hand`: half for each of two classes, the mean undecided."""
+    logits = torch.tensor([[50.0, 0, 0], [0, 50.0, 0]])
+    row = script.known_uncertainty(logits, torch.tensor([0.0, 1.0, -50.0]), 1)
+    assert row["variance"] == pytest.approx(0.5) and row["coefficient_of_variation"] == pytest.approx(2**0.5)
+    assert row["mutual_information"] == pytest.approx(np.log(2)) and row["disagreement"] == 0.5
+    p = 1 / (1 + np.exp(-1))
+    assert row["single_probability"] == pytest.approx(p) and row["single_margin"] == pytest.approx(2 * p - 1)
+    assert row["single"]["right"] and row["single"]["loss"] == pytest.approx(-np.log(p))
+    assert row["mean"]["confidence"] == pytest.approx(0.5)
+    with pytest.raises(common.UserError, match="class 3 is unknown to a model of 3 classes"):
+        script.known_uncertainty(logits, torch.zeros(3), 3)
+
+
+def test_measures_are_judged_on_the_validation_images(tmp_path, monkeypatch):
+    """An untrained network errs on nearly all; five photos are labelled with what it says."""
+    model = common.load_model("timm/test_resnet", "random")
+    save_photo(tmp_path / "data/DL_data/test_images/a.png", 90)
+    for i in range(12):
+        photo = save_photo(tmp_path / "one.png", i)
+        c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
+        save_photo(tmp_path / f"data/DL_data_p/{c if i % 2 else (c + 1) % 1000}/{i}.png", i)
+    settings = [*TINY, "--dropout", "0.1", "--passes", "6", "--shift-limit", "2"]
+    run_main("2h_mc_dropout", *settings, cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "output/2h_mc_dropout"
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    assert results["images"] == 1 and results["predictions"]["images"] == 12
+    assert {*results["mistakes"]} == {*selective.MEASURES}
+    low, high = results["mistakes"]["single_probability"]["auroc_interval"]
+    assert 0 <= low <= results["mistakes"]["single_probability"]["auroc"] <= high <= 1
+    shift = results["mistakes_under_shift"]
+    assert {*shift} == {"none", "pooled", *disturbed(torch.rand(1, 3, 8, 8), generators(0))}
+    assert shift["pooled"]["variance"]["mistakes"] >= 0 and 0 <= shift["blur_4_px"]["confidence"] <= 1
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert [("label" in row, "disturbed" in row) for row in rows] == [(False, False)] + [(True, True)] * 2 + [
+        (True, False)
+    ] * 10
+    names = {"mc_dropout", "uncertainty", "settling", "mistakes", "shift"}
+    assert {path.stem for path in folder.glob("*.png")} == names
+    # a disturbed picture's row is that of the disturbed picture
+    image = model.preprocess(common.read_image(tmp_path / "data" / rows[2]["path"]))
+    dropout.set_dropout(model, 0.1)
+    turned = image[None].rot90(1, (2, 3))
+    single, logits = script.single_and_mc_logits(model, turned, 6, generators(2))
+    expected = script.known_uncertainty(logits[:, 0], single[0], rows[2]["label"])
+    assert rows[2]["disturbed"]["quarter_turn"]["predictive_entropy"] == pytest.approx(
+        expected["predictive_entropy"], rel=1e-5
+    )
 
 
 def test_dropout_on_request(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from explain.maps import cascading_randomisation
 
 saliency_maps = load_script("2e_saliency").saliency_maps
 guided_saliency_maps = load_script("2f_guided_saliency").guided_saliency_maps
-plain_and_guided_maps = load_script("2f_guided_saliency").plain_and_guided_maps
+all_maps = load_script("2f_guided_saliency").all_maps
 mc_dropout_logits = load_script("2h_mc_dropout").mc_dropout_logits
 visualize_classes = load_script("2c_class_visualization").visualize_classes
 MAPS = [saliency_maps, guided_saliency_maps]
@@ -362,7 +362,12 @@ def test_a_network_in_float64(images):
 
 def randomise(model, images, classes):
     return cascading_randomisation(
-        model, images, classes, lambda *a: plain_and_guided_maps(*a)[0], 2, torch.Generator().manual_seed(0)
+        model,
+        images,
+        classes,
+        lambda *a: torch.stack([*all_maps(*a)[0].values()])[:2],
+        2,
+        torch.Generator().manual_seed(0),
     )
 
 

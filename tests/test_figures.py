@@ -25,8 +25,9 @@ LONG = "a name of sixty characters, which is as long as names may be"
 PICTURES = 12
 DRAWS = {
     "2d_predict": [],
-    "2e_saliency": [],
-    "2f_guided_saliency": ["--randomise", "2", "--stages", "2"],
+    "2e_saliency": ["--copies", "1", "--worth", "1"],
+    "2f_guided_saliency": ["--worth", "1"],
+    "2g_faithfulness": ["--copies", "1", "--steps", "2", "--randomise", "1", "--stages", "2", "--mosaics", "0"],
     "2h_mc_dropout": ["--passes", "20", "--dropout", "0.5"],
 }
 
@@ -61,7 +62,7 @@ def test_figures_fit_the_page_whatever_is_in_them(name, tmp_path, monkeypatch):
 
     def draw(self, figure_name, function, *arguments):
         for count in (1, 2, 3, 5, PICTURES):
-            rows = next(argument for argument in arguments if isinstance(argument, list))
+            rows = next((argument for argument in arguments if isinstance(argument, list)), None)
             fewer = [a[:count] if a is rows else a for a in arguments]
             with figures.figure_style():
                 figure, text = function(*fewer)
@@ -168,6 +169,7 @@ def test_findings_figures_and_metrics_are_the_last_lines(tmp_path, monkeypatch, 
         "and 2 more, in predictions.csv",
         "output/2d_predict/predictions.png",
         "output/2d_predict/metrics.json",
+        "output/report.html",
     ]
 
 

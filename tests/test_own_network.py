@@ -456,8 +456,8 @@ def test_names_in_any_script_and_with_any_sign_through_all_exercises(photos, mon
         "2b_evaluate": [],
         "2c_class_visualization": judge,
         "2d_predict": [],
-        "2e_saliency": ["--classes", STRANGE[2]],
-        "2f_guided_saliency": ["--stages", "1", "--classes", STRANGE[0]],
+        "2e_saliency": ["--classes", STRANGE[2], "--copies", "1"],
+        "2f_guided_saliency": ["--classes", STRANGE[0]],
         "2h_mc_dropout": ["--passes", "2"],
     }.items():
         run_main(name, *FAST, *more, cwd=photos, monkeypatch=monkeypatch)

@@ -734,7 +734,7 @@ def test_sample_as_a_command_then_again(tmp_path):
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
     assert first.stdout.splitlines()[0] == "20 images of 19 classes -> dataset/DL_data_p (20 written, 0 unchanged)"
-    assert first.stdout.splitlines()[-1] == "output/process_data/metrics.json"
+    assert first.stdout.splitlines()[-2] == "output/process_data/metrics.json"
     split = {p.name: len(list(p.iterdir())) for p in (tmp_path / "dataset/DL_data_p").iterdir()}
     assert len(split) == 19
     assert split.pop("609") == 2

@@ -1,0 +1,374 @@
+"""2g: how far can a saliency map be believed?
+
+The maps of 2e and 2f are judged by what happens to the class's score, beside baselines that know
+nothing of the network:
+
+  insertion, deletion   area under the class's probability while pixels are put into a blurred copy, or taken from
+                        the picture, in the map's order (Petsiuk et al. 2018, RISE, section 3.2)
+  grid pointing         share of the map in the class's own quarter of a mosaic of four photos (Rao et al. 2022,
+                        Towards Better Understanding Attribution Methods, section 4); chance: 1/4
+  randomisation         rank correlation with the map of the network whose layers are randomised from the top down
+                        (Adebayo et al. 2018, Sanity Checks for Saliency Maps, section 3.1), with the map of
+                        another class, and with the map of the same picture under a little noise
+
+    python 2g_faithfulness.py                                 # validation images that the network gets right
+    python 2g_faithfulness.py photo.jpg --classes tarantula   # your own picture
+    python 2g_faithfulness.py --limit 4 --randomise 1 --mosaics 0   # the fast one
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from explain.shell import run
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import common
+from explain.evaluation import class_standing
+from explain.faithfulness import (
+    STEPS,
+    area,
+    baseline_maps,
+    in_cells,
+    insertion_deletion,
+    insertion_deletion_curves,
+    mean_and_error,
+    tiled,
+)
+from explain.faithfulness_figures import (
+    BASELINES,
+    KINDS,
+    draw_curves,
+    draw_measures,
+    draw_mosaic,
+    draw_randomised,
+    label,
+)
+from explain.grad_cam import GradCAM
+from explain.maps import cascading_randomisation, rank_correlation
+from explain.options import at_least_0
+
+__all__ = ["insertion_deletion", "grid_pointing", "cascading_randomisation"]
+saliency_of, guided_of = importlib.import_module("2e_saliency"), importlib.import_module("2f_guided_saliency")
+
+NOISE = 0.02  # standard deviation, in pixel values, of the noise that a stable map withstands
+SURE = 0.5  # probability from which on a photo is good for a mosaic: more than all other classes have
+
+
+def grid_pointing(
+    model: nn.Module, images: Tensor, classes: Tensor, maps_of: Callable[[nn.Module, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return the share (..., N) of the mass of each image's map that lies in its own cell of a mosaic.
+
+    images (N, 3, H, W), classes (N,): each four make a mosaic (3, 2H, 2W), whose map is made for the class of each
+    cell; `maps_of(model, mosaics (4, 3, 2H, 2W), classes (4,))` -> maps (..., 4, 2H, 2W), of at least 0. NaN for a map
+    of zeros. Rao et al. 2022, section 4 (GridPG). Raises UserError where N is no multiple of 4.
+    """
+    if len(images) % 4:
+        raise common.UserError(f"{len(images)} images make no mosaics of four: give a multiple of 4")
+    height, width = images.shape[2:]
+    shares = []
+    for four, c in zip(images.split(4), classes.split(4), strict=True):
+        mosaic = tiled(four)
+        maps = maps_of(model, mosaic.expand(4, -1, -1, -1), c)  # (..., 4, 2H, 2W)
+        cells = maps.unflatten(-1, (2, width)).unflatten(-3, (2, height)).sum((-3, -1))  # (..., 4, 2, 2)
+        cells = cells.flatten(-2)  # mass by map and cell
+        shares.append(cells.diagonal(dim1=-2, dim2=-1) / cells.sum(-1))
+    return torch.cat(shares, -1)
+
+
+def explained_maps(
+    model: nn.Module, images: Tensor, classes: Tensor, indices: Sequence[int], options: argparse.Namespace
+) -> dict[str, Tensor]:
+    """Return the maps (N, H, W) of every kind that the network has, as 2e and 2f make them.
+
+    The noise of the smoothed maps is that of the images' indices, the same in every call.
+    """
+    maps = guided_maps(model, images, classes)
+    generators = common.seeded_generators(options.seed, indices)
+    settings = options.copies, options.noise
+    smoothed = saliency_of.smoothed_saliency_maps(model, images, classes, generators, *settings)
+    maps["smoothed"] = smoothed
+    maps["combined"] = saliency_of.combined_maps(images, smoothed, maps.get("grad_cam"))
+    return {kind: maps[kind] for kind in KINDS if kind in maps}
+
+
+def guided_maps(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    """Return the kinds of maps of 2f; without the guided ones where the network has no rectifiers to guide."""
+    try:
+        return guided_of.all_maps(model, images, classes)[0]
+    except common.UserError:
+        with GradCAM(images) as cam:
+            forward = common.forward_pass(model, images, classes)
+        maps = {"plain": saliency_of.saliency(forward)}
+        return maps if cam.maps() is None else {**maps, "grad_cam": cam.maps()}
+
+
+def measure_image(
+    model: nn.Module, image: Tensor, c: Tensor, index: int, options: argparse.Namespace
+) -> dict[str, dict[str, list[float]]]:
+    """Return the insertion and deletion curves of every kind of map, and of the baselines, of an image (1, 3, H, W)."""
+    maps = explained_maps(model, image, c, [index], options)
+    maps |= baseline_maps(image, common.seeded_generators(options.seed, [index]))
+    good = {kind: saliency for kind, saliency in maps.items() if saliency.any() and saliency.isfinite().all()}
+    n, ordered = len(good), in_cells(torch.cat([*good.values()]), options.cells)
+    curves = insertion_deletion_curves(model, image.expand(n, -1, -1, -1), c.expand(n), ordered, options.steps)
+    names = ("insertion", "deletion")
+    return {kind: dict(zip(names, curves[:, k].tolist(), strict=True)) for k, kind in enumerate(good)}
+
+
+def check_image(
+    model: nn.Module, image: Tensor, c: Tensor, other: Tensor, index: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return what is left of an image's maps under a little noise, for another class, and in a randomised network."""
+
+    def maps_of(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:  # (kinds, 1, H, W)
+        return torch.stack([*explained_maps(model, images, classes, [index], options).values()])
+
+    intact = explained_maps(model, image, c, [index], options)
+    (generator,) = common.seeded_generators(options.seed, [index])
+    noise = torch.randn(image.shape[1:], generator=generator).to(image)
+    changed = {"stability": maps_of(model, image + NOISE * noise, c), "other_class": maps_of(model, image, other)}
+    row: dict[str, Any] = {
+        name: {kind: correlation(a, b) for (kind, a), b in zip(intact.items(), maps, strict=True)}
+        for name, maps in changed.items()
+    }
+    generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every image
+    layers, stages = cascading_randomisation(model, image, c, maps_of, options.stages, generator)
+    row["randomised"] = {kind: [stage[k][0] for stage in stages] for k, kind in enumerate(intact)}
+    return row | {"down_to": layers}
+
+
+def correlation(a: Tensor, b: Tensor) -> float | None:
+    """Return the rank correlation of two maps (1, H, W)."""
+    return rank_correlation(a[0].cpu().numpy(), b[0].cpu().numpy())
+
+
+def choose_mosaic(
+    number: int, of: int, files: Sequence[common.ImageFile], class_if_sure: Callable[[common.ImageFile], int | None]
+) -> list[common.ImageFile]:
+    """Return four images of different classes that the network is sure of, one from each quarter of the files.
+
+    In each quarter every `of`-th file is this mosaic's, so that no photo is in two; fewer than four where one has none.
+    """
+    side, members, classes = len(files) // 4, [], set()
+    for quarter in range(4):
+        for file in files[quarter * side : (quarter + 1) * side][number::of]:
+            c = class_if_sure(file)
+            if c is not None and c not in classes:
+                members.append(file)
+                classes.add(c)
+                break
+    return members
+
+
+def summary(rows: list[dict]) -> dict:
+    """Return the metrics, from sums over rows."""
+    used = [row for row in rows if row["right"]]
+    mosaics = [row["mosaic"] for row in rows if "mosaic" in row]
+    shares = [mosaic["shares"] for mosaic in mosaics if mosaic["shares"]]
+    areas = [areas_of(row["curves"]) for row in used]
+    kinds = [kind for kind in (*KINDS, *BASELINES) if any(kind in of_image for of_image in areas)]
+    maps = {kind: measures_of(kind, areas, shares, used) for kind in kinds}
+    baselines = [kind for kind in kinds if kind in BASELINES]
+    best = max(baselines, key=lambda kind: maps[kind]["insertion_minus_deletion"], default=None)
+    for kind in kinds:
+        name, pairs = "insertion_minus_deletion", [of_image for of_image in areas if {kind, best} <= of_image.keys()]
+        above = mean_and_error(of_image[kind][name] - of_image[best][name] for of_image in pairs)
+        maps[kind] |= {
+            "above_best_baseline": above["mean"],
+            "above_best_baseline_standard_error": above["standard_error"],
+        }
+    ends = [row["curves"]["random"]["insertion"] for row in used]
+    return {
+        "images_measured": len(used),
+        "images_wrong": len(rows) - len(used),
+        "maps": maps,
+        "best_baseline": best,
+        "left_out": [kind for kind in KINDS if kind not in maps],  # without rectifiers, or without the layer
+        "probability_of_pictures": mean_and_error(curve[-1] for curve in ends)["mean"],
+        "probability_of_blurred_copies": mean_and_error(curve[0] for curve in ends)["mean"],
+        "mosaics": len(shares),
+        "mosaics_left_out": dict(Counter(mosaic["left_out"] for mosaic in mosaics if not mosaic["shares"])),
+        "grid_pointing_chance": 0.25,
+        "randomised": survival([row for row in used if "randomised" in row]),
+    }
+
+
+def areas_of(curves: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """Return insertion, deletion and their difference for each kind of map of an image, from its curves."""
+    areas = {}
+    for kind, both in curves.items():
+        insertion, deletion = area(torch.tensor([both["insertion"], both["deletion"]], dtype=torch.float64)).tolist()
+        difference = insertion - deletion
+        areas[kind] = {"insertion": insertion, "deletion": deletion, "insertion_minus_deletion": difference}
+    return areas
+
+
+def measures_of(kind: str, areas: list[dict], shares: list[dict], rows: list[dict]) -> dict:
+    """Return the measures of a kind of map, each beside its standard error over images (grid pointing: over cells)."""
+    own = [of_image[kind] for of_image in areas if kind in of_image]
+    names = ("insertion", "deletion", "insertion_minus_deletion")
+    values = {name: [of_image[name] for of_image in own] for name in names}
+    values["grid_pointing"] = [share for mosaic in shares for share in mosaic.get(kind, [])]
+    for name in ("stability", "other_class") if kind in KINDS else ():
+        values[name] = [row[name].get(kind) for row in rows if name in row]
+    found = {name: mean_and_error(of_images) for name, of_images in values.items()}
+    measures = {"images": len(own), "cells": found["grid_pointing"]["images"]}
+    for name, estimate in found.items():
+        measures |= {name: estimate["mean"], f"{name}_standard_error": estimate["standard_error"]}
+    return measures
+
+
+def survival(rows: list[dict]) -> list[dict]:
+    """Return for each stage of randomisation how many maps could be compared, and their mean rank correlation."""
+    stages = []
+    for k, name in enumerate(rows[0]["down_to"] if rows else []):
+        stage: dict[str, Any] = {"down_to": name}
+        for kind in rows[0]["randomised"]:
+            found = mean_and_error(row["randomised"][kind][k] for row in rows)
+            stage |= {kind: found["mean"], f"{kind}_maps": found["images"]}
+        stages.append(stage)
+    return stages
+
+
+def findings(results: dict) -> list[str]:
+    """Return what is said of each kind of map."""
+    lines = []
+    for kind, measures in results["maps"].items():
+        error = measures["insertion_minus_deletion_standard_error"]
+        pointing = "" if measures["grid_pointing"] is None else f", grid pointing {measures['grid_pointing']:.2f}"
+        lines.append(
+            f"{label(kind)}: insertion less deletion {measures['insertion_minus_deletion']:.2f}"
+            + ("" if error is None else f" ± {error:.2f}")
+            + pointing
+        )
+    return lines
+
+
+def point(
+    model: common.Classifier, photos: Tensor, classes: Tensor, indices: list[int], options: argparse.Namespace
+) -> tuple[dict[str, list[float | None]] | None, np.ndarray | None]:
+    """Return the shares of each kind of map of a mosaic of four photos (4, 3, S, S), and the first class's maps.
+
+    The maps are (kinds, S, S), half of the mosaic's side, as they are drawn. None where the network takes no picture
+    of twice its side.
+    """
+    kinds, first = [], []
+
+    def maps_of(model: nn.Module, mosaics: Tensor, classes: Tensor) -> Tensor:  # (kinds, 4, 2S, 2S)
+        maps = explained_maps(model, mosaics, classes, indices, options)
+        first.append(F.avg_pool2d(torch.stack([of_kind[0] for of_kind in maps.values()]), 2).cpu().numpy())
+        maps |= baseline_maps(mosaics, common.seeded_generators(options.seed, indices))
+        kinds.extend(maps)
+        return torch.stack([*maps.values()])
+
+    try:
+        common.predict_logits(model, tiled(photos)[None])
+    except (RuntimeError, AssertionError, ValueError):
+        return None, None
+    shares = grid_pointing(model, photos, classes, maps_of).tolist()
+    known = [[None if np.isnan(share) else share for share in of_kind] for of_kind in shares]
+    return dict(zip(kinds, known, strict=True)), first[0]
+
+
+def main() -> None:
+    parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--strict")
+    numbers = {  # of what, by default
+        "steps": (STEPS, common.positive, "steps in which pixels come and go"),
+        "cells": (1, common.positive, "side in pixels of the cells that come and go as one, in the map's mean order"),
+        "mosaics": (2, common.whole, "mosaics of four photos for grid pointing"),
+        "randomise": (4, common.whole, "randomise layers, add noise and change the class for the first N images"),
+        "stages": (6, common.positive, "steps in which layers are randomised"),
+        "copies": (saliency_of.COPIES, common.positive, "noisy copies for the smoothed map"),
+    }
+    for name, (default, kind, meaning) in numbers.items():
+        parser.add_argument(f"--{name}", default=default, type=kind, metavar="N", help=meaning)
+    parser.add_argument(
+        "--noise", default=saliency_of.NOISE, type=at_least_0, metavar="SD", help="standard deviation of their noise"
+    )
+    parser.set_defaults(limit=32)
+    options = parser.parse_args()
+    files = common.test_images(options) if options.images else common.validation_images(options.dataset, options.limit)
+    output = common.OutputFolder(options, __file__)
+    model = common.load_from_options(options)
+    files, classes = common.classes_to_explain(options.classes, files, model.categories)
+    labelled = not options.images and not options.classes
+    if labelled:
+        classes = [common.class_of(file) for file in files]
+
+    def load(file: common.ImageFile) -> Tensor:
+        return model.preprocess(common.read_image(file.path))[None].to(options.device)
+
+    @functools.cache
+    def class_if_sure(file: common.ImageFile) -> int | None:
+        try:
+            p = common.predict_logits(model, load(file)).softmax(1)[0]
+        except common.UserError:  # one that cannot be read is listed in its own row
+            return None
+        c = int(p.argmax())
+        return c if p[c] >= SURE and (not labelled or c == classes[file.index]) else None
+
+    def point_at(number: int) -> dict[str, Any]:
+        members = choose_mosaic(number, options.mosaics, files, class_if_sure)
+        mosaic: dict[str, Any] = {"members": [member.index for member in members], "shares": None}
+        if len(members) < 4:
+            return mosaic | {"left_out": f"no four photos of different classes, each with a probability from {SURE} on"}
+        mosaic["classes"] = [class_if_sure(member) for member in members]
+        own = torch.tensor(mosaic["classes"], device=options.device)
+        photos = torch.cat([load(member) for member in members])
+        mosaic["shares"], maps = point(model, photos, own, mosaic["members"], options)
+        if mosaic["shares"] is None:
+            return mosaic | {"left_out": f"the network takes no pictures of {2 * model.input_size} pixels"}
+        common.write_array(output.file(common.map_name(number, "mosaic")), maps)
+        return mosaic
+
+    def judge(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
+        logits = common.predict_logits(model, images)
+        asked = [classes[file.index] for file in batch]
+        explained = torch.tensor([int(own.argmax()) if c is None else c for c, own in zip(asked, logits, strict=True)])
+        explained = explained.to(images.device)
+        for n, (file, row) in enumerate(zip(batch, class_standing(logits, explained), strict=True)):
+            image, c = images[n : n + 1], explained[n : n + 1]
+            row["right"] = not labelled or row["rank"] == 1
+            if row["right"]:
+                row["curves"] = measure_image(model, image, c, file.index, options)
+                if file.index < options.randomise:
+                    leading = logits[n].topk(2).indices
+                    other = leading[leading != c][:1]  # the likeliest of the others
+                    row |= check_image(model, image, c, other, file.index, options)
+            if file.index < options.mosaics:
+                row["mosaic"] = point_at(file.index)
+                if row["mosaic"]["shares"]:
+                    row["files"] = [common.map_name(file.index, "mosaic")]
+            yield row
+
+    rows, skipped = common.explain_images(model, files, judge, options, output)
+    results, used = summary(rows), [row for row in rows if row["right"]]
+    if not used:
+        raise common.UserError(f"the network gets none of {len(rows)} images right: give it other images or weights")
+    output.draw("insertion_deletion", draw_curves, used, results, model, options.steps)
+    output.draw("faithfulness", draw_measures, results, model)
+    if results["randomised"]:
+        images = sum("randomised" in row for row in used)
+        output.draw("randomisation", draw_randomised, results["randomised"], images, model)
+    for row in [row for row in rows if row.get("mosaic", {}).get("shares")][:1]:
+        maps = np.load(output.path / common.map_name(row["index"], "mosaic"))
+        paths = [files[index].path for index in row["mosaic"]["members"]]
+        output.draw("mosaic", draw_mosaic, row["mosaic"], maps, paths, model)
+    columns = results["maps"]["plain"]  # the baselines have no randomisation
+    table = [{"map": kind, **{key: of_kind.get(key) for key in columns}} for kind, of_kind in results["maps"].items()]
+    output.finish(rows, skipped, results, {"faithfulness.csv": table}, model, findings=findings(results))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,145 @@
+"""The figures of 2g: every kind of map beside the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from explain.faithfulness import tiled
+from explain.figures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    WIDTH,
+    brightest,
+    draw_image,
+    draw_legend,
+    draw_map,
+    draw_picture,
+    quantity,
+    short,
+)
+from explain.networks import Classifier
+
+KINDS = {  # of maps, and their colours
+    "plain": BLUE,
+    "smoothed": GREEN,
+    "combined": RED,
+    "guided": ORANGE,
+    "grad_cam": PURPLE,
+    "guided_grad_cam": BLACK,
+}
+BASELINES = {"random": ":", "middle": "-.", "edges": "--", "detail": "-"}  # and their lines
+
+
+def label(kind: str) -> str:
+    """Return a kind of map as a reader knows it."""
+    return kind.replace("grad_cam", "Grad-CAM").replace("_", " ")
+
+
+def draw_curves(rows: list[dict], results: dict, model: Classifier, steps: int) -> tuple[Figure, list[str]]:
+    """Draw the mean insertion and deletion curves of every kind of map."""
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.2))
+    left = figure.add_subplot(grid[0, 0])
+    panels = left, figure.add_subplot(grid[0, 1], sharey=left)
+    x = np.linspace(0, 1, steps + 1)
+    for axes, name in zip(panels, ("insertion", "deletion"), strict=True):
+        for kind in results["maps"]:
+            mean = np.mean([row["curves"][kind][name] for row in rows if kind in row["curves"]], 0)
+            style = dict(color=KINDS[kind]) if kind in KINDS else dict(color=GREY, linestyle=BASELINES[kind])
+            axes.plot(x, mean, label=label(kind), **style)
+        axes.set(xlabel=f"share of the pixels {'put into the blurred copy' if name == 'insertion' else 'taken'}")
+        axes.set_title(f"{name}: {'higher' if name == 'insertion' else 'lower'} is better")
+    panels[0].set_ylabel("probability of the class")
+    draw_legend(figure.add_subplot(grid[1, :]), left, columns=5)
+    return figure, [
+        f"{model.label}: does the class's probability follow the maps?",
+        f"Mean over {quantity(len(rows), 'image')}; grey: baselines that know nothing of the network. Pixels "
+        "come and go in the map's order, the largest first (Petsiuk et al. 2018).",
+    ]
+
+
+def draw_measures(results: dict, model: Classifier) -> tuple[Figure, list[str]]:
+    """Draw the measures of every kind of map as bars with their standard errors, the baselines as lines."""
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    grid = figure.add_gridspec(2, 3, height_ratios=(1, 0.1))
+    panels = [figure.add_subplot(grid[0, k]) for k in range(3)]
+    kinds = [kind for kind in KINDS if kind in results["maps"]]
+    heads = {
+        "insertion_minus_deletion": "insertion less deletion\n(higher is better)",
+        "grid_pointing": "grid pointing\n(higher is better)",
+        "other_class": "correlation with the map of\nanother class (lower is better)",
+    }
+    for axes, (name, head) in zip(panels, heads.items(), strict=True):
+        known = [kind for kind in kinds if results["maps"][kind].get(name) is not None]
+        values = [results["maps"][kind][name] for kind in known]
+        errors = [results["maps"][kind][f"{name}_standard_error"] or 0 for kind in known]
+        places = [kinds.index(kind) for kind in known]
+        axes.barh(places, values, xerr=errors, color=[KINDS[kind] for kind in known], error_kw={"linewidth": 0.8})
+        for kind, line in BASELINES.items() if name == "insertion_minus_deletion" else ():
+            axes.axvline(results["maps"][kind][name], color=GREY, linestyle=line, linewidth=1, label=kind)
+        if name == "grid_pointing":
+            axes.axvline(0.25, color=GREY, linestyle=":", linewidth=1, label="chance")
+        axes.set_title(head)
+        axes.set_yticks(range(len(kinds)), [label(kind) if axes is panels[0] else "" for kind in kinds])
+        axes.set_ylim(len(kinds) - 0.4, -0.6)
+    draw_legend(figure.add_subplot(grid[1, :]), panels[0], columns=4)
+    measured, best = results["images_measured"], results["best_baseline"]
+    return figure, [
+        f"{model.label}: how far can each map be believed?",
+        f"{quantity(measured, 'image')}, {quantity(results['mosaics'], 'mosaic')}; bars: one standard "
+        f"error; lines: baselines, the best of which is {best}. A map that is no better than they are says nothing of "
+        "the network; one that does not change with the class explains no class.",
+    ]
+
+
+def draw_randomised(stages: list[dict], images: int, model: Classifier) -> tuple[Figure, list[str]]:
+    """Draw the rank correlation with the intact network's maps as its layers are randomised from the top down."""
+    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
+    axes = figure.subplots()
+    for kind, colour in KINDS.items():
+        if kind in stages[0]:
+            means = [1.0, *(np.nan if stage[kind] is None else stage[kind] for stage in stages)]
+            axes.plot(means, "o-", color=colour, label=label(kind), markersize=3.5)
+    axes.axhline(0, color=GREY, linewidth=0.8, linestyle="--", label="chance")
+    axes.set_xticks(range(len(stages) + 1), ["none", *(f"{k}/{len(stages)}" for k in range(1, len(stages))), "all"])
+    axes.set(xlabel="layers randomised, from the output down", ylabel="rank correlation with the intact map")
+    axes.legend(ncols=2)
+    return figure, [
+        f"{model.label}: what is left of the maps when layers are randomised",
+        f"Mean over {quantity(images, 'image')}. A faithful map falls at once (Adebayo et al. 2018). "
+        "metrics.json names the layers.",
+    ]
+
+
+def draw_mosaic(mosaic: dict, maps: np.ndarray, paths: Sequence[Path], model: Classifier) -> tuple[Figure, list[str]]:
+    """Draw a mosaic of the photos at `paths`, and its maps (kinds, S, S) for the class of the first."""
+    kinds = [kind for kind in KINDS if kind in mosaic["shares"]]
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    first, *others = figure.subplots(2, 4).flat
+    photos = [draw_picture(first, model, path) for path in paths]
+    first.clear()
+    draw_image(first, tiled(torch.stack(photos)))
+    first.set_title("mosaic")
+    for axes in others:
+        axes.axis("off")
+    for axes, kind, saliency in zip(others, kinds, maps, strict=False):
+        draw_map(axes, saliency, brightest([saliency]))
+        share = mosaic["shares"][kind][0]
+        axes.set_title(f"{label(kind)}: {'-' if share is None else f'{share:.2f}'}")
+    name = short(model.categories[mosaic["classes"][0]], 30)
+    return figure, [
+        f"{model.label}: which maps point at the {name}?",
+        "Maps of the class of the photo on the upper left, in a mosaic of four photos that the network is sure of; "
+        "beside each name the share of the map in that photo (chance: 0.25; Rao et al. 2022). Each map has its own "
+        "scale, from 0 to its 99.5th percentile.",
+    ]

@@ -1,0 +1,218 @@
+"""How far maps can be believed: against networks that look at one place, and by hand; what leaves the class alone."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import guided_gradient
+from conftest import TINY, assert_same_state, load_script, run_main, save_photo, state_of
+from scipy.stats import spearmanr
+from torch import nn
+
+import common
+from explain import faithfulness, maps
+
+script, guided = load_script("2g_faithfulness"), load_script("2f_guided_saliency")
+CLASSES = torch.tensor([0, 1, 2, 3, 0])
+
+
+def test_grid_pointing_by_hand():
+    """A mosaic's map that is 1, 2, 3 and 4 times the pixels of its cells: shares of 0.1 to 0.4."""
+    images = torch.arange(1, 9.0)[:, None, None, None].expand(8, 3, 5, 7).clone()
+    seen = []
+
+    def maps_of(model, mosaics, classes):
+        seen.append((mosaics[:, 0], classes))
+        return mosaics[:, 0]
+
+    shares = script.grid_pointing(None, images, torch.arange(8), maps_of)
+    assert shares.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4, *(n / 26 for n in (5, 6, 7, 8))])
+    (first, classes), _ = seen
+    assert first.shape == (4, 10, 14) and classes.tolist() == [0, 1, 2, 3]
+    assert first[0, :5, :7].eq(1).all() and first[0, :5, 7:].eq(2).all()
+    assert first[0, 5:, :7].eq(3).all() and first[0, 5:, 7:].eq(4).all()
+    kinds = script.grid_pointing(None, images, torch.arange(8), lambda *a: torch.stack([maps_of(*a), 0 * maps_of(*a)]))
+    torch.testing.assert_close(kinds[0], shares)
+    assert kinds[1].isnan().all()  # a map of zeros points nowhere
+    with pytest.raises(common.UserError, match="6 images make no mosaics of four"):
+        script.grid_pointing(None, images[:6], torch.arange(6), maps_of)
+
+
+def test_a_network_that_looks_at_one_corner_only():
+    """Its maps point there whatever is asked: a share of 1 for the photo in that corner, of 0 for the others."""
+
+    class Corner(nn.Module):
+        def forward(self, x):
+            return x[:, :, : x.shape[2] // 2, : x.shape[3] // 2].mean((2, 3))
+
+    plain = load_script("2e_saliency").saliency_maps
+    images = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert script.grid_pointing(Corner(), images, torch.tensor([0, 1, 2, 0]), plain).tolist() == [1, 0, 0, 0]
+
+
+def test_mosaics_take_different_classes_and_no_photo_twice():
+    files = [common.ImageFile(k, str(k), None) for k in range(16)]
+    classes = {k: k // 2 for k in range(16)} | {1: None, 4: 1, 12: 1}  # photo 1 is missed; 4 and 12 show class 1
+    chosen = [script.choose_mosaic(k, 2, files, lambda file: classes[file.index]) for k in range(2)]
+    assert [[file.index for file in members] for members in chosen] == [[0, 4, 8, 14], [3, 5, 9, 13]]
+    assert len(script.choose_mosaic(0, 4, files, lambda file: 7)) == 1  # one class is no mosaic
+
+
+def test_cells_come_and_go_as_one():
+    saliency = torch.arange(30.0).view(1, 5, 6)
+    means = faithfulness.in_cells(saliency, 4)
+    assert means.shape == (1, 5, 6) and means[0, :4, :4].eq(saliency[0, :4, :4].mean()).all()
+    assert means[0, 4, 4:].eq(28.5).all() and torch.equal(faithfulness.in_cells(saliency, 1), saliency)
+
+
+def test_measures_and_their_errors_by_hand():
+    def curves(*ends):
+        return {"insertion": [0.0, *ends], "deletion": [ends[-1], 0.0, 0.0]}
+
+    images = [
+        {"plain": curves(0.5, 1.0), "random": curves(0.0, 1.0)},
+        {"plain": curves(1.0, 1.0), "random": curves(0, 1)},
+    ]
+    rows = [{"right": True, "curves": image, "stability": {"plain": 0.5}, "other_class": {}} for image in images]
+    rows += [{"right": False, "mosaic": {"shares": {"plain": [0.5, 1.0, None, 0.0]}}}]
+    rows += [{"right": False, "mosaic": {"shares": None, "left_out": "why"}}]
+    results = script.summary(rows)
+    plain = results["maps"]["plain"]  # areas 0.5 and 0.75, less 0.25
+    assert plain["insertion"] == 0.625 and plain["deletion"] == 0.25 and plain["insertion_minus_deletion"] == 0.375
+    assert plain["insertion_standard_error"] == pytest.approx(0.125) and plain["images"] == 2
+    assert plain["grid_pointing"] == 0.5 and plain["cells"] == 3
+    assert plain["grid_pointing_standard_error"] == pytest.approx(np.std([0.5, 1, 0], ddof=1) / 3**0.5)
+    assert plain["stability"] == 0.5 and plain["other_class"] is None
+    assert results["best_baseline"] == "random" and plain["above_best_baseline"] == pytest.approx(0.375)
+    assert results["images_wrong"] == 2 and results["mosaics"] == 1 and results["mosaics_left_out"] == {"why": 1}
+    assert "smoothed" in results["left_out"] and results["probability_of_pictures"] == 1
+
+
+def test_a_network_without_rectifiers_or_places_has_fewer_kinds(images):
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    assert [*script.guided_maps(linear, images, CLASSES)] == ["plain"]
+    smooth = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 4))
+    assert [*script.guided_maps(smooth, images, CLASSES)] == ["plain", "grad_cam"]
+
+
+RUN = [*TINY, "--copies", "2", "--steps", "4", "--stages", "2", "--randomise", "2", "--mosaics", "2"]
+
+
+def test_run_on_photos(tmp_path, monkeypatch):
+    for i in range(8):
+        save_photo(tmp_path / f"photos/{i}.png", i)
+    monkeypatch.setattr(script, "SURE", 0.0)
+    classes = ["--classes", *map(str, range(8))]
+    monkeypatch.setattr(script.common, "predict_logits", predict_apart(common.predict_logits))
+    run_main("2g_faithfulness", "photos", *RUN, *classes, cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "output/2g_faithfulness"
+    results = json.loads((folder / "metrics.json").read_text())["results"]
+    kinds = {"plain", "smoothed", "combined", "guided", "grad_cam", "guided_grad_cam"}
+    assert {*results["maps"]} == kinds | {"random", "middle", "edges", "detail"}
+    assert results["images_measured"] == 8 and results["left_out"] == []
+    assert results["mosaics"] == 2 and results["maps"]["random"]["cells"] == 8
+    assert results["maps"]["detail"]["grid_pointing"] == pytest.approx(0.25, abs=1e-6)  # whatever the class
+    assert len(results["randomised"]) == 2 and results["randomised"][0]["plain_maps"] == 2
+    assert "stability" not in results["maps"]["edges"] and 0 < results["maps"]["guided"]["stability"] <= 1
+    names = {"insertion_deletion", "faithfulness", "randomisation", "mosaic"}
+    assert {path.stem for path in folder.glob("*.png")} == names
+    table = list(csv.DictReader((folder / "faithfulness.csv").read_text().splitlines()))
+    assert {row["map"] for row in table} == {*results["maps"]}
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert [len(curve) for curve in rows[0]["curves"]["smoothed"].values()] == [5, 5]
+    # the curves are those of the maps that 2e draws
+    model = common.load_model("timm/test_resnet", "random")
+    image = model.preprocess(common.read_image(tmp_path / "photos/5.png"))[None]
+    saliency = load_script("2e_saliency").saliency_maps(model, image, 5)
+    expected = faithfulness.insertion_deletion_curves(model, image, 5, saliency, 4)[0, 0]
+    assert rows[5]["curves"]["plain"]["insertion"] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def predict_apart(predict):
+    """The untrained network takes all photos for one class; here each picture has another."""
+
+    def apart(model, images):
+        logits = predict(model, images)
+        return logits.roll(int(1e4 * images.sum()) % 997, 1)
+
+    return apart
+
+
+def test_images_that_the_network_gets_wrong_are_counted_and_left_out(tmp_path, monkeypatch):
+    model = common.load_model("timm/test_resnet", "random")
+    for i in range(4):
+        photo = save_photo(tmp_path / "one.png", i)
+        c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
+        save_photo(tmp_path / f"data/DL_data_p/{c if i else (c + 1) % 1000}/{i}.png", i)
+    more = ["--mosaics", "1", "--randomise", "0"]
+    run_main("2g_faithfulness", *RUN, *more, cwd=tmp_path, monkeypatch=monkeypatch)
+    results = json.loads((tmp_path / "output/2g_faithfulness/metrics.json").read_text())["results"]
+    assert (results["images_measured"], results["images_wrong"]) == (3, 1)
+    assert results["mosaics"] == 0 and sum(results["mosaics_left_out"].values()) == 1 and results["randomised"] == []
+
+
+def test_none_right_is_one_sentence(tmp_path, monkeypatch):
+    model = common.load_model("timm/test_resnet", "random")
+    photo = save_photo(tmp_path / "one.png")
+    c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
+    save_photo(tmp_path / f"data/DL_data_p/{(c + 1) % 1000}/0.png")
+    with pytest.raises(common.UserError, match="gets none of 1 images right"):
+        run_main("2g_faithfulness", *RUN, cwd=tmp_path, monkeypatch=monkeypatch)
+
+
+def test_layers_are_randomised_from_the_top_down(toy, images):
+    """In the order of execution, whatever the order of definition; each layer in one group."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.first = nn.Linear(192, 4), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.last(F.relu(self.first(x)).flatten(1))
+
+    groups = maps.layers_from_the_top(Turned(), images[:1], 9)
+    assert [[name for name, _ in group] for group in groups] == [["last"], ["first"]]
+    groups = maps.layers_from_the_top(toy, images[:1], 2)
+    assert [[name for name, _ in group] for group in groups] == [["8", "3"], ["1", "0"]]
+
+
+def test_cascading_randomisation(images):
+    torch.manual_seed(0)
+    toy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
+
+    def both(*arguments):
+        return torch.stack([*guided.all_maps(*arguments)[0].values()])[:2]
+
+    before = state_of(toy)
+    runs = [
+        maps.cascading_randomisation(toy, images, CLASSES % 4, both, 3, torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert_same_state(before, state_of(toy))
+    names, left = runs[0]
+    assert names == ["5", "2", "0"] and np.shape(left) == (3, 2, 5)
+    assert runs[0] == runs[1] != runs[2]
+    assert max(abs(r) for kind in left[-1] for r in kind) < 0.95  # nothing is intact in the end
+    # by hand: the last layer drawn anew
+    copied = copy.deepcopy(toy)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in copied[5].parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * parameter.std() + parameter.mean()
+    pairs = [
+        [m[0].abs().amax(1) for m in (method(toy, images, CLASSES % 4), method(copied, images, CLASSES % 4))]
+        for method in (common.class_score_gradient, guided_gradient)
+    ]
+    expected = [[spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(*pair, strict=True)] for pair in pairs]
+    np.testing.assert_allclose(left[0], expected, atol=1e-6)
+
+
+def test_a_constant_map_has_no_rank_correlation():
+    assert maps.rank_correlation(np.zeros((3, 3)), np.arange(9.0).reshape(3, 3)) is None
+    assert maps.rank_correlation(np.full((3, 3), np.nan), np.arange(9.0).reshape(3, 3)) is None

@@ -1,0 +1,97 @@
+"""Grad-CAM: by hand, and its layer found whatever the network is called."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from conftest import assert_same_state, state_of
+from torch import nn
+
+import common
+from explain.grad_cam import GradCAM
+
+
+def grad_cam(model, images, classes):
+    with GradCAM(images) as cam:
+        forward = common.forward_pass(model, images, classes)
+    forward.gradient()
+    return cam
+
+
+def test_class_activation_maps_by_hand(images):
+    """Mean over places, then a linear layer: Grad-CAM is the class activation map over the number of places."""
+    torch.manual_seed(0)
+    conv, head = nn.Conv2d(3, 6, 2, stride=2), nn.Linear(6, 4)
+    net = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+    classes = torch.tensor([0, 1, 2, 3, 0])
+    cam = grad_cam(net, images, classes)
+    features = F.relu(conv(images)).detach()  # (5, 6, 4, 4)
+    coarse = torch.einsum("nc,nchw->nhw", head.weight.detach()[classes] / 16, features).clamp(min=0)
+    expected = F.interpolate(coarse[:, None], size=(8, 8), mode="bilinear")[:, 0]
+    torch.testing.assert_close(cam.maps(), expected)
+    assert expected.max() > 0 and cam.features.shape == (5, 6, 4, 4)
+
+
+def test_the_last_backward_pass_counts(images):
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 4))
+    with GradCAM(images) as cam:
+        forward = common.forward_pass(net, images, torch.zeros(5, dtype=torch.long))
+    assert cam.maps() is None  # before any
+    forward.gradient(retain_graph=True)
+    first = cam.maps()
+    torch.autograd.grad(3 * forward.scores.sum(), forward.images)
+    torch.testing.assert_close(cam.maps(), 3 * first)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (torchvision.models.vgg11, (512, 7, 7)),
+        (torchvision.models.squeezenet1_0, (1000, 13, 13)),  # its classifier is a convolution
+        (torchvision.models.densenet121, (1024, 7, 7)),  # the last rectifier is a function
+        (torchvision.models.swin_t, (768, 7, 7)),  # from channels last, by a permutation
+        (lambda **_: timm.create_model("test_resnet"), (96, 7, 7)),
+        (torchvision.models.vit_b_16, None),
+        (lambda **_: timm.create_model("swin_tiny_patch4_window7_224"), None),  # channels last to the end
+        (lambda **_: timm.create_model("mixer_s32_224"), None),  # tokens without attention
+        (lambda **_: nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 3)), None),
+    ],
+)
+def test_the_layer_is_found_by_running(build, shape):
+    model = build(weights=None) if "torchvision" in build.__module__ else build()
+    model = model.requires_grad_(False).eval()
+    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with GradCAM(images) as cam:
+        common.forward_pass(model, images, [0])
+    assert (None if cam.features is None else tuple(cam.features.shape[1:])) == shape
+
+
+def test_a_mean_over_flattened_places_is_no_token_mixer(images):
+    class Flattened(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 5, 3), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.head(self.conv(x).flatten(2).mean(2))
+
+    cam = grad_cam(Flattened(), images, torch.zeros(5, dtype=torch.long))
+    assert cam.features.shape == (5, 5, 6, 6) and cam.maps().shape == (5, 8, 8)
+
+
+def test_wide_images():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    cam = grad_cam(net, torch.rand(2, 3, 20, 33), torch.tensor([0, 3]))
+    assert cam.features.shape == (2, 4, 9, 16) and cam.maps().shape == (2, 20, 33)
+
+
+def test_nothing_is_left_behind(toy, images):
+    before = state_of(toy)
+    grad_cam(toy, images, torch.zeros(5, dtype=torch.long))
+    assert_same_state(before, state_of(toy))
+    with pytest.raises(RuntimeError), GradCAM(images):
+        toy(torch.rand(1, 1, 8, 8))
+    assert_same_state(before, state_of(toy))

@@ -1,0 +1,313 @@
+"""The page of an output folder: as text, and in a browser where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from conftest import SCRIPTS, run_main, save_inputs
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+import common
+from explain import page
+from explain.errors import UserError
+from explain.figures import draw_title, figure_style, margins
+from explain.sections import SECTIONS
+
+HOSTILE = "<script>document.title='run'</script> \"quo'ted\" &amp; \u202eפוט"
+LONG = "x" * 251 + ".jpg"
+
+
+class Page(HTMLParser):
+    """What a page has: its elements with their attributes, its text, its links."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path, self.elements, self.words = path, [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        return [given[attribute] for _, given in self.elements if attribute in given]
+
+
+def write_run(output: Path, script: str, results: dict, rows: list[dict] = (), **more) -> Path:
+    """Write a finished run by hand."""
+    folder = output / script
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = {"script": script, "settings": {"show": 2}, "results": results, "files": []}
+    metrics |= {"images": {"found": 2, "used": 2, "skipped": [], "notes": {}, "no_picture": 0}} | more
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def write_predictions(output: Path, names: list[str], **more) -> Path:
+    """Write a run of 2d: two classes for each picture."""
+    rows = [
+        {"index": i, "path": f"photos/{name}", "classes": [3, 1], "probabilities": [0.75, 0.25]}
+        for i, name in enumerate(names)
+    ]
+    results = {"mean_top1_probability": 0.75, "chance_probability": 0.001, "images_under_half": 1}
+    return write_run(output, "2d_predict", results, rows, **more)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The output of all exercises but 2g on a tiny network."""
+    folder = tmp_path_factory.mktemp("report")
+    save_inputs(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency"):
+            run_main(name, *SCRIPTS[name], cwd=folder, monkeypatch=patch)
+        run_main("2h_mc_dropout", *SCRIPTS["2h_mc_dropout"], cwd=folder, monkeypatch=patch)
+    return folder / "output"
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory) -> Path:
+    """One exercise, whose names, reasons and classes are hostile."""
+    output = tmp_path_factory.mktemp("half") / "output"
+    skipped = [{"path": f"photos/{HOSTILE}", "reason": f"it is {HOSTILE}"}]
+    images = {"found": 3, "used": 2, "skipped": skipped, "notes": {HOSTILE: 1}, "no_picture": 1}
+    model = {
+        "name": HOSTILE,
+        "weights": "random",
+        "sha256": "0" * 64,
+        "input_size": 8,
+        "classes": 4,
+        "notes": [HOSTILE],
+    }
+    folder = write_predictions(output, [HOSTILE, LONG], images=images, model=model, captions={"a.png": [HOSTILE] * 2})
+    Image.new("RGB", (40, 30), "white").save(folder / "a.png")
+    (folder / "predictions.csv").write_text(f'class,name\n3,"{HOSTILE.replace(chr(34), chr(34) * 2)}"\n')
+    page.write_page(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("empty") / "output"
+    output.mkdir()
+    page.write_page(output)
+    return output
+
+
+# ------------------------------------------------------------------------------------------------
+# As text
+
+
+def test_an_empty_folder_names_each_command(empty):
+    text = Page(empty / "report.html").text
+    assert all(f"python {section.script}.py" in text for section in SECTIONS)
+    assert text.count("Not run yet.") == 2 * len(SECTIONS)
+
+
+def test_a_command_that_is_missing_carries_the_network_of_the_others(tmp_path):
+    settings = {"show": 2, "model": "resnet18", "weights": "my net.pth", "dataset": "dataset", "output": "out"}
+    write_predictions(tmp_path, ["a.jpg"], settings=settings | {"images": ["b c.jpg"]})
+    text = Page(page.write_page(tmp_path)).text
+    assert "python 2e_saliency.py 'b c.jpg' --output out --model resnet18 --weights 'my net.pth'" in text
+    assert "python 2b_evaluate.py --output out --model resnet18 --weights 'my net.pth'" in text
+    assert "python process_data.py --output out" in text
+
+
+def test_text_is_text(half):
+    """File names, reasons, class names, notes and captions with markup."""
+    found = Page(half / "report.html")
+    assert not [tag for tag, _ in found.elements if tag in ("script", "iframe", "object")]
+    assert found.text.count("document.title='run'") >= 6
+    assert f"it is {HOSTILE}" in found.text and LONG in found.text
+
+
+@pytest.mark.parametrize("which", ["finished", "half", "empty"])
+def test_every_link_and_picture_is_there(which, request):
+    output = request.getfixturevalue(which)
+    found = Page(output / "report.html")
+    ids = found.values("id")
+    assert len(ids) == len(set(ids))
+    for link in [*found.values("href"), *found.values("src")]:
+        if link.startswith("#"):
+            assert link[1:] in ids
+        elif link != "data:,":
+            assert ":" not in link and (output / unquote(link)).exists(), link
+    for tag, given in found.elements:
+        if tag == "img":
+            with Image.open(output / unquote(given["src"])) as image:
+                assert image.size == (int(given["width"]), int(given["height"])) and given["alt"].strip()
+
+
+def test_a_finished_folder_has_a_card_for_each_picture(finished):
+    """Two pictures are shown (--show 2), each with five classes and two or more maps; the numbers are those of rows."""
+    found = Page(finished / "report.html")
+    cards = [given for tag, given in found.elements if given.get("class") == "card"]
+    assert len(cards) == 2
+    rows = [json.loads(line) for line in (finished / "2d_predict/rows.jsonl").read_text().splitlines()]
+    shown = [p for row in rows[:2] for p in row["probabilities"]]
+    assert all(f"{p:.3f}" in found.text for p in shown)
+    loss = json.loads((finished / "2b_evaluate/metrics.json").read_text())["results"]["loss"]
+    assert f"{loss:.3f}" in found.text
+    drawn = sorted(path.name for path in (finished / "report").iterdir())
+    assert {name.split("_", 3)[-1] for name in drawn} >= {"plain.webp"}
+    assert len([name for name in drawn if name.endswith("_plain.webp")]) == 2
+    alternatives = [given["alt"] for tag, given in found.elements if tag == "img"]
+    assert any(re.match(r"guided map of 0.png for .+half in 0\.\d{3} of its pixels", a) for a in alternatives)
+
+
+def test_the_same_folder_gives_the_same_bytes_and_stays_as_it_is(finished):
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished.rglob("*") if path.is_file()}
+    page.write_page(finished)
+    assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in finished.rglob("*") if p.is_file()}
+
+
+def test_a_map_that_is_gone_leaves_the_page(finished, tmp_path):
+    output = shutil.copytree(finished, tmp_path / "output")
+    (output / "report/2e_saliency_99999_plain.webp").write_bytes(b"old")
+    (output / "report/mine.webp").write_bytes(b"mine")
+    for path in [*output.glob("2*/maps/*.npy"), *output.glob("2*/pictures/*")]:
+        path.unlink()
+    found = Page(page.write_page(output))
+    assert [path.name for path in (output / "report").iterdir()] == ["mine.webp"]
+    assert found.text.count("The picture is not in the folder.") == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"settings": {}}', '{"settings": {"show": 2}, "results": []}', "[" * 9999]
+)
+def test_metrics_that_are_not_ours_are_named(tmp_path, content):
+    write_predictions(tmp_path, ["a.jpg"])
+    (tmp_path / "2h_mc_dropout").mkdir()
+    (tmp_path / "2h_mc_dropout/metrics.json").write_text(content)
+    text = Page(page.write_page(tmp_path)).text
+    assert "python 2h_mc_dropout.py" in text and "0.750" in text
+    assert "cannot be read" in text or "written by another version" in text
+
+
+def test_different_networks_are_said(tmp_path):
+    def model(name):
+        return {"name": name, "weights": "w", "sha256": name * 8, "input_size": 8, "classes": 4}
+
+    write_predictions(tmp_path, ["a.jpg"], model=model("one"))
+    write_run(tmp_path, "2e_saliency", {"mean_half_mass_area": 0.25}, model=model("two"))
+    text = Page(page.write_page(tmp_path)).text
+    assert "ran on different networks" in text and "network of 2d" in text and "network of 2e" in text
+
+
+def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path):
+    (tmp_path / "secret").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret/a.png")
+    folder = write_predictions(tmp_path / "output", ["a.jpg"], captions={"../../secret/a.png": ["a"]})
+    assert folder.is_dir() and "secret" not in page.write_page(tmp_path / "output").read_text()
+
+
+def test_a_large_folder_is_bounded(tmp_path):
+    """50,000 rows and as many skipped images: only the first rows are read, and the first reasons listed."""
+    skipped = [{"path": f"photos/{i}.jpg", "reason": "broken"} for i in range(50_000)]
+    images = {"found": 100_000, "used": 50_000, "skipped": skipped, "notes": {}, "no_picture": 0}
+    folder = write_predictions(tmp_path, [f"{i}.png" for i in range(50_000)], images=images)
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write("no row")  # which would be an error
+    path = page.write_page(tmp_path)
+    assert path.stat().st_size < 200_000
+    assert "and 49988 more" in Page(path).text and path.read_text().count('class="card"') == 2
+
+
+def test_a_run_that_ends_meanwhile_is_not_lost(tmp_path, monkeypatch):
+    """Another exercise writes its metrics after this one has read the folder, and its page before this one's."""
+    write_predictions(tmp_path, ["a.jpg"])
+    render, calls = page.render, []
+
+    def render_late(*arguments):
+        calls.append(1)
+        text = render(*arguments)
+        if len(calls) == 1:
+            write_run(tmp_path, "2e_saliency", {"mean_half_mass_area": 0.25})
+        return text
+
+    monkeypatch.setattr(page, "render", render_late)
+    assert "Half of a map lies in 0.250" in page.write_page(tmp_path).read_text() and len(calls) == 2
+
+
+def test_a_single_file_has_its_pictures_inside(finished):
+    path = page.write_page(finished, single=True)
+    found = Page(path)
+    path.unlink()
+    assert all(source.startswith("data:image/webp;base64,") for source in found.values("src"))
+    assert all(link.startswith("#") or link == "data:," for link in found.values("href"))
+    assert len(found.values("src")) == len(Page(finished / "report.html").values("src"))
+
+
+def test_a_single_file_shrinks_its_pictures_until_it_fits(tmp_path, monkeypatch):
+    folder = write_predictions(tmp_path, ["a.jpg"], captions={"a.png": ["a"]})
+    noise = np.random.default_rng(0).integers(0, 256, (600, 1260, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "a.png")
+    large = page.write_page(tmp_path, single=True).stat().st_size
+    monkeypatch.setattr(page, "SINGLE_BYTES", large // 2)
+    assert page.write_page(tmp_path, single=True).stat().st_size <= large // 2
+    monkeypatch.setattr(page, "SINGLE_BYTES", 1000)
+    with pytest.raises(UserError, match="above 1,000 bytes: draw fewer pictures with --show"):
+        page.write_page(tmp_path, single=True)
+
+
+def test_worth_and_judgement_are_shown(tmp_path):
+    """Results of 2g: in its own section, and among the limits of 2e."""
+    plain = {"insertion": 0.5, "deletion": 0.4, "insertion_minus_deletion": 0.1, "grid_pointing": 0.3}
+    plain["insertion_minus_deletion_standard_error"] = 0.02
+    random = {"insertion": 0.45, "deletion": 0.44, "insertion_minus_deletion": 0.01, "grid_pointing": None}
+    results = {"maps": {"plain": plain, "random": random}, "best_baseline": "random", "images_measured": 7}
+    write_run(tmp_path, "2g_faithfulness", results)
+    write_run(tmp_path, "2e_saliency", {"mean_half_mass_area": 0.25})
+    mistakes = {"single_pass": {"auroc": 0.8, "auroc_interval": [0.7, 0.9], "area_under_risk_coverage": 0.1}}
+    found = {"passes": 5, "mean_mutual_information": 0.1, "mean_predictive_entropy": 1.0, "most_uncertain": "a/b.jpg"}
+    found |= {"not_told_apart_from_most_uncertain": ["a/c.jpg"], "mistakes": mistakes}
+    write_run(tmp_path, "2h_mc_dropout", found)
+    text = Page(page.write_page(tmp_path)).text
+    assert "believed is plain: insertion less deletion 0.100 ± 0.020, the best baseline (random) 0.010." in text
+    assert "Measured in 2g: The map most to be believed is plain" in text
+    assert "single pass 0.800 (0.700 to 0.900) 0.100" in text
+    assert "least sure: b.jpg, not told apart from 1 other." in text
+
+
+def test_margins_are_those_of_title_and_caption():
+    """A figure of nothing but a title and a caption is white between its margins, and has ink in both."""
+    with figure_style():
+        figure = Figure(figsize=(4, 2), layout="constrained")
+        texts = draw_title(figure, "A title", "A caption", "of two sentences")
+        figure.savefig(os.devnull, format="png")
+        above, below = margins(figure, *texts)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    ink = np.asarray(canvas.buffer_rgba())[..., :3].min((1, 2)) < 128
+    height = len(ink)
+    top, bottom = round(above * height), height - round(below * height)
+    assert ink[:top].any() and ink[bottom:].any() and not ink[top + 1 : bottom - 1].any()
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        ([], "python x.py"),
+        (["--limit", "3", "--fresh", "--shard", "0/2"], "python x.py --limit 3"),
+        (["a b.jpg", "--seed", "0", "--whole"], "python x.py 'a b.jpg' --whole"),
+        (["p.jpg", "--mean", "0.5", "0.25", "0.125"], "python x.py p.jpg --mean 0.5 0.25 0.125"),
+    ],
+)
+def test_the_command_has_what_is_not_default(given, command):
+    parser = common.exercise_parser("", "images", "--limit")
+    parser.prog = "x.py"
+    assert parser.parse_args(given).command == command

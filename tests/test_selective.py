@@ -1,0 +1,135 @@
+"""Do uncertainties find mistakes: against scikit-learn, by hand, and where nothing can be said."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+import common
+from explain import selective
+from explain.disturbances import disturbed
+
+
+def test_auroc_is_scikit_learns_also_with_ties():
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        uncertainty, mistakes = random.integers(6, size=30), random.random(30) < 0.3
+        assert selective.auroc(uncertainty, mistakes) == pytest.approx(roc_auc_score(mistakes, uncertainty))
+    assert np.isnan(selective.auroc(np.arange(4), np.zeros(4, bool)))
+    assert np.isnan(selective.auroc(np.arange(4), np.ones(4, bool)))
+
+
+def test_risk_coverage_by_hand_and_over_all_orders_of_ties():
+    """Surest first: right, wrong, right, wrong."""
+    mistakes = np.array([True, False, True, False])
+    found = selective.risk_coverage(np.array([4, 1, 2, 3]), mistakes)
+    assert found.tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
+    uncertainty = np.array([1, 1, 1, 0])  # the first three in any order
+    orders = [np.cumsum([False, *order]) / [1, 2, 3, 4] for order in permutations(mistakes[:3])]
+    assert selective.risk_coverage(uncertainty, mistakes).tolist() == pytest.approx(np.mean(orders, 0).tolist())
+
+
+def test_a_prediction_by_hand():
+    judged = selective.judge_prediction(np.array([0.2, 0.7, 0.1]), 0)
+    assert judged["right"] is False and judged["confidence"] == 0.7
+    assert judged["loss"] == pytest.approx(-np.log(0.2))
+    assert judged["brier"] == pytest.approx(0.8**2 + 0.7**2 + 0.1**2)
+    assert selective.judge_prediction(np.array([0.0, 1.0]), 1) == {
+        **dict(right=True, confidence=1.0, loss=0.0, brier=0.0),
+    }
+
+
+def rows_of(n: int, wrong: int, seed: int = 0) -> list[dict]:
+    """Images of which the last are mistakes: the margin knows, the variance has it the wrong way round."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for k in range(n):
+        right = k < n - wrong
+        judged = {"right": right, "confidence": 0.5, "loss": 1.0, "brier": 0.5}
+        row = dict.fromkeys(selective.MEASURES, None) | {name: random.random() for name in selective.MEASURES}
+        row |= {"single_margin": k < n - wrong, "variance": float(right), "mean": judged, "single": judged}
+        rows.append(row)
+    return rows
+
+
+def test_measures_are_judged_beside_the_single_pass():
+    found = selective.judge_measures(rows_of(60, 20), seed=0)
+    assert found["single_margin"]["auroc"] == 1 and found["variance"]["auroc"] == 0
+    assert found["single_margin"]["auroc_interval"] == [1, 1] and found["variance"]["mistakes"] == 20
+    # the surest 40 are all right: risks are (k - 40) / k from there on
+    expected = sum((k - 40) / k for k in range(41, 61)) / 60
+    assert found["single_margin"]["area_under_risk_coverage"] < expected + 0.01
+    low, high = found["predictive_entropy"]["auroc_interval"]
+    assert low < found["predictive_entropy"]["auroc"] < high and 0.1 < high - low < 0.5
+    assert found["single_probability"]["above_baseline_interval"] == [0, 0]
+    assert found["variance"]["above_baseline"] == -found["single_probability"]["auroc"]
+    assert "the margin of the single pass finds mistakes best (AUROC 1.00), beyond the noise" in selective.verdict(
+        found
+    )
+    assert found == selective.judge_measures(rows_of(60, 20), seed=0)
+
+
+def test_the_interval_covers_what_it_says():
+    """Two normal distributions a standard deviation apart: AUROC is Phi(1 / sqrt 2) = 0.760."""
+    covered = 0
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        rows = rows_of(80, 40)
+        for row in rows:
+            row["predictive_entropy"] = random.normal() + (not row["mean"]["right"])
+        known = ("predictive_entropy", "single_probability")
+        few = [{k: v if k in (*known, "mean", "single") else None for k, v in row.items()} for row in rows]
+        selective_found = selective.judge_measures(few, seed=seed)
+        assert {*selective_found} == {*known}  # what a row lacks is left out
+        low, high = selective_found["predictive_entropy"]["auroc_interval"]
+        covered += low < 0.760 < high
+    assert covered >= 15  # 19 of 20 are expected; fewer than 15 come once in three thousand times
+
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    monkeypatch.setattr(selective, "RESAMPLES", 200)
+
+
+@pytest.mark.parametrize("wrong", [0, 4, 57])
+def test_with_too_few_mistakes_or_right_answers_nothing_is_said(wrong):
+    results, tables = selective.judge(rows_of(60, wrong), seed=0)
+    assert all(found["auroc"] is None and "auroc_interval" not in found for found in results["mistakes"].values())
+    said = selective.worth_of_measures(results)
+    assert f"{wrong} mistakes in 60 validation images, 5 are needed" in said or wrong == 57
+    assert results["mistakes_under_shift"] == {} and [*tables] == ["mistakes.csv"]
+    assert selective.judge([], 0) == ({}, {}) and "was not measured" in selective.worth_of_measures({})
+
+
+def test_disturbances_are_pooled_without_the_pictures_as_they_are():
+    rows = rows_of(10, 0)
+    for row, wrong in zip(rows, rows_of(10, 10), strict=True):
+        row["disturbed"] = {"blur": wrong, "turn": rows_of(1, 0)[0]}
+    results, tables = selective.judge(rows, seed=0)
+    shift = results["mistakes_under_shift"]
+    assert {name: of_one["accuracy"] for name, of_one in shift.items()} == {
+        "none": 1.0,
+        "blur": 0.0,
+        "turn": 1.0,
+        "pooled": 0.5,
+    }
+    assert shift["blur"]["variance"]["auroc"] is None and shift["pooled"]["single_margin"]["auroc"] == 1
+    assert len(tables["mistakes_under_shift.csv"]) == 4 * 8
+
+
+def test_disturbances_by_hand():
+    images = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(99))
+    found = disturbed(images, common.seeded_generators(0, [0, 1]))
+    assert found["quarter_turn"][0, 1, 0, 3] == images[0, 1, 3, -1]
+    torch.testing.assert_close(found["contrast_0.3"].mean((1, 2, 3)), images.mean((1, 2, 3)))
+    torch.testing.assert_close(found["contrast_0.3"].std(), 0.3 * images.std(), rtol=0.05, atol=0)
+    noise = (found["noise_0.1"] - images)[(images > 0.4) & (images < 0.6)]  # where black and white are far
+    assert noise.std() == pytest.approx(0.1, rel=0.06)
+    assert found["noise_0.25"].min() >= 0 and found["noise_0.25"].max() <= 1
+    assert found["blur_4_px"].std() < found["blur_2_px"].std() < 0.2 * images.std()
+    alone = disturbed(images[1:], common.seeded_generators(0, [1]))
+    assert all(torch.equal(alone[name][0], of_both[1]) for name, of_both in found.items() if "blur" not in name)
