@@ -242,7 +242,7 @@ def main() -> None:
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
         single, logits = passes_of(images, batch)
-        files = list(dict.fromkeys(batch))  # without the copies that fill the last batch
+        files = batch[: len({file.index for file in batch})]  # without the copies that fill the last batch
         rows = [
             uncertainty(logits[:, n], single[n])
             if file.label is None

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from explain.errors import quantity
 from explain.faithfulness import tiled
 from explain.figures import (
     BLACK,
@@ -24,7 +25,6 @@ from explain.figures import (
     draw_legend,
     draw_map,
     draw_picture,
-    quantity,
     short,
 )
 from explain.networks import Classifier

@@ -239,7 +239,7 @@ Entry = tuple[int, str, str, str]  # a line, with the file name and the class in
 
 
 def _class_finder(names: Sequence[tuple[str, str]], ids: Mapping[int, int] | None) -> Callable[[str], int | None]:
-    """Return a function that gives the class id of a text in a list, with or without boxes; `ids` as in `read_labels`."""
+    """Return a function that gives the class id of a text in a list, with or without boxes; `ids`: see read_labels."""
     look_up = class_lookup([name for _, name in names], [wnid for wnid, _ in names])
 
     def class_of(text: str) -> int | None:

@@ -87,7 +87,7 @@ def growth(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counte
 
     monkeypatch.setattr(common.Rows, "append", counted)
     try:
-        run_main(name, *SCRIPTS[name], "--show", "1", cwd=tmp_path, monkeypatch=monkeypatch)
+        run_main(name, *SCRIPTS[name], "--show", "1", "--limit", "48", cwd=tmp_path, monkeypatch=monkeypatch)
     finally:
         gc.unfreeze()
     _, *growths = growths  # in the first are the network and all that is loaded when it is used

@@ -407,7 +407,7 @@ def test_a_picture_that_is_gone_is_drawn_as_a_note(undisturbed, tmp_path, monkey
             *("pictures/00000.jpg", "metrics.json", "guided_grad_cam.png"),
             *("predictions.png", "saliency.png", "guided_saliency.png", "mc_dropout.png"),
         }
-        assert found != expected
+        assert found != expected or name == "2g_faithfulness"  # draws no picture but those of mosaics
 
 
 def slow() -> None:
