@@ -34,8 +34,8 @@ def keep_freed_memory() -> None:
 def prepare(model: nn.Module, example: Tensor) -> nn.Module:
     """Give a network its inference form, in place: the same logits and gradients to rounding, in less time.
 
-    Evaluation mode, frozen parameters, batch norms folded into their convolutions, a strided
-    convolution of the image and linear layers of many rows rearranged, channels-last memory.
+    Evaluation mode, frozen parameters, batch norms folded into their convolutions, strided convolutions of the image or
+    with TensorFlow's padding and linear layers of many rows rearranged, channels-last memory.
     `example` (1, 3, H, W) shows which batch norm follows which convolution.
     """
     model.requires_grad_(False).eval()
@@ -43,6 +43,8 @@ def prepare(model: nn.Module, example: Tensor) -> nn.Module:
     for module in model.modules():
         if type(module) is nn.Conv2d and _reads_image_in_strides(module):
             module.__class__ = _ImageConv2d  # the same parameters and names, another forward pass
+        if type(module) is timm.layers.Conv2dSame and _halves_channel_by_channel(module):
+            module.__class__ = _SameConv2d
         if type(module) is nn.Linear:
             module.__class__ = _Linear
     return model.to(memory_format=torch.channels_last)
@@ -126,6 +128,27 @@ def _reads_image_in_strides(conv: nn.Conv2d) -> bool:
     square = all(len({*sides}) == 1 for sides in (conv.stride, conv.kernel_size, conv.padding))
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     return plain and square and conv.in_channels == 3 and conv.stride[0] > 1 and conv.kernel_size[0] >= 5
+
+
+class _SameConv2d(timm.layers.Conv2dSame):
+    """A depthwise convolution in strides of 2 with TensorFlow's padding, without the padded copy of its input.
+
+    That padding has one place less before even sides than after them, which a convolution cannot do by itself. With a
+    kernel that begins with a row and a column of zeros, both ends have the same: the same sums, in half of the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        (height, width), padding = x.shape[2:], self.kernel_size[0] // 2
+        if x.device.type != "cpu" or height % 2 != width % 2:
+            return super().forward(x)
+        weight = self.weight if height % 2 else F.pad(self.weight, (1, 0, 1, 0))
+        return F.conv2d(x, weight, self.bias, 2, padding, groups=self.groups)
+
+
+def _halves_channel_by_channel(conv: nn.Conv2d) -> bool:
+    """For a layer that mixes channels the wider kernel costs more than the copy."""
+    (height, width), depthwise = conv.kernel_size, conv.groups == conv.in_channels
+    return depthwise and height == width and height % 2 == 1 and conv.stride == (2, 2) and conv.dilation == (1, 1)
 
 
 class _Linear(nn.Linear):

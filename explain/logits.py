@@ -60,10 +60,10 @@ def run_network(model: nn.Module, images: Tensor) -> Any:
     """
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     copied = images.to(types.pop() if len(types) == 1 else images.dtype, copy=True)
-    tensors = dict(chain(model.named_parameters(), model.named_buffers()))
-    if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in tensors.values()):
+    if torch.is_grad_enabled() and any(t.is_inference() for t in chain(model.parameters(), model.buffers())):
         # built under torch.inference_mode(): autograd takes only copies of its parameters
-        usable = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        tensors = chain(model.named_parameters(), model.named_buffers())
+        usable = {name: tensor.detach().clone() for name, tensor in tensors}
         return torch.func.functional_call(model, usable, (copied,))
     return model(copied)
 

@@ -333,6 +333,20 @@ def test_a_strided_convolution_of_the_image_is_the_same_rearranged(kernel, strid
     torch.testing.assert_close(net(images), logits, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (33, 33), (32, 33), (7, 8), (2, 2), (1, 1)])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_tensorflow_padding_is_the_same_without_a_copy(kernel, size):
+    torch.manual_seed(0)
+    net = nn.Sequential(timm.layers.Conv2dSame(3, 3, kernel, 2, groups=3), nn.Flatten()).double()
+    images = torch.rand(2, 3, *size, dtype=torch.float64)
+    logits, (gradient, _) = net(images), common.class_score_gradient(net, images, torch.tensor([0, 1]))
+    inference.prepare(net, images[:1])
+    assert type(net[0]) is inference._SameConv2d
+    found, _ = common.class_score_gradient(net, images, torch.tensor([0, 1]))
+    torch.testing.assert_close(found, gradient, rtol=0, atol=1e-12)
+    torch.testing.assert_close(net(images), logits, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "timm/resnetv2_50"])
 def test_prepared_networks_have_the_gradient_they_had(name, monkeypatch):
     """In float64, where no rectifier is decided by rounding."""
