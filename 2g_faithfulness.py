@@ -145,7 +145,7 @@ def check_image(
     generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every image
     layers, stages = cascading_randomisation(model, image, c, maps_of, options.stages, generator)
     row["randomised"] = {kind: [stage[k][0] for stage in stages] for k, kind in enumerate(intact)}
-    return row | {"down_to": layers}
+    return row | {"layers": [number for number, _ in layers], "down_to": [name for _, name in layers]}
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
@@ -233,10 +233,11 @@ def survival(rows: list[dict]) -> list[dict]:
     """Return for each stage of randomisation how many maps could be compared, and their mean rank correlation."""
     stages = []
     for k, name in enumerate(rows[0]["down_to"] if rows else []):
-        stage: dict[str, Any] = {"down_to": name}
+        stage: dict[str, Any] = {"layers": rows[0]["layers"][k], "down_to": name}
         for kind in rows[0]["randomised"]:
             found = mean_and_error(row["randomised"][kind][k] for row in rows)
-            stage |= {kind: found["mean"], f"{kind}_maps": found["images"]}
+            stage |= {kind: found["mean"], f"{kind}_standard_error": found["standard_error"]}
+            stage[f"{kind}_maps"] = found["images"]
         stages.append(stage)
     return stages
 

@@ -104,21 +104,36 @@ def draw_measures(results: dict, model: Classifier) -> tuple[Figure, list[str]]:
 
 def draw_randomised(stages: list[dict], images: int, model: Classifier) -> tuple[Figure, list[str]]:
     """Draw the rank correlation with the intact network's maps as its layers are randomised from the top down."""
-    figure = Figure(figsize=(WIDTH, 2.8), layout="constrained")
-    axes = figure.subplots()
-    for kind, colour in KINDS.items():
-        if kind in stages[0]:
-            means = [1.0, *(np.nan if stage[kind] is None else stage[kind] for stage in stages)]
-            axes.plot(means, "o-", color=colour, label=label(kind), markersize=3.5)
+    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    axes, below = figure.subplots(2, 1, height_ratios=(1, 0.15))
+    kinds = [kind for kind in KINDS if kind in stages[0]]
+    zero = sum(images - stage[f"{kind}_maps"] for stage in stages for kind in kinds)
+    for kind in kinds:
+        means = np.array([1.0, *(np.nan if stage[kind] is None else stage[kind] for stage in stages)])
+        errors = np.array([0.0, *(stage[f"{kind}_standard_error"] or 0 for stage in stages)])
+        axes.plot(means, "o-", color=KINDS[kind], label=label(kind), markersize=3.5)
+        axes.fill_between(range(len(means)), means - errors, means + errors, color=KINDS[kind], alpha=0.15, linewidth=0)
     axes.axhline(0, color=GREY, linewidth=0.8, linestyle="--", label="chance")
-    axes.set_xticks(range(len(stages) + 1), ["none", *(f"{k}/{len(stages)}" for k in range(1, len(stages))), "all"])
-    axes.set(xlabel="layers randomised, from the output down", ylabel="rank correlation with the intact map")
-    axes.legend(ncols=2)
+    places = [f"{stage['layers']}\n{stage_of(stage['down_to'])}" for stage in stages]
+    axes.set_xticks(range(len(stages) + 1), ["none", *places], rotation=45 if len(stages) > 8 else 0)
+    layers = f"layers randomised of {stages[-1]['layers']}, from the output down, and the stage that they reach"
+    axes.set(xlabel=layers, ylabel="rank correlation with intact map")
+    draw_legend(below, axes, columns=4)
     return figure, [
         f"{model.label}: what is left of the maps when layers are randomised",
-        f"Mean over {quantity(images, 'image')}. A faithful map falls at once (Adebayo et al. 2018). "
-        "metrics.json names the layers.",
+        f"Mean over {quantity(images, 'image')}, band: one standard error. A faithful map falls at once (Adebayo et "
+        "al. 2018). metrics.json names the layers.",
+        f"Maps left out, since they are zero at every pixel: {zero} of {len(stages) * len(kinds) * images}."
+        if zero
+        else "",
     ]
+
+
+def stage_of(layer: str) -> str:
+    """Return the part of a network that a layer is in: blocks.5 of blocks.5.1.conv_pwl, layer4 of layer4.2.conv3."""
+    parts = layer.removeprefix("network.").split(".")
+    numbered = next((n for n, part in enumerate(parts, start=1) if part[-1:].isdigit()), 1)
+    return short(" ".join(parts[:numbered]), 14)
 
 
 def draw_mosaic(mosaic: dict, maps: np.ndarray, paths: Sequence[Path], model: Classifier) -> tuple[Figure, list[str]]:

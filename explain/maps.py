@@ -59,27 +59,28 @@ def cascading_randomisation(
     maps_of: Callable[[nn.Module, Tensor, Tensor], Tensor],
     stages: int,
     generator: torch.Generator,
-) -> tuple[list[str], list[list[list[float | None]]]]:
+) -> tuple[list[tuple[int, str]], list[list[list[float | None]]]]:
     """Randomise the layers of a copy of the model from the top down, and measure how much of the maps survives.
 
-    images (N, 3, H, W), classes (N,), `maps_of(model, images, classes)` -> maps (kinds, N, H, W). Returns the lowest
-    layer randomised at each stage, and each map's rank correlation with the intact model's, [stage][kind][n].
+    images (N, 3, H, W), classes (N,), `maps_of(model, images, classes)` -> maps (kinds, N, H, W). Returns how many
+    layers are randomised at each stage and the lowest of them, and each map's rank correlation with the intact model's,
+    [stage][kind][n].
     Every parameter is drawn anew from the normal distribution with its own mean and standard deviation, so that
     activations keep their scale. Adebayo et al. 2018, section 3.1 (there: a new initialisation).
     """
     model = copy_of(model)
     intact = maps_of(model, images, classes).double().cpu().numpy()  # NumPy has no bfloat16
-    names, correlations = [], []
+    done, correlations = [], []
     for layers in layers_from_the_top(model, images[:1], stages):
         for _, module in layers:
             for parameter in module.parameters(recurse=False):
                 spread = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.detach().copy_(noise * spread + parameter.mean())
-        names.append(layers[-1][0])
+        done.append(((done[-1][0] if done else 0) + len(layers), layers[-1][0]))
         kinds = zip(maps_of(model, images, classes).double().cpu().numpy(), intact, strict=True)
         correlations.append([[rank_correlation(*pair) for pair in zip(now, then, strict=True)] for now, then in kinds])
-    return names, correlations
+    return done, correlations
 
 
 def copy_of(model: nn.Module) -> nn.Module:

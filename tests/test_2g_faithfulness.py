@@ -17,6 +17,7 @@ from torch import nn
 
 import common
 from explain import faithfulness, maps
+from explain.faithfulness_figures import stage_of
 
 script, guided = load_script("2g_faithfulness"), load_script("2f_guided_saliency")
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
@@ -119,6 +120,7 @@ def test_run_on_photos(tmp_path, monkeypatch):
     assert results["mosaics"] == 2 and results["maps"]["random"]["cells"] == 8
     assert results["maps"]["detail"]["grid_pointing"] == pytest.approx(0.25, abs=1e-6)  # whatever the class
     assert len(results["randomised"]) == 2 and results["randomised"][0]["plain_maps"] == 2
+    assert results["randomised"][1]["layers"] > results["randomised"][0]["layers"] > 0
     assert "stability" not in results["maps"]["edges"] and 0 < results["maps"]["guided"]["stability"] <= 1
     names = {"insertion_deletion", "faithfulness", "randomisation", "mosaic"}
     assert {path.stem for path in folder.glob("*.png")} == names
@@ -183,6 +185,11 @@ def test_layers_are_randomised_from_the_top_down(toy, images):
     assert [[name for name, _ in group] for group in groups] == [["8", "3"], ["1", "0"]]
 
 
+def test_a_stage_is_named_by_the_part_of_the_network():
+    names = ("network.blocks.5.1.conv_pwl", "network.layer4.2.conv3", "features.28", "classifier", "stem.conv")
+    assert [*map(stage_of, names)] == ["blocks 5", "layer4", "features 28", "classifier", "stem"]
+
+
 def test_cascading_randomisation(images):
     torch.manual_seed(0)
     toy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
@@ -196,8 +203,8 @@ def test_cascading_randomisation(images):
         for seed in (0, 0, 1)
     ]
     assert_same_state(before, state_of(toy))
-    names, left = runs[0]
-    assert names == ["5", "2", "0"] and np.shape(left) == (3, 2, 5)
+    layers, left = runs[0]
+    assert layers == [(1, "5"), (2, "2"), (3, "0")] and np.shape(left) == (3, 2, 5)
     assert runs[0] == runs[1] != runs[2]
     assert max(abs(r) for kind in left[-1] for r in kind) < 0.95  # nothing is intact in the end
     # by hand: the last layer drawn anew

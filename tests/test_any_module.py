@@ -373,7 +373,9 @@ def randomise(model, images, classes):
 
 def test_randomisation_in_bfloat16(images):
     layers, correlations = randomise(head().bfloat16(), images.bfloat16(), 1)
-    assert layers == ["4", "1"] and all(-1 <= value <= 1 for stage in correlations for kind in stage for value in kind)
+    assert layers == [(1, "4"), (2, "1")] and all(
+        -1 <= value <= 1 for stage in correlations for kind in stage for value in kind
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
@@ -386,7 +388,7 @@ def test_randomisation_with_weight_norm(images):
     assert not model[1].weight.is_leaf
     weight = model[1].weight_v.clone()
     layers, correlations = randomise(model, images, 1)
-    assert layers == ["4", "1"] and max(correlations[1][0]) < 0.9
+    assert layers == [(1, "4"), (2, "1")] and max(correlations[1][0]) < 0.9
     assert torch.equal(model[1].weight_v, weight)
     torch.testing.assert_close(saliency_maps(model, images, 1), expected)
 

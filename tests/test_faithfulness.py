@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -127,6 +129,31 @@ def test_an_independent_implementation_agrees(steps, toy):
     for n in range(2):
         expected = independent(toy, images[n], int(classes[n]), maps[n], steps)
         assert [float(insertion[n]), float(deletion[n])] == pytest.approx(expected, abs=1e-6)
+
+
+def test_quantus_agrees(toy):
+    """Its pixel flipping, whose curve lacks the first point, with a blurred copy in place of its own baselines."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own imports
+        import quantus
+    torch.manual_seed(1)
+    images, maps, classes = torch.rand(3, 3, 9, 8), torch.rand(3, 9, 8), torch.tensor([0, 2, 1])
+    copies = faithfulness.blurred(images).flatten(1).numpy()
+
+    def blur(arr, indices, **_):
+        changed = arr.copy()
+        np.put_along_axis(changed, indices, np.take_along_axis(copies, indices, 1), 1)
+        return changed
+
+    toy.eval()
+    flipping = quantus.PixelFlipping(
+        features_in_step=24, abs=False, normalise=False, perturb_func=blur, disable_warnings=True
+    )
+    curves = flipping(toy, images.numpy(), classes.numpy(), maps[:, None].numpy(), softmax=True, device="cpu")
+    _, deletion = faithfulness.insertion_deletion_curves(
+        toy, images, classes, maps, 9
+    )  # 8 pixels a step, of 3 channels
+    np.testing.assert_allclose(curves, deletion[:, 1:], atol=1e-6)
 
 
 def test_nothing_is_left_behind_and_an_image_is_its_own(toy, images):
