@@ -214,12 +214,10 @@ def draw_mistakes(
     ]
 
 
-def labelled_images(
-    folder: str, model: common.Classifier, limit: int | None
-) -> tuple[common.ImageFiles, list[dict], list[str]]:
+def labelled_images(folder: str, model: common.Classifier, limit: int | None) -> tuple[common.ImageFiles, list[dict]]:
     """List the images in a folder with a subfolder for each class, the first `limit` of them.
 
-    Returns them, those that belong to no class, and notes on the order of the classes.
+    Returns them, and those that belong to no class; notes on the order of the classes are printed and the model's.
 
     A subfolder is named by the class's name, wnid or id. Where the model has only numbers for names, as many subfolders
     as it has classes may have any names, in the order of torchvision's ImageFolder; they are then the model's.
@@ -251,7 +249,10 @@ def labelled_images(
             files.append(common.ImageFile(len(files), printable(path), path, ids[parts[0]]))
     if not files:
         raise common.UserError(f"the folders in {printable(base)} have no files: put images there")
-    return common.ImageFiles(files[:limit], no_picture), skipped, notes
+    model.notes += notes
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return common.ImageFiles(files[:limit], no_picture), skipped
 
 
 def main() -> None:
@@ -268,10 +269,7 @@ def main() -> None:
     model = common.load_from_options(options)
     without_class: list[dict] = []
     if options.folder:
-        files, without_class, notes = labelled_images(options.folder, model, options.limit)
-        model.notes += notes
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
+        files, without_class = labelled_images(options.folder, model, options.limit)
 
     def judge(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
         classes = torch.tensor([common.class_of(file) for file in batch], device=images.device)

@@ -14,6 +14,7 @@ unless you name another.
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -179,7 +180,8 @@ def load_maps(row: dict, output: common.OutputFolder) -> dict[str, np.ndarray]:
     return maps
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--strict", "--worth")
     parser.add_argument("--signed", action="store_true", help="show whether more of a pixel raises or lowers the logit")
     parser.add_argument(
@@ -196,7 +198,11 @@ def main() -> None:
         metavar="SD",
         help="standard deviation of their noise, in pixel values",
     )
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)

@@ -19,9 +19,7 @@ nothing of the network:
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -33,26 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
+from explain import faithfulness_report as report
 from explain.evaluation import class_standing
-from explain.faithfulness import (
-    STEPS,
-    area,
-    baseline_maps,
-    in_cells,
-    insertion_deletion,
-    insertion_deletion_curves,
-    mean_and_error,
-    tiled,
-)
-from explain.faithfulness_figures import (
-    BASELINES,
-    KINDS,
-    draw_curves,
-    draw_measures,
-    draw_mosaic,
-    draw_randomised,
-    label,
-)
+from explain.faithfulness import STEPS, baseline_maps, in_cells, insertion_deletion, insertion_deletion_curves, tiled
+from explain.figures import KINDS
 from explain.grad_cam import GradCAM
 from explain.maps import cascading_randomisation, rank_correlation
 from explain.options import at_least_0
@@ -154,135 +136,117 @@ def correlation(a: Tensor, b: Tensor) -> float | None:
 
 
 def choose_mosaic(
-    number: int, of: int, files: Sequence[common.ImageFile], class_if_sure: Callable[[common.ImageFile], int | None]
-) -> list[common.ImageFile]:
-    """Return four images of different classes that the network is sure of, one from each quarter of the files.
+    number: int, of: int, files: Sequence[common.ImageFile], sure_class: Callable[[common.ImageFile], int | None]
+) -> dict[int, common.ImageFile]:
+    """Return four images of different classes that the network is sure of by their class, one from each quarter.
 
-    In each quarter every `of`-th file is this mosaic's, so that no photo is in two; fewer than four where one has none.
+    In each quarter of the files every `of`-th is this mosaic's, so that no photo is in two; fewer than four where one
+    has none.
     """
-    side, members, classes = len(files) // 4, [], set()
+    side, members = len(files) // 4, {}
     for quarter in range(4):
         for file in files[quarter * side : (quarter + 1) * side][number::of]:
-            c = class_if_sure(file)
-            if c is not None and c not in classes:
-                members.append(file)
-                classes.add(c)
+            c = sure_class(file)
+            if c is not None and c not in members:
+                members[c] = file
                 break
     return members
 
 
-def summary(rows: list[dict]) -> dict:
-    """Return the metrics, from sums over rows."""
-    used = [row for row in rows if row["right"]]
-    mosaics = [row["mosaic"] for row in rows if "mosaic" in row]
-    shares = [mosaic["shares"] for mosaic in mosaics if mosaic["shares"]]
-    areas = [areas_of(row["curves"]) for row in used]
-    kinds = [kind for kind in (*KINDS, *BASELINES) if any(kind in of_image for of_image in areas)]
-    maps = {kind: measures_of(kind, areas, shares, used) for kind in kinds}
-    baselines = [kind for kind in kinds if kind in BASELINES]
-    best = max(baselines, key=lambda kind: maps[kind]["insertion_minus_deletion"], default=None)
-    for kind in kinds:
-        name, pairs = "insertion_minus_deletion", [of_image for of_image in areas if {kind, best} <= of_image.keys()]
-        above = mean_and_error(of_image[kind][name] - of_image[best][name] for of_image in pairs)
-        maps[kind] |= {
-            "above_best_baseline": above["mean"],
-            "above_best_baseline_standard_error": above["standard_error"],
-        }
-    ends = [row["curves"]["random"]["insertion"] for row in used]
-    return {
-        "images_measured": len(used),
-        "images_wrong": len(rows) - len(used),
-        "maps": maps,
-        "best_baseline": best,
-        "left_out": [kind for kind in KINDS if kind not in maps],  # without rectifiers, or without the layer
-        "probability_of_pictures": mean_and_error(curve[-1] for curve in ends)["mean"],
-        "probability_of_blurred_copies": mean_and_error(curve[0] for curve in ends)["mean"],
-        "mosaics": len(shares),
-        "mosaics_left_out": dict(Counter(mosaic["left_out"] for mosaic in mosaics if not mosaic["shares"])),
-        "grid_pointing_chance": 0.25,
-        "randomised": survival([row for row in used if "randomised" in row]),
-    }
-
-
-def areas_of(curves: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
-    """Return insertion, deletion and their difference for each kind of map of an image, from its curves."""
-    areas = {}
-    for kind, both in curves.items():
-        insertion, deletion = area(torch.tensor([both["insertion"], both["deletion"]], dtype=torch.float64)).tolist()
-        difference = insertion - deletion
-        areas[kind] = {"insertion": insertion, "deletion": deletion, "insertion_minus_deletion": difference}
-    return areas
-
-
-def measures_of(kind: str, areas: list[dict], shares: list[dict], rows: list[dict]) -> dict:
-    """Return the measures of a kind of map, each beside its standard error over images (grid pointing: over cells)."""
-    own = [of_image[kind] for of_image in areas if kind in of_image]
-    names = ("insertion", "deletion", "insertion_minus_deletion")
-    values = {name: [of_image[name] for of_image in own] for name in names}
-    values["grid_pointing"] = [share for mosaic in shares for share in mosaic.get(kind, [])]
-    for name in ("stability", "other_class") if kind in KINDS else ():
-        values[name] = [row[name].get(kind) for row in rows if name in row]
-    found = {name: mean_and_error(of_images) for name, of_images in values.items()}
-    measures = {"images": len(own), "cells": found["grid_pointing"]["images"]}
-    for name, estimate in found.items():
-        measures |= {name: estimate["mean"], f"{name}_standard_error": estimate["standard_error"]}
-    return measures
-
-
-def survival(rows: list[dict]) -> list[dict]:
-    """Return for each stage of randomisation how many maps could be compared, and their mean rank correlation."""
-    stages = []
-    for k, name in enumerate(rows[0]["down_to"] if rows else []):
-        stage: dict[str, Any] = {"layers": rows[0]["layers"][k], "down_to": name}
-        for kind in rows[0]["randomised"]:
-            found = mean_and_error(row["randomised"][kind][k] for row in rows)
-            stage |= {kind: found["mean"], f"{kind}_standard_error": found["standard_error"]}
-            stage[f"{kind}_maps"] = found["images"]
-        stages.append(stage)
-    return stages
-
-
-def findings(results: dict) -> list[str]:
-    """Return what is said of each kind of map."""
-    lines = []
-    for kind, measures in results["maps"].items():
-        error = measures["insertion_minus_deletion_standard_error"]
-        pointing = "" if measures["grid_pointing"] is None else f", grid pointing {measures['grid_pointing']:.2f}"
-        lines.append(
-            f"{label(kind)}: insertion less deletion {measures['insertion_minus_deletion']:.2f}"
-            + ("" if error is None else f" ± {error:.2f}")
-            + pointing
-        )
-    return lines
-
-
 def point(
     model: common.Classifier, photos: Tensor, classes: Tensor, indices: list[int], options: argparse.Namespace
-) -> tuple[dict[str, list[float | None]] | None, np.ndarray | None]:
+) -> tuple[dict[str, list[float | None]], Tensor]:
     """Return the shares of each kind of map of a mosaic of four photos (4, 3, S, S), and the first class's maps.
 
-    The maps are (kinds, S, S), half of the mosaic's side, as they are drawn. None where the network takes no picture
-    of twice its side.
+    The maps are (kinds, S, S), half of the mosaic's side, as they are drawn.
     """
-    kinds, first = [], []
+    kinds: list[str] = []
+    first: list[Tensor] = []
 
     def maps_of(model: nn.Module, mosaics: Tensor, classes: Tensor) -> Tensor:  # (kinds, 4, 2S, 2S)
         maps = explained_maps(model, mosaics, classes, indices, options)
-        first.append(F.avg_pool2d(torch.stack([of_kind[0] for of_kind in maps.values()]), 2).cpu().numpy())
+        first.append(F.avg_pool2d(torch.stack([of_kind[0] for of_kind in maps.values()]), 2))
         maps |= baseline_maps(mosaics, common.seeded_generators(options.seed, indices))
         kinds.extend(maps)
         return torch.stack([*maps.values()])
 
-    try:
-        common.predict_logits(model, tiled(photos)[None])
-    except (RuntimeError, AssertionError, ValueError):
-        return None, None
     shares = grid_pointing(model, photos, classes, maps_of).tolist()
     known = [[None if np.isnan(share) else share for share in of_kind] for of_kind in shares]
     return dict(zip(kinds, known, strict=True)), first[0]
 
 
-def main() -> None:
+def takes(model: common.Classifier, images: Tensor) -> bool:
+    """Return whether the network takes images of this size, which need not be its own."""
+    try:
+        common.predict_logits(model, images)
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    return True
+
+
+def measure_mosaic(
+    number: int,
+    model: common.Classifier,
+    files: Sequence[common.ImageFile],
+    labels: Sequence[int | None],
+    options: argparse.Namespace,
+    output: common.OutputFolder,
+) -> dict[str, Any]:
+    """Return the members of a mosaic and the shares of its maps, or why there are none; save the first class's maps."""
+
+    def load(file: common.ImageFile) -> Tensor:
+        return model.preprocess(common.read_image(file.path))[None].to(options.device)
+
+    def sure_class(file: common.ImageFile) -> int | None:
+        try:
+            p = common.predict_logits(model, load(file)).softmax(1)[0]
+        except common.UserError:  # one that cannot be read is listed in its own row
+            return None
+        c = int(p.argmax())
+        return c if p[c] >= SURE and labels[file.index] in (None, c) else None
+
+    members = choose_mosaic(number, options.mosaics, files, sure_class)
+    indices = [file.index for file in members.values()]
+    mosaic: dict[str, Any] = {"members": indices, "classes": [*members], "shares": None}
+    if len(members) < 4:
+        return mosaic | {"left_out": f"no four photos of different classes, each with a probability from {SURE} on"}
+    photos = torch.cat([load(file) for file in members.values()])
+    if not takes(model, tiled(photos)[None]):
+        return mosaic | {"left_out": f"the network takes no pictures of {2 * model.input_size} pixels"}
+    mosaic["shares"], maps = point(model, photos, torch.tensor([*members], device=options.device), indices, options)
+    common.write_array(output.file(common.map_name(number, "mosaic")), maps.cpu().numpy())
+    return mosaic
+
+
+def judge(
+    model: common.Classifier,
+    images: Tensor,
+    batch: Sequence[common.ImageFile],
+    classes: Sequence[int | None],
+    options: argparse.Namespace,
+) -> Iterator[dict[str, Any]]:
+    """Yield the row of each image (N, 3, H, W); of a labelled one only where the network gets it right.
+
+    `classes` are the labels or the classes that were asked for; None stands for the most likely one.
+    """
+    logits = common.predict_logits(model, images)
+    best = logits.argmax(1).tolist()
+    ids = [c if asked is None else asked for asked, c in zip(classes, best, strict=True)]
+    explained = torch.tensor(ids, device=images.device)
+    for n, (file, row) in enumerate(zip(batch, class_standing(logits, explained), strict=True)):
+        image, c = images[n : n + 1], explained[n : n + 1]
+        row["right"] = file.label is None or row["rank"] == 1
+        if row["right"]:
+            row["curves"] = measure_image(model, image, c, file.index, options)
+            if file.index < options.randomise:
+                leading = logits[n].topk(2).indices
+                other = leading[leading != c][:1]  # the likeliest of the others
+                row |= check_image(model, image, c, other, file.index, options)
+        yield row
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--strict")
     numbers = {  # of what, by default
         "steps": (STEPS, common.positive, "steps in which pixels come and go"),
@@ -298,77 +262,30 @@ def main() -> None:
         "--noise", default=saliency_of.NOISE, type=at_least_0, metavar="SD", help="standard deviation of their noise"
     )
     parser.set_defaults(limit=32)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
     files = common.test_images(options) if options.images else common.validation_images(options.dataset, options.limit)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
-    files, classes = common.classes_to_explain(options.classes, files, model.categories)
     labelled = not options.images and not options.classes
+    files, classes = common.classes_to_explain(options.classes, files, model.categories)
     if labelled:
-        classes = [common.class_of(file) for file in files]
+        files = common.ImageFiles([file._replace(label=common.class_of(file)) for file in files], files.no_picture)
+    labels = [file.label for file in files]
 
-    def load(file: common.ImageFile) -> Tensor:
-        return model.preprocess(common.read_image(file.path))[None].to(options.device)
-
-    @functools.cache
-    def class_if_sure(file: common.ImageFile) -> int | None:
-        try:
-            p = common.predict_logits(model, load(file)).softmax(1)[0]
-        except common.UserError:  # one that cannot be read is listed in its own row
-            return None
-        c = int(p.argmax())
-        return c if p[c] >= SURE and (not labelled or c == classes[file.index]) else None
-
-    def point_at(number: int) -> dict[str, Any]:
-        members = choose_mosaic(number, options.mosaics, files, class_if_sure)
-        mosaic: dict[str, Any] = {"members": [member.index for member in members], "shares": None}
-        if len(members) < 4:
-            return mosaic | {"left_out": f"no four photos of different classes, each with a probability from {SURE} on"}
-        mosaic["classes"] = [class_if_sure(member) for member in members]
-        own = torch.tensor(mosaic["classes"], device=options.device)
-        photos = torch.cat([load(member) for member in members])
-        mosaic["shares"], maps = point(model, photos, own, mosaic["members"], options)
-        if mosaic["shares"] is None:
-            return mosaic | {"left_out": f"the network takes no pictures of {2 * model.input_size} pixels"}
-        common.write_array(output.file(common.map_name(number, "mosaic")), maps)
-        return mosaic
-
-    def judge(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
-        logits = common.predict_logits(model, images)
-        asked = [classes[file.index] for file in batch]
-        explained = torch.tensor([int(own.argmax()) if c is None else c for c, own in zip(asked, logits, strict=True)])
-        explained = explained.to(images.device)
-        for n, (file, row) in enumerate(zip(batch, class_standing(logits, explained), strict=True)):
-            image, c = images[n : n + 1], explained[n : n + 1]
-            row["right"] = not labelled or row["rank"] == 1
-            if row["right"]:
-                row["curves"] = measure_image(model, image, c, file.index, options)
-                if file.index < options.randomise:
-                    leading = logits[n].topk(2).indices
-                    other = leading[leading != c][:1]  # the likeliest of the others
-                    row |= check_image(model, image, c, other, file.index, options)
+    def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict[str, Any]]:
+        asked = [file.label if labelled else classes[file.index] for file in batch]
+        for file, row in zip(batch, judge(model, images, batch, asked, options), strict=True):
             if file.index < options.mosaics:
-                row["mosaic"] = point_at(file.index)
-                if row["mosaic"]["shares"]:
-                    row["files"] = [common.map_name(file.index, "mosaic")]
+                row["mosaic"] = measure_mosaic(file.index, model, files, labels, options, output)
+                row["files"] = [common.map_name(file.index, "mosaic")] if row["mosaic"]["shares"] else []
             yield row
 
-    rows, skipped = common.explain_images(model, files, judge, options, output)
-    results, used = summary(rows), [row for row in rows if row["right"]]
-    if not used:
-        raise common.UserError(f"the network gets none of {len(rows)} images right: give it other images or weights")
-    output.draw("insertion_deletion", draw_curves, used, results, model, options.steps)
-    output.draw("faithfulness", draw_measures, results, model)
-    if results["randomised"]:
-        images = sum("randomised" in row for row in used)
-        output.draw("randomisation", draw_randomised, results["randomised"], images, model)
-    for row in [row for row in rows if row.get("mosaic", {}).get("shares")][:1]:
-        maps = np.load(output.path / common.map_name(row["index"], "mosaic"))
-        paths = [files[index].path for index in row["mosaic"]["members"]]
-        output.draw("mosaic", draw_mosaic, row["mosaic"], maps, paths, model)
-    columns = results["maps"]["plain"]  # the baselines have no randomisation
-    table = [{"map": kind, **{key: of_kind.get(key) for key in columns}} for kind, of_kind in results["maps"].items()]
-    output.finish(rows, skipped, results, {"faithfulness.csv": table}, model, findings=findings(results))
+    rows, skipped = common.explain_images(model, files, explain, options, output)
+    report.write(rows, skipped, [file.path for file in files], model, options, output)
 
 
 if __name__ == "__main__":

@@ -209,7 +209,8 @@ def labelled_files(options: argparse.Namespace, after: int) -> list[common.Image
     return [file._replace(index=after + k, label=common.class_of(file)) for k, file in enumerate(files)]
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = common.exercise_parser(__doc__, "images", "--limit", "--strict")
     parser.add_argument(
         "--passes",
@@ -226,6 +227,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.dropout is not None and not 0 < options.dropout < 1:
         raise common.UserError(f"--dropout must be above 0 and below 1, not {options.dropout}")
+    return options
+
+
+def main() -> None:
+    options = parse_options()
     tested = common.test_images(options)
     labelled = labelled_files(options, len(tested))
     output = common.OutputFolder(options, __file__)

@@ -20,6 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from explain.shell import keep_freed_memory
+
 import joblib
 import numpy as np
 import torch
@@ -45,7 +47,6 @@ from explain.figures import (
     short,
 )
 from explain.files import list_files, size_of, write_file
-from explain.inference import keep_freed_memory
 from explain.logits import (
     as_logits,
     at_least_one,
@@ -73,7 +74,7 @@ __all__ += ["explain_images", "pad", "record_nondeterminism", "seeded_generators
 __all__ += ["exercise_parser", "option_parser", "positive", "whole", "load_from_options", "load_model", "Classifier"]
 __all__ += ["OutputFolder", "UserError", "write_array", "write_file", "to_pixels", "progress", "MAP_SCALE", "WIDTH"]
 __all__ += ["brightest", "draw_colour_bar", "draw_heading", "draw_image", "draw_map", "draw_picture", "map_name"]
-__all__ += ["panel_grid", "quantity", "short"]
+__all__ += ["panel_grid", "quantity", "short", "keep_freed_memory"]
 
 # Class ids, one for each image, or one for all; None: an image's most likely class
 Classes = Tensor | np.ndarray | Sequence[int | None] | int
@@ -560,7 +561,6 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
     # two threads on one core only wait for each other
     options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
     if options.device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         options.device = accelerator.type if accelerator else "cpu"

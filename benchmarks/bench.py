@@ -47,9 +47,9 @@ def _side(connection: Any, keep_memory: bool, function: str, arguments: tuple) -
 
     warnings.simplefilter("ignore")
     if keep_memory:
-        from explain import shell
+        from explain.shell import keep_freed_memory
 
-        shell.keep_freed_memory()
+        keep_freed_memory()
     try:
         run = getattr(work, function)(*arguments)
         connection.send("ready")

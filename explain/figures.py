@@ -46,6 +46,16 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text
 }
 
+KINDS = {  # of maps, and their colours
+    "plain": BLUE,
+    "smoothed": GREEN,
+    "combined": RED,
+    "guided": ORANGE,
+    "grad_cam": PURPLE,
+    "guided_grad_cam": BLACK,
+}
+BASELINES = {"random": ":", "middle": "-.", "edges": "--", "detail": "-"}  # and their lines
+
 
 @contextmanager
 def figure_style() -> Iterator[None]:
@@ -165,7 +175,7 @@ def write_worth(axes: Axes, row: dict, kind: str) -> None:
     """Write below a map's panel what `faithfulness.worth` said of it, where it was measured."""
     value = row.get(f"{kind}_insertion_minus_deletion")
     if value is not None:
-        axes.set_xlabel(f"{'random' if kind == 'random' else 'worth'} {value:.2f}", labelpad=2)
+        axes.set_xlabel(f"{'random' if kind == 'random' else 'worth'} {round(value, 2) + 0.0:.2f}", labelpad=2)
 
 
 def draw_colour_bar(panels: Sequence[Axes], image: Any) -> None:
@@ -207,6 +217,11 @@ def margins(figure: Figure, title: Text, caption: Text) -> list[float]:
 def short(text: str, length: int = 24) -> str:
     """Return a name cut to `length` characters, for a title."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def label(kind: str) -> str:
+    """Return a kind of map as a reader knows it."""
+    return kind.replace("grad_cam", "Grad-CAM").replace("_", " ")
 
 
 def file_name(row: dict) -> str:

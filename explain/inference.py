@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import timm
@@ -16,19 +15,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from explain.evaluation import predict_logits
 
 MANY_ROWS = 256  # from which on a linear layer gains as a convolution
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed activations for the next pass; elsewhere do nothing.
-
-    By default it gives blocks of more than 32 MB back to the system at once, whose pages are then cleared and mapped
-    again in every pass: a quarter of the time of a pass of 16 images.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # names of parameters in malloc.h
-    with suppress(OSError, AttributeError, TypeError):  # another C library, or none that can be asked
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def prepare(model: nn.Module, example: Tensor) -> nn.Module:

@@ -186,6 +186,40 @@ class OutputFolder:
         """Remove metrics.json, which means complete, and what it lists."""
         self.discard(self.metrics, [name for name in self.earlier()["files"] if name not in but])
 
+    def describe_run(
+        self, rows: Sequence[dict], skipped: Sequence[dict], used: int, model: Classifier | None
+    ) -> dict[str, Any]:
+        """Return what metrics.json says of the run, beside its results and files."""
+        notes = Counter(note for row in rows for note in row.get("notes", []))
+        nondeterministic = sorted({name for row in rows for name in row.get("nondeterministic", [])})
+        metrics = {
+            "script": self.script,
+            "settings": {key: value for key, value in vars(self.options).items() if key not in EXECUTION_OPTIONS},
+            "seed": getattr(self.options, "seed", None),
+            "device": getattr(self.options, "device", None),
+            "deterministic": not nondeterministic,
+            "versions": {**library_versions(), "commit": project_commit()},
+            "images": {
+                "found": used + len(skipped),
+                "used": used,
+                "skipped": list(skipped),
+                "notes": dict(notes),
+                "no_picture": self.no_picture,
+            },
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "figures": list(self.captions),  # in the order in which they are to be read
+            "captions": self.captions,
+            "margins": self.margins,
+            "command": getattr(self.options, "command", f"python {self.script}.py"),
+        }
+        if nondeterministic:
+            metrics["nondeterministic_operations"] = nondeterministic
+        if model is not None:
+            metrics["model"] = {key: getattr(model, key) for key in ("name", "weights", "sha256", "input_size")}
+            metrics["model"] |= {"classes": len(model.categories), "names": model.names_from}
+            metrics["model"] |= {"preprocessing": model.preprocessing, "notes": [*model.notes, *model.warnings]}
+        return metrics
+
     def finish(
         self,
         rows: Sequence[dict],
@@ -204,36 +238,7 @@ class OutputFolder:
             write_file(self.file(name), csv_text(table))
         files = {*self.files, *(name for row in rows for name in row.get("files", []))}
         used = len(rows) if images is None else images
-        notes = Counter(note for row in rows for note in row.get("notes", []))
-        nondeterministic = sorted({name for row in rows for name in row.get("nondeterministic", [])})
-        metrics = {
-            "script": self.script,
-            "settings": {key: value for key, value in vars(self.options).items() if key not in EXECUTION_OPTIONS},
-            "seed": getattr(self.options, "seed", None),
-            "device": getattr(self.options, "device", None),
-            "deterministic": not nondeterministic,
-            "versions": {**library_versions(), "commit": project_commit()},
-            "images": {
-                "found": used + len(skipped),
-                "used": used,
-                "skipped": list(skipped),
-                "notes": dict(notes),
-                "no_picture": self.no_picture,
-            },
-            "seconds": round(time.perf_counter() - self.started, 3),
-            "results": results,
-            "files": sorted(files),
-            "figures": list(self.captions),  # in the order in which they are to be read
-            "captions": self.captions,
-            "margins": self.margins,
-            "command": getattr(self.options, "command", f"python {self.script}.py"),
-        }
-        if nondeterministic:
-            metrics["nondeterministic_operations"] = nondeterministic
-        if model is not None:
-            metrics["model"] = {key: getattr(model, key) for key in ("name", "weights", "sha256", "input_size")}
-            metrics["model"] |= {"classes": len(model.categories), "names": model.names_from}
-            metrics["model"] |= {"preprocessing": model.preprocessing, "notes": [*model.notes, *model.warnings]}
+        metrics = self.describe_run(rows, skipped, used, model) | {"results": results, "files": sorted(files)}
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
         if not files.issuperset(self.earlier()["files"]):  # a figure or a PDF that was not drawn this time
             self.discard_metrics(but=files)

@@ -26,8 +26,7 @@ import numpy as np
 from PIL import Image
 
 from explain.errors import UserError, printable, quantity
-from explain.faithfulness_figures import label
-from explain.figures import brightest
+from explain.figures import brightest, label
 from explain.files import is_inside, remove_file, write_file
 from explain.sections import SECTIONS, Section, accuracy, measure_table, number, with_error
 from explain.selective import verdict, worth_of_measures

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from explain.errors import quantity
-from explain.faithfulness_figures import BASELINES, KINDS, label
+from explain.figures import BASELINES, KINDS, label
 
 Results = dict[str, Any]
 

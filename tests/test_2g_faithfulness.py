@@ -16,8 +16,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import common
-from explain import faithfulness, maps
-from explain.faithfulness_figures import stage_of
+from explain import faithfulness, faithfulness_report, maps
 
 script, guided = load_script("2g_faithfulness"), load_script("2f_guided_saliency")
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
@@ -61,7 +60,7 @@ def test_mosaics_take_different_classes_and_no_photo_twice():
     files = [common.ImageFile(k, str(k), None) for k in range(16)]
     classes = {k: k // 2 for k in range(16)} | {1: None, 4: 1, 12: 1}  # photo 1 is missed; 4 and 12 show class 1
     chosen = [script.choose_mosaic(k, 2, files, lambda file: classes[file.index]) for k in range(2)]
-    assert [[file.index for file in members] for members in chosen] == [[0, 4, 8, 14], [3, 5, 9, 13]]
+    assert [[file.index for file in members.values()] for members in chosen] == [[0, 4, 8, 14], [3, 5, 9, 13]]
     assert len(script.choose_mosaic(0, 4, files, lambda file: 7)) == 1  # one class is no mosaic
 
 
@@ -83,7 +82,7 @@ def test_measures_and_their_errors_by_hand():
     rows = [{"right": True, "curves": image, "stability": {"plain": 0.5}, "other_class": {}} for image in images]
     rows += [{"right": False, "mosaic": {"shares": {"plain": [0.5, 1.0, None, 0.0]}}}]
     rows += [{"right": False, "mosaic": {"shares": None, "left_out": "why"}}]
-    results = script.summary(rows)
+    results = faithfulness_report.summary(rows)
     plain = results["maps"]["plain"]  # areas 0.5 and 0.75, less 0.25
     assert plain["insertion"] == 0.625 and plain["deletion"] == 0.25 and plain["insertion_minus_deletion"] == 0.375
     assert plain["insertion_standard_error"] == pytest.approx(0.125) and plain["images"] == 2
@@ -187,7 +186,7 @@ def test_layers_are_randomised_from_the_top_down(toy, images):
 
 def test_a_stage_is_named_by_the_part_of_the_network():
     names = ("network.blocks.5.1.conv_pwl", "network.layer4.2.conv3", "features.28", "classifier", "stem.conv")
-    assert [*map(stage_of, names)] == ["blocks 5", "layer4", "features 28", "classifier", "stem"]
+    assert [*map(faithfulness_report.stage_of, names)] == ["blocks 5", "layer4", "features 28", "classifier", "stem"]
 
 
 def test_cascading_randomisation(images):

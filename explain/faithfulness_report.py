@@ -1,48 +1,145 @@
-"""The figures of 2g: every kind of map beside the baselines."""
+"""The report of 2g: metrics, findings, table and figures of the rows, every kind of map beside the baselines."""
 
 from __future__ import annotations
 
+import argparse
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from explain.errors import quantity
-from explain.faithfulness import tiled
+from explain.errors import UserError, quantity
+from explain.faithfulness import area, mean_and_error, tiled
 from explain.figures import (
-    BLACK,
-    BLUE,
-    GREEN,
+    BASELINES,
     GREY,
-    ORANGE,
-    PURPLE,
-    RED,
+    KINDS,
     WIDTH,
     brightest,
     draw_image,
     draw_legend,
     draw_map,
     draw_picture,
+    label,
     short,
 )
 from explain.networks import Classifier
-
-KINDS = {  # of maps, and their colours
-    "plain": BLUE,
-    "smoothed": GREEN,
-    "combined": RED,
-    "guided": ORANGE,
-    "grad_cam": PURPLE,
-    "guided_grad_cam": BLACK,
-}
-BASELINES = {"random": ":", "middle": "-.", "edges": "--", "detail": "-"}  # and their lines
+from explain.output import OutputFolder
 
 
-def label(kind: str) -> str:
-    """Return a kind of map as a reader knows it."""
-    return kind.replace("grad_cam", "Grad-CAM").replace("_", " ")
+def write(
+    rows: list[dict],
+    skipped: list[dict],
+    photos: Sequence[Path],
+    model: Classifier,
+    options: argparse.Namespace,
+    output: OutputFolder,
+) -> None:
+    """Write figures, table and metrics of the rows. Raises UserError where the network gets no image right."""
+    results, used = summary(rows), [row for row in rows if row["right"]]
+    if not used:
+        raise UserError(f"the network gets none of {len(rows)} images right: give it other images or weights")
+    output.draw("insertion_deletion", draw_curves, used, results, model, options.steps)
+    output.draw("faithfulness", draw_measures, results, model)
+    if results["randomised"]:
+        images = sum("randomised" in row for row in used)
+        output.draw("randomisation", draw_randomised, results["randomised"], images, model)
+    for row in [row for row in rows if row.get("mosaic", {}).get("shares")][:1]:
+        maps = np.load(output.path / row["files"][0])
+        paths = [photos[index] for index in row["mosaic"]["members"]]
+        output.draw("mosaic", draw_mosaic, row["mosaic"], maps, paths, model)
+    columns = results["maps"]["plain"]  # the baselines have no randomisation
+    table = [{"map": kind, **{key: of_kind.get(key) for key in columns}} for kind, of_kind in results["maps"].items()]
+    output.finish(rows, skipped, results, {"faithfulness.csv": table}, model, findings=findings(results))
+
+
+def summary(rows: list[dict]) -> dict:
+    """Return the metrics, from sums over rows."""
+    used = [row for row in rows if row["right"]]
+    mosaics = [row["mosaic"] for row in rows if "mosaic" in row]
+    shares = [mosaic["shares"] for mosaic in mosaics if mosaic["shares"]]
+    areas = [areas_of(row["curves"]) for row in used]
+    kinds = [kind for kind in (*KINDS, *BASELINES) if any(kind in of_image for of_image in areas)]
+    maps = {kind: measures_of(kind, areas, shares, used) for kind in kinds}
+    baselines = [kind for kind in kinds if kind in BASELINES]
+    best = max(baselines, key=lambda kind: maps[kind]["insertion_minus_deletion"], default=None)
+    for kind in kinds:
+        name, pairs = "insertion_minus_deletion", [of_image for of_image in areas if {kind, best} <= of_image.keys()]
+        above = mean_and_error(of_image[kind][name] - of_image[best][name] for of_image in pairs)
+        maps[kind] |= {
+            "above_best_baseline": above["mean"],
+            "above_best_baseline_standard_error": above["standard_error"],
+        }
+    ends = [row["curves"]["random"]["insertion"] for row in used]
+    return {
+        "images_measured": len(used),
+        "images_wrong": len(rows) - len(used),
+        "maps": maps,
+        "best_baseline": best,
+        "left_out": [kind for kind in KINDS if kind not in maps],  # without rectifiers, or without the layer
+        "probability_of_pictures": mean_and_error(curve[-1] for curve in ends)["mean"],
+        "probability_of_blurred_copies": mean_and_error(curve[0] for curve in ends)["mean"],
+        "mosaics": len(shares),
+        "mosaics_left_out": dict(Counter(mosaic["left_out"] for mosaic in mosaics if not mosaic["shares"])),
+        "grid_pointing_chance": 0.25,
+        "randomised": survival([row for row in used if "randomised" in row]),
+    }
+
+
+def areas_of(curves: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """Return insertion, deletion and their difference for each kind of map of an image, from its curves."""
+    areas = {}
+    for kind, both in curves.items():
+        insertion, deletion = area(torch.tensor([both["insertion"], both["deletion"]], dtype=torch.float64)).tolist()
+        difference = insertion - deletion
+        areas[kind] = {"insertion": insertion, "deletion": deletion, "insertion_minus_deletion": difference}
+    return areas
+
+
+def measures_of(kind: str, areas: list[dict], shares: list[dict], rows: list[dict]) -> dict:
+    """Return the measures of a kind of map, each beside its standard error over images (grid pointing: over cells)."""
+    own = [of_image[kind] for of_image in areas if kind in of_image]
+    names = ("insertion", "deletion", "insertion_minus_deletion")
+    values = {name: [of_image[name] for of_image in own] for name in names}
+    values["grid_pointing"] = [share for mosaic in shares for share in mosaic.get(kind, [])]
+    for name in ("stability", "other_class") if kind in KINDS else ():
+        values[name] = [row[name].get(kind) for row in rows if name in row]
+    found = {name: mean_and_error(of_images) for name, of_images in values.items()}
+    measures = {"images": len(own), "cells": found["grid_pointing"]["images"]}
+    for name, estimate in found.items():
+        measures |= {name: estimate["mean"], f"{name}_standard_error": estimate["standard_error"]}
+    return measures
+
+
+def survival(rows: list[dict]) -> list[dict]:
+    """Return for each stage of randomisation how many maps could be compared, and their mean rank correlation."""
+    stages = []
+    for k, name in enumerate(rows[0]["down_to"] if rows else []):
+        stage: dict[str, Any] = {"layers": rows[0]["layers"][k], "down_to": name}
+        for kind in rows[0]["randomised"]:
+            found = mean_and_error(row["randomised"][kind][k] for row in rows)
+            stage |= {kind: found["mean"], f"{kind}_standard_error": found["standard_error"]}
+            stage[f"{kind}_maps"] = found["images"]
+        stages.append(stage)
+    return stages
+
+
+def findings(results: dict) -> list[str]:
+    """Return what is said of each kind of map."""
+    lines = []
+    for kind, measures in results["maps"].items():
+        error = measures["insertion_minus_deletion_standard_error"]
+        pointing = "" if measures["grid_pointing"] is None else f", grid pointing {measures['grid_pointing']:.2f}"
+        lines.append(
+            f"{label(kind)}: insertion less deletion {measures['insertion_minus_deletion']:.2f}"
+            + ("" if error is None else f" ± {error:.2f}")
+            + pointing
+        )
+    return lines
 
 
 def draw_curves(rows: list[dict], results: dict, model: Classifier, steps: int) -> tuple[Figure, list[str]]:
