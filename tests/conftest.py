@@ -70,6 +70,12 @@ SCRIPTS = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files whose tests take longest first, so that no worker is left with them at the end."""
+    long = ("test_shards.py", "test_resume.py", "test_memory.py")
+    items.sort(key=lambda item: item.path.name not in long)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c():
     """Works here, and in all that is started from here, in a background job too, where it is ignored."""
