@@ -251,7 +251,7 @@ def parse_options() -> argparse.Namespace:
     numbers = {  # of what, by default
         "steps": (STEPS, common.positive, "steps in which pixels come and go"),
         "cells": (1, common.positive, "side in pixels of the cells that come and go as one, in the map's mean order"),
-        "mosaics": (2, common.whole, "mosaics of four photos for grid pointing"),
+        "mosaics": (1, common.whole, "mosaics of four photos for grid pointing"),
         "randomise": (3, common.whole, "randomise layers, add noise and change the class for the first N images"),
         "stages": (6, common.positive, "steps in which layers are randomised"),
         "copies": (saliency_of.COPIES, common.positive, "noisy copies for the smoothed map"),
