@@ -256,7 +256,7 @@ def labelled_images(folder: str, model: common.Classifier, limit: int | None) ->
 
 
 def main() -> None:
-    parser = common.exercise_parser(__doc__, "--limit", "--strict")
+    parser = common.exercise_parser(__doc__, "--limit", "--prefetch", "--strict")
     parser.add_argument(
         "folder",
         nargs="?",

@@ -60,7 +60,7 @@ def draw(
 
 
 def main() -> None:
-    options = common.exercise_parser(__doc__, "images", "--limit", "--strict").parse_args()
+    options = common.exercise_parser(__doc__, "images", "--limit", "--prefetch", "--strict").parse_args()
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)

@@ -182,7 +182,7 @@ def load_maps(row: dict, output: common.OutputFolder) -> dict[str, np.ndarray]:
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--strict", "--worth")
+    parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--worth")
     parser.add_argument("--signed", action="store_true", help="show whether more of a pixel raises or lowers the logit")
     parser.add_argument(
         "--copies",

@@ -191,7 +191,9 @@ def draw_grad_cam(
 
 
 def main() -> None:
-    options = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--strict", "--worth").parse_args()
+    options = common.exercise_parser(
+        __doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--worth"
+    ).parse_args()
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)

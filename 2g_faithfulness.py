@@ -247,7 +247,7 @@ def judge(
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--strict")
+    parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict")
     numbers = {  # of what, by default
         "steps": (STEPS, common.positive, "steps in which pixels come and go"),
         "cells": (1, common.positive, "side in pixels of the cells that come and go as one, in the map's mean order"),

@@ -211,7 +211,7 @@ def labelled_files(options: argparse.Namespace, after: int) -> list[common.Image
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = common.exercise_parser(__doc__, "images", "--limit", "--strict")
+    parser = common.exercise_parser(__doc__, "images", "--limit", "--prefetch", "--strict")
     parser.add_argument(
         "--passes",
         type=common.positive,

@@ -13,9 +13,10 @@ import re
 import shlex
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -307,7 +308,7 @@ def explain_images(
     rows_on_disk = Rows(output, options, run_settings(options, output.source, model, inputs), len(files))
     todo = [files[index] for index in rows_on_disk.todo]
     batch = min(options.batch_size, len(files))
-    for rows in explain_batches(model, todo, explain, batch, options.strict, upright):
+    for rows in explain_batches(model, todo, explain, batch, options.strict, upright, options.prefetch):
         rows_on_disk.append(rows)
     rows = rows_on_disk.complete()
     skipped = [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
@@ -323,29 +324,23 @@ def explain_batches(
     batch: int,
     strict: bool = False,
     upright: bool = True,
+    prefetch: int = 0,
 ) -> Iterator[list[dict]]:
     """Run `explain` over the images, `batch` at a time; yield the rows of each batch in the order of the files.
 
     `explain(images (batch, 3, S, S), files)` returns a dict of plain values for each image. Kernels may differ with the
     batch's shape, and so a short batch is padded with copies of its last image, whose rows are dropped. A file that
-    cannot be read gets a row that says why, and is a UserError where the run is `strict`.
+    cannot be read gets a row that says why, and is a UserError where the run is `strict`. `prefetch` batches are read
+    while others are explained.
     """
-
-    def load(file: ImageFile) -> tuple[Tensor, list[str]] | UserError:
-        try:
-            image = read_image(file.path, upright)
-        except UserError as error:
-            return error
-        return model.preprocess(image), image.info["notes"]
-
-    # decoding releases Python's lock; a thread of each reader's own for torch, or they would fight for the cores
-    readers = ThreadPoolExecutor(torch.get_num_threads(), "reader", torch.set_num_threads, (1,))
-    bar = progress(len(files), "images")
-    try:
-        for start in range(0, len(files), batch):
+    device = model.mean.device
+    with (
+        closing(progress(len(files), "images")) as bar,
+        closing(read_batches(model, files, batch, upright, prefetch)) as batches,
+    ):
+        for chunk in batches:
             rows, readable, pixels = [], [], []
-            chunk = files[start : start + batch]
-            for file, loaded in zip(chunk, readers.map(load, chunk), strict=True):
+            for file, loaded in chunk:
                 row = {"index": file.index, "path": file.key}
                 rows.append(row)
                 if isinstance(loaded, UserError):
@@ -357,8 +352,12 @@ def explain_batches(
                     pixels.append(loaded[0])
                     row["notes"] = loaded[1]
             if readable:
-                images = torch.stack(pad(pixels, batch)).to(model.mean.device)
-                with record_nondeterminism(images.device) as operations:
+                images = torch.stack(pad(pixels, batch))
+                # from pinned memory a copy to a GPU does not wait for what the GPU is doing
+                images = (
+                    images.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else images.to(device)
+                )
+                with record_nondeterminism(device) as operations:
                     values = islice(explain(images, pad([file for file, _ in readable], batch)), len(readable))
                     for (_, row), columns in zip(readable, values, strict=True):
                         row.update(columns)
@@ -366,8 +365,34 @@ def explain_batches(
                     row["nondeterministic"] = sorted(operations)
             yield rows
             bar.update(len(rows))
+
+
+def read_batches(
+    model: Classifier, files: Sequence[ImageFile], batch: int, upright: bool, prefetch: int
+) -> Iterator[list[tuple[ImageFile, tuple[Tensor, list[str]] | UserError]]]:
+    """Yield the files, `batch` at a time, each with its preprocessed image and notes on it, or why it has none.
+
+    The next `prefetch` batches are read meanwhile.
+    """
+
+    def load(file: ImageFile) -> tuple[Tensor, list[str]] | UserError:
+        try:
+            image = read_image(file.path, upright)
+        except UserError as error:
+            return error
+        return model.preprocess(image), image.info["notes"]
+
+    # decoding releases Python's lock; a thread of each reader's own for torch, or they would fight for the cores
+    readers = ThreadPoolExecutor(torch.get_num_threads(), "reader", torch.set_num_threads, (1,))
+    ahead: deque[list[tuple[ImageFile, Future]]] = deque()
+    try:
+        for start in range(0, len(files), batch):
+            ahead.append([(file, readers.submit(load, file)) for file in files[start : start + batch]])
+            if len(ahead) > prefetch:
+                yield [(file, future.result()) for file, future in ahead.popleft()]
+        while ahead:
+            yield [(file, future.result()) for file, future in ahead.popleft()]
     finally:
-        bar.close()
         readers.shutdown(cancel_futures=True)
 
 
@@ -478,6 +503,11 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         "OMP_NUM_THREADS, which torchrun sets, is ignored (default: the number of cores)",
     ),
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
+    "--prefetch": dict(
+        type=whole,
+        metavar="N",
+        help="batches read ahead while others are explained (default: 0 on the CPU, which has both to do, 2 elsewhere)",
+    ),
     "--seed": dict(default=0, type=seed, metavar="N", help="seed of the random generators, one per image or class"),
     "--show": dict(default=12, type=positive, metavar="N", help="maximum number of pictures in a figure"),
     "--worth": dict(
@@ -564,6 +594,8 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
     if options.device == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         options.device = accelerator.type if accelerator else "cpu"
+    if getattr(options, "prefetch", 0) is None:
+        options.prefetch = 0 if options.device == "cpu" else 2
     # deterministic matrix products on a GPU; read once, when it is first used
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import warnings
 
 import numpy as np
@@ -317,3 +318,24 @@ def test_a_short_batch_is_filled_up_and_the_filling_thrown_away(tmp_path):
     assert shapes == [(3, 3, model.input_size, model.input_size)] * 2
     assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row.get("explained") for row in rows] == [0, None, 2, 3, 4] and "is not an image" in rows[1]["skipped"]
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2, 9])
+def test_so_many_batches_are_read_while_one_is_explained(prefetch, tmp_path, monkeypatch):
+    model = common.load_model("timm/test_resnet", "random")
+    files = [common.ImageFile(i, f"{i}.png", save_photo(tmp_path / f"{i}.png", i)) for i in range(8)]
+    read, is_read, explained = common.read_image, [threading.Event() for _ in files], []
+
+    def read_and_say(path, upright):
+        is_read[int(path.stem)].set()
+        return read(path, upright)
+
+    def explain(images, batch):
+        explained.extend(file.index for file in batch)
+        last = min(batch[-1].index + 2 * prefetch, 7)
+        assert is_read[last].wait(60) and not any(event.is_set() for event in is_read[last + 1 :])
+        return ({} for _ in batch)
+
+    monkeypatch.setattr(common, "read_image", read_and_say)
+    rows = [row for rows in common.explain_batches(model, files, explain, 2, prefetch=prefetch) for row in rows]
+    assert [row["index"] for row in rows] == explained == [*range(8)]
