@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = ["efficientnet_lite0", "squeezenet1_0", "resnet18", "resnet50", "vgg16"]
-SCRIPTS = ["2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency", "2h_mc_dropout"]
+SCRIPTS = ["2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency"]
+SCRIPTS += ["2g_faithfulness", "2h_mc_dropout"]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -147,6 +148,53 @@ def gradients(turns: int, guided: bool) -> Iterator[dict]:
         yield row
 
 
+def compared(turns: int, work: str, name: str, ours: str, theirs: str, peer: str, most: float) -> Iterator[dict]:
+    """Time two sides of one piece of work whose results are at most so far apart, relative to their norm."""
+    row: dict[str, Any] = {"work": work, "network": name, "peer": peer}
+    try:
+        with sides((True, ours, name), (False, theirs, name)) as started:
+            row["apart"] = relative(*(side.result() for side in started))
+            if row["apart"] <= most:
+                a, b = take_turns([side.seconds for side in started], turns)
+                row |= {"ours_ms": statistics.median(a) / 16 * 1e3, **ratio(b, a)}
+    except ImportError as error:
+        row["cannot"] = str(error)
+    yield row
+
+
+def maps(turns: int) -> Iterator[dict]:
+    """Time the smoothed maps, and Grad-CAM with the guided maps, against other implementations."""
+    for name in ("efficientnet_lite0", "resnet18"):
+        with sides((True, "our_smoothed_maps", name, 0), (True, "our_smoothed_maps", name, 1)) as two_seeds:
+            noise = relative(*(side.result() for side in two_seeds))  # theirs is other noise of the same spread
+        sides_of = "our_smoothed_maps", "captums_smoothed_maps", "captum, NoiseTunnel of Saliency"
+        yield from compared(turns, "2e smoothed maps, 16 copies", name, *sides_of, 1.3 * noise)
+    sides_of = "our_guided_cams", "pytorch_grad_cams", "pytorch-grad-cam, both calls"
+    for row in compared(turns, "2f Grad-CAM and guided map", "resnet18", *sides_of, float("inf")):
+        yield row | {"apart": None}  # theirs is scaled to 0 to 1, and upsampled otherwise
+
+
+def worth(turns: int) -> Iterator[dict]:
+    """Time insertion and deletion of four images against a loop over pictures."""
+    sides_of = "our_insertion_deletion", "plain_insertion_deletion", "a picture at a time"
+    yield from compared(turns, "2g insertion and deletion, 28 steps", NETWORKS[0], *sides_of, 1e-4)
+
+
+def prefetch(turns: int) -> Iterator[dict]:
+    """Time reading beside a network that only waits, as long as reading takes, against the longer of the two."""
+    with sides((True, "reading", NETWORKS[0], 0, 0.0)) as started:
+        (alone,) = take_turns([started[0].seconds], turns)
+    wait = statistics.median(alone) / 48
+    with sides(*((True, "reading", NETWORKS[0], ahead, wait) for ahead in (0, 2))) as started:
+        times = take_turns([side.seconds for side in started], turns)
+    for ahead, seconds in zip((0, 2), times, strict=True):
+        row = {"work": f"reading beside a network that waits, --prefetch {ahead}", "network": NETWORKS[0]}
+        longer = [48 * wait] * len(seconds)
+        yield {**row, "limit": "the longer of the two", "ours_ms": statistics.median(seconds) / 768 * 1e3} | ratio(
+            seconds, longer
+        )
+
+
 PARTS = ["as built", "channels-last", "folded", "rearranged"]
 
 
@@ -220,7 +268,7 @@ def passes(turns: int) -> Iterator[dict]:
 def ascent(turns: int) -> Iterator[dict]:
     """Time 2c against bare forward and backward passes and against one class at a time."""
     name = NETWORKS[0]
-    methods = ["plain", "gaussian"]
+    methods = ["plain", "gaussian", "natural"]
     given = [(True, "our_ascent", name, method) for method in methods]
     with sides(*given, (True, "bare_steps", name), (False, "one_at_a_time", name)) as started:
         *ours, bare, single = take_turns([side.seconds for side in started], turns)
@@ -276,6 +324,9 @@ def memory(turns: int) -> Iterator[dict]:
 WORK: dict[str, Callable[[int], Iterator[dict]]] = {
     "2e": lambda turns: gradients(turns, guided=False),
     "2f": lambda turns: gradients(turns, guided=True),
+    "maps": maps,
+    "2g": worth,
+    "prefetch": prefetch,
     "parts": parts,
     "2b": evaluation,
     "2h": passes,
@@ -293,7 +344,7 @@ def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
     wide = "avx512" in " ".join(lines)
-    names = ["torch", "torchvision", "timm", "captum", "baal", "torch-uncertainty", "Pillow", "numpy"]
+    names = ["torch", "torchvision", "timm", "captum", "grad-cam", "baal", "torch-uncertainty", "Pillow", "numpy"]
     versions = {"python": platform.python_version()}
     for name in names:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -25,9 +26,11 @@ sys.path.insert(0, str(ROOT))
 
 import common  # noqa: E402
 from explain import inference  # noqa: E402
+from explain.faithfulness import blurred  # noqa: E402
 
 BATCH = 16
 CLASSES = [55, 76, 949, 251, 129, 22]  # of 2c, its default
+COPIES, NOISE = 16, 0.15  # of the smoothed map
 STEPS = 20  # of gradient ascent that are timed
 FILES = 192  # of 2b: the photos again and again
 
@@ -131,6 +134,97 @@ def bare_forward(name: str, count: int = BATCH) -> Callable[[], Tensor]:
     return run
 
 
+def our_smoothed_maps(name: str, seed: int = 0) -> Callable[[], Tensor]:
+    saliency, model, images, classes = script("2e_saliency"), prepared(name), batch(), targets()
+    generators = partial(common.seeded_generators, seed, range(BATCH))
+    return lambda: saliency.smoothed_saliency_maps(model, images, classes, generators(), COPIES, NOISE)
+
+
+def captums_smoothed_maps(name: str) -> Callable[[], Tensor]:
+    from captum.attr import NoiseTunnel, Saliency
+
+    torch.manual_seed(0)
+    plain, images, classes = Saliency(eager(name)), batch(), targets()
+    attribute = plain.attribute
+    # the largest of the channels, then the mean over copies
+    plain.attribute = lambda x, **more: attribute(x, **more).amax(1, keepdim=True).expand_as(x)
+    method, settings = NoiseTunnel(plain), dict(nt_samples=COPIES, nt_samples_batch_size=1, stdevs=NOISE)
+    return lambda: method.attribute(images, target=classes, **settings).detach()[:, 0]
+
+
+def our_guided_cams(name: str) -> Callable[[], Tensor]:
+    guided, model, images, classes = script("2f_guided_saliency"), prepared(name), batch(), targets()
+
+    def run() -> Tensor:
+        maps = guided.all_maps(model, images, classes)[0]
+        return torch.stack([maps["grad_cam"], maps["guided"]])
+
+    return run
+
+
+def pytorch_grad_cams(name: str) -> Callable[[], Tensor]:
+    """Grad-CAM of the batch, and guided backpropagation, which takes one image at a time."""
+    from pytorch_grad_cam import GradCAM, GuidedBackpropReLUModel
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    model, images, classes = eager(name), batch(), targets().tolist()
+    cam, guided = GradCAM(model, [model[1].layer4[-1]]), GuidedBackpropReLUModel(model)
+
+    def run() -> Tensor:
+        cams = torch.from_numpy(cam(images.clone(), [ClassifierOutputTarget(c) for c in classes]))
+        own = [guided(images[n : n + 1].clone(), c) for n, c in enumerate(classes)]  # (H, W, 3)
+        return torch.stack([cams, torch.stack([torch.from_numpy(abs(one).max(2)) for one in own])])
+
+    return run
+
+
+def our_insertion_deletion(name: str) -> Callable[[], Tensor]:
+    method, model, images, classes = script("2g_faithfulness").insertion_deletion, prepared(name), batch(4), targets(4)
+    maps = torch.rand(4, 224, 224, generator=torch.Generator().manual_seed(0))
+    return lambda: torch.stack(method(model, images, classes, maps, 28))
+
+
+def plain_insertion_deletion(name: str) -> Callable[[], Tensor]:
+    """A picture at a time through the eager network, as the method is written down."""
+    model, images, classes = eager(name), batch(4), targets(4).tolist()
+    maps = torch.rand(4, 224, 224, generator=torch.Generator().manual_seed(0))
+    copies = blurred(images)
+
+    @torch.no_grad()
+    def area(start: Tensor, end: Tensor, order: Tensor, c: int) -> float:
+        p = []
+        for k in range(29):
+            picture, moved = start.clone().flatten(1), order[: len(order) * k // 28]
+            picture[:, moved] = end.flatten(1)[:, moved]
+            p.append(float(model(picture.view_as(start)[None]).softmax(1)[0, c]))
+        return sum((a + b) / 2 for a, b in zip(p, p[1:], strict=False)) / 28
+
+    def run() -> Tensor:
+        rows = []
+        for image, copy, saliency, c in zip(images, copies, maps, classes, strict=True):
+            order = saliency.flatten().argsort(descending=True)
+            rows.append([area(copy, image, order, c), area(image, copy, order, c)])
+        return torch.tensor(rows).T
+
+    return run
+
+
+def reading(name: str, prefetch: int, wait: float) -> Callable[[], Tensor]:
+    """Read files beside a network that only waits, as one on a GPU lets the CPU wait."""
+    model, files = prepared(name), photos(4 * FILES)
+
+    def explain(images: Tensor, files: list[common.ImageFile]) -> list[dict]:
+        time.sleep(wait)
+        return [{} for _ in files]
+
+    def run() -> Tensor:
+        for _ in common.explain_batches(model, files, explain, BATCH, prefetch=prefetch):
+            pass
+        return torch.zeros(1)
+
+    return run
+
+
 # ------------------------------------------------------------------------------------------------
 # 2b: from files to logits
 
@@ -188,7 +282,7 @@ def plain_evaluation(name: str) -> Callable[[], Tensor]:
 def our_passes(name: str, passes: int) -> Callable[[], Tensor]:
     method = script("2h_mc_dropout").mc_dropout_logits
     model, images = prepared(name), batch()
-    return lambda: method(model, images, passes, common.seeded_generators(0, range(BATCH)), share=True)
+    return lambda: method(model, images, passes, common.seeded_generators(0, range(BATCH)))
 
 
 def loop_of_passes(name: str, passes: int) -> Callable[[], Tensor]:
