@@ -496,6 +496,11 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--std": dict(type=above_0, nargs="+", metavar="X", help="their standard deviation, by channel"),
     "--interpolation": dict(choices=list(INTERPOLATIONS), help="interpolation of the resizing"),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto uses an accelerator if there is one"),
+    "--tf32": dict(
+        action="store_true",
+        help="let an NVIDIA GPU round the inputs of convolutions and matrix products to TF32, 10 bits after the point "
+        "instead of 23: faster, but the last digits of every result differ from a CPU's",
+    ),
     "--threads": dict(
         type=positive,
         metavar="N",
@@ -530,8 +535,8 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--fresh": dict(action="store_true", help="discard existing results and start over"),
 }
-EXERCISE_OPTIONS = ("--dataset", "--output", "--model", "--weights", "--device", "--threads", "--batch-size", "--seed")
-EXERCISE_OPTIONS += ("--names", "--input-size", "--resize", "--mean", "--std", "--interpolation")
+EXERCISE_OPTIONS = ("--dataset", "--output", "--model", "--weights", "--device", "--tf32", "--threads", "--batch-size")
+EXERCISE_OPTIONS += ("--seed", "--names", "--input-size", "--resize", "--mean", "--std", "--interpolation")
 EXERCISE_OPTIONS += ("--whole", "--show", "--no-title", "--pdf", "--shard", "--fresh")
 
 
@@ -584,7 +589,7 @@ def exercise_parser(doc: str, *names: str) -> argparse.ArgumentParser:
 
 
 def load_from_options(options: argparse.Namespace) -> Classifier:
-    """Load the model that the options describe, with its classes' names; resolve `auto`, and set --threads.
+    """Load the model that the options describe, with its classes' names; resolve `auto`, set --threads and --tf32.
 
     What had to be guessed is said on stderr.
     """
@@ -606,6 +611,11 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
         raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
     preprocessing = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
     model = load_model(options.model, options.weights, options.device, **preprocessing)
+    # After loading, since a network's own file may set them too. With the newer switches, which some releases of torch
+    # recommend here in a warning, torch.backends.cudnn.flags fails, which a network may use.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32
     # pictures given as arguments have nothing to do with the dataset
     dataset = None if getattr(options, "images", None) or getattr(options, "folder", None) else Path(options.dataset)
     name_classes(model, options.names, dataset)

@@ -94,11 +94,13 @@ def own_signals():
 
 @pytest.fixture(autouse=True)
 def own_threads_and_randomness():
-    """Each test begins with the same, whichever ran before: scripts that run in this process set the threads."""
-    before = torch.get_num_threads()
+    """Each test begins with the same, whichever ran before: scripts in this process set the threads and TF32."""
+    before, cudnn, matmul = torch.get_num_threads(), torch.backends.cudnn, torch.backends.cuda.matmul
+    tf32 = cudnn.allow_tf32, matmul.allow_tf32
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+    cudnn.allow_tf32, matmul.allow_tf32 = tf32
 
 
 def ends_within(seconds: float, is_running: Callable[[], bool]) -> bool:

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import save_photo
+from conftest import ROOT, save_photo
 from PIL import Image
 
 import common
@@ -18,6 +18,7 @@ from explain import output, shell
 from explain.errors import OthersAtWork
 from explain.figures import figure_style
 from explain.output import save_figure
+from explain.rows import run_settings
 
 
 def stored(path, array, mode=None, **settings):
@@ -300,6 +301,22 @@ def test_an_unknown_device(monkeypatch):
     options.device = "meta"
     with pytest.raises(common.UserError, match="try --device cpu"):
         common.load_from_options(options)
+
+
+@pytest.mark.parametrize("given", [[], ["--tf32"]])
+def test_tf32_only_where_it_is_asked_for(given, tmp_path):
+    """torch's own default rounds a convolution's inputs on a GPU, and not a matrix product's."""
+    arguments = ["--model", "timm/test_resnet", "--weights", "random", "--device", "cpu", "--threads", "1"]
+    options = common.exercise_parser("").parse_args([*arguments, "--dataset", str(tmp_path), *given])
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    for switch in switches:
+        switch.allow_tf32 = not given  # conftest.py sets it back at the end
+    model = common.load_from_options(options)
+    assert [switch.allow_tf32 for switch in switches] == [bool(given)] * 2
+    with torch.backends.cudnn.flags(enabled=False):  # which a network may use, and which reads the switch
+        pass
+    # and rows of one setting are never mixed with those of the other
+    assert run_settings(options, ROOT / "2d_predict.py", model, [])["tf32"] is bool(given)
 
 
 def test_a_short_batch_is_filled_up_and_the_filling_thrown_away(tmp_path):

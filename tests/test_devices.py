@@ -1,0 +1,198 @@
+"""Devices other than the CPU: no method mixes the CPU's tensors with theirs, or waits for them without need.
+
+Without a GPU the methods run on fake tensors, which have a shape and a device but no values, and raise where an
+operation gets tensors of two devices. That the values are right too is tested where there is a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from conftest import load_script
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import common
+from explain.disturbances import disturbed
+from explain.faithfulness import baseline_maps, worth
+
+visualize_classes = load_script("2c_class_visualization").visualize_classes
+saliency, guided = load_script("2e_saliency"), load_script("2f_guided_saliency")
+faithfulness = load_script("2g_faithfulness")
+mc_dropout_logits = load_script("2h_mc_dropout").mc_dropout_logits
+
+NETWORKS = ["efficientnet_lite0", "squeezenet1_0", "resnet18", "alexnet", "timm/test_resnet", "timm/test_vit"]
+HAVE_DROPOUT = {"efficientnet_lite0", "squeezenet1_0", "alexnet"}
+HAVE_NO_RECTIFIERS = {"timm/test_vit"}
+# Not "cuda": without its driver, autograd cannot ask in which stream to go back.
+FAKE = "meta"
+
+
+class Answers(TorchDispatchMode):
+    """Answer what depends on values, so that the methods run through, and count how often they wait for a device.
+
+    Floats are 1, whole numbers 0, all() and any() true, comparisons false, and nothing is found by nonzero().
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = function.overloadpacket.__name__
+        device = args[0].device.type if args and isinstance(args[0], Tensor) else "cpu"
+        if name in ("_local_scalar_dense", "item", "is_nonzero", "allclose", "equal", "nonzero"):
+            self.waits += device != "cpu"
+            if name == "nonzero":
+                return args[0].new_empty((0, args[0].dim()), dtype=torch.long)
+            if name in ("allclose", "equal"):
+                return True
+            return args[0].answer if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 0
+        output = function(*args, **(kwargs or {}))
+        if isinstance(output, Tensor):
+            self.waits += name == "_to_copy" and device != output.device.type == "cpu"
+            if output.dtype == torch.bool:
+                output.answer = name in ("all", "any")
+        return output
+
+
+@contextmanager
+def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
+    """Inside the block, tensors are fake."""
+    torch.set_num_threads(1)  # 2h draws in so many, and fake tensors take no two at once
+    tensor = torch.tensor
+    # torch.tensor(device="meta") makes one that is not fake
+    monkeypatch.setattr(torch, "tensor", lambda data, device=None, **kind: tensor(data, **kind).to(device or "cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True), Answers() as answers:
+        yield answers
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """Return the network on the fake device."""
+    return model._apply(lambda values: torch.empty_like(values, device=FAKE))
+
+
+def generators() -> list[torch.Generator]:
+    return common.seeded_generators(0, range(2))
+
+
+def archetypes(model: nn.Module, method: str, steps: int) -> Tensor:
+    return visualize_classes(model, [0, 1], method, generators(), steps=steps)
+
+
+def everything(name: str, model: nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor | Sequence[Tensor]]]:
+    """Return all that a network of this name has, of two images (2, 3, S, S): what -> function that computes it."""
+    classes = [0, 1]
+    found = {
+        "2e": lambda: saliency.saliency_maps(model, images, classes),
+        "2e smoothed": lambda: saliency.smoothed_saliency_maps(model, images, [0, None], generators(), 3),
+        "2c plain": lambda: archetypes(model, "plain", 2),
+        "2g": lambda: faithfulness.insertion_deletion(model, images, classes, images[:, 0], 2),
+    }
+    if name not in HAVE_NO_RECTIFIERS:
+        found["2f"] = lambda: guided.guided_saliency_maps(model, images, classes)
+        found["2f Grad-CAM"] = lambda: guided.guided_grad_cam_maps(model, images, classes)
+    if name in HAVE_DROPOUT:
+        found["2h"] = lambda: mc_dropout_logits(model, images, 3, generators())
+        found["2h whole"] = lambda: mc_dropout_logits(model, images, 3, generators(), share=False)
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_method_mixes_devices(name, monkeypatch):
+    """All but 2g's randomisation and the measures of 2h, which NumPy computes: it takes no fake tensor."""
+    model = common.load_model(name, "random")
+    size = model.input_size
+    with fake_device(monkeypatch):
+        model, images = moved(model), torch.rand(2, 3, size, size, device=FAKE)
+        found = everything(name, model, images)
+        maps = torch.rand(2, size, size, device=FAKE)
+        # in three steps the images grow, and in the last two the statistics pull; the blur comes in the first two
+        for method in ("gaussian", "natural"):
+            found[f"2c {method}"] = lambda method=method: visualize_classes(
+                model, [0, 1], method, generators(), steps=3, blur_every=1, contrast=0.2
+            )
+        found["2e combined"] = lambda: saliency.combined_maps(images, maps, maps)
+        found["2g baselines"] = lambda: [*baseline_maps(images, generators()).values()]
+        four = torch.cat([images, images])
+        if name != "timm/test_vit":  # which takes no mosaic of four pictures
+            pointing = (model, four, torch.tensor([0, 1, 2, 3], device=FAKE), saliency.saliency_maps)
+            found["2g pointing"] = lambda: faithfulness.grid_pointing(*pointing)
+        found["2h disturbed"] = lambda: [*disturbed(images, generators()).values()]
+        for what, compute in found.items():
+            results = compute()
+            for result in [results] if isinstance(results, Tensor) else results:
+                assert result.device.type == FAKE, what
+        assert set(worth(model, images[0], torch.tensor(1, device=FAKE), {"plain": maps[0]}, generators()[0])) == {
+            "plain_insertion_minus_deletion",
+            "random_insertion_minus_deletion",
+        }
+
+
+class Mixes(nn.Module):
+    """A network with a tensor that does not move with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 4))
+        self.left_behind = torch.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) @ self.weight + self.left_behind
+
+
+def test_a_mixture_is_found(monkeypatch):
+    model = Mixes()
+    with fake_device(monkeypatch):
+        model, images = moved(model), torch.rand(2, 3, 8, 8, device=FAKE)
+        with pytest.raises(RuntimeError, match="same device, but found at least two devices, meta and cpu"):
+            saliency.saliency_maps(model, images, [0, 1])
+
+
+def test_maps_do_not_wait_for_the_device(monkeypatch):
+    """Of given classes; the most likely ones are read from the logits, a number for each image."""
+    model = common.load_model("squeezenet1_0", "random")
+    with fake_device(monkeypatch) as answers:
+        model, images = moved(model), torch.rand(5, 3, 224, 224, device=FAKE)
+        for maps in (saliency.saliency_maps, guided.guided_saliency_maps, guided.guided_grad_cam_maps):
+            maps(model, images, [0, 1, 2, 3, 4])
+            assert answers.waits == 0
+        saliency.saliency_maps(model, images, None)
+        assert answers.waits == 5
+
+
+# ------------------------------------------------------------------------------------------------
+# With a GPU
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
+# Largest difference from the CPU, as a fraction in the root mean square. Logits differ by rounding (float32 from
+# float64: 1e-6 on the CPU). In a gradient a rectifier whose input is nearly 0 may open or close (0.006 there).
+TOLERANCE = {"2e": 0.03, "2e smoothed": 0.03, "2f": 0.03, "2f Grad-CAM": 0.03, "2c plain": 0.03, "2g": 1e-3}
+TOLERANCE |= {"2h": 1e-4, "2h whole": 1e-4}
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("what", TOLERANCE)
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "squeezenet1_0"])
+def test_a_gpu_computes_the_same(name, what):
+    """As the CPU to rounding, and the same bytes twice, but for operations that are named."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    weights = None if name == "efficientnet_lite0" else "random"
+    coarse = torch.rand(2, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    images, results = nn.functional.interpolate(coarse, (224, 224), mode="bilinear"), []
+    for device in ("cpu", "cuda", "cuda"):
+        model = common.load_model(name, weights, device)
+        with common.record_nondeterminism(torch.device(device)) as operations:
+            result = everything(name, model, images.to(device))[what]()
+        result = result if isinstance(result, Tensor) else torch.stack(result)
+        assert result.device.type == device
+        results.append(result.cpu())
+    expected, first, again = results
+    assert (first - expected).norm() <= TOLERANCE[what] * expected.norm()
+    assert torch.equal(first, again) or operations
