@@ -69,7 +69,9 @@ def photos(count: int = BATCH) -> list[common.ImageFile]:
 
 def batch(count: int = BATCH) -> Tensor:
     preprocess = timm.data.create_transform(224, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
-    return torch.stack([preprocess(common.read_image(file.path)) for file in photos(count)])  # (N, 3, 224, 224)
+    images = torch.stack([preprocess(common.read_image(file.path)) for file in photos(count)])  # (N, 3, 224, 224)
+    # in a flat area values are equal: to which of two maxima a pooling layer passes a gradient is up to rounding
+    return images + 1e-3 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
 
 
 def targets(count: int = BATCH) -> Tensor:
@@ -144,11 +146,17 @@ def captums_smoothed_maps(name: str) -> Callable[[], Tensor]:
     from captum.attr import NoiseTunnel, Saliency
 
     torch.manual_seed(0)
-    plain, images, classes = Saliency(eager(name)), batch(), targets()
-    attribute = plain.attribute
-    # the largest of the channels, then the mean over copies
-    plain.attribute = lambda x, **more: attribute(x, **more).amax(1, keepdim=True).expand_as(x)
-    method, settings = NoiseTunnel(plain), dict(nt_samples=COPIES, nt_samples_batch_size=1, stdevs=NOISE)
+
+    class Largest(Saliency):
+        """The largest of the channels: the mean over copies comes after it."""
+
+        def attribute(self, x: Tensor, **more) -> Tensor:
+            return super().attribute(x, **more).amax(1, keepdim=True).expand_as(x)
+
+        attribute.__wrapped__ = attribute  # which NoiseTunnel calls
+
+    images, classes = batch(), targets()
+    method, settings = NoiseTunnel(Largest(eager(name))), dict(nt_samples=COPIES, nt_samples_batch_size=1, stdevs=NOISE)
     return lambda: method.attribute(images, target=classes, **settings).detach()[:, 0]
 
 
