@@ -63,7 +63,7 @@ test-long: .venv/installed-dev
 	$(RUN) -m pip install -q --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
-# beside captum and other peers, written to docs/benchmarks.md and .json: 20 minutes on a machine with nothing else to do
+# beside captum and other peers, written to docs/benchmarks.md and .json: 40 minutes on a machine with nothing else to do
 bench: .venv/installed-bench $(DATA)
 	$(RUN) benchmarks/bench.py
 

@@ -5,7 +5,7 @@ project's side keeps freed memory, as its scripts do; the other side runs as its
 compared first, and a row whose results differ has no ratio. A ratio is the median over the turns, with the minimum and
 the maximum.
 
-    python benchmarks/bench.py                        # everything, in twenty minutes; or `make bench`
+    python benchmarks/bench.py                        # everything, in forty minutes; or `make bench`
     python benchmarks/bench.py --only 2b --turns 3    # replaces the rows of 2b only
 """
 
@@ -364,7 +364,7 @@ def document(found: dict[str, Any], notes: str) -> str:
         "# Benchmarks",
         "",
         "The time and memory of the scripts, against other implementations and against what cannot be avoided, such as "
-        "one forward pass. `make bench` measures them (20 minutes) and writes this page from `benchmarks.json`. Each "
+        "one forward pass. `make bench` measures them (40 minutes) and writes this page from `benchmarks.json`. Each "
         "row times the same work in two processes that take turns; a ratio is the median over the turns, with the "
         "minimum and the maximum.",
         "",
