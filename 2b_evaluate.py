@@ -255,6 +255,21 @@ def labelled_images(folder: str, model: common.Classifier, limit: int | None) ->
     return common.ImageFiles(files[:limit], no_picture), skipped
 
 
+def findings(results: dict) -> list[str]:
+    """Return what is said of the network."""
+    said = [
+        f"{common.quantity(results['images'], 'image')}: loss {results['loss']:.4f}, top-1 "
+        f"{results['top1_accuracy']:.4f}, top-5 {results['top5_accuracy']:.4f}, calibration error "
+        f"{results['expected_calibration_error']:.4f}"
+    ]
+    if scaled := results["temperature_scaling"]:
+        said.append(
+            f"with one temperature ({scaled['temperature']:.2f}), fitted on half of them and judged on the others: "
+            f"loss {scaled['loss']:.4f}, calibration error {scaled['expected_calibration_error']:.4f}"
+        )
+    return said
+
+
 def main() -> None:
     parser = common.exercise_parser(__doc__, "--limit", "--prefetch", "--strict")
     parser.add_argument(
@@ -290,12 +305,8 @@ def main() -> None:
     if results["top1_correct"] < len(rows):
         output.draw("confusion", draw_confusion, rows, model)
         output.draw("mistakes", draw_mistakes, rows, options.show, files, model)
-    finding = (
-        f"{common.quantity(len(rows), 'image')}: loss {results['loss']:.4f}, top-1 {results['top1_accuracy']:.4f}, "
-        f"top-5 {results['top5_accuracy']:.4f}, calibration error {results['expected_calibration_error']:.4f}"
-    )
     tables = {**class_tables(rows, model.categories), "calibration.csv": bins}
-    output.finish(rows, skipped, results, tables, model, findings=[finding])
+    output.finish(rows, skipped, results, tables, model, findings=findings(results))
 
 
 if __name__ == "__main__":
