@@ -188,7 +188,6 @@ def measure_mosaic(
     number: int,
     model: common.Classifier,
     files: Sequence[common.ImageFile],
-    labels: Sequence[int | None],
     options: argparse.Namespace,
     output: common.OutputFolder,
 ) -> dict[str, Any]:
@@ -203,7 +202,7 @@ def measure_mosaic(
         except common.UserError:  # one that cannot be read is listed in its own row
             return None
         c = int(p.argmax())
-        return c if p[c] >= SURE and labels[file.index] in (None, c) else None
+        return c if p[c] >= SURE and file.label in (None, c) else None
 
     members = choose_mosaic(number, options.mosaics, files, sure_class)
     indices = [file.index for file in members.values()]
@@ -274,18 +273,17 @@ def main() -> None:
     files, classes = common.classes_to_explain(options.classes, files, model.categories)
     if labelled:
         files = common.ImageFiles([file._replace(label=common.class_of(file)) for file in files], files.no_picture)
-    labels = [file.label for file in files]
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict[str, Any]]:
         asked = [file.label if labelled else classes[file.index] for file in batch]
         for file, row in zip(batch, judge(model, images, batch, asked, options), strict=True):
             if file.index < options.mosaics:
-                row["mosaic"] = measure_mosaic(file.index, model, files, labels, options, output)
+                row["mosaic"] = measure_mosaic(file.index, model, files, options, output)
                 row["files"] = [common.map_name(file.index, "mosaic")] if row["mosaic"]["shares"] else []
             yield row
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
-    report.write(rows, skipped, [file.path for file in files], model, options, output)
+    report.write(rows, skipped, [file.path for file in files], model, output)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,7 @@ def main() -> None:
 
     files = common.ImageFiles([*tested, *labelled], tested.no_picture)
     rows, skipped = common.explain_images(model, files, explain, options, output)
-    report.write(rows, skipped, [file.path for file in files], model, options, output)
+    report.write(rows, skipped, [file.path for file in files], model, output)
 
 
 if __name__ == "__main__":

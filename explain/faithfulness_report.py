@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,18 +31,13 @@ from explain.output import OutputFolder
 
 
 def write(
-    rows: list[dict],
-    skipped: list[dict],
-    photos: Sequence[Path],
-    model: Classifier,
-    options: argparse.Namespace,
-    output: OutputFolder,
+    rows: list[dict], skipped: list[dict], photos: Sequence[Path], model: Classifier, output: OutputFolder
 ) -> None:
     """Write figures, table and metrics of the rows. Raises UserError where the network gets no image right."""
     results, used = summary(rows), [row for row in rows if row["right"]]
     if not used:
         raise UserError(f"the network gets none of {len(rows)} images right: give it other images or weights")
-    output.draw("insertion_deletion", draw_curves, used, results, model, options.steps)
+    output.draw("insertion_deletion", draw_curves, used, results, model, output.options.steps)
     output.draw("faithfulness", draw_measures, results, model)
     if results["randomised"]:
         images = sum("randomised" in row for row in used)

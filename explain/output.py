@@ -34,7 +34,7 @@ from explain.networks import Classifier
 from explain.page import write_page
 from explain.pictures import read_image, to_pixels
 
-# they decide who computes, or only say what the others do, and so are no part of the result
+# they decide who computes and when files are read, or only say what the others do: no part of the result
 EXECUTION_OPTIONS = ("shard", "fresh", "command", "prefetch")
 # no row depends on them (--names: on the names themselves)
 DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")

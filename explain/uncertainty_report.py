@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,17 +32,13 @@ SETTLING_SHOWN = 5  # images whose curves can be told apart
 
 
 def write(
-    rows: list[dict],
-    skipped: list[dict],
-    photos: Sequence[Path],
-    model: Classifier,
-    options: argparse.Namespace,
-    output: OutputFolder,
+    rows: list[dict], skipped: list[dict], photos: Sequence[Path], model: Classifier, output: OutputFolder
 ) -> None:
     """Write figures, tables and metrics of the rows; those with a label judge what the others say.
 
     Raises UserError where all are labelled: none of the images that were asked for can be used.
     """
+    options = output.options
     tested, labelled = ([row for row in rows if ("label" in row) == known] for known in (False, True))
     if not tested:
         raise UserError(f"none of the images can be used, the first because {skipped[0]['reason']}")
