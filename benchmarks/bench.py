@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def sides(*given: tuple) -> Iterator[list[Side]]:
         yield started
     finally:
         for side in started:
-            side.connection.send(None)
+            with suppress(BrokenPipeError):  # it has failed, and its error is on the way
+                side.connection.send(None)
             side.process.join(10)
             side.process.kill()
 
@@ -148,7 +149,9 @@ def gradients(turns: int, guided: bool) -> Iterator[dict]:
         yield row
 
 
-def compared(turns: int, work: str, name: str, ours: str, theirs: str, peer: str, most: float) -> Iterator[dict]:
+def compared(
+    turns: int, work: str, name: str, ours: str, theirs: str, peer: str, most: float, images: int = 16
+) -> Iterator[dict]:
     """Time two sides of one piece of work whose results are at most so far apart, relative to their norm."""
     row: dict[str, Any] = {"work": work, "network": name, "peer": peer}
     try:
@@ -156,7 +159,7 @@ def compared(turns: int, work: str, name: str, ours: str, theirs: str, peer: str
             row["apart"] = relative(*(side.result() for side in started))
             if row["apart"] <= most:
                 a, b = take_turns([side.seconds for side in started], turns)
-                row |= {"ours_ms": statistics.median(a) / 16 * 1e3, **ratio(b, a)}
+                row |= {"ours_ms": statistics.median(a) / images * 1e3, **ratio(b, a)}
     except ImportError as error:
         row["cannot"] = str(error)
     yield row
@@ -170,29 +173,28 @@ def maps(turns: int) -> Iterator[dict]:
         sides_of = "our_smoothed_maps", "captums_smoothed_maps", "captum, NoiseTunnel of Saliency"
         yield from compared(turns, "2e smoothed maps, 16 copies", name, *sides_of, 1.3 * noise)
     sides_of = "our_guided_cams", "pytorch_grad_cams", "pytorch-grad-cam, both calls"
-    for row in compared(turns, "2f Grad-CAM and guided map", "resnet18", *sides_of, float("inf")):
-        yield row | {"apart": None}  # theirs is scaled to 0 to 1, and upsampled otherwise
+    yield from compared(turns, "2f Grad-CAM and guided map", "resnet18", *sides_of, 0.02)
 
 
 def worth(turns: int) -> Iterator[dict]:
     """Time insertion and deletion of four images against a loop over pictures."""
     sides_of = "our_insertion_deletion", "plain_insertion_deletion", "a picture at a time"
-    yield from compared(turns, "2g insertion and deletion, 28 steps", NETWORKS[0], *sides_of, 1e-4)
+    yield from compared(turns, "2g insertion and deletion, 28 steps", NETWORKS[0], *sides_of, 1e-4, images=4)
 
 
 def prefetch(turns: int) -> Iterator[dict]:
     """Time reading beside a network that only waits, as long as reading takes, against the longer of the two."""
-    with sides((True, "reading", NETWORKS[0], 0, 0.0)) as started:
+    batches = 48
+    with sides((True, "reading", NETWORKS[0], batches, 0, 0.0)) as started:
         (alone,) = take_turns([started[0].seconds], turns)
-    wait = statistics.median(alone) / 48
-    with sides(*((True, "reading", NETWORKS[0], ahead, wait) for ahead in (0, 2))) as started:
+    longer = statistics.median(alone)
+    given = [(True, "reading", NETWORKS[0], batches, ahead, longer / batches) for ahead in (0, 2)]
+    with sides(*given) as started:
         times = take_turns([side.seconds for side in started], turns)
     for ahead, seconds in zip((0, 2), times, strict=True):
         row = {"work": f"reading beside a network that waits, --prefetch {ahead}", "network": NETWORKS[0]}
-        longer = [48 * wait] * len(seconds)
-        yield {**row, "limit": "the longer of the two", "ours_ms": statistics.median(seconds) / 768 * 1e3} | ratio(
-            seconds, longer
-        )
+        row |= {"limit": "the longer of the two", "ours_ms": statistics.median(seconds) / batches / 16 * 1e3}
+        yield row | ratio(seconds, [longer] * len(seconds))
 
 
 PARTS = ["as built", "channels-last", "folded", "rearranged"]

@@ -161,17 +161,13 @@ def captums_smoothed_maps(name: str) -> Callable[[], Tensor]:
 
 
 def our_guided_cams(name: str) -> Callable[[], Tensor]:
+    """All maps of 2f, of which the guided ones are compared."""
     guided, model, images, classes = script("2f_guided_saliency"), prepared(name), batch(), targets()
-
-    def run() -> Tensor:
-        maps = guided.all_maps(model, images, classes)[0]
-        return torch.stack([maps["grad_cam"], maps["guided"]])
-
-    return run
+    return lambda: guided.all_maps(model, images, classes)[0]["guided"]
 
 
 def pytorch_grad_cams(name: str) -> Callable[[], Tensor]:
-    """Grad-CAM of the batch, and guided backpropagation, which takes one image at a time."""
+    """Grad-CAM of the batch, scaled to 0 to 1, and guided backpropagation, one image at a time, which is compared."""
     from pytorch_grad_cam import GradCAM, GuidedBackpropReLUModel
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -179,9 +175,9 @@ def pytorch_grad_cams(name: str) -> Callable[[], Tensor]:
     cam, guided = GradCAM(model, [model[1].layer4[-1]]), GuidedBackpropReLUModel(model)
 
     def run() -> Tensor:
-        cams = torch.from_numpy(cam(images.clone(), [ClassifierOutputTarget(c) for c in classes]))
-        own = [guided(images[n : n + 1].clone(), c) for n, c in enumerate(classes)]  # (H, W, 3)
-        return torch.stack([cams, torch.stack([torch.from_numpy(abs(one).max(2)) for one in own])])
+        cam(images.clone(), [ClassifierOutputTarget(c) for c in classes])
+        maps = [guided(images[n : n + 1].clone(), c) for n, c in enumerate(classes)]  # (H, W, 3)
+        return torch.stack([torch.from_numpy(abs(one).max(2)) for one in maps])
 
     return run
 
@@ -217,9 +213,9 @@ def plain_insertion_deletion(name: str) -> Callable[[], Tensor]:
     return run
 
 
-def reading(name: str, prefetch: int, wait: float) -> Callable[[], Tensor]:
+def reading(name: str, batches: int, prefetch: int, wait: float) -> Callable[[], Tensor]:
     """Read files beside a network that only waits, as one on a GPU lets the CPU wait."""
-    model, files = prepared(name), photos(4 * FILES)
+    model, files = prepared(name), photos(batches * BATCH)
 
     def explain(images: Tensor, files: list[common.ImageFile]) -> list[dict]:
         time.sleep(wait)
