@@ -58,23 +58,16 @@ TINY += [
 ]  # two threads would wait for each other more than they compute
 ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "6", "--zoom-from", "0.7"]
 ASCENT += ["--judge", "timm/test_efficientnet=random"]
-FEW = ["--show", "2"]  # drawing takes longer than the rest
 SCRIPTS = {
     "2b_evaluate": TINY,
     "2c_class_visualization": TINY + ASCENT,
-    "2d_predict": ["photos", *TINY, *FEW],
-    "2e_saliency": ["photos", *TINY, *FEW, "--copies", "2", "--worth", "1"],
-    "2f_guided_saliency": ["photos", *TINY, *FEW, "--worth", "0"],
-    "2g_faithfulness": ["photos", *TINY, *FEW, "--copies", "1", "--steps", "2", "--randomise", "1", "--stages", "1"]
+    "2d_predict": ["photos", *TINY],
+    "2e_saliency": ["photos", *TINY, "--copies", "2", "--worth", "1"],
+    "2f_guided_saliency": ["photos", *TINY, "--worth", "1"],
+    "2g_faithfulness": ["photos", *TINY, "--copies", "1", "--steps", "2", "--randomise", "1", "--stages", "1"]
     + ["--mosaics", "0"],
-    "2h_mc_dropout": ["photos", *TINY, *FEW, "--passes", "5", "--dropout", "0.5"],
+    "2h_mc_dropout": ["photos", *TINY, "--passes", "5", "--dropout", "0.5"],
 }
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the files whose tests take longest first, so that no worker is left with them at the end."""
-    long = ("test_shards.py", "test_resume.py", "test_memory.py")
-    items.sort(key=lambda item: item.path.name not in long)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -214,19 +214,8 @@ def free_port() -> int:
     raise OSError("no port is free")
 
 
-FOUR_PHOTOS = [
-    "photos",
-    "--limit",
-    "4",
-    "--batch-size",
-    "2",
-    "--show",
-    "2",
-    "--copies",
-    "2",
-    "--worth",
-    "1",
-]  # one of them broken
+FOUR_PHOTOS = ["photos", "--limit", "4", "--batch-size", "2", "--show", "2"]  # one of them broken
+FOUR_PHOTOS += ["--copies", "2", "--worth", "1"]
 
 
 def torchrun(name: str, *arguments: str, cwd) -> subprocess.Popen:
