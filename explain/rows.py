@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import hashlib
 import io
 import json
@@ -79,16 +80,22 @@ def imported_files(script: Path) -> list[Path]:
         if path in files or path == PAGE or not path.is_file():
             continue
         files.add(path)
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            elif isinstance(node, ast.Constant) and re.fullmatch(r"\d\w+", str(node.value)):
-                names = [node.value]  # of an exercise, for importlib.import_module
-            queue += [ROOT / f"{name.replace('.', '/')}.py" for name in map(str, names)]
+        queue += [ROOT / f"{name.replace('.', '/')}.py" for name in names_imported(path)]
     return sorted(files)
+
+
+@functools.cache  # a process goes on with the code that it began with
+def names_imported(path: Path) -> list[str]:
+    """Return the modules that a Python file may import, by name; `from a import b` may mean a.b."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"\d\w+", str(node.value)):
+            names.append(str(node.value))  # of an exercise, for importlib.import_module
+    return names
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -47,15 +47,9 @@ def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.Monke
 
 # Seven scripts on a network of 0.1 million parameters, in fractions of a second: what is looked at here is
 # what they leave behind. Eight images in batches of three, one of them broken.
-TINY = ["--model", "timm/test_resnet", "--weights", "random", "--batch-size", "3", "--dataset", "data"]
-TINY += [
-    "--output",
-    "output",
-    "--threads",
-    "1",
-    "--show",
-    "2",
-]  # two threads would wait for each other more than they compute
+TINY = ["--model", "timm/test_resnet", "--weights", "random", "--input-size", "64", "--batch-size", "3"]
+# two threads would wait for each other more than they compute
+TINY += ["--dataset", "data", "--output", "output", "--threads", "1", "--show", "2"]
 ASCENT = ["--classes", "1", "76", "251", "55", "22", "--steps", "6", "--zoom-from", "0.7"]
 ASCENT += ["--judge", "timm/test_efficientnet=random"]
 SCRIPTS = {
@@ -127,6 +121,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
+def fork_server() -> multiprocessing.context.ForkServerContext:
+    """Return what starts processes that are forked from one that has imported everything but computed nothing."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["conftest", "common", "scipy.stats", "sklearn.metrics"])
+    return server
+
+
 def start_script(
     name: str,
     *arguments: object,
@@ -135,16 +136,14 @@ def start_script(
     stop_at: int | None = None,
     by: signal.Signals = SIGKILL,
 ) -> multiprocessing.Process:
-    """Start a script in a process of its own, forked from one that has imported everything but computed nothing.
+    """Start a script in a process of its own, by `fork_server`.
 
     What it prints goes to said.out and said.err in the folder `said` (default: `cwd`), to said.events how often it was
     about to touch a file of its output, and to said.peak the most memory that it had (kB). It gets the signal `by` at
     the event with the number `stop_at`: between two of them a kill finds the same files, whenever it comes.
     """
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["conftest", "common", "scipy.stats", "sklearn.metrics"])
     given = (name, [*map(str, arguments)], cwd, said or cwd, stop_at, by)
-    process = server.Process(target=_script, args=given, daemon=True)  # ended with this one, should it hang
+    process = fork_server().Process(target=_script, args=given, daemon=True)  # ended with this one, should it hang
     process.start()
     return process
 

@@ -128,7 +128,7 @@ def test_run_on_photos(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert [len(curve) for curve in rows[0]["curves"]["smoothed"].values()] == [5, 5]
     # the curves are those of the maps that 2e draws
-    model = common.load_model("timm/test_resnet", "random")
+    model = common.load_model("timm/test_resnet", "random", input_size=64)
     image = model.preprocess(common.read_image(tmp_path / "photos/5.png"))[None]
     saliency = load_script("2e_saliency").saliency_maps(model, image, 5)
     expected = faithfulness.insertion_deletion_curves(model, image, 5, saliency, 4)[0, 0]
@@ -146,7 +146,7 @@ def predict_apart(predict):
 
 
 def test_images_that_the_network_gets_wrong_are_counted_and_left_out(tmp_path, monkeypatch):
-    model = common.load_model("timm/test_resnet", "random")
+    model = common.load_model("timm/test_resnet", "random", input_size=64)
     for i in range(4):
         photo = save_photo(tmp_path / "one.png", i)
         c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
@@ -159,7 +159,7 @@ def test_images_that_the_network_gets_wrong_are_counted_and_left_out(tmp_path, m
 
 
 def test_none_right_is_one_sentence(tmp_path, monkeypatch):
-    model = common.load_model("timm/test_resnet", "random")
+    model = common.load_model("timm/test_resnet", "random", input_size=64)
     photo = save_photo(tmp_path / "one.png")
     c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
     save_photo(tmp_path / f"data/DL_data_p/{(c + 1) % 1000}/0.png")

@@ -100,7 +100,7 @@ def test_the_script_and_the_public_function_share_their_core(factor, share, tmp_
     arguments = [*photos, *TINY, "--passes", "4", "--dropout", "0.5", "--show", "1"]
     run_main("2h_mc_dropout", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
 
-    model = common.load_model("timm/test_resnet", "random")
+    model = common.load_model("timm/test_resnet", "random", input_size=64)
     dropout.set_dropout(model, 0.5)
     batch = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
     logits = script.mc_dropout_logits(model, batch, 4, generators(0, 1, 2))
@@ -256,7 +256,7 @@ def test_a_known_images_measures_by_hand():
 
 def test_measures_are_judged_on_the_validation_images(tmp_path, monkeypatch):
     """An untrained network errs on nearly all; five photos are labelled with what it says."""
-    model = common.load_model("timm/test_resnet", "random")
+    model = common.load_model("timm/test_resnet", "random", input_size=64)
     save_photo(tmp_path / "data/DL_data/test_images/a.png", 90)
     for i in range(12):
         photo = save_photo(tmp_path / "one.png", i)

@@ -7,12 +7,11 @@ import os
 import random
 import shutil
 import socket
-import subprocess
-import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPTS, contents, run_main, save_inputs
+from conftest import ROOT, SCRIPTS, contents, fork_server, load_script, run_main, save_inputs
 
 import common
 from explain import files, rows
@@ -215,44 +214,37 @@ def free_port() -> int:
 
 
 FOUR_PHOTOS = ["photos", "--limit", "4", "--batch-size", "2", "--show", "2"]  # one of them broken
-FOUR_PHOTOS += ["--copies", "2", "--worth", "1"]
+FOUR_PHOTOS += ["--copies", "2", "--worth", "0", "--threads", "1"]
 
 
-def torchrun(name: str, *arguments: str, cwd) -> subprocess.Popen:
-    launch = [sys.executable, "-m", "torch.distributed.run", *arguments, ROOT / f"{name}.py", *FOUR_PHOTOS]
-    return subprocess.Popen(launch, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def torchrun(arguments: list[str], cwd: Path) -> None:
+    """Launch processes that, like this one, are forked from one that has imported everything, on every core."""
+    os.chdir(cwd)
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        os.sched_setaffinity(0, range(os.cpu_count()))
+    for number in (1, 2):
+        os.dup2(os.open(f"said.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    load_script("torch.distributed.run").main(["--run-path", "--start-method", "fork", *arguments])
 
 
-@pytest.fixture
-def every_core():
-    """What the machine has, in a worker of pytest-xdist too."""
-    if not hasattr(os, "sched_setaffinity"):  # macOS
-        yield
-        return
-    own = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, range(os.cpu_count()))
-    yield
-    os.sched_setaffinity(0, own)
-
-
-@pytest.mark.usefixtures("every_core")
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_torchrun(nodes, tmp_path, monkeypatch):
     """Two processes on one machine; two machines (here: launchers that meet on loopback) with a process each.
 
-    With the default network, whose bits depend on the number of threads: torchrun asks for one in each process.
+    With the default network, whose bits depend on the number of threads.
     """
     name = "2e_saliency"
     save_inputs(tmp_path)
-    if nodes == 1:
-        launchers = [torchrun(name, "--nproc-per-node", "2", "--master-port", str(free_port()), cwd=tmp_path)]
-    else:
-        meet = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
-        meet += ["--master-port", str(free_port())]
-        launchers = [torchrun(name, *meet, "--node-rank", str(k), cwd=tmp_path) for k in range(2)]
+    meet = ["--nnodes", str(nodes), "--nproc-per-node", str(2 // nodes)]
+    meet += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
+    launchers = []
+    for k in range(nodes):
+        arguments = [*meet, "--node-rank", str(k), str(ROOT / f"{name}.py"), *FOUR_PHOTOS]
+        launchers.append(fork_server().Process(target=torchrun, args=(arguments, tmp_path), daemon=False))
+        launchers[-1].start()
     for launcher in launchers:
-        said, _ = launcher.communicate(timeout=300)
-        assert launcher.returncode == 0, said
+        launcher.join(300)
+        assert launcher.exitcode == 0, [path.read_text() for path in tmp_path.glob("said.*")]
     split = contents(tmp_path / "output" / name)
     shutil.rmtree(tmp_path / "output")
     run_main(name, *FOUR_PHOTOS, cwd=tmp_path, monkeypatch=monkeypatch)
