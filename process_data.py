@@ -92,16 +92,23 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
         "no_picture": counts["no_picture"] + no_picture + others_there,
         "pruned": len(leftovers) if options.prune else 0,
     }
+    print_changes(results, split, [path.relative_to(split).as_posix() for path in leftovers])
+    return rows, skipped, results
+
+
+def print_changes(results: Mapping[str, int], split: Path, leftovers: Sequence[str]) -> None:
+    """Print how many images were split, what is missing, and what no longer belongs there."""
+    images = common.quantity(results["validation_images"], "image")
     classes = common.quantity(results["classes"], "class")
-    changes = f"{written} written, {len(images) - written} unchanged"
-    print(f"{common.quantity(len(images), 'image')} of {classes} -> {split} ({changes})")
-    listed = common.quantity(counts["listed"], "listed file")
-    print(f"{common.quantity(len(tests), 'test image')}; {counts['listed_but_absent']} of {listed} missing")
+    print(f"{images} of {classes} -> {split} ({results['written']} written, {results['unchanged']} unchanged)")
+    listed = common.quantity(results["listed"], "listed file")
+    tests = common.quantity(results["test_images"], "test image")
+    print(f"{tests}; {results['listed_but_absent']} of {listed} missing")
     if leftovers:
         files = common.quantity(len(leftovers), "leftover file")
-        head = f"moved {files} to {split}_pruned:" if options.prune else f"{files} in {split} (see --prune):"
-        print(list_lines(head, [repr(path.relative_to(split).as_posix()) for path in leftovers]))
-    return rows, skipped, results
+        pruned = results["pruned"]
+        head = f"moved {files} to {split}_pruned:" if pruned else f"{files} in {split} (see --prune):"
+        print(list_lines(head, [repr(name) for name in leftovers]))
 
 
 def check_images(
@@ -113,19 +120,8 @@ def check_images(
     and counts for metrics.json. Raises UserError with all problems at once, or prints them with --skip-bad.
     """
     base = Path(options.dataset)
-
-    # compare the folder with the lists
-    labels, problems = read.labels, dict(read.problems)
-    listed = {*labels, *problems}
-    found = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
-    files = {name: path for name, path in found.items() if name in listed or is_picture_name(path)}
-    for name, path in files.items():  # a listed name is only looked up here, and never opened
-        if not is_picture_name(path):
-            problems[name] = f"{name!r} is in the list, but no picture by its name: rename it or take it out"
-        elif name not in listed:
-            problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
-        elif name in labels and not is_inside(path, folder):
-            problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
+    files, problems, no_picture = match_names(folder, read)
+    labels = read.labels
 
     # decode the images that are left
     order = sorted((name for name in files if name not in problems), key=lambda name: (labels[name], Path(name)))
@@ -135,34 +131,52 @@ def check_images(
     if options.strict:
         problems |= {name: f"{name!r} is listed, but not in {folder}: add it" for name in absent}
 
-    # stop at problems
     good = [name for name in order if name not in problems]
-    total = common.quantity(len(problems), "problem")
     if not good:
         head = f"no image in {folder} is readable and listed: put the images there or correct {label_list}"
         if read.first:
             example = f"{next(iter(files), 'a.jpg')} 0"
             head += f", whose first line is {read.first!r}; expected is a file name and a class, as in {example!r}"
         raise UserError(list_lines(head, problems.values()))
-    if problems and not options.skip_bad:
-        head = f"{base} has {total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
-        raise UserError(list_lines(head, problems.values()))
-    if problems:
-        print(list_lines(f"{base} has {total}, skipped because of --skip-bad:", problems.values()), file=sys.stderr)
-
+    report_problems(problems, base, options.skip_bad)
     for index, name in enumerate(good):
         class_id = labels[name]
         place = {"index": index, "path": f"DL_data_p/{class_id}/{name}"}
         rows[name] |= place | {"class": class_id, "name": names[class_id][1]}
     bad = [name for name in files if name in problems]
     skipped = [{"path": key_of(files[name], base), "reason": problems[name]} for name in bad]
-    counts = {"listed": len(listed), "listed_but_absent": len(absent), "problems": len(problems)}
-    counts["no_picture"] = len(found) - len(files)
+    counts: dict[str, Any] = {"listed": len({*labels, *read.problems}), "listed_but_absent": len(absent)}
+    counts |= {"problems": len(problems), "no_picture": no_picture}
     counts["bad_lines"] = [problem for name, problem in problems.items() if name not in files]
     if read.notes:
         counts["read_as"] = read.notes
         print(f"{label_list}: {'; '.join(read.notes)}", file=sys.stderr)
     return {files[name]: rows[name] for name in good}, skipped, counts
+
+
+def match_names(folder: Path, read: Labels) -> tuple[dict[str, Path], dict[str, str], int]:
+    """Return the files in the folder that are listed or pictures, by name, the problems, and how many are neither."""
+    found = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
+    listed, problems = {*read.labels, *read.problems}, dict(read.problems)
+    files = {name: path for name, path in found.items() if name in listed or is_picture_name(path)}
+    for name, path in files.items():  # a listed name is only looked up here, and never opened
+        if not is_picture_name(path):
+            problems[name] = f"{name!r} is in the list, but no picture by its name: rename it or take it out"
+        elif name not in listed:
+            problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
+        elif name in read.labels and not is_inside(path, folder):
+            problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
+    return files, problems, len(found) - len(files)
+
+
+def report_problems(problems: Mapping[str, str], base: Path, skip: bool) -> None:
+    """Raise UserError with all problems of a dataset, or print them where they are to be skipped."""
+    total = common.quantity(len(problems), "problem")
+    if problems and not skip:
+        head = f"{base} has {total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
+        raise UserError(list_lines(head, problems.values()))
+    if problems:
+        print(list_lines(f"{base} has {total}, skipped because of --skip-bad:", problems.values()), file=sys.stderr)
 
 
 def describe_images(role: str, paths: Sequence[Path], base: Path) -> list[dict[str, Any]]:

@@ -7,6 +7,6 @@ Nothing here imports an exercise or common.py. Each line knows those above it, a
 - checkpoints, inference; rectifiers, grad_cam, dropout; maps, faithfulness, disturbances; calibration
 - labels, label_order, datasets, sample; options
 - own_networks, preprocessing; networks; class_names
-- figures; priors; selective; sections, page; output; faithfulness_report, uncertainty_report
+- figures; priors; selective; sections, page; output; evaluation_report, faithfulness_report, uncertainty_report
 - rows; ascent_state, archetypes
 """

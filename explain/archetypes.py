@@ -143,6 +143,20 @@ def summarise(rows: Sequence[dict], reference: dict[str, list[float]]) -> dict[s
     }
 
 
+def summarise_ascents(rows: Sequence[dict], model: Classifier) -> dict[str, Any]:
+    """Return how the ascents of one method went, and what its own network makes of the archetypes."""
+    settings = rows[0]["settings"]
+    return {
+        "settings": settings,
+        "grey_distance_limit": grey_distance_limit(model, settings["max_grey_distance"]),
+        "mean_logit": sum(row["logit"] for row in rows) / len(rows),
+        "starts_drawn_again": sum(row["starts"] - 1 for row in rows),
+        "steps_without_gradient": sum(row["zero_gradient_steps"] for row in rows),
+        f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in rows),
+        "least_probability": min(row["probability"] for row in rows),
+    }
+
+
 def recognition_table(summaries: dict[str, dict], own_name: str) -> list[dict]:
     """Return a line for each kind of pictures and each network: the one explained, then the judges."""
     table = []
@@ -189,16 +203,7 @@ def write_summary(
     methods = list(dict.fromkeys(row["method"] for row in rows))
     for method in methods:
         own = [row for row in rows if row["method"] == method]
-        settings = own[0]["settings"]
-        results[method] = summarise(own, reference) | {
-            "settings": settings,
-            "grey_distance_limit": grey_distance_limit(model, settings["max_grey_distance"]),
-            "mean_logit": sum(row["logit"] for row in own) / len(own),
-            "starts_drawn_again": sum(row["starts"] - 1 for row in own),
-            "steps_without_gradient": sum(row["zero_gradient_steps"] for row in own),
-            f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in own),
-            "least_probability": min(row["probability"] for row in own),
-        }
+        results[method] = summarise(own, reference) | summarise_ascents(own, model)
     kinds = [*methods, *(["photos"] if photos else [])]
     tables = {
         "archetypes.csv": [table_line(row, photos.get(row["class"], {})) for row in rows],

@@ -15,6 +15,7 @@ from torch import nn
 
 import common
 from explain import calibration
+from explain import evaluation_report as report
 
 script = load_script("2b_evaluate")
 
@@ -25,7 +26,7 @@ def test_against_scikit_learn(images):
     classes = torch.tensor([0, 3, 7, 2, 2])
     found = script.evaluate(net, images, classes)
     rows = [{"class": int(c), **{k: v[n].item() for k, v in found.items()}} for n, c in enumerate(classes)]
-    results, _ = script.summary(rows, 8)
+    results, _ = report.summary(rows, 8)
     p = net(images).softmax(1).detach().double().numpy()
     labels = range(8)
     assert results["loss"] == pytest.approx(log_loss(classes, p / p.sum(1, keepdims=True), labels=labels), abs=1e-6)
@@ -44,7 +45,7 @@ def test_a_constant_network_has_no_accuracy(images):
 def test_calibration_by_hand():
     confidence = np.array([0.95, 0.97, 0.55, 0.52, 1.0, 0.2])
     correct = np.array([True, False, True, True, True, False])
-    error, table = script.calibration(confidence, correct, bins=5)
+    error, table = calibration.calibration(confidence, correct, bins=5)
     # (0.8, 1]: 3 images, accuracy 2/3; (0.4, 0.6]: 2, accuracy 1; (0, 0.2]: 1, accuracy 0
     expected = 3 / 6 * abs(2 / 3 - 2.92 / 3) + 2 / 6 * abs(1 - 0.535) + 1 / 6 * 0.2
     assert error == pytest.approx(expected)
