@@ -177,9 +177,11 @@ def maps(turns: int) -> Iterator[dict]:
 
 
 def worth(turns: int) -> Iterator[dict]:
-    """Time insertion and deletion of four images against a loop over pictures."""
-    sides_of = "our_insertion_deletion", "plain_insertion_deletion", "a picture at a time"
-    yield from compared(turns, "2g insertion and deletion, 28 steps", NETWORKS[0], *sides_of, 1e-4, images=4)
+    """Time insertion and deletion of four images against a loop over pictures, and against Quantus."""
+    peers = {"plain_insertion_deletion": "a picture at a time", "quantus_insertion_deletion": "Quantus, PixelFlipping"}
+    for function, peer in peers.items():
+        sides_of = "our_insertion_deletion", function, peer
+        yield from compared(turns, "2g insertion and deletion, 28 steps", NETWORKS[0], *sides_of, 1e-4, images=4)
 
 
 def prefetch(turns: int) -> Iterator[dict]:

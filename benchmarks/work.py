@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -209,6 +210,34 @@ def plain_insertion_deletion(name: str) -> Callable[[], Tensor]:
             order = saliency.flatten().argsort(descending=True)
             rows.append([area(copy, image, order, c), area(image, copy, order, c)])
         return torch.tensor(rows).T
+
+    return run
+
+
+def quantus_insertion_deletion(name: str) -> Callable[[], Tensor]:
+    """Its pixel flipping twice: from the image to the copy, and from the copy to the image."""
+    import quantus
+
+    model, images, classes = eager(name), batch(4), targets(4).numpy()
+    maps = torch.rand(4, 1, 224, 224, generator=torch.Generator().manual_seed(0)).numpy()
+    settings = dict(features_in_step=3 * 224 * 224 // 28, abs=False, normalise=False, disable_warnings=True)
+
+    def curves(start: Tensor, end: Tensor) -> np.ndarray:
+        values = end.flatten(1).numpy()
+
+        def put(arr: np.ndarray, indices: np.ndarray, **_) -> np.ndarray:
+            changed = arr.copy()
+            np.put_along_axis(changed, indices, np.take_along_axis(values, indices, 1), 1)
+            return changed
+
+        flipping = quantus.PixelFlipping(perturb_func=put, **settings)
+        return np.array(flipping(model, start.numpy(), classes, maps, softmax=True, device="cpu"))  # (4, 28)
+
+    def run() -> Tensor:
+        copies = blurred(images)
+        insertion, deletion = curves(copies, images), curves(images, copies)
+        whole = [np.hstack([other[:, -1:], own]) for own, other in ((insertion, deletion), (deletion, insertion))]
+        return torch.tensor(np.array([np.trapezoid(curve, axis=1) / 28 for curve in whole]))
 
     return run
 
