@@ -160,15 +160,15 @@ def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> I
                 f"`python 2b_evaluate.py {split}`"
             )
     folders.sort(key=lambda p: int(p.name))
-    found = [list_pictures(folder) for folder in folders]
-    paths = [path for pictures, _ in found for path in pictures]
+    listings = [list_pictures(folder) for folder in folders]
+    paths = [path for pictures, _ in listings for path in pictures]
     if not paths:
         raise UserError(
             f"{split} holds no validation images: run `python process_data.py` first, "
             "with --sample where there is no dataset"
         )
     files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
-    return ImageFiles(files[:limit], sum(others for _, others in found))
+    return ImageFiles(files[:limit], sum(others for _, others in listings))
 
 
 def class_of(file: ImageFile) -> int:
@@ -338,60 +338,62 @@ def explain_batches(
         closing(progress(len(files), "images")) as bar,
         closing(read_batches(model, files, batch, upright, prefetch)) as batches,
     ):
-        for chunk in batches:
-            rows, readable, pixels = [], [], []
-            for file, loaded in chunk:
-                row = {"index": file.index, "path": file.key}
-                rows.append(row)
-                if isinstance(loaded, UserError):
-                    if strict:
-                        raise loaded
-                    row["skipped"] = str(loaded)
-                else:
-                    readable.append((file, row))
-                    pixels.append(loaded[0])
-                    row["notes"] = loaded[1]
+        for chunk, results, images in batches:
+            rows: list[dict] = [{"index": file.index, "path": file.key} for file in chunk]
+            readable = [n for n, result in enumerate(results) if not isinstance(result, UserError)]
+            for row, result in zip(rows, results, strict=True):
+                if isinstance(result, UserError) and strict:
+                    raise result
+                row |= {"skipped": str(result)} if isinstance(result, UserError) else {"notes": result}
             if readable:
-                images = torch.stack(pad(pixels, batch))
-                # from pinned memory a copy to a GPU does not wait for what the GPU is doing
-                images = (
-                    images.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else images.to(device)
-                )
+                padded = pad(readable, batch)
+                images = images if len(readable) == batch else images[padded]
+                images = images.to(device, non_blocking=images.is_pinned())
                 with record_nondeterminism(device) as operations:
-                    values = islice(explain(images, pad([file for file, _ in readable], batch)), len(readable))
-                    for (_, row), columns in zip(readable, values, strict=True):
-                        row.update(columns)
-                for _, row in readable if operations else ():
-                    row["nondeterministic"] = sorted(operations)
+                    values = islice(explain(images, [chunk[n] for n in padded]), len(readable))
+                    for n, columns in zip(readable, values, strict=True):
+                        rows[n].update(columns)
+                for n in readable if operations else ():
+                    rows[n]["nondeterministic"] = sorted(operations)
             yield rows
             bar.update(len(rows))
 
 
 def read_batches(
     model: Classifier, files: Sequence[ImageFile], batch: int, upright: bool, prefetch: int
-) -> Iterator[list[tuple[ImageFile, tuple[Tensor, list[str]] | UserError]]]:
-    """Yield the files, `batch` at a time, each with its preprocessed image and notes on it, or why it has none.
+) -> Iterator[tuple[Sequence[ImageFile], list[list[str] | UserError], Tensor]]:
+    """Yield the files, `batch` at a time, the notes on each or why it has no image, and their images (batch, 3, S, S).
 
-    The next `prefetch` batches are read meanwhile.
+    Where a file has no image, or there is none, the values are arbitrary. The next `prefetch` batches are read
+    meanwhile.
     """
 
-    def load(file: ImageFile) -> tuple[Tensor, list[str]] | UserError:
+    def load(file: ImageFile, place: Tensor) -> list[str] | UserError:
         try:
             image = read_image(file.path, upright)
         except UserError as error:
             return error
-        return model.preprocess(image), image.info["notes"]
+        place.copy_(model.preprocess(image))
+        return image.info["notes"]
 
+    shape = batch, 3, model.input_size, model.input_size
+    pinned = model.mean.device.type == "cuda"  # from there a copy does not wait for what the GPU is doing
     # decoding releases Python's lock; a thread of each reader's own for torch, or they would fight for the cores
     readers = ThreadPoolExecutor(torch.get_num_threads(), "reader", torch.set_num_threads, (1,))
-    ahead: deque[list[tuple[ImageFile, Future]]] = deque()
+    ahead: deque[tuple[Sequence[ImageFile], list[Future], Tensor]] = deque()
+
+    def first_of_them() -> tuple[Sequence[ImageFile], list[list[str] | UserError], Tensor]:
+        chunk, futures, images = ahead.popleft()
+        return chunk, [future.result() for future in futures], images
+
     try:
         for start in range(0, len(files), batch):
-            ahead.append([(file, readers.submit(load, file)) for file in files[start : start + batch]])
+            chunk, images = files[start : start + batch], torch.empty(shape, pin_memory=pinned)
+            ahead.append((chunk, [readers.submit(load, *both) for both in zip(chunk, images, strict=False)], images))
             if len(ahead) > prefetch:
-                yield [(file, future.result()) for file, future in ahead.popleft()]
+                yield first_of_them()
         while ahead:
-            yield [(file, future.result()) for file, future in ahead.popleft()]
+            yield first_of_them()
     finally:
         readers.shutdown(cancel_futures=True)
 

@@ -156,9 +156,9 @@ def check_images(
 
 def match_names(folder: Path, read: Labels) -> tuple[dict[str, Path], dict[str, str], int]:
     """Return the files in the folder that are listed or pictures, by name, the problems, and how many are neither."""
-    found = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
+    paths = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
     listed, problems = {*read.labels, *read.problems}, dict(read.problems)
-    files = {name: path for name, path in found.items() if name in listed or is_picture_name(path)}
+    files = {name: path for name, path in paths.items() if name in listed or is_picture_name(path)}
     for name, path in files.items():  # a listed name is only looked up here, and never opened
         if not is_picture_name(path):
             problems[name] = f"{name!r} is in the list, but no picture by its name: rename it or take it out"
@@ -166,7 +166,7 @@ def match_names(folder: Path, read: Labels) -> tuple[dict[str, Path], dict[str, 
             problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
         elif name in read.labels and not is_inside(path, folder):
             problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
-    return files, problems, len(found) - len(files)
+    return files, problems, len(paths) - len(files)
 
 
 def report_problems(problems: Mapping[str, str], base: Path, skip: bool) -> None:

@@ -227,9 +227,9 @@ def findings(results: dict[str, Any], methods: Sequence[str]) -> list[str]:
     lines = []
     for method in methods:
         networks = {"the network itself": results[method], **results[method]["judges"]}
-        told = [f"{m['top1']:.3f} first, {m['top5']:.3f} among five by {name}" for name, m in networks.items()]
+        shares = [f"{m['top1']:.3f} first, {m['top5']:.3f} among five by {name}" for name, m in networks.items()]
         lines.append(
-            f"{method}: {quantity(results[method]['classes'], 'archetype')} recognised: {'; '.join(told[::-1])}"
+            f"{method}: {quantity(results[method]['classes'], 'archetype')} recognised: {'; '.join(shares[::-1])}"
         )
     return lines
 

@@ -63,14 +63,14 @@ def temperature_scaling(
     if len(losses) < 2:
         return None
     halves = [slice(0, None, 2), slice(1, None, 2)]
-    chosen = [int(losses[half].mean(0).argmin()) for half in halves]
+    best = [int(losses[half].mean(0).argmin()) for half in halves]
     after, confidence = np.empty(len(losses)), np.empty(len(losses))
-    for half, other in zip(halves, reversed(chosen), strict=True):
+    for half, other in zip(halves, reversed(best), strict=True):
         after[half], confidence[half] = losses[half, other], confidences[half, other]
     error, bins = calibration(confidence, np.asarray(correct))
     return {
         "temperature": float(TEMPERATURES[losses.mean(0).argmin()]),
-        "temperatures_of_halves": [float(TEMPERATURES[k]) for k in chosen],
+        "temperatures_of_halves": [float(TEMPERATURES[k]) for k in best],
         "loss": float(after.mean()),
         "expected_calibration_error": error,
         "mean_confidence": float(confidence.mean()),

@@ -60,18 +60,20 @@ def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
     notes, names = [], None
     if not _is_state_dict(content) or key is not None:
         entries = content if isinstance(content, dict) else {}
-        found = {str(k): v for k, v in entries.items() if isinstance(v, dict) and v and _is_state_dict(v)}
+        state_dicts = {str(k): v for k, v in entries.items() if isinstance(v, dict) and v and _is_state_dict(v)}
         names = names_in(entries)
-        chosen = key or next((k for k in KEYS if k in found), next(iter(found), None))
-        if not found:
+        entry = key or next((k for k in KEYS if k in state_dicts), next(iter(state_dicts), None))
+        if not state_dicts:
             raise UserError(f"{path} is not a state dict (a tensor under each name): save model.state_dict()")
-        if chosen not in found:
-            raise UserError(f"{path} has no state dict under {chosen!r}: valid are {', '.join(found)}")
-        if key is None and chosen not in KEYS and len(found) > 1:
-            raise UserError(f"{path} has several state dicts: give --weights {path}:KEY, one of {', '.join(found)}")
-        left = [str(k) for k in entries if str(k) != chosen]
-        notes.append(f"weights under {chosen!r}" + (f"; left: {', '.join(left)}" if left else ""))
-        content = found[chosen]
+        if entry not in state_dicts:
+            raise UserError(f"{path} has no state dict under {entry!r}: valid are {', '.join(state_dicts)}")
+        if key is None and entry not in KEYS and len(state_dicts) > 1:
+            raise UserError(
+                f"{path} has several state dicts: give --weights {path}:KEY, one of {', '.join(state_dicts)}"
+            )
+        left = [str(k) for k in entries if str(k) != entry]
+        notes.append(f"weights under {entry!r}" + (f"; left: {', '.join(left)}" if left else ""))
+        content = state_dicts[entry]
     kinds = Counter(str(t.dtype)[6:] for t in content.values() if t.is_floating_point() and t.dtype != torch.float32)
     notes += [f"{number} tensors converted from {kind} to float32" for kind, number in sorted(kinds.items())]
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in content.items()}

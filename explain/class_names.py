@@ -19,24 +19,26 @@ def name_classes(model: Classifier, file: str | None, dataset: Path | None) -> N
     Raises UserError where --names, or the dataset's list alone, has another number than the network has classes.
     """
     count = len(model.categories)
-    found = None
+    names_and_source = None
     if file:
-        found = read_names(Path(file)), file
-        if len(found[0]) != count:
-            raise UserError(f"{file} has {len(found[0])} names and {model.name} has {count} classes: give {count}")
-    elif model.checkpoint_names and len(model.checkpoint_names) == count:
-        found = [("", clean(name)) for name in model.checkpoint_names], "the checkpoint"
-    elif dataset:
-        found = read_dataset_names(dataset)
-        if found and len(found[0]) != count:
+        names_and_source = read_names(Path(file)), file
+        if len(names_and_source[0]) != count:
             raise UserError(
-                f"{found[1]} has {len(found[0])} names and {model.name} has {count} classes: give --names with "
-                f"{count}, or another --dataset"
+                f"{file} has {len(names_and_source[0])} names and {model.name} has {count} classes: give {count}"
+            )
+    elif model.checkpoint_names and len(model.checkpoint_names) == count:
+        names_and_source = [("", clean(name)) for name in model.checkpoint_names], "the checkpoint"
+    elif dataset:
+        names_and_source = read_dataset_names(dataset)
+        if names_and_source and len(names_and_source[0]) != count:
+            raise UserError(
+                f"{names_and_source[1]} has {len(names_and_source[0])} names and {model.name} has {count} classes: "
+                f"give --names with {count}, or another --dataset"
             )
     if model.checkpoint_names and len(model.checkpoint_names) != count:
         model.notes.append(f"the checkpoint has {len(model.checkpoint_names)} names for {count} classes: not used")
-    if found:
-        names, source = found
+    if names_and_source:
+        names, source = names_and_source
         model.categories, model.names_from = [name for _, name in names], str(source)
         if any(wnid for wnid, _ in names):
             model.wnids = [wnid for wnid, _ in names]

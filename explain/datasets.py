@@ -31,8 +31,8 @@ def find_file(parent: Path, spellings: Sequence[str]) -> Path | None:
     """Return the first of the spellings that is a file in `parent` or where the development kit has it."""
     for folder in (parent / place for place in KIT):
         files = {p.name.casefold(): p for p in folder.iterdir() if p.is_file()} if folder.is_dir() else {}
-        if found := next((files[s.casefold()] for s in spellings if s.casefold() in files), None):
-            return found
+        if path := next((files[s.casefold()] for s in spellings if s.casefold() in files), None):
+            return path
     return None
 
 
@@ -50,8 +50,8 @@ def find_parts(data: Path) -> tuple[Path, Path | None, Path | None, Path | None]
     kit = labels is not None and labels.name == GROUND_TRUTH and find_file(data, ["meta.mat"])
     needed = {f"folder {IMAGE_FOLDERS[0]}": images, "file val.txt": labels or by_class}
     needed["file synset_words.txt"] = names or by_class or kit
-    for part, found in needed.items():
-        if not found:
+    for part, path in needed.items():
+        if not path:
             raise UserError(f"{data} has no {part}: put it there, or choose another --dataset")
     return images, labels, names, find_folder(data, TEST_FOLDERS)
 
@@ -119,9 +119,9 @@ def class_folders(
 
     notes, by_number = [], sorted(subfolders, key=int) if numbers else subfolders
     if by_number != subfolders:
-        taken, other = ("numbers", "text") if numeric else ("text", "numbers")
+        current, other = ("numbers", "text") if numeric else ("text", "numbers")
         notes.append(
-            f"the folders' names are numbers, and class ids follow their order as {taken}, "
+            f"the folders' names are numbers, and class ids follow their order as {current}, "
             + ("" if numeric else "as in torchvision's ImageFolder (10 before 2), ")
             + f"not as {other}: {'leave out' if numeric else 'add'} --numeric for the other"
         )

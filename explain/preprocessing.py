@@ -34,20 +34,20 @@ class Preprocessing:
     source: str
     transform: Callable[[Image.Image], Tensor] | None = None
 
-    def replace(self, given: dict[str, Any]) -> Preprocessing:
-        """Return it with the values that are `given` by options; the crop keeps its share of the picture."""
-        if not given:
+    def replace(self, options: dict[str, Any]) -> Preprocessing:
+        """Return it with the values of `options` in place of its own; the crop keeps its share of the picture."""
+        if not options:
             return self
-        size = given.get("input_size", self.input_size)
+        size = options.get("input_size", self.input_size)
         scaled = {"resize": max(size, round(self.resize * size / self.input_size))}
         changed = dataclasses.replace(
-            self, **{**scaled, **given, "source": f"{self.source}; by options: {', '.join(sorted(given))}"}
+            self, **{**scaled, **options, "source": f"{self.source}; by options: {', '.join(sorted(options))}"}
         )
         if changed.resize < size:
             raise UserError(f"--resize {changed.resize} is less than the input size of {size}: give at least {size}")
         for name in ("mean", "std"):
             if len(getattr(changed, name)) not in (1, 3):
-                raise UserError(f"--{name} takes one value for all channels, or three: not {len(given[name])}")
+                raise UserError(f"--{name} takes one value for all channels, or three: not {len(options[name])}")
         geometry = changed.input_size, changed.resize, changed.interpolation
         if geometry != (self.input_size, self.resize, self.interpolation):
             changed.transform = None

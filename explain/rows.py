@@ -58,11 +58,11 @@ def run_settings(
     `inputs` names each image (index, key) with its size in bytes. Options that change only the drawing
     or the execution are left out.
     """
-    chosen = {k: value for k, value in vars(options).items() if k not in (*EXECUTION_OPTIONS, *DRAWING_OPTIONS)}
+    choices = {k: value for k, value in vars(options).items() if k not in (*EXECUTION_OPTIONS, *DRAWING_OPTIONS)}
     code = hashlib.sha256()
     for path in imported_files(script):
         code.update(path.read_bytes())
-    settings = chosen | {
+    settings = choices | {
         "weights": f"{model.weights}, SHA-256 {model.sha256}",
         "class names": hashlib.sha256(json.dumps(model.categories).encode()).hexdigest(),
         "list of images": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),

@@ -135,11 +135,11 @@ def of_archetypes(results: Results) -> str:
     if not judged:
         return "No other network has judged the archetypes."
     judge = next(iter(next(iter(judged.values()))["judges"]))
-    told = [
+    shares = [
         f"{number(kind['judges'][judge]['top1'])} of the {name}{'' if name == 'photos' else ' ones'}"
         for name, kind in judged.items()
     ]
-    return f"{judge}, which had no part in making the archetypes, recognises {', '.join(told)}."
+    return f"{judge}, which had no part in making the archetypes, recognises {', '.join(shares)}."
 
 
 def recognised(results: Results) -> dict[str, Results]:
@@ -175,8 +175,8 @@ def worth_sentence(results: Results) -> str:
     worth = results.get("insertion_minus_deletion")
     if not worth:
         return ""
-    told = ", ".join(f"{label(kind)} {number(worth[kind]['mean'])}" for kind in in_order(worth) if worth[kind])
-    return f" Their worth, insertion less deletion: {told}."
+    values = ", ".join(f"{label(kind)} {number(worth[kind]['mean'])}" for kind in in_order(worth) if worth[kind])
+    return f" Their worth, insertion less deletion: {values}."
 
 
 def of_faithfulness(results: Results) -> str:
@@ -246,8 +246,8 @@ def faithfulness_table(results: Results) -> Iterator[Table]:
 def recognition_table(results: Results) -> Iterator[Table]:
     rows = []
     for name, kind in archetype_kinds(results).items():
-        for network, found in (("the network itself", kind), *kind["judges"].items()):
-            values = (number(found[key]) for key in ("top1", "top5", "mean_probability", "median_rank"))
+        for network, measures in (("the network itself", kind), *kind["judges"].items()):
+            values = (number(measures[key]) for key in ("top1", "top5", "mean_probability", "median_rank"))
             rows.append([name, network, number(kind["classes"]), *values])
     heads = ["pictures", "recognised by", "classes", "first", "among five", "mean probability", "median rank"]
     title = "Fraction of pictures whose class a network puts first, or among five (higher is better; photos beside it)"
@@ -255,14 +255,16 @@ def recognition_table(results: Results) -> Iterator[Table]:
 
 
 def mistakes_table(results: Results) -> Iterator[Table]:
-    mistakes = {name: found for name, found in (results.get("mistakes") or {}).items() if isinstance(found, dict)}
+    mistakes = {
+        name: measures for name, measures in (results.get("mistakes") or {}).items() if isinstance(measures, dict)
+    }
     rows = []
-    for name, found in mistakes.items():
-        if "auroc" in found:
-            low_high = found.get("auroc_interval")
+    for name, measures in mistakes.items():
+        if "auroc" in measures:
+            low_high = measures.get("auroc_interval")
             interval = "" if not low_high else f" ({number(low_high[0])} to {number(low_high[1])})"
-            risk = number(found.get("area_under_risk_coverage"))
-            rows.append([name.replace("_", " "), number(found["auroc"]) + interval, risk])
+            risk = number(measures.get("area_under_risk_coverage"))
+            rows.append([name.replace("_", " "), number(measures["auroc"]) + interval, risk])
     if rows:
         title = "Does it find the network's mistakes? AUROC: higher is better, 0.5 is chance; risk: lower is better"
         yield Table(title, ["measure", "AUROC (95 % interval)", "area under risk and coverage"], rows)

@@ -80,18 +80,18 @@ def judge_measures(rows: Sequence[dict], seed: int | None = None) -> dict[str, d
         if all(row[name] is not None for row in rows):
             mistakes = np.array([not row[whose]["right"] for row in rows])
             known[name] = sign * np.array([row[name] for row in rows]), mistakes
-    found: dict[str, dict] = {}
+    results: dict[str, dict] = {}
     for name, (uncertainty, mistakes) in known.items():
         enough = FEWEST <= mistakes.sum() <= len(rows) - FEWEST
-        found[name] = {
+        results[name] = {
             "mistakes": int(mistakes.sum()),
             "mean": float(np.mean([row[name] for row in rows])),
             "auroc": auroc(uncertainty, mistakes) if enough else None,
             "area_under_risk_coverage": float(risk_coverage(uncertainty, mistakes).mean()),
         }
-    judged = [name for name in known if found[name]["auroc"] is not None]
+    judged = [name for name in known if results[name]["auroc"] is not None]
     if seed is None or BASELINE not in judged:
-        return found
+        return results
     random = np.random.default_rng(seed)
     aurocs, areas = np.empty((2, RESAMPLES, len(judged)))
     for k in range(RESAMPLES):
@@ -102,13 +102,13 @@ def judge_measures(rows: Sequence[dict], seed: int | None = None) -> dict[str, d
             areas[k, m] = risk_coverage(uncertainty, mistakes).mean()
     base = judged.index(BASELINE)
     for m, name in enumerate(judged):
-        found[name] |= {
+        results[name] |= {
             "auroc_interval": interval(aurocs[:, m]),
             "area_under_risk_coverage_interval": interval(areas[:, m]),
-            "above_baseline": found[name]["auroc"] - found[BASELINE]["auroc"],
+            "above_baseline": results[name]["auroc"] - results[BASELINE]["auroc"],
             "above_baseline_interval": interval(aurocs[:, m] - aurocs[:, base]),
         }
-    return found
+    return results
 
 
 def interval(values: np.ndarray) -> list[float]:
@@ -133,12 +133,12 @@ def verdict(judged: dict[str, dict]) -> str:
     """Return in words which measure finds mistakes best, and whether it differs from the baseline beyond the noise."""
     known = {name: measure for name, measure in judged.items() if measure["auroc"] is not None}
     best = max(known, key=lambda name: known[name]["auroc"])
-    said = f"the {in_words(best)} finds mistakes best (AUROC {known[best]['auroc']:.2f})"
+    best_of_all = f"the {in_words(best)} finds mistakes best (AUROC {known[best]['auroc']:.2f})"
     if best != BASELINE:
         beyond = known[best]["above_baseline_interval"][0] > 0
-        return f"{said}, {'' if beyond else 'not '}beyond the noise above the {in_words(BASELINE)}"
+        return f"{best_of_all}, {'' if beyond else 'not '}beyond the noise above the {in_words(BASELINE)}"
     below = [in_words(name) for name in known if known[name]["above_baseline_interval"][1] < 0]
-    return f"{said}; beyond the noise below it: {', '.join(below) or 'none'}"
+    return f"{best_of_all}; beyond the noise below it: {', '.join(below) or 'none'}"
 
 
 def in_words(name: str) -> str:
@@ -169,7 +169,7 @@ def judge(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]]]
         "mistakes": judge_measures(rows, seed),
         "mistakes_under_shift": under_shift,
     }
-    tables = {"mistakes.csv": [{"measure": name, **found} for name, found in results["mistakes"].items()]}
+    tables = {"mistakes.csv": [{"measure": name, **measures} for name, measures in results["mistakes"].items()]}
     if under_shift:
         tables["mistakes_under_shift.csv"] = [
             {"disturbance": name, "accuracy": group["accuracy"], "confidence": group["confidence"], "measure": measure}
@@ -184,15 +184,15 @@ def judge(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]]]
 def worth_of_measures(results: dict) -> str:
     """Return in words what the measures are worth on the validation images."""
     judged = results.get("mistakes", {})
-    told = {name: of_one["auroc"] for name, of_one in judged.items() if of_one["auroc"] is not None}
+    aurocs = {name: of_one["auroc"] for name, of_one in judged.items() if of_one["auroc"] is not None}
     if not judged:
         return "Whether these find mistakes was not measured: it takes labelled images (process_data.py)."
     wrong, images = judged[BASELINE]["mistakes"], results["predictions"]["images"]
-    if not told:
+    if not aurocs:
         return (
             f"Whether these find mistakes cannot be said: {quantity(wrong, 'mistake')} in "
             f"{quantity(images, 'validation image')}, {FEWEST} are needed."
         )
     shown = ("mutual_information", "predictive_entropy", "coefficient_of_variation", BASELINE)
-    numbers = ", ".join(f"{in_words(name)} {told[name]:.2f}" for name in shown if name in told)
+    numbers = ", ".join(f"{in_words(name)} {aurocs[name]:.2f}" for name in shown if name in aurocs)
     return f"AUROC for mistakes on {quantity(images, 'validation image')}: {numbers} (0.5: a coin's)."

@@ -44,7 +44,7 @@ def write(
         raise UserError(f"none of the images can be used, the first because {skipped[0]['reason']}")
     ordered = by_uncertainty(tested)
     judged, judged_tables = selective.judge(labelled, options.seed)
-    worth, said = selective.worth_of_measures(judged), findings(ordered)
+    worth, lines = selective.worth_of_measures(judged), findings(ordered)
     output.save_pictures(tested[: options.show], photos, model)
     output.draw("mc_dropout", draw, ordered[: options.show], len(tested), photos, model, options.passes, worth)
     output.draw("uncertainty", draw_order, ordered, model, options.passes)
@@ -52,15 +52,15 @@ def write(
         output.draw("settling", draw_settling, ordered[:SETTLING_SHOWN], model)
     if judged and any("auroc_interval" in measure for measure in judged["mistakes"].values()):
         output.draw("mistakes", draw_mistakes, labelled, judged["mistakes"], judged["predictions"], model)
-        said.append(selective.verdict(judged["mistakes"]))
+        lines.append(selective.verdict(judged["mistakes"]))
     elif not options.images:
-        said.append(worth)
+        lines.append(worth)
     if judged.get("mistakes_under_shift"):
         images = min(len(labelled), options.shift_limit)
         output.draw("shift", draw_shift, judged["mistakes_under_shift"], images, model)
     results = summary(tested, options.passes, len(model.categories)) | judged
-    made = tables(tested, ordered, model.categories) | judged_tables
-    output.finish(rows, skipped, results, made, model, findings=said)
+    all_tables = tables(tested, ordered, model.categories) | judged_tables
+    output.finish(rows, skipped, results, all_tables, model, findings=lines)
 
 
 def by_uncertainty(rows: list[dict]) -> list[dict]:
