@@ -44,7 +44,7 @@ from explain.priors import GREY
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How an archetype is made. Each setting is an option; what has an initial and a final value changes gradually."""
+    """Settings of an ascent. Each is an option; what has an initial and a final value changes gradually."""
 
     steps: int = setting(120, "number of steps", common.positive)
     rate: float = setting(0.04, "initial root mean square change of a pixel in a step (1: black to white)")

@@ -64,7 +64,9 @@ def smoothed_saliency_maps(
     for each image. Smilkov et al. 2017, SmoothGrad, section 3, of saliency maps (absolute values). Raises UserError
     where `common.forward_pass` does, and for another number of generators.
     """
-    classes = common.forward_pass(model, images, classes).classes
+    ids = common.class_ids(classes, len(images))
+    if None in ids:
+        ids = common.forward_pass(model, images, ids).classes.tolist()
     if copies < 1 or len(generators) != len(images):
         raise common.UserError(
             f"{copies} copies, {len(generators)} generators for {len(images)} images: give at least one copy, and a "
@@ -73,15 +75,18 @@ def smoothed_saliency_maps(
     total = torch.zeros_like(images[:, 0])
     together = ROWS_TOGETHER // max(1, len(images)) or 1  # copies of all images in a pass
     for start in range(0, copies, together) if len(images) else ():
-        noisy = [images + noise * noise_of(images, generators) for _ in range(min(together, copies - start))]
-        maps = saliency_maps(model, torch.cat(noisy), classes.repeat(len(noisy)))
+        noisy = [noise_of(images, generators, noise).add_(images) for _ in range(min(together, copies - start))]
+        maps = saliency_maps(model, torch.cat(noisy), ids * len(noisy))
         total += maps.unflatten(0, (len(noisy), len(images))).sum(0)
     return total / copies
 
 
-def noise_of(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """Return normal noise of the images' shape (N, 3, H, W), each image's by its own generator."""
-    return torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
+def noise_of(images: Tensor, generators: Sequence[torch.Generator], spread: float) -> Tensor:
+    """Return normal noise of standard deviation `spread` and the images' shape, each image's by its own generator."""
+    noise = torch.empty(images.shape)
+    for sample, generator in zip(noise, generators, strict=True):
+        sample.normal_(0, spread, generator=generator)
+    return noise.to(images)
 
 
 def combined_maps(images: Tensor, smoothed: Tensor, grad_cam: Tensor | None) -> Tensor:

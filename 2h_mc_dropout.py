@@ -71,7 +71,6 @@ def single_and_mc_logits(
     with common.evaluation_mode(model), torch.inference_mode():
         logits = (shared_passes if share else whole_passes)(model, images, passes, generators)
     common.check_finite(logits[0])
-    logits = common.usable(logits)
     return logits[0], logits[1:]
 
 
@@ -173,17 +172,18 @@ def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: lis
     def draw(shape: tuple[int, ...]) -> Tensor:  # (passes, N, ...)
         numbers = torch.empty(shape, device=generators[0].device)
         # a generator makes one number after the other: those of several images at once
-        list(threads.map(fill, numbers.unbind(1), generators))
+        list(threads.map(fill, numbers[mode.intact :].unbind(1), generators))
         return numbers
 
-    logits: list[Tensor] = []  # (N, classes) of each pass, the deterministic one first
+    logits: list[Tensor] = []  # (passes, N, classes) that ran together, the deterministic pass first
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        while (missing := 1 + passes - len(logits)) > 0:
+        while (missing := 1 + passes - sum(map(len, logits))) > 0:
             with dropout.SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact=0 if logits else 1) as mode:
                 output = common.run_network(model, images)
             rows = common.as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
-            logits += rows.unflatten(0, (mode.passes, len(images)))
-    return torch.stack(logits)
+            logits.append(rows.unflatten(0, (mode.passes, len(images))))
+    with torch.inference_mode(False):  # the caller may compute with them under autograd
+        return torch.cat(logits)
 
 
 def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator]) -> Tensor:
@@ -195,7 +195,8 @@ def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list
         with dropout.DropoutMode(partial(torch.rand, generator=g, device=g.device)):
             sampled = [common.logits_of(model, images[n : n + 1]) for _ in range(passes)]
         columns.append(torch.cat([single[n : n + 1], *sampled]))
-    return torch.stack(columns, 1)
+    with torch.inference_mode(False):
+        return torch.stack(columns, 1)
 
 
 def labelled_files(options: argparse.Namespace, after: int) -> list[common.ImageFile]:

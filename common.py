@@ -32,7 +32,7 @@ from torch.utils.checkpoint import CheckpointError
 from explain.class_names import find_class, find_classes, name_classes
 from explain.datasets import TEST_FOLDERS, find_folder
 from explain.errors import UserError, one_line, printable, quantity
-from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits, usable
+from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits
 from explain.figures import (
     MAP_SCALE,
     WIDTH,
@@ -69,7 +69,7 @@ from explain.rows import Rows, run_settings, shard
 __all__ = ["ImageFile", "ImageFiles", "list_files", "list_pictures", "find_folder", "test_images", "validation_images"]
 __all__ += ["class_of", "read_image", "Classes", "ForwardPass", "forward_pass", "class_score_gradient", "find_class"]
 __all__ += ["classes_to_explain", "class_finding", "class_lines", "file_name", "find_classes", "describe_classes"]
-__all__ += ["check_finite", "device_of", "evaluation_mode", "predict_logits", "usable"]
+__all__ += ["check_finite", "device_of", "evaluation_mode", "predict_logits"]
 __all__ += ["as_logits", "check_images", "class_ids", "logits_of", "run_network"]
 __all__ += ["explain_images", "pad", "record_nondeterminism", "seeded_generators", "Rows", "run_settings", "size_of"]
 __all__ += ["exercise_parser", "option_parser", "positive", "whole", "load_from_options", "load_model", "Classifier"]

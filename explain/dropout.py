@@ -33,6 +33,7 @@ class DropoutMode(TorchFunctionMode):
     """
 
     batch_dimensions = 1
+    intact = 0  # rows in front in which nothing is dropped
 
     def __init__(self, draw: Callable[[tuple[int, ...]], Tensor] | None = None):
         super().__init__()
@@ -74,17 +75,22 @@ class DropoutMode(TorchFunctionMode):
             shape[self.batch_dimensions + 1 :] = [1] * (input.dim() - self.batch_dimensions - 1)
         mask = self.draw(shape).ge_(p).to(input)  # 1 is kept; in place, like what follows: memory is what it costs
         if "alpha" in name:
-            return mask_alpha(input, mask, p)
-        mask.mul_(1 / (1 - p) if p < 1 else 0)
-        return mask.mul_(input) if mask.shape == input.shape else mask * input
+            output = mask_alpha(input, mask, p)
+        else:
+            mask.mul_(1 / (1 - p) if p < 1 else 0)
+            output = mask.mul_(input) if mask.shape == input.shape else mask * input
+        if self.intact:
+            output[: self.intact] = input[: self.intact]
+        return output
 
 
 class SharedPasses(DropoutMode):
     """Let passes share all that comes before the first dropout, where the batch grows.
 
     There an input (images, ...) becomes (passes * images, ...), and `draw` gets the shape (passes, images, ...).
-    The first `intact` passes drop nothing. At most `at_most` passes run together, fewer where the first dropout's
-    inputs of one image hold more than `numbers` values; `passes` is their number, known from that dropout on.
+    The first `intact` passes drop nothing, whatever is drawn for them. At most `at_most` passes run together, fewer
+    where the first dropout's inputs of one image hold more than `numbers` values; `passes` is their number, known from
+    that dropout on.
     """
 
     batch_dimensions = 2
@@ -95,11 +101,7 @@ class SharedPasses(DropoutMode):
         self.passes = 0
 
     def drop(self, input: Tensor, p: float, name: str) -> Tensor:
-        grown = self.grow(input)
-        dropped = super().drop(grown[self.intact :], p, name)
-        if self.intact:
-            dropped = torch.cat([grown[: self.intact], dropped])
-        return dropped.flatten(0, 1)
+        return super().drop(self.grow(input), p, name).flatten(0, 1)
 
     def grow(self, input: Tensor) -> Tensor:
         """Return the input as (passes, images, ...), whether or not its batch has grown before."""

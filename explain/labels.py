@@ -276,14 +276,14 @@ def _two_columns(
 
     sample = [line for _, line in lines[:: len(lines) // SAMPLE + 1]]
     scores: dict[str, int] = {}
-    for how, reading in READINGS.items():
-        scores[how] = sum(fits(reading, line) for line in sample)
-        if scores[how] == len(sample):
+    for layout, reading in READINGS.items():
+        scores[layout] = sum(fits(reading, line) for line in sample)
+        if scores[layout] == len(sample):
             break
-    how = max(scores, key=scores.get)
-    reading = READINGS[how]
-    notes = [] if how == "NAME CLASS" else [f"read as {how}"]
-    if len(lines) > 1 and scores[how] and _is_header(first) and not fits(reading, first):
+    layout = max(scores, key=scores.get)
+    reading = READINGS[layout]
+    notes = [] if layout == "NAME CLASS" else [f"read as {layout}"]
+    if len(lines) > 1 and scores[layout] and _is_header(first) and not fits(reading, first):
         lines = lines[1:]
         notes.append(f"header {first!r} left out")
     return [(number, line, *reading(line)) for number, line in lines], notes

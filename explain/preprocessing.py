@@ -82,8 +82,8 @@ def torchvision_preprocessing(weights: Any) -> Preprocessing:
     real = weights.transforms()
     transform = weights.transforms(mean=(0, 0, 0), std=(1, 1, 1))
     source = f"torchvision's {weights}"
-    how = real.interpolation.value
-    return Preprocessing(real.crop_size[0], real.resize_size[0], real.mean, real.std, how, source, transform)
+    interpolation = real.interpolation.value
+    return Preprocessing(real.crop_size[0], real.resize_size[0], real.mean, real.std, interpolation, source, transform)
 
 
 def timm_preprocessing(network: nn.Module, **trained_with: Any) -> Preprocessing:
@@ -91,5 +91,5 @@ def timm_preprocessing(network: nn.Module, **trained_with: Any) -> Preprocessing
     config = timm.data.resolve_data_config(model=network) | trained_with
     transform = timm.data.create_transform(**{**config, "mean": (0, 0, 0), "std": (1, 1, 1)})
     size = config["input_size"][-1]
-    resize, how = math.floor(size / config["crop_pct"]), config["interpolation"]
-    return Preprocessing(size, resize, config["mean"], config["std"], how, "timm's pretrained_cfg", transform)
+    resize, interpolation = math.floor(size / config["crop_pct"]), config["interpolation"]
+    return Preprocessing(size, resize, config["mean"], config["std"], interpolation, "timm's pretrained_cfg", transform)
