@@ -75,7 +75,7 @@ def random_noise(generators: Sequence[torch.Generator], side: int, noise: float)
     samples = torch.empty(len(generators), 3, side, side, device=generators[0].device)
     for sample, g in zip(samples, generators, strict=True):
         spread = noise * torch.rand(1, generator=g, device=g.device)
-        sample.normal_(0, float(spread), generator=g)
+        sample.normal_(generator=g).mul_(spread)
     return samples
 
 
