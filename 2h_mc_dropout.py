@@ -38,6 +38,7 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a box plot
 # Passes run together, as many as keep the first dropout's input of one image below this many numbers
 # (16 MB). A rule without the batch in it: an image's masks must not depend on its company.
 NUMBERS_TOGETHER = 1 << 22
+NUMBERS_IN_THREADS = 1 << 23  # fewer are drawn sooner than the network's own threads make way for others
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -171,8 +172,9 @@ def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: lis
 
     def draw(shape: tuple[int, ...]) -> Tensor:  # (passes, N, ...)
         numbers = torch.empty(shape, device=generators[0].device)
-        # a generator makes one number after the other: those of several images at once
-        list(threads.map(fill, numbers[mode.intact :].unbind(1), generators))
+        # a generator makes one number after the other; of many, those of several images at once
+        run = threads.map if numbers.numel() > NUMBERS_IN_THREADS else map
+        list(run(fill, numbers[mode.intact :].unbind(1), generators))
         return numbers
 
     logits: list[Tensor] = []  # (passes, N, classes) that ran together, the deterministic pass first
