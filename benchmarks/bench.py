@@ -178,10 +178,10 @@ def maps(turns: int) -> Iterator[dict]:
 
 def worth(turns: int) -> Iterator[dict]:
     """Time insertion and deletion of four images against a loop over pictures, and against Quantus."""
-    peers = {"plain_insertion_deletion": "a picture at a time", "quantus_insertion_deletion": "Quantus, PixelFlipping"}
-    for function, peer in peers.items():
-        sides_of = "our_insertion_deletion", function, peer
-        yield from compared(turns, "2g insertion and deletion, 28 steps", NETWORKS[0], *sides_of, 1e-4, images=4)
+    sides_of = "our_insertion_deletion", "plain_insertion_deletion", "a picture at a time"
+    yield from compared(turns, "2g insertion and deletion, 28 steps", NETWORKS[0], *sides_of, 1e-4, images=4)
+    sides_of = "our_insertion_deletion_in_21", "quantus_insertion_deletion", "Quantus, PixelFlipping twice"
+    yield from compared(turns, "2g insertion and deletion, 21 steps", NETWORKS[0], *sides_of, 0.01, images=4)
 
 
 def prefetch(turns: int) -> Iterator[dict]:
@@ -348,7 +348,8 @@ def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor())
     wide = "avx512" in " ".join(lines)
-    names = ["torch", "torchvision", "timm", "captum", "grad-cam", "baal", "torch-uncertainty", "Pillow", "numpy"]
+    peers = ["captum", "grad-cam", "quantus", "baal", "torch-uncertainty"]
+    names = ["torch", "torchvision", "timm", *peers, "Pillow", "numpy"]
     versions = {"python": platform.python_version()}
     for name in names:
         try:

@@ -183,10 +183,14 @@ def pytorch_grad_cams(name: str) -> Callable[[], Tensor]:
     return run
 
 
-def our_insertion_deletion(name: str) -> Callable[[], Tensor]:
+def our_insertion_deletion(name: str, steps: int = 28) -> Callable[[], Tensor]:
     method, model, images, classes = script("2g_faithfulness").insertion_deletion, prepared(name), batch(4), targets(4)
     maps = torch.rand(4, 224, 224, generator=torch.Generator().manual_seed(0))
-    return lambda: torch.stack(method(model, images, classes, maps, 28))
+    return lambda: torch.stack(method(model, images, classes, maps, steps))
+
+
+def our_insertion_deletion_in_21(name: str) -> Callable[[], Tensor]:
+    return our_insertion_deletion(name, 21)
 
 
 def plain_insertion_deletion(name: str) -> Callable[[], Tensor]:
@@ -215,12 +219,15 @@ def plain_insertion_deletion(name: str) -> Callable[[], Tensor]:
 
 
 def quantus_insertion_deletion(name: str) -> Callable[[], Tensor]:
-    """Its pixel flipping twice: from the image to the copy, and from the copy to the image."""
+    """Its pixel flipping twice: from the image to the copy, and from the copy to the image.
+
+    It takes numbers of values a step that divide the number of pixels: 21 steps, most of which end inside a pixel.
+    """
     import quantus
 
     model, images, classes = eager(name), batch(4), targets(4).numpy()
     maps = torch.rand(4, 1, 224, 224, generator=torch.Generator().manual_seed(0)).numpy()
-    settings = dict(features_in_step=3 * 224 * 224 // 28, abs=False, normalise=False, disable_warnings=True)
+    settings = dict(features_in_step=3 * 224 * 224 // 21, abs=False, normalise=False, disable_warnings=True)
 
     def curves(start: Tensor, end: Tensor) -> np.ndarray:
         values = end.flatten(1).numpy()
@@ -231,13 +238,13 @@ def quantus_insertion_deletion(name: str) -> Callable[[], Tensor]:
             return changed
 
         flipping = quantus.PixelFlipping(perturb_func=put, **settings)
-        return np.array(flipping(model, start.numpy(), classes, maps, softmax=True, device="cpu"))  # (4, 28)
+        return np.array(flipping(model, start.numpy(), classes, maps, softmax=True, device="cpu"))  # (4, 21)
 
     def run() -> Tensor:
         copies = blurred(images)
         insertion, deletion = curves(copies, images), curves(images, copies)
         whole = [np.hstack([other[:, -1:], own]) for own, other in ((insertion, deletion), (deletion, insertion))]
-        return torch.tensor(np.array([np.trapezoid(curve, axis=1) / 28 for curve in whole]))
+        return torch.tensor(np.array([np.trapezoid(curve, axis=1) / 21 for curve in whole]))
 
     return run
 
