@@ -363,7 +363,7 @@ def document(found: dict[str, Any], notes: str) -> str:
     """Return the text of docs/benchmarks.md."""
     rows, machine = found["rows"], found["machine"]
     turns = [row["turns"] for row in rows]
-    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in sorted(machine["versions"].items()))
     wide = ", AVX-512" if machine["avx512"] else ""
     text = [
         "# Benchmarks",
