@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import common
+from explain.disturbances import noise_of
 from explain.faithfulness import ROWS_TOGETHER, detail_maps, summarise_worth, worth
 from explain.figures import WORTH, write_worth
 from explain.grad_cam import GradCAM
@@ -79,14 +80,6 @@ def smoothed_saliency_maps(
         maps = saliency_maps(model, torch.cat(noisy), ids * len(noisy))
         total += maps.unflatten(0, (len(noisy), len(images))).sum(0)
     return total / copies
-
-
-def noise_of(images: Tensor, generators: Sequence[torch.Generator], spread: float) -> Tensor:
-    """Return normal noise of standard deviation `spread` and the images' shape, each image's by its own generator."""
-    noise = torch.empty(images.shape)
-    for sample, generator in zip(noise, generators, strict=True):
-        sample.normal_(0, spread, generator=generator)
-    return noise.to(images)
 
 
 def combined_maps(images: Tensor, smoothed: Tensor, grad_cam: Tensor | None) -> Tensor:

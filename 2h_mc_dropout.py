@@ -197,7 +197,7 @@ def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list
         with dropout.DropoutMode(partial(torch.rand, generator=g, device=g.device)):
             sampled = [common.logits_of(model, images[n : n + 1]) for _ in range(passes)]
         columns.append(torch.cat([single[n : n + 1], *sampled]))
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # as in shared_passes
         return torch.stack(columns, 1)
 
 

@@ -340,12 +340,14 @@ def explain_batches(
     ):
         for chunk, results, images in batches:
             rows: list[dict] = [{"index": file.index, "path": file.key} for file in chunk]
-            readable = [n for n, result in enumerate(results) if not isinstance(result, UserError)]
             for row, result in zip(rows, results, strict=True):
-                if isinstance(result, UserError) and strict:
+                if not isinstance(result, UserError):
+                    row["notes"] = result
+                elif strict:
                     raise result
-                row |= {"skipped": str(result)} if isinstance(result, UserError) else {"notes": result}
-            if readable:
+                else:
+                    row["skipped"] = str(result)
+            if readable := [n for n, row in enumerate(rows) if "notes" in row]:
                 padded = pad(readable, batch)
                 images = images if len(readable) == batch else images[padded]
                 images = images.to(device, non_blocking=images.is_pinned())

@@ -150,12 +150,12 @@ def gradients(turns: int, guided: bool) -> Iterator[dict]:
 
 
 def compared(
-    turns: int, work: str, name: str, ours: str, theirs: str, peer: str, most: float, images: int = 16
+    turns: int, work: str, name: str, ours: str, theirs: str, peer: str, most: float, images: int = 16, *more: Any
 ) -> Iterator[dict]:
     """Time two sides of one piece of work whose results are at most so far apart, relative to their norm."""
     row: dict[str, Any] = {"work": work, "network": name, "peer": peer}
     try:
-        with sides((True, ours, name), (False, theirs, name)) as started:
+        with sides((True, ours, name, *more), (False, theirs, name, *more)) as started:
             row["apart"] = relative(*(side.result() for side in started))
             if row["apart"] <= most:
                 a, b = take_turns([side.seconds for side in started], turns)
@@ -178,10 +178,12 @@ def maps(turns: int) -> Iterator[dict]:
 
 def worth(turns: int) -> Iterator[dict]:
     """Time insertion and deletion of four images against a loop over pictures, and against Quantus."""
-    sides_of = "our_insertion_deletion", "plain_insertion_deletion", "a picture at a time"
-    yield from compared(turns, "2g insertion and deletion, 28 steps", NETWORKS[0], *sides_of, 1e-4, images=4)
-    sides_of = "our_insertion_deletion_in_21", "quantus_insertion_deletion", "Quantus, PixelFlipping twice"
-    yield from compared(turns, "2g insertion and deletion, 21 steps", NETWORKS[0], *sides_of, 0.01, images=4)
+    for function, peer, steps, most in (
+        ("plain_insertion_deletion", "a picture at a time", 28, 1e-4),
+        ("quantus_insertion_deletion", "Quantus, PixelFlipping twice", 21, 0.01),
+    ):
+        work, sides_of = f"2g insertion and deletion, {steps} steps", ("our_insertion_deletion", function, peer)
+        yield from compared(turns, work, NETWORKS[0], *sides_of, most, 4, steps)
 
 
 def prefetch(turns: int) -> Iterator[dict]:

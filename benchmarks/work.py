@@ -183,17 +183,13 @@ def pytorch_grad_cams(name: str) -> Callable[[], Tensor]:
     return run
 
 
-def our_insertion_deletion(name: str, steps: int = 28) -> Callable[[], Tensor]:
+def our_insertion_deletion(name: str, steps: int) -> Callable[[], Tensor]:
     method, model, images, classes = script("2g_faithfulness").insertion_deletion, prepared(name), batch(4), targets(4)
     maps = torch.rand(4, 224, 224, generator=torch.Generator().manual_seed(0))
     return lambda: torch.stack(method(model, images, classes, maps, steps))
 
 
-def our_insertion_deletion_in_21(name: str) -> Callable[[], Tensor]:
-    return our_insertion_deletion(name, 21)
-
-
-def plain_insertion_deletion(name: str) -> Callable[[], Tensor]:
+def plain_insertion_deletion(name: str, steps: int) -> Callable[[], Tensor]:
     """A picture at a time through the eager network, as the method is written down."""
     model, images, classes = eager(name), batch(4), targets(4).tolist()
     maps = torch.rand(4, 224, 224, generator=torch.Generator().manual_seed(0))
@@ -202,11 +198,11 @@ def plain_insertion_deletion(name: str) -> Callable[[], Tensor]:
     @torch.no_grad()
     def area(start: Tensor, end: Tensor, order: Tensor, c: int) -> float:
         p = []
-        for k in range(29):
-            picture, moved = start.clone().flatten(1), order[: len(order) * k // 28]
+        for k in range(steps + 1):
+            picture, moved = start.clone().flatten(1), order[: len(order) * k // steps]
             picture[:, moved] = end.flatten(1)[:, moved]
             p.append(float(model(picture.view_as(start)[None]).softmax(1)[0, c]))
-        return sum((a + b) / 2 for a, b in zip(p, p[1:], strict=False)) / 28
+        return sum((a + b) / 2 for a, b in zip(p, p[1:], strict=False)) / steps
 
     def run() -> Tensor:
         rows = []
@@ -218,16 +214,16 @@ def plain_insertion_deletion(name: str) -> Callable[[], Tensor]:
     return run
 
 
-def quantus_insertion_deletion(name: str) -> Callable[[], Tensor]:
+def quantus_insertion_deletion(name: str, steps: int) -> Callable[[], Tensor]:
     """Its pixel flipping twice: from the image to the copy, and from the copy to the image.
 
-    It takes numbers of values a step that divide the number of pixels: 21 steps, most of which end inside a pixel.
+    It takes numbers of values a step that divide the number of pixels: 21 steps, but not 28; most end inside a pixel.
     """
     import quantus
 
     model, images, classes = eager(name), batch(4), targets(4).numpy()
     maps = torch.rand(4, 1, 224, 224, generator=torch.Generator().manual_seed(0)).numpy()
-    settings = dict(features_in_step=3 * 224 * 224 // 21, abs=False, normalise=False, disable_warnings=True)
+    settings = dict(features_in_step=3 * 224 * 224 // steps, abs=False, normalise=False, disable_warnings=True)
 
     def curves(start: Tensor, end: Tensor) -> np.ndarray:
         values = end.flatten(1).numpy()
@@ -238,13 +234,13 @@ def quantus_insertion_deletion(name: str) -> Callable[[], Tensor]:
             return changed
 
         flipping = quantus.PixelFlipping(perturb_func=put, **settings)
-        return np.array(flipping(model, start.numpy(), classes, maps, softmax=True, device="cpu"))  # (4, 21)
+        return np.array(flipping(model, start.numpy(), classes, maps, softmax=True, device="cpu"))  # (4, steps)
 
     def run() -> Tensor:
         copies = blurred(images)
         insertion, deletion = curves(copies, images), curves(images, copies)
         whole = [np.hstack([other[:, -1:], own]) for own, other in ((insertion, deletion), (deletion, insertion))]
-        return torch.tensor(np.array([np.trapezoid(curve, axis=1) / 21 for curve in whole]))
+        return torch.tensor(np.array([np.trapezoid(curve, axis=1) / steps for curve in whole]))
 
     return run
 

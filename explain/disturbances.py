@@ -16,7 +16,7 @@ def disturbed(images: Tensor, generators: Sequence[torch.Generator]) -> dict[str
     Noise with its standard deviation in pixel values, kept within black and white as a camera does; a Gaussian blur
     with its own in pixels; a quarter turn; the contrast as a factor of the distance from the image's mean.
     """
-    noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
+    noise = noise_of(images, generators)
     mean = images.mean((1, 2, 3), keepdim=True)
     return {
         "noise_0.1": (images + 0.1 * noise).clamp(0, 1),
@@ -26,3 +26,11 @@ def disturbed(images: Tensor, generators: Sequence[torch.Generator]) -> dict[str
         "quarter_turn": images.rot90(1, (2, 3)),
         "contrast_0.3": mean + 0.3 * (images - mean),
     }
+
+
+def noise_of(images: Tensor, generators: Sequence[torch.Generator], spread: float = 1.0) -> Tensor:
+    """Return normal noise of standard deviation `spread` and the images' shape, each image's by its own generator."""
+    noise = torch.empty(images.shape)
+    for sample, generator in zip(noise, generators, strict=True):
+        sample.normal_(0, spread, generator=generator)
+    return noise.to(images)

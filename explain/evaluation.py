@@ -69,13 +69,8 @@ def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
     check_images(images)
     with evaluation_mode(model), torch.inference_mode():
         logits = class_logits(model, at_least_one(images))[: len(images)]
-    return usable(check_finite(logits))
-
-
-def usable(tensor: Tensor) -> Tensor:
-    """Return a copy of a tensor made under torch.inference_mode() with which the caller may compute under autograd."""
-    with torch.inference_mode(False):
-        return tensor.clone()
+    with torch.inference_mode(False):  # the caller may compute with a copy under autograd
+        return check_finite(logits).clone()
 
 
 def class_standing(logits: Tensor, classes: Tensor) -> list[dict]:

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import socket
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -214,24 +215,41 @@ def free_port() -> int:
 
 
 FOUR_PHOTOS = ["photos", "--limit", "4", "--batch-size", "2", "--show", "2"]  # one of them broken
-FOUR_PHOTOS += ["--copies", "2", "--worth", "0", "--threads", "1"]
+FOUR_PHOTOS += ["--copies", "2", "--worth", "1"]
 
 
 def torchrun(arguments: list[str], cwd: Path) -> None:
     """Launch processes that, like this one, are forked from one that has imported everything, on every core."""
     os.chdir(cwd)
-    if hasattr(os, "sched_setaffinity"):  # not on macOS
-        os.sched_setaffinity(0, range(os.cpu_count()))
+    use_cores(range(os.cpu_count()))
     for number in (1, 2):
         os.dup2(os.open(f"said.{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     load_script("torch.distributed.run").main(["--run-path", "--start-method", "fork", *arguments])
 
 
+def use_cores(cores: Iterable[int]) -> set[int]:
+    """Let this process run on these cores; return those of before."""
+    if not hasattr(os, "sched_setaffinity"):  # macOS
+        return set()
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    return before
+
+
+@pytest.fixture
+def every_core():
+    """What the machine has, in a worker of pytest-xdist too."""
+    before = use_cores(range(os.cpu_count()))
+    yield
+    use_cores(before)
+
+
+@pytest.mark.usefixtures("every_core")
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_torchrun(nodes, tmp_path, monkeypatch):
     """Two processes on one machine; two machines (here: launchers that meet on loopback) with a process each.
 
-    With the default network, whose bits depend on the number of threads.
+    With the default network, whose bits depend on the number of threads, which torchrun's OMP_NUM_THREADS leaves alone.
     """
     name = "2e_saliency"
     save_inputs(tmp_path)
