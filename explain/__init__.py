@@ -8,5 +8,5 @@ Nothing here imports an exercise or common.py. Each line knows those above it, a
 - labels, label_order, datasets, sample; options
 - own_networks, preprocessing; networks; class_names
 - figures; priors; selective; sections, page; output; evaluation_report, faithfulness_report, uncertainty_report
-- rows; ascent_state, archetypes
+- rows; command_line; ascent_state, archetypes
 """
