@@ -82,13 +82,14 @@ def guided_grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Class
     classes: one for each image, or for all. Selvaraju et al. 2017, section 3.2, with the guided saliency map. Raises
     UserError as `guided_saliency_maps`, and for a network of which no layer has a height and a width.
     """
-    maps, *_ = all_maps(model, images, classes)
-    if "guided_grad_cam" not in maps:
+    guided, forward, cam, _ = guided_pass(model, images, classes)
+    if cam.maps() is None:
         raise common.UserError(
             "Grad-CAM is a map of the last layer whose output has a height and a width, and this network has none "
             "(places are mixed in tokens, or from the first layer on): use 2e_saliency.py, or a convolutional network"
         )
-    return maps["guided_grad_cam"]
+    forward.gradient(inputs=cam.features)  # a plain backward pass, which ends at that layer
+    return guided * cam.maps()
 
 
 def all_maps(
@@ -98,15 +99,23 @@ def all_maps(
 
     Grad-CAM's layer gets its gradient with the plain map's; without such a layer its two kinds are missing.
     """
-    refuse_opaque(model)
-    with guided_rectifiers() as rule:
-        with GradCAM(images) as cam:
-            forward = common.forward_pass(model, images, classes)
-        guided = saliency(forward, True)  # the graph is kept for the plain map
+    guided, forward, cam, rule = guided_pass(model, images, classes)
     maps = {"plain": saliency(forward), "guided": guided}
     if (grad_cam := cam.maps()) is not None:
         maps |= {"grad_cam": grad_cam, "guided_grad_cam": guided * grad_cam}
     return maps, forward, rule
+
+
+def guided_pass(
+    model: nn.Module, images: Tensor, classes: common.Classes
+) -> tuple[Tensor, common.ForwardPass, GradCAM, RectifierRule]:
+    """Return the guided maps (N, H, W), the pass, ready for a plain backward pass, and what both have shown."""
+    refuse_opaque(model)
+    with guided_rectifiers() as rule:
+        with GradCAM(images) as cam:
+            forward = common.forward_pass(model, images, classes)
+        guided = saliency(forward, True)  # the graph is kept
+    return guided, forward, cam, rule
 
 
 def summary(rows: list[dict]) -> dict:

@@ -192,10 +192,11 @@ class ForwardPass(NamedTuple):
         """S_c (N,): each image's logit of its class."""
         return self.logits.gather(1, self.classes[:, None])[:, 0]
 
-    def gradient(self, retain_graph: bool = False) -> Tensor:
+    def gradient(self, retain_graph: bool = False, inputs: Tensor | None = None) -> Tensor:
         """Return dS_c/dx (N, 3, H, W), in logits per unit of pixel value; `retain_graph` allows another backward pass.
 
-        One backward pass serves the batch, since no image's logit depends on another image.
+        One backward pass serves the batch, since no image's logit depends on another image. `inputs` (N, ...), a
+        layer's output, takes the place of the pixels x: the pass ends there.
         """
         # evaluation mode, also for a network that runs parts again on the way back
         with evaluation_mode(self.model), torch.inference_mode(False):
@@ -203,7 +204,7 @@ class ForwardPass(NamedTuple):
             if scores.requires_grad:
                 settings = dict(retain_graph=retain_graph, allow_unused=True)
                 try:
-                    (gradient,) = torch.autograd.grad(scores, self.images, **settings)
+                    (gradient,) = torch.autograd.grad(scores, self.images if inputs is None else inputs, **settings)
                 except CheckpointError:
                     raise UserError(
                         "a checkpointed part of this network computes something else when it is run again: switch its "

@@ -162,13 +162,21 @@ def captums_smoothed_maps(name: str) -> Callable[[], Tensor]:
 
 
 def our_guided_cams(name: str) -> Callable[[], Tensor]:
-    """All maps of 2f, of which the guided ones are compared."""
-    guided, model, images, classes = script("2f_guided_saliency"), prepared(name), batch(), targets()
-    return lambda: guided.all_maps(model, images, classes)[0]["guided"]
+    method, model = script("2f_guided_saliency").guided_grad_cam_maps, prepared(name)
+    images, classes = batch(), targets()
+    return lambda: to_largest(method(model, images, classes))
+
+
+def to_largest(maps: Tensor) -> Tensor:
+    """Return maps (N, H, W) as parts of each one's largest value; zeros stay zeros."""
+    return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-30)
 
 
 def pytorch_grad_cams(name: str) -> Callable[[], Tensor]:
-    """Grad-CAM of the batch, scaled to 0 to 1, and guided backpropagation, one image at a time, which is compared."""
+    """Grad-CAM of the batch, times guided backpropagation, one image at a time.
+
+    It scales each Grad-CAM from its smallest value to its largest: ours differ where the smallest is above 0.
+    """
     from pytorch_grad_cam import GradCAM, GuidedBackpropReLUModel
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -176,9 +184,9 @@ def pytorch_grad_cams(name: str) -> Callable[[], Tensor]:
     cam, guided = GradCAM(model, [model[1].layer4[-1]]), GuidedBackpropReLUModel(model)
 
     def run() -> Tensor:
-        cam(images.clone(), [ClassifierOutputTarget(c) for c in classes])
+        cams = torch.from_numpy(cam(images.clone(), [ClassifierOutputTarget(c) for c in classes]))  # (N, H, W)
         maps = [guided(images[n : n + 1].clone(), c) for n, c in enumerate(classes)]  # (H, W, 3)
-        return torch.stack([torch.from_numpy(abs(one).max(2)) for one in maps])
+        return to_largest(cams * torch.stack([torch.from_numpy(abs(one).max(2)) for one in maps]))
 
     return run
 

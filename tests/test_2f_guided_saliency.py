@@ -374,6 +374,17 @@ def test_guided_grad_cam_is_the_product_of_what_both_say(images):
     torch.testing.assert_close(maps["guided"], script.guided_saliency_maps(net, images, CLASSES))
 
 
+def test_grad_cam_follows_the_plain_gradient_also_below_a_rectifier(images):
+    """Of a classifier with a hidden layer the guided signal is another one; both functions take the plain one."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 12), nn.ReLU(), nn.Linear(12, 4))
+    maps, *_ = script.all_maps(net, images, CLASSES)
+    found = script.guided_grad_cam_maps(net, images, CLASSES)
+    assert torch.equal(found, maps["guided_grad_cam"]) and (found > 0).any()
+    _, _, cam, _ = script.guided_pass(net, images, CLASSES)
+    assert not torch.allclose(cam.maps(), maps["grad_cam"])  # still by the guided signal
+
+
 def test_a_network_without_places_has_no_grad_cam(images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 4))
     with pytest.raises(common.UserError, match="has a height and a width, and this network has none"):
