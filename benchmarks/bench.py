@@ -7,6 +7,7 @@ the maximum.
 
     python benchmarks/bench.py                        # everything, in forty minutes; or `make bench`
     python benchmarks/bench.py --only 2b --turns 3    # replaces the rows of 2b only
+    python benchmarks/bench.py --device cuda          # the rows of the GPU only; without it, they come after the CPU's
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,8 +59,10 @@ def _side(connection: Any, keep_memory: bool, function: str, arguments: tuple) -
         while (asked := connection.recv()) is not None:
             start = time.perf_counter()
             result = run()
+            if work.DEVICE != "cpu":  # which has only been told what to do
+                torch.accelerator.synchronize()
             seconds = time.perf_counter() - start
-            connection.send((seconds, result.detach().double().numpy() if asked == "result" else None))
+            connection.send((seconds, result.detach().double().cpu().numpy() if asked == "result" else None))
     except EOFError:  # the parent process has stopped
         pass
     except Exception as error:
@@ -340,6 +344,7 @@ WORK: dict[str, Callable[[int], Iterator[dict]]] = {
     "2d": first_result,
     "memory": memory,
 }
+GPU_PARTS = ["2e", "2f", "maps", "2g", "2h", "2c"]  # the others depend on the CPU
 
 
 # ------------------------------------------------------------------------------------------------
@@ -378,9 +383,8 @@ def document(found: dict[str, Any], notes: str) -> str:
         f"Machine: {machine['processor']}, {machine['cores']} cores{wide}; {versions}. "
         f"{min(turns)} to {max(turns)} turns, batch 16, 224 px.",
         "",
-        "## Against other implementations",
-        "",
-        "- *ratio*: the peer's time over ours; *with memory kept*: where the peer keeps freed memory too.",
+        "- *ratio*: the peer's time over ours, or our time (or memory) over the limit's; *with memory kept*: where the "
+        "peer keeps freed memory too.",
         "- *fraction of the limit*: the limit's time over ours. For gradients the limit is two forward passes of the "
         "same prepared network, for 2b decoding plus forward passes.",
         "- *difference* of the results, compared first: for gradients relative, in norm and float64; for logits the "
@@ -388,6 +392,29 @@ def document(found: dict[str, Any], notes: str) -> str:
         "which pytorch-grad-cam begins at each map's smallest value. Different results get no ratio.",
         "- *a class at a time through 8 bits*: as pytorch-cnn-visualizations, which rounds the image after each step.",
         "",
+    ]
+    for device in dict.fromkeys(row.get("device", "") for row in rows):
+        own = [row for row in rows if row.get("device", "") == device]
+        where = f", on one {device}" if device else ""
+        text += [f"## Against other implementations{where}", "", *against_peers(own)]
+        text += ["", f"## Against the limit{where}", "", *against_limits(own), ""]
+    parts = [row for row in rows if "parts" in row]
+    names = [*PARTS, "memory kept"]
+    text += [
+        "## What each step of the preparation is worth",
+        "",
+        "Milliseconds per image for a gradient. Each column adds one step to those before it.",
+        "",
+    ]
+    text += [f"| network | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row in parts:
+        text.append(f"| {row['network']} | " + " | ".join(f"{row['parts'][name]:.1f}" for name in names) + " |")
+    return "\n".join([*text, "", notes])
+
+
+def against_peers(rows: list[dict]) -> list[str]:
+    """Return the lines of the table of peers, and the geometric means."""
+    text = [
         "| work | network | ours, ms per image | peer | ratio | ratio with memory kept | fraction of the limit "
         "| difference |",
         "|---|---|---|---|---|---|---|---|",
@@ -416,24 +443,16 @@ def document(found: dict[str, Any], notes: str) -> str:
     of_2e = [row["of_2e"] for row in rows if "of_2e" in row]
     if of_2e:
         text += ["", f"A guided gradient takes {min(of_2e):.2f} to {max(of_2e):.2f} times as long as a plain one."]
-    text += ["", "## Against the limit", "", "*Ratio*: our time (or memory) over the limit's.", ""]
-    text += ["| work | network | ours | limit | ratio |", "|---|---|---|---|---|"]
+    return text
+
+
+def against_limits(rows: list[dict]) -> list[str]:
+    """Return the lines of the table of limits."""
+    text = ["| work | network | ours | limit | ratio |", "|---|---|---|---|---|"]
     for row in (row for row in rows if "limit" in row):
         ours = f"{row['ours_gb']:.2f} GB" if "ours_gb" in row else f"{_number(row, 'ours_ms')} ms"
         text.append(f"| {row['work']} | {row['network']} | {ours} | {row['limit']} | {_spread(row)} |")
-    parts = [row for row in rows if "parts" in row]
-    names = [*PARTS, "memory kept"]
-    text += [
-        "",
-        "## What each step of the preparation is worth",
-        "",
-        "Milliseconds per image for a gradient. Each column adds one step to those before it.",
-        "",
-    ]
-    text += [f"| network | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for row in parts:
-        text.append(f"| {row['network']} | " + " | ".join(f"{row['parts'][name]:.1f}" for name in names) + " |")
-    return "\n".join([*text, "", notes])
+    return text
 
 
 def _number(row: dict, key: str) -> str:
@@ -444,23 +463,32 @@ def _spread(row: dict) -> str:
     return f"{row['ratio']:.2f}" + (f" ({row['least']:.2f} to {row['greatest']:.2f})" if "least" in row else "")
 
 
+def measure(device: str, parts: list[str], turns: int) -> list[dict]:
+    """Return the rows of these parts on a device, whose name is in those of a GPU."""
+    os.environ["BENCH_DEVICE"] = device  # every side reads it
+    of_device = {"device": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
+    rows = []
+    for part in tqdm(parts, unit="part", desc=device, disable=None):
+        for row in WORK[part](turns):
+            rows.append({"part": part, "turns": turns, **of_device, **row})
+            print(json.dumps({k: round(v, 7) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK), help="parts to run (default: all)")
     parser.add_argument("--turns", type=int, default=5, help="turns to time, after one turn of warm-up (default: 5)")
+    parser.add_argument("--device", nargs="+", default=devices, help="devices to run them on (default: all there are)")
     options = parser.parse_args()
-    rows = []
-    for work in tqdm(options.only, unit="work", disable=None):
-        for row in WORK[work](options.turns):
-            rows.append({"part": work, "turns": options.turns, **row})
-            print(json.dumps({k: round(v, 7) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
     path = ROOT / "docs" / "benchmarks.json"
-    kept = (
-        [row for row in json.loads(path.read_text())["rows"] if row["part"] not in options.only]
-        if path.exists()
-        else []
-    )
-    rows = sorted([*kept, *rows], key=lambda row: list(WORK).index(row["part"]))
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    for device in options.device:
+        parts = [part for part in options.only if device == "cpu" or part in GPU_PARTS]
+        own = [row for row in rows if ("device" in row) == (device != "cpu") and row["part"] in parts]
+        rows = [row for row in rows if row not in own] + measure(device, parts, options.turns)
+    rows.sort(key=lambda row: ("device" in row, list(WORK).index(row["part"])))
     found = {"machine": machine(), "rows": rows}
     path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     notes = (ROOT / "benchmarks" / "notes.md").read_text()

@@ -1,12 +1,13 @@
 """The work that is timed, once as this project does it and once as its peers' documentation shows it.
 
 Each function prepares one side and returns what to run and to time. They run in a process of their
-own, since the two sides differ in settings that hold for a whole process.
+own, since the two sides differ in settings that hold for a whole process; BENCH_DEVICE is the device of both.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ import common  # noqa: E402
 from explain import inference  # noqa: E402
 from explain.faithfulness import blurred  # noqa: E402
 
+DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
 BATCH = 16
 CLASSES = [55, 76, 949, 251, 129, 22]  # of 2c, its default
 COPIES, NOISE = 16, 0.15  # of the smoothed map
@@ -56,11 +58,13 @@ def eager(name: str) -> nn.Module:
     else:
         network = torchvision.models.get_model(name)
         normalise = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    return nn.Sequential(normalise, network).eval()
+    return nn.Sequential(normalise, network).eval().to(DEVICE)
 
 
 def prepared(name: str) -> common.Classifier:
-    return common.load_model(name, None if name == "efficientnet_lite0" else "random")
+    # as the scripts; the peers are left at PyTorch's default
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return common.load_model(name, None if name == "efficientnet_lite0" else "random", DEVICE)
 
 
 def photos(count: int = BATCH) -> list[common.ImageFile]:
@@ -72,11 +76,11 @@ def batch(count: int = BATCH) -> Tensor:
     preprocess = timm.data.create_transform(224, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
     images = torch.stack([preprocess(common.read_image(file.path)) for file in photos(count)])  # (N, 3, 224, 224)
     # in a flat area values are equal: to which of two maxima a pooling layer passes a gradient is up to rounding
-    return images + 1e-3 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + 1e-3 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0))).to(DEVICE)
 
 
 def targets(count: int = BATCH) -> Tensor:
-    return torch.arange(count) * 61 % 1000
+    return torch.arange(count, device=DEVICE) * 61 % 1000
 
 
 # ------------------------------------------------------------------------------------------------
@@ -184,7 +188,7 @@ def pytorch_grad_cams(name: str) -> Callable[[], Tensor]:
     cam, guided = GradCAM(model, [model[1].layer4[-1]]), GuidedBackpropReLUModel(model)
 
     def run() -> Tensor:
-        cams = torch.from_numpy(cam(images.clone(), [ClassifierOutputTarget(c) for c in classes]))  # (N, H, W)
+        cams = torch.from_numpy(cam(images.clone(), [ClassifierOutputTarget(c) for c in classes]))  # (N, H, W), on CPU
         maps = [guided(images[n : n + 1].clone(), c) for n, c in enumerate(classes)]  # (H, W, 3)
         return to_largest(cams * torch.stack([torch.from_numpy(abs(one).max(2)) for one in maps]))
 
@@ -193,15 +197,18 @@ def pytorch_grad_cams(name: str) -> Callable[[], Tensor]:
 
 def our_insertion_deletion(name: str, steps: int) -> Callable[[], Tensor]:
     method, model, images, classes = script("2g_faithfulness").insertion_deletion, prepared(name), batch(4), targets(4)
-    maps = torch.rand(4, 224, 224, generator=torch.Generator().manual_seed(0))
+    maps = random_maps()
     return lambda: torch.stack(method(model, images, classes, maps, steps))
+
+
+def random_maps() -> Tensor:
+    return torch.rand(4, 224, 224, generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
 
 def plain_insertion_deletion(name: str, steps: int) -> Callable[[], Tensor]:
     """A picture at a time through the eager network, as the method is written down."""
     model, images, classes = eager(name), batch(4), targets(4).tolist()
-    maps = torch.rand(4, 224, 224, generator=torch.Generator().manual_seed(0))
-    copies = blurred(images)
+    maps, copies = random_maps(), blurred(images)
 
     @torch.no_grad()
     def area(start: Tensor, end: Tensor, order: Tensor, c: int) -> float:
@@ -229,8 +236,8 @@ def quantus_insertion_deletion(name: str, steps: int) -> Callable[[], Tensor]:
     """
     import quantus
 
-    model, images, classes = eager(name), batch(4), targets(4).numpy()
-    maps = torch.rand(4, 1, 224, 224, generator=torch.Generator().manual_seed(0)).numpy()
+    model, images, classes = eager(name), batch(4).cpu(), targets(4).cpu().numpy()
+    maps = random_maps()[:, None].cpu().numpy()
     settings = dict(features_in_step=3 * 224 * 224 // steps, abs=False, normalise=False, disable_warnings=True)
 
     def curves(start: Tensor, end: Tensor) -> np.ndarray:
@@ -242,7 +249,7 @@ def quantus_insertion_deletion(name: str, steps: int) -> Callable[[], Tensor]:
             return changed
 
         flipping = quantus.PixelFlipping(perturb_func=put, **settings)
-        return np.array(flipping(model, start.numpy(), classes, maps, softmax=True, device="cpu"))  # (4, steps)
+        return np.array(flipping(model, start.numpy(), classes, maps, softmax=True, device=DEVICE))  # (4, steps)
 
     def run() -> Tensor:
         copies = blurred(images)
@@ -348,7 +355,9 @@ def baals_passes(name: str, passes: int) -> Callable[[], Tensor]:
     from baal.bayesian.dropout import MCDropoutModule
     from baal.modelwrapper import ModelWrapper, TrainingArgs
 
-    wrapper = ModelWrapper(MCDropoutModule(eager(name)), TrainingArgs(use_cuda=False, replicate_in_memory=False))
+    wrapper = ModelWrapper(
+        MCDropoutModule(eager(name)), TrainingArgs(use_cuda=DEVICE != "cpu", replicate_in_memory=False)
+    )
     images = batch()
     return lambda: torch.as_tensor(wrapper.predict_on_batch(images, iterations=passes)).movedim(-1, 0)
 
@@ -393,12 +402,12 @@ def bare_steps(name: str) -> Callable[[], Tensor]:
 def one_at_a_time(name: str) -> Callable[[], Tensor]:
     """A class at a time, an optimiser a step, the image through 8 bits: as pytorch-cnn-visualizations has it."""
     model = eager(name)[1]
-    mean, std = torch.tensor(127 / 255), torch.tensor(128 / 255)
+    mean, std = torch.tensor(127 / 255, device=DEVICE), torch.tensor(128 / 255, device=DEVICE)
 
     def run() -> Tensor:
         made = []
         for c in CLASSES:
-            picture = torch.randint(0, 256, (224, 224, 3), generator=torch.Generator().manual_seed(c)).byte()
+            picture = torch.randint(0, 256, (224, 224, 3), generator=torch.Generator().manual_seed(c)).byte().to(DEVICE)
             for _ in range(STEPS):
                 pixels = picture.permute(2, 0, 1)[None].float() / 255
                 leaf = ((pixels - mean) / std).requires_grad_()
