@@ -196,3 +196,18 @@ def test_a_gpu_computes_the_same(name, what):
     expected, first, again = results
     assert (first - expected).norm() <= TOLERANCE[what] * expected.norm()
     assert torch.equal(first, again) or operations
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("what", TOLERANCE)
+def test_memory_on_a_gpu_stays_flat(what):
+    """After the first call, which may leave workspaces and what is kept with the network."""
+    model = common.load_model("efficientnet_lite0", device="cuda")
+    compute = everything("efficientnet_lite0", model, torch.rand(2, 3, 224, 224, device="cuda"))[what]
+    allocated = []
+    for _ in range(4):
+        compute()
+        torch.cuda.synchronize()
+        allocated.append(torch.cuda.memory_allocated())
+    assert allocated[1] == allocated[2] == allocated[3]
