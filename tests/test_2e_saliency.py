@@ -293,7 +293,7 @@ def test_from_a_shell(tmp_path):
 def test_real_photos_and_the_second_network(tmp_path, monkeypatch):
     photos = sorted((SHARED / "data/DL_data/test_images").iterdir())[:2]
     weights = SHARED / "models/squeezenet1_0.pth"
-    arguments = [*photos, "--model", "squeezenet1_0", "--weights", weights]
+    arguments = [*photos, "--model", "squeezenet1_0", "--weights", weights, "--copies", "2", "--worth", "1"]
     run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     metrics = json.loads((tmp_path / "output/pictures/2e_saliency/metrics.json").read_text())
     assert metrics["model"]["weights"] == "squeezenet1_0.pth" and len(metrics["model"]["sha256"]) == 64
