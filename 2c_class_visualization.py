@@ -153,7 +153,7 @@ def ascend(
 
     A `state` is resumed, to the same images. Raises UserError where a gradient is not finite, or zero too often.
     """
-    targets = torch.tensor(classes, device=common.device_of(model))
+    device = common.device_of(model)
     sides = growing_sides(model, settings, size)
     limit = priors.grey_distance_limit(model, settings.max_grey_distance)
     layers = priors.channel_statistics(model) if settings.statistics else []
@@ -166,15 +166,15 @@ def ascend(
 
         # 2. enlarge the images, which are small at first
         side = size if step == settings.steps - 1 else sides[bisect.bisect(GROW_AT, progress)]
-        images = resize(state.images.to(targets.device), side)  # (N, 3, side, side)
+        images = resize(state.images.to(device), side)  # (N, 3, side, side)
 
         # 3. the gradient of the logits for a random augmentation of the images, and of the distance to the statistics
         augment = random_augmentation(settings, generators, side, progress)
         with priors.statistics_prior(layers if step else [], settings.statistics):
-            gradient, scores = logit_gradient(model, images, targets, augment)
+            gradient, scores = logit_gradient(model, images, classes, augment)
         while step == 0 and state.restart_without_gradient(images, gradient, generators):
-            gradient, scores = logit_gradient(model, images, targets, augment)
-        norm = state.checked_norm(gradient, classes, settings.steps)
+            gradient, scores = logit_gradient(model, images, classes, augment)
+        norm = state.checked_norm(gradient, scores, classes, settings.steps)
 
         # 4. one step uphill, of length `rate` in all networks; the L2 term is scaled like the gradient
         gradient = priors.precondition(gradient) if settings.precondition else gradient
@@ -187,7 +187,7 @@ def ascend(
             images = priors.with_contrast(images, settings.contrast * progress)
 
         # 6. project onto what a picture can show: [0, 1]
-        state.update(priors.near_grey(images.clamp(0, 1), limit), scores, generators)
+        state.update(priors.near_grey(images.clamp(0, 1), limit), generators)
     yield state
 
 
@@ -207,13 +207,13 @@ def random_augmentation(
 
 
 def logit_gradient(
-    model: nn.Module, images: Tensor, targets: Tensor, augment: Callable[[Tensor], Tensor]
+    model: nn.Module, images: Tensor, classes: Sequence[int], augment: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the gradient (N, 3, S, S) by the images of the logits of their augmentation, and these logits (N,)."""
     leaf = images.detach().requires_grad_()
     with torch.enable_grad():
         inputs = augment(leaf)
-    gradient, scores = common.class_score_gradient(model, inputs.detach(), targets)
+    gradient, scores = common.class_score_gradient(model, inputs.detach(), classes)
     return torch.autograd.grad(inputs, leaf, gradient)[0], scores
 
 

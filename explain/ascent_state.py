@@ -41,10 +41,9 @@ class State:
             generator.set_state(generator_state)
         return self
 
-    def update(self, images: Tensor, scores: Tensor, generators: Sequence[torch.Generator]) -> None:
-        """Record a step: the images after it, the logits (N,) before it."""
+    def update(self, images: Tensor, generators: Sequence[torch.Generator]) -> None:
+        """Record the images after a step."""
         self.images, self.generators = images, [g.get_state() for g in generators]
-        self.scores.append(scores.tolist())
         self.step += 1
 
     def restart_without_gradient(self, images: Tensor, gradient: Tensor, generators: Sequence[torch.Generator]) -> bool:
@@ -63,17 +62,20 @@ class State:
             self.starts[n] += 1
         return bool(indices)
 
-    def checked_norm(self, gradient: Tensor, classes: Sequence[int], steps: int) -> Tensor:
-        """Return the root mean square (N, 1, 1, 1) of each image's gradient, and count those that are zero.
+    def checked_norm(self, gradient: Tensor, scores: Tensor, classes: Sequence[int], steps: int) -> Tensor:
+        """Return the root mean square (N, 1, 1, 1) of each image's gradient; record the logits (N,) before the step.
 
-        Raises UserError where one is not finite, or zero in the first step or in more than half of the steps.
+        Gradients that are zero are counted. Raises UserError where one is not finite, or zero in the first step or in
+        more than half of the steps.
         """
         cure = f"in step {self.step}: try another --seed or --rate"
         norm = gradient.square().flatten(1).mean(1).sqrt()
-        for n, value in enumerate(norm.tolist()):
+        norms, logits = torch.stack([norm, scores]).cpu().tolist()  # together: a step waits once for its device
+        for n, value in enumerate(norms):
             self.zero_gradient_steps[n] += value == 0
             if value == 0 and (self.step == 0 or self.zero_gradient_steps[n] > steps // 2):
                 raise UserError(f"the gradient of class {classes[n]} is zero {cure}")
             if not math.isfinite(value):
                 raise UserError(f"the gradient of class {classes[n]} is not finite {cure}")
+        self.scores.append(logits)
         return norm.view(-1, 1, 1, 1)

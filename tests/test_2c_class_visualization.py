@@ -550,7 +550,8 @@ def test_options_reach_all_methods(tmp_path, monkeypatch):
         used[next(name for name in script.METHODS if name not in used)] = settings
         state = ascent_state.State.start(generators, size)
         for _ in range(settings.steps):
-            state.update(torch.rand(len(classes), 3, size, size), torch.ones(len(classes)), generators)
+            state.scores.append([1.0] * len(classes))
+            state.update(torch.rand(len(classes), 3, size, size), generators)
         yield state
 
     monkeypatch.setattr(script, "ascend", pretend)

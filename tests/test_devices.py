@@ -6,6 +6,7 @@ operation gets tensors of two devices. That the values are right too is tested w
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +22,7 @@ import common
 from explain.disturbances import disturbed
 from explain.faithfulness import baseline_maps, worth
 
-visualize_classes = load_script("2c_class_visualization").visualize_classes
+ascent = load_script("2c_class_visualization")
 saliency, guided = load_script("2e_saliency"), load_script("2f_guided_saliency")
 faithfulness = load_script("2g_faithfulness")
 mc_dropout_logits = load_script("2h_mc_dropout").mc_dropout_logits
@@ -82,7 +83,7 @@ def generators() -> list[torch.Generator]:
 
 
 def archetypes(model: nn.Module, method: str, steps: int) -> Tensor:
-    return visualize_classes(model, [0, 1], method, generators(), steps=steps)
+    return ascent.visualize_classes(model, [0, 1], method, generators(), steps=steps)
 
 
 def everything(name: str, model: nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor | Sequence[Tensor]]]:
@@ -114,7 +115,7 @@ def test_no_method_mixes_devices(name, monkeypatch):
         maps = torch.rand(2, size, size, device=FAKE)
         # in three steps the images grow, and in the last two the statistics pull; the blur comes in the first two
         for method in ("gaussian", "natural"):
-            found[f"2c {method}"] = lambda method=method: visualize_classes(
+            found[f"2c {method}"] = lambda method=method: ascent.visualize_classes(
                 model, [0, 1], method, generators(), steps=3, blur_every=1, contrast=0.2
             )
         found["2e combined"] = lambda: saliency.combined_maps(images, maps, maps)
@@ -164,6 +165,19 @@ def test_maps_do_not_wait_for_the_device(monkeypatch):
             assert answers.waits == 0
         saliency.saliency_maps(model, images, None)
         assert answers.waits == 5
+
+
+@pytest.mark.parametrize("method", ascent.METHODS)
+def test_a_step_of_ascent_waits_for_the_device_once(method, monkeypatch):
+    """For the scores and the norms of the gradients; the first also looks for classes without a gradient."""
+    model, classes, waits = common.load_model("efficientnet_lite0"), [0, 1, 2], []
+    settings = dataclasses.replace(ascent.METHODS[method], steps=5, blur_every=1)
+    with fake_device(monkeypatch) as answers:
+        generators = common.seeded_generators(0, classes)
+        for _ in ascent.ascend(moved(model), classes, settings, generators, model.input_size):
+            waits.append(answers.waits)
+    first, *others = (after - before for before, after in zip(waits, waits[1:], strict=False))
+    assert first == 2 and others == [1] * 4
 
 
 # ------------------------------------------------------------------------------------------------
