@@ -463,15 +463,15 @@ def _spread(row: dict) -> str:
     return f"{row['ratio']:.2f}" + (f" ({row['least']:.2f} to {row['greatest']:.2f})" if "least" in row else "")
 
 
-def measure(device: str, parts: list[str], turns: int) -> list[dict]:
-    """Return the rows of these parts on a device, whose name is in those of a GPU."""
+def measure(device: str, part: str, turns: int) -> list[dict]:
+    """Return the rows of a part on a device, whose name is in those of every device but the CPU."""
     os.environ["BENCH_DEVICE"] = device  # every side reads it
-    of_device = {"device": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {}
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+    of_device = {} if device == "cpu" else {"device": name}
     rows = []
-    for part in tqdm(parts, unit="part", desc=device, disable=None):
-        for row in WORK[part](turns):
-            rows.append({"part": part, "turns": turns, **of_device, **row})
-            print(json.dumps({k: round(v, 7) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+    for row in WORK[part](turns):
+        rows.append({"part": part, "turns": turns, **of_device, **row})
+        print(json.dumps({k: round(v, 7) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
     return rows
 
 
@@ -483,16 +483,17 @@ def main() -> None:
     parser.add_argument("--device", nargs="+", default=devices, help="devices to run them on (default: all there are)")
     options = parser.parse_args()
     path = ROOT / "docs" / "benchmarks.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
-    for device in options.device:
-        parts = [part for part in options.only if device == "cpu" or part in GPU_PARTS]
-        own = [row for row in rows if ("device" in row) == (device != "cpu") and row["part"] in parts]
-        rows = [row for row in rows if row not in own] + measure(device, parts, options.turns)
-    rows.sort(key=lambda row: ("device" in row, list(WORK).index(row["part"])))
-    found = {"machine": machine(), "rows": rows}
-    path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     notes = (ROOT / "benchmarks" / "notes.md").read_text()
-    path.with_suffix(".md").write_text(document(found, notes))
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    runs = [(d, part) for d in options.device for part in options.only if d == "cpu" or part in GPU_PARTS]
+    for device, part in tqdm(runs, unit="part", disable=None):
+        measured = measure(device, part, options.turns)
+        rows = [row for row in rows if row["part"] != part or ("device" in row) != (device != "cpu")] + measured
+        rows.sort(key=lambda row: ("device" in row, list(WORK).index(row["part"])))
+        # after each part: one that fails loses no other
+        found = {"machine": machine(), "rows": rows}
+        path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        path.with_suffix(".md").write_text(document(found, notes))
 
 
 if __name__ == "__main__":
