@@ -332,10 +332,14 @@ def draw_scores(
             (line,) = panel.plot(steps, scores, linewidth=0.4, alpha=0.35)
             label = f"{row['class']} {short(row['name'])}"
             panel.plot(steps, running_mean(scores), color=line.get_color(), label=label)
+        before = -math.inf
         for step, name in events[method]:
             panel.axvline(step, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
-            where = {"transform": panel.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "top"}
+            # a name stands before its line; behind it where another line is near
+            side = "left" if step - before < 0.08 * steps[-1] else "right"
+            where = {"transform": panel.get_xaxis_transform(), "rotation": 90, "ha": side, "va": "top"}
             panel.text(step, 0.99, name, color=GREY, fontsize=7, **where)
+            before = step
         panel.set_title(method, fontweight="bold")
         panel.set_xlabel("step")
     panels[0].set_ylabel("class logit")
