@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import SHARED, save_photo
+from conftest import SHARED, load_script, save_photo
 from safetensors.torch import save_file
 from torch import nn
 
@@ -345,6 +345,23 @@ def test_tensorflow_padding_is_the_same_without_a_copy(kernel, size):
     found, _ = common.class_score_gradient(net, images, torch.tensor([0, 1]))
     torch.testing.assert_close(found, gradient, rtol=0, atol=1e-12)
     torch.testing.assert_close(net(images), logits, rtol=0, atol=1e-12)
+
+
+def test_relu6_keeps_its_output_instead_of_a_copy_of_its_input():
+    """The same gradient to the bit, at both ends too; one tensor for output and backward pass; views as PyTorch's."""
+    values = torch.tensor([-1.0, 0.0, 1e-30, 3.0, 6.0, 6.1], requires_grad=True)
+    net = nn.Sequential(nn.ReLU6(inplace=True))
+    expected = torch.autograd.grad(net(values * 1).square().sum(), values)[0]
+    inference.prepare(nn.Sequential(net, nn.Flatten()), torch.zeros(1, 3, 4, 4))
+    written = values * 1
+    output = net(written)
+    assert output.data_ptr() == written.data_ptr() == output.grad_fn.saved_tensors[0].data_ptr()
+    assert torch.equal(torch.autograd.grad(output.square().sum(), values)[0], expected)
+    assert torch.equal(torch.autograd.grad(net((values * 1)[1:]).square().sum(), values)[0], expected)
+    assert torch.equal(net(values.detach().clone()), values.detach().clamp(0, 6))
+    with load_script("2f_guided_saliency").guided_rectifiers() as seen:
+        guided = torch.autograd.grad((net(values * 1) * torch.tensor([1, 1, 1, -1, 1, 1])).sum(), values)[0]
+    assert guided.tolist() == [0, 0, 1, 0, 0, 0] and seen.rectifiers == {"hardtanh": 1}
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "timm/resnetv2_50"])
