@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -24,7 +23,7 @@ from explain.shell import run
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 import common
 from explain import dropout, selective
@@ -38,12 +37,17 @@ QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a box plot
 # Passes run together, as many as keep the first dropout's input of one image below this many numbers
 # (16 MB). A rule without the batch in it: an image's masks must not depend on its company.
 NUMBERS_TOGETHER = 1 << 22
-NUMBERS_IN_THREADS = 1 << 23  # fewer are drawn sooner than the network's own threads make way for others
-Generators = torch.Generator | Sequence[torch.Generator] | None
+COMPARED = 16  # images whose passes --bfloat16 computes in full precision, too
+Generators = Generator | Sequence[Generator] | None
 
 
 def mc_dropout_logits(
-    model: nn.Module, images: Tensor, passes: int, generator: Generators = None, share: bool | None = None
+    model: nn.Module,
+    images: Tensor,
+    passes: int,
+    generator: Generators = None,
+    share: bool | None = None,
+    bfloat16: bool = False,
 ) -> Tensor:
     """Return the logits (passes, N, classes) of images (N, 3, H, W) with every dropout on, and only dropout.
 
@@ -51,14 +55,21 @@ def mc_dropout_logits(
 
     With a list of generators, one for each image, an image's passes do not depend on the others in the batch; from a
     single generator, one for each image is seeded. `share` says whether the passes share what comes before the first
-    dropout; by default a trial decides. Raises UserError for a network without active dropout, with some that cannot
-    be reached, or whose logits are not finite, and for no images. Gal and Ghahramani 2016, section 4.
+    dropout; by default a trial decides. `bfloat16` rounds the factors of the products after the first dropout to 8
+    bits: half of their time where the processor has instructions for it. Raises UserError for a network without active
+    dropout, with some that cannot be reached, or whose logits are not finite, and for no images. Gal and Ghahramani
+    2016, section 4.
     """
-    return single_and_mc_logits(model, images, passes, generator, share)[1]
+    return single_and_mc_logits(model, images, passes, generator, share, bfloat16)[1]
 
 
 def single_and_mc_logits(
-    model: nn.Module, images: Tensor, passes: int, generator: Generators = None, share: bool | None = None
+    model: nn.Module,
+    images: Tensor,
+    passes: int,
+    generator: Generators = None,
+    share: bool | None = None,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the logits (N, classes) of the deterministic pass, and those (passes, N, classes) with dropout on."""
     if passes < 1:
@@ -70,7 +81,8 @@ def single_and_mc_logits(
     if share is None:
         share = dropout.passes_can_be_shared(model, images)
     with common.evaluation_mode(model), torch.inference_mode():
-        logits = (shared_passes if share else whole_passes)(model, images, passes, generators)
+        logits = (shared_passes if share else whole_passes)(model, images, passes, generators, bfloat16)
+    logits = logits.float() if bfloat16 and logits.dtype == torch.bfloat16 else logits
     common.check_finite(logits[0])
     return logits[0], logits[1:]
 
@@ -163,39 +175,33 @@ def entropy(p: np.ndarray) -> np.ndarray:
     return -(p * np.log(np.maximum(p, 1e-300))).sum(-1)
 
 
-def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator]) -> Tensor:
+def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: list[Generator], bfloat16: bool) -> Tensor:
     """Run the network up to the first dropout for the N images, and the rest of it for (1 + passes) * N rows."""
 
-    def fill(own: Tensor, generator: torch.Generator) -> None:
-        with torch.inference_mode():  # a mode of each thread
-            own.uniform_(generator=generator)
-
     def draw(shape: tuple[int, ...]) -> Tensor:  # (passes, N, ...)
-        numbers = torch.empty(shape, device=generators[0].device)
-        # a generator makes one number after the other; of many, those of several images at once
-        run = threads.map if numbers.numel() > NUMBERS_IN_THREADS else map
-        list(run(fill, numbers[mode.intact :].unbind(1), generators))
-        return numbers
+        return dropout.uniform_numbers(shape, generators, mode.intact)
 
     logits: list[Tensor] = []  # (passes, N, classes) that ran together, the deterministic pass first
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        while (missing := 1 + passes - sum(map(len, logits))) > 0:
-            with dropout.SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact=0 if logits else 1) as mode:
-                output = common.run_network(model, images)
-            rows = common.as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
-            logits.append(rows.unflatten(0, (mode.passes, len(images))))
+    while (missing := 1 + passes - sum(map(len, logits))) > 0:
+        intact = 0 if logits else 1
+        with dropout.SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact, bfloat16) as mode:
+            output = common.run_network(model, images)
+        rows = common.as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
+        logits.append(rows.unflatten(0, (mode.passes, len(images))))
     with torch.inference_mode(False):  # the caller may compute with them under autograd
         return torch.cat(logits)
 
 
-def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list[torch.Generator]) -> Tensor:
+def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list[Generator], bfloat16: bool) -> Tensor:
     """Run the passes one by one for each image: right for every network, whatever its dropouts are applied to."""
-    with dropout.DropoutMode():
+    with dropout.DropoutMode(bfloat16=bfloat16):
         single = common.logits_of(model, images)
     columns = []  # (1 + passes, classes) of each image
     for n, g in enumerate(generators):
-        with dropout.DropoutMode(partial(torch.rand, generator=g, device=g.device)):
-            sampled = [common.logits_of(model, images[n : n + 1]) for _ in range(passes)]
+        sampled = []
+        for _ in range(passes):
+            with dropout.DropoutMode(partial(torch.rand, generator=g, device=g.device), bfloat16):
+                sampled.append(common.logits_of(model, images[n : n + 1]))
         columns.append(torch.cat([single[n : n + 1], *sampled]))
     with torch.inference_mode(False):  # as in shared_passes
         return torch.stack(columns, 1)
@@ -225,11 +231,19 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--dropout", type=float, metavar="P", help="dropout probability (0 < P < 1) for dropout layers whose own is 0"
     )
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="round the factors of the products after the first dropout to bfloat16, 8 bits: half of their time on a "
+        f"processor with instructions for it; the first {COMPARED} images tell how far that changes the means",
+    )
     help_text = "disturb the first N validation images too: noise, blur, a turn, low contrast (0: none)"
     parser.add_argument("--shift-limit", default=100, type=common.whole, metavar="N", help=help_text)
     options = parser.parse_args()
     if options.dropout is not None and not 0 < options.dropout < 1:
         raise common.UserError(f"--dropout must be above 0 and below 1, not {options.dropout}")
+    if options.bfloat16 and options.passes == 1:
+        raise common.UserError("--bfloat16 is compared with the spread of the passes, not with 1: leave it out")
     return options
 
 
@@ -245,12 +259,12 @@ def main() -> None:
     share = dropout.passes_can_be_shared(model, example)  # one trial, so that all images are treated alike
     options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
 
-    def passes_of(images: Tensor, batch: list[common.ImageFile]) -> tuple[Tensor, Tensor]:
+    def passes_of(images: Tensor, batch: list[common.ImageFile], bfloat16: bool) -> tuple[Tensor, Tensor]:
         generators = common.seeded_generators(options.seed, (file.index for file in batch))
-        return single_and_mc_logits(model, images, options.passes, generators, share)  # (N, C), (T, N, C)
+        return single_and_mc_logits(model, images, options.passes, generators, share, bfloat16)  # (N, C), (T, N, C)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
-        single, logits = passes_of(images, batch)
+        single, logits = passes_of(images, batch, options.bfloat16)
         files = batch[: len({file.index for file in batch})]  # without the copies that fill the last batch
         rows = [
             uncertainty(logits[:, n], single[n])
@@ -258,11 +272,15 @@ def main() -> None:
             else {"label": file.label, **known_uncertainty(logits[:, n], single[n], file.label)}
             for n, file in enumerate(files)
         ]
+        compared = [n for n, file in enumerate(files) if options.bfloat16 and file.index < COMPARED]
+        full = passes_of(images, batch, bfloat16=False)[1] if compared else logits
+        for n in compared:
+            rows[n]["bfloat16"] = report.rounding(logits[:, n], full[:, n])
         shifted = [n for n, file in enumerate(files) if 0 <= file.index - len(tested) < options.shift_limit]
         if shifted:
             generators = common.seeded_generators(options.seed, (file.index for file in batch))
             for name, pictures in disturbed(images, generators).items():
-                single, logits = passes_of(pictures, batch)
+                single, logits = passes_of(pictures, batch, options.bfloat16)
                 for n in shifted:
                     judged = known_uncertainty(logits[:, n], single[n], files[n].label)
                     rows[n].setdefault("disturbed", {})[name] = judged

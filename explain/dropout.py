@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,22 +27,29 @@ ATTENTION = {"multi_head_attention_forward": 10, "scaled_dot_product_attention":
 ALPHA = -1.7580993408473766  # SELU's limit at minus infinity: Klambauer et al. 2017, "New Dropout Technique"
 
 
+NUMBERS_IN_THREADS = 1 << 23  # fewer are drawn sooner than the network's own threads make way for others
+
+
 class DropoutMode(TorchFunctionMode):
     """Switch on every dropout of the forward passes run inside, and nothing else, whatever mode the modules are in.
 
     `draw(shape)` returns uniform numbers in [0, 1) for the mask of an input of this shape; None drops nothing.
+    With `bfloat16`, the products after the first dropout have factors of 8 bits, as PyTorch's autocast has it.
     Raises UserError for attention that drops inside a fused operation, and at the end if no active dropout was met.
     """
 
     batch_dimensions = 1
     intact = 0  # rows in front in which nothing is dropped
 
-    def __init__(self, draw: Callable[[tuple[int, ...]], Tensor] | None = None):
+    def __init__(self, draw: Callable[[tuple[int, ...]], Tensor] | None = None, bfloat16: bool = False):
         super().__init__()
         self.draw = draw
+        self.bfloat16 = bfloat16
+        self.autocast = ExitStack()  # from the first dropout on
         self.probabilities: list[float] = []  # of every dropout met
 
     def __exit__(self, error: type | None, *details: Any) -> None:
+        self.autocast.close()
         super().__exit__(error, *details)
         if error is None and not any(self.probabilities):
             problem = "only dropout with p = 0" if self.probabilities else "no dropout"
@@ -58,6 +67,8 @@ class DropoutMode(TorchFunctionMode):
         if name not in DROPOUTS:
             return function(*args, **kwargs)
         input, p = (lambda input, p=0.5, *_, **__: (input, p))(*args, **kwargs)  # all of them begin with these
+        if self.bfloat16 and not any(self.probabilities) and p > 0:
+            self.autocast.enter_context(torch.autocast(input.device.type, torch.bfloat16))
         self.probabilities.append(p)
         if p == 0 or self.draw is None:
             return input
@@ -95,8 +106,16 @@ class SharedPasses(DropoutMode):
 
     batch_dimensions = 2
 
-    def __init__(self, draw: Callable, images: int, at_most: int, numbers: int = sys.maxsize, intact: int = 0):
-        super().__init__(draw)
+    def __init__(
+        self,
+        draw: Callable,
+        images: int,
+        at_most: int,
+        numbers: int = sys.maxsize,
+        intact: int = 0,
+        bfloat16: bool = False,
+    ):
+        super().__init__(draw, bfloat16)
         self.images, self.at_most, self.numbers, self.intact = images, at_most, numbers, intact
         self.passes = 0
 
@@ -224,3 +243,23 @@ def one_generator_each(
     if len(generator) != images:
         raise UserError(f"{len(generator)} generators for {images} images: give one, or one for each")
     return list(generator)
+
+
+def uniform_numbers(shape: Sequence[int], generators: Sequence[torch.Generator], intact: int = 0) -> Tensor:
+    """Return uniform numbers in [0, 1) of a shape (passes, N, ...), each image's by its own generator.
+
+    None are drawn for the first `intact` passes, which have any values.
+    """
+    numbers = torch.empty(shape, device=generators[0].device)
+
+    def fill(own: Tensor, generator: torch.Generator) -> None:
+        with torch.inference_mode():  # a mode of each thread
+            own.uniform_(generator=generator)
+
+    each = numbers[intact:].unbind(1), generators
+    if numbers.numel() <= NUMBERS_IN_THREADS:
+        list(map(fill, *each))
+    else:  # a generator makes one number after the other: those of several images at once
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            list(threads.map(fill, *each))
+    return numbers

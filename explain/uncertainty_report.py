@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from explain import selective
 from explain.errors import UserError, quantity
@@ -43,10 +44,12 @@ def write(
     if not tested:
         raise UserError(f"none of the images can be used, the first because {skipped[0]['reason']}")
     ordered = by_uncertainty(tested)
+    rounded = mean_rounding([row["bfloat16"] for row in rows if "bfloat16" in row])
     judged, judged_tables = selective.judge(labelled, options.seed)
     worth, lines = selective.worth_of_measures(judged), findings(ordered)
+    notes = [worth, *rounding_in_words(rounded)]
     output.save_pictures(tested[: options.show], photos, model)
-    output.draw("mc_dropout", draw, ordered[: options.show], len(tested), photos, model, options.passes, worth)
+    output.draw("mc_dropout", draw, ordered[: options.show], len(tested), photos, model, options.passes, notes)
     output.draw("uncertainty", draw_order, ordered, model, options.passes)
     if options.passes > 1:
         output.draw("settling", draw_settling, ordered[:SETTLING_SHOWN], model)
@@ -59,8 +62,9 @@ def write(
         images = min(len(labelled), options.shift_limit)
         output.draw("shift", draw_shift, judged["mistakes_under_shift"], images, model)
     results = summary(tested, options.passes, len(model.categories)) | judged
+    results |= {"bfloat16": rounded} if rounded else {}
     all_tables = tables(tested, ordered, model.categories) | judged_tables
-    output.finish(rows, skipped, results, all_tables, model, findings=lines)
+    output.finish(rows, skipped, results, all_tables, model, findings=lines + notes[1:])
 
 
 def by_uncertainty(rows: list[dict]) -> list[dict]:
@@ -99,6 +103,38 @@ def summary(rows: list[dict], passes: int, classes: int) -> dict:
     }
 
 
+def rounding(rounded: Tensor, full: Tensor) -> dict[str, float]:
+    """Return what rounding changes in the mean probability of an image's first class, and the mean's standard error.
+
+    From the logits (T, classes) of the same passes with rounded factors and in full precision.
+    """
+    p, exact = (logits.double().softmax(1).cpu().numpy() for logits in (rounded, full))
+    first = exact.mean(0).argmax()
+    change = p[:, first].mean() - exact[:, first].mean()
+    return {"change": float(change), "standard_error": float(exact[:, first].std(ddof=1) / np.sqrt(len(exact)))}
+
+
+def mean_rounding(compared: list[dict]) -> dict:
+    """Return the root mean square over images of what `rounding` has found; nothing where it was not asked for."""
+    if not compared:
+        return {}
+    return {"images": len(compared)} | {
+        key: float(np.sqrt(np.mean([row[key] ** 2 for row in compared]))) for key in compared[0]
+    }
+
+
+def rounding_in_words(rounded: dict) -> list[str]:
+    """Return what is said of `mean_rounding`."""
+    if not rounded:
+        return []
+    change, error, images = rounded["change"], rounded["standard_error"], quantity(rounded["images"], "image")
+    place = "within" if change <= error else "BEYOND"
+    return [
+        f"Products after dropout in bfloat16 change the first class's mean by {change:.1g}, {place} its Monte Carlo "
+        f"standard error of {error:.1g} (root mean squares over {images})."
+    ]
+
+
 def findings(ordered: list[dict]) -> list[str]:
     """Return what is said of the least sure and the surest image."""
     others = [file_name(row) for row in least_sure(ordered)[1:]]
@@ -132,7 +168,7 @@ def information(row: dict, name: str = "mutual information") -> str:
 
 
 def draw(
-    rows: list[dict], total: int, photos: Sequence[Path], model: Classifier, passes: int, worth: str
+    rows: list[dict], total: int, photos: Sequence[Path], model: Classifier, passes: int, notes: list[str]
 ) -> tuple[Figure, list[str]]:
     """Draw each picture beside box plots of its leading classes over the passes."""
     figure, axes = panel_grid(len(rows), ["", ""], 1 if len(rows) == 1 else 2, text_lines=4, widths=[1, 1.5])
@@ -164,7 +200,7 @@ def draw(
         "largest; bar: quartiles, with the median; dot: mean; red: the single pass without dropout. MI: mutual "
         "information (nats, ± standard error); H: predictive entropy (nats); CV: coefficient of variation of the first "
         f"class. Least sure first, by MI. Pictures: {model.view}.",
-        worth,
+        *notes,
     ]
 
 

@@ -13,7 +13,7 @@ from scipy.stats import ks_2samp
 from torch import nn
 
 import common
-from explain import dropout, selective
+from explain import dropout, selective, uncertainty_report
 from explain.disturbances import disturbed
 
 script = load_script("2h_mc_dropout")
@@ -238,6 +238,60 @@ def test_run(tmp_path, monkeypatch):
     run_main("2h_mc_dropout", *arguments[:3], *settings, "--output", "b", cwd=tmp_path, monkeypatch=monkeypatch)
     again = [json.loads(line) for line in (tmp_path / "b/2h_mc_dropout/rows.jsonl").read_text().splitlines()]
     assert again[2]["predictive_entropy"] == pytest.approx(rows[2]["predictive_entropy"], abs=1e-5)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_bfloat16_rounds_what_follows_the_first_dropout(share, images):
+    """The same masks, factors of 8 bits behind them, of 24 before; autocast ends with the call, and with an error."""
+    types = []
+
+    class Types(nn.Module):
+        def forward(self, x):
+            types.append(x.dtype)
+            return x
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), Types(), nn.Dropout(0.4), nn.Linear(64, 3), Types())
+    full, rounded = (script.mc_dropout_logits(net, images, 50, generators(*range(5)), share, b) for b in (False, True))
+    assert [*dict.fromkeys(types[::2])] == [torch.float32]
+    assert {*types[1::2]} == {torch.float32, torch.bfloat16} and rounded.dtype == torch.float32
+    change = (rounded - full).abs().max()  # of sums of 64 products, each rounded by at most 2 ** -8
+    assert 0 < change < 0.1 * full.std(0).min()
+    single = script.single_and_mc_logits(net, images, 1, generators(*range(5)), share, True)[0]
+    torch.testing.assert_close(single, common.predict_logits(net, images), rtol=0, atol=0.02)
+    assert not torch.equal(single, common.predict_logits(net, images))
+    broken = nn.Sequential(net, nn.Linear(4, 3))
+    with pytest.raises(RuntimeError, match="shape"):
+        script.mc_dropout_logits(broken, images, 2, generators(*range(5)), share, True)
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_run_in_bfloat16_says_what_it_changes(tmp_path, monkeypatch):
+    """Compared with passes of the same masks."""
+    for i in range(3):
+        save_photo(tmp_path / f"{i}.png", i)
+    arguments = ["0.png", "1.png", "2.png", *TINY, "--dropout", "0.5", "--bfloat16", "--no-title"]
+    run_main("2h_mc_dropout", *arguments, "--passes", "12", cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "output/2h_mc_dropout"
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    results = json.loads((folder / "metrics.json").read_text())["results"]["bfloat16"]
+    assert results["images"] == sum("bfloat16" in row for row in rows) == 3
+    assert 0 < results["change"] < results["standard_error"]
+    caption = (folder / "mc_dropout.txt").read_text()
+    assert f"by {results['change']:.1g}, within its Monte Carlo standard error" in " ".join(caption.split())
+    with pytest.raises(common.UserError, match="--bfloat16 is compared with the spread of the passes"):
+        run_main("2h_mc_dropout", *arguments, "--passes", "1", cwd=tmp_path, monkeypatch=monkeypatch)
+
+
+def test_rounding_by_hand():
+    """Probabilities 1/2 and 3/4 of the first class, in both passes 1/4 after rounding."""
+    full = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log()
+    row = uncertainty_report.rounding(torch.tensor([[0.25, 0.75]] * 2).log(), full)
+    assert row == pytest.approx({"change": -0.375, "standard_error": 0.125})
+    mean = uncertainty_report.mean_rounding([row, {"change": 0.0, "standard_error": 0.125}])
+    assert mean == pytest.approx({"images": 2, "change": 0.375 / 2**0.5, "standard_error": 0.125})
+    assert "by 0.3, BEYOND its Monte Carlo standard error of 0.1 " in uncertainty_report.rounding_in_words(mean)[0]
+    assert uncertainty_report.rounding_in_words(uncertainty_report.mean_rounding([])) == []
 
 
 def test_a_known_images_measures_by_hand():
