@@ -37,6 +37,31 @@ SCRIPTS = ["2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency",
 SCRIPTS += ["2g_faithfulness", "2h_mc_dropout"]
 
 
+# The ratio that a row is to reach, by its work, network and other side: at least where that is a peer, at most where it
+# is a limit
+GOALS = {
+    ("2e smoothed maps, 16 copies", "efficientnet_lite0", "captum, NoiseTunnel of Saliency"): 3,
+    ("2e smoothed maps, 16 copies", "resnet18", "captum, NoiseTunnel of Saliency"): 3,
+    ("2f guided Grad-CAM", "resnet18", "pytorch-grad-cam, both calls"): 4,
+    ("2g insertion and deletion, 28 steps", "efficientnet_lite0", "a picture at a time"): 3,
+    ("2g insertion and deletion, 21 steps", "efficientnet_lite0", "Quantus, PixelFlipping twice"): 3,
+    ("2b, images from files", "efficientnet_lite0", "plain loop (PIL, DataLoader, eager network)"): 3.5,
+    ("2h, T = 100", "alexnet", "loop of whole passes"): 20,
+    ("2h, T = 100, bfloat16", "alexnet", "loop of whole passes"): 20,
+    ("2h, T = 100", "efficientnet_lite0", "one forward pass of the same prepared network"): 1.2,
+    ("2h, T = 1000", "efficientnet_lite0", "one forward pass of the same prepared network"): 2.4,
+    ("2h, T = 100, bfloat16", "efficientnet_lite0", "one forward pass of the same prepared network"): 1.2,
+    ("2h, T = 1000, bfloat16", "efficientnet_lite0", "one forward pass of the same prepared network"): 2.4,
+    ("2c gaussian, a step of six classes", "efficientnet_lite0", "the bare forward and backward passes"): 1.15,
+    ("2c natural, a step of six classes", "efficientnet_lite0", "the bare forward and backward passes"): 1.25,
+    ("2d, first result (whole process)", "efficientnet_lite0", "import torch, torchvision, timm"): 1.15,
+    ("reading beside a network that waits, --prefetch 2", "efficientnet_lite0", "the longer of the two"): 1.15,
+}
+MEAN_GOALS = {"2e gradients": (3.5, 1.6)}  # of the geometric means over networks, without and with memory kept
+GUIDED_GOAL = 1.05  # of a guided gradient against a plain one
+REPORT_GOAL = 120  # seconds
+
+
 # ------------------------------------------------------------------------------------------------
 # Two sides in turn
 
@@ -246,22 +271,33 @@ def evaluation(turns: int) -> Iterator[dict]:
 
 def passes(turns: int) -> Iterator[dict]:
     """Time 2h against one forward pass and against other implementations of Monte Carlo dropout."""
-    for name, count in (("efficientnet_lite0", 100), ("efficientnet_lite0", 1000), ("vgg16", 100), ("alexnet", 100)):
-        with sides((True, "our_passes", name, count), (True, "bare_forward", name)) as started:
-            ours, bare = take_turns([side.seconds for side in started], turns)
-        row = {"work": f"2h, T = {count}", "network": name, "limit": "one forward pass of the same prepared network"}
-        yield {**row, "ours_ms": statistics.median(ours) / 16 * 1e3, **ratio(ours, bare)}
-    for name, function, peer in (
-        ("efficientnet_lite0", "loop_of_passes", "loop of whole passes"),
-        ("efficientnet_lite0", "baals_passes", "baal"),
-        ("efficientnet_lite0", "torch_uncertaintys_passes", "torch-uncertainty"),
-        ("alexnet", "loop_of_passes", "loop of whole passes"),
-        ("alexnet", "baals_passes", "baal"),
-        ("alexnet", "torch_uncertaintys_passes", "torch-uncertainty (on_batch=False)"),
+    lite0, alexnet = "efficientnet_lite0", "alexnet"
+    for name, count, *rounded in (
+        (lite0, 100),
+        (lite0, 100, "bfloat16"),
+        (lite0, 1000),
+        (lite0, 1000, "bfloat16"),
+        ("vgg16", 100),
+        (alexnet, 100),
+        (alexnet, 100, "bfloat16"),
     ):
-        row = {"work": "2h, T = 100", "network": name, "peer": peer}
+        with sides((True, "our_passes", name, count, bool(rounded)), (True, "bare_forward", name)) as started:
+            ours, bare = take_turns([side.seconds for side in started], turns)
+        row = {"work": ", ".join([f"2h, T = {count}", *rounded]), "network": name}
+        row["limit"] = "one forward pass of the same prepared network"
+        yield {**row, "ours_ms": statistics.median(ours) / 16 * 1e3, **ratio(ours, bare)}
+    for name, function, peer, *rounded in (
+        (lite0, "loop_of_passes", "loop of whole passes"),
+        (lite0, "baals_passes", "baal"),
+        (lite0, "torch_uncertaintys_passes", "torch-uncertainty"),
+        (alexnet, "loop_of_passes", "loop of whole passes"),
+        (alexnet, "loop_of_passes", "loop of whole passes", "bfloat16"),
+        (alexnet, "baals_passes", "baal"),
+        (alexnet, "torch_uncertaintys_passes", "torch-uncertainty (on_batch=False)"),
+    ):
+        row = {"work": ", ".join(["2h, T = 100", *rounded]), "network": name, "peer": peer}
         try:
-            with sides((True, "our_passes", name, 100), (False, function, name, 100)) as started:
+            with sides((True, "our_passes", name, 100, bool(rounded)), (False, function, name, 100)) as started:
                 a, b = (side.result() for side in started)  # (T, N, classes), each side with its own masks
                 if float(b.std(0).max()) < 1e-3:
                     yield {**row, "cannot": "no dropout was switched on: all passes are the same"}
@@ -331,6 +367,18 @@ def memory(turns: int) -> Iterator[dict]:
         }
 
 
+def report(turns: int) -> Iterator[dict]:
+    """Time all scripts, once and as `make` runs them, with the page that they write."""
+    options = ["--output", "output/benchmarks/report"]
+    seconds = {script: _process(f"{script}.py", *options, "--fresh")[0] for script in SCRIPTS}
+    yield {
+        "work": "the whole report: " + ", ".join(f"{script[:2]} {s:.0f} s" for script, s in seconds.items()),
+        "network": NETWORKS[0],
+        "limit": f"{REPORT_GOAL} s",
+        "ours_s": sum(seconds.values()),
+    }
+
+
 WORK: dict[str, Callable[[int], Iterator[dict]]] = {
     "2e": lambda turns: gradients(turns, guided=False),
     "2f": lambda turns: gradients(turns, guided=True),
@@ -343,6 +391,7 @@ WORK: dict[str, Callable[[int], Iterator[dict]]] = {
     "2c": ascent,
     "2d": first_result,
     "memory": memory,
+    "report": report,
 }
 GPU_PARTS = ["2e", "2f", "maps", "2g", "2h", "2c"]  # the others depend on the CPU
 
@@ -390,6 +439,7 @@ def document(found: dict[str, Any], notes: str) -> str:
         "- *difference* of the results, compared first: for gradients relative, in norm and float64; for logits the "
         "largest; for 2h, whose masks differ, the root mean square in standard errors; for Grad-CAM mostly the scale, "
         "which pytorch-grad-cam begins at each map's smallest value. Different results get no ratio.",
+        "- *goal*: the ratio that we want, at least against others and at most against a limit.",
         "- *a class at a time through 8 bits*: as pytorch-cnn-visualizations, which rounds the image after each step.",
         "",
     ]
@@ -415,44 +465,64 @@ def document(found: dict[str, Any], notes: str) -> str:
 def against_peers(rows: list[dict]) -> list[str]:
     """Return the lines of the table of peers, and the geometric means."""
     text = [
-        "| work | network | ours, ms per image | peer | ratio | ratio with memory kept | fraction of the limit "
+        "| work | network | ours, ms per image | peer | ratio | goal | ratio with memory kept | fraction of the limit "
         "| difference |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in (row for row in rows if "peer" in row):
         head = f"| {row['work']} | {row['network']} | {_number(row, 'ours_ms')} | {row['peer']} |"
         if "cannot" in row:
-            text.append(f"{head} no ratio: {row['cannot']} | | | |")
+            text.append(f"{head} no ratio: {row['cannot']} | | | | |")
         elif "ratio" not in row:
-            text.append(f"{head} no ratio: results differ | | {_number(row, 'share_of_limit')} | {row['apart']:.1g} |")
+            limit = _number(row, "share_of_limit")
+            text.append(f"{head} no ratio: results differ | | | {limit} | {row['apart']:.1g} |")
         else:
             apart = row.get("apart", row.get("standard_errors_apart"))
             text.append(
-                f"{head} {_spread(row)} | {_number(row, 'memory_kept')} | {_number(row, 'share_of_limit')} | "
-                f"{'' if apart is None else f'{apart:.1g}'} |"
+                f"{head} {_spread(row)} | {_goal(row)} | {_number(row, 'memory_kept')} | "
+                f"{_number(row, 'share_of_limit')} | {'' if apart is None else f'{apart:.1g}'} |"
             )
     for work in ("2e gradients", "2f gradients"):
         own = [row for row in rows if row["work"] == work and "ratio" in row]
         if not own:
             continue
-        mean, kept = (statistics.geometric_mean(row[key] for row in own) for key in ("ratio", "memory_kept"))
-        text += [
-            "",
-            f"{work}, geometric mean over {len(own)} networks: {mean:.2f} (captum with memory kept: {kept:.2f}).",
-        ]
+        means = [statistics.geometric_mean(row[key] for row in own) for key in ("ratio", "memory_kept")]
+        goals = MEAN_GOALS.get(work, (None, None))
+        mean, kept = (
+            f"{m:.2f}" + (f" (goal {in_words(goal, m >= goal)})" if goal else "")
+            for m, goal in zip(means, goals, strict=True)
+        )
+        text += ["", f"{work}, geometric mean over {len(own)} networks: {mean}; captum with memory kept: {kept}."]
     of_2e = [row["of_2e"] for row in rows if "of_2e" in row]
     if of_2e:
-        text += ["", f"A guided gradient takes {min(of_2e):.2f} to {max(of_2e):.2f} times as long as a plain one."]
+        goal = in_words(GUIDED_GOAL, max(of_2e) <= GUIDED_GOAL)
+        share = f"{min(of_2e):.2f} to {max(of_2e):.2f} times as long as a plain one (goal {goal})"
+        text += ["", f"A guided gradient takes {share}."]
     return text
 
 
 def against_limits(rows: list[dict]) -> list[str]:
     """Return the lines of the table of limits."""
-    text = ["| work | network | ours | limit | ratio |", "|---|---|---|---|---|"]
+    text = ["| work | network | ours | limit | ratio | goal |", "|---|---|---|---|---|---|"]
     for row in (row for row in rows if "limit" in row):
-        ours = f"{row['ours_gb']:.2f} GB" if "ours_gb" in row else f"{_number(row, 'ours_ms')} ms"
-        text.append(f"| {row['work']} | {row['network']} | {ours} | {row['limit']} | {_spread(row)} |")
+        ours = next(f"{row[key]:.3g} {unit}" for key, unit in UNITS.items() if key in row)
+        text.append(f"| {row['work']} | {row['network']} | {ours} | {row['limit']} | {_spread(row)} | {_goal(row)} |")
     return text
+
+
+UNITS = {"ours_gb": "GB", "ours_s": "s", "ours_ms": "ms"}
+
+
+def in_words(goal: float | None, reached: bool) -> str:
+    """Return what the tables say of a goal; nothing where there is none."""
+    return "" if goal is None else f"{goal:g}" if reached else f"{goal:g}: **short**"
+
+
+def _goal(row: dict) -> str:
+    if "ours_s" in row:
+        return in_words(REPORT_GOAL, row["ours_s"] <= REPORT_GOAL)
+    goal = GOALS.get((row["work"], row["network"], row.get("peer", row.get("limit"))))
+    return in_words(goal, goal is None or (row["ratio"] >= goal if "peer" in row else row["ratio"] <= goal))
 
 
 def _number(row: dict, key: str) -> str:
@@ -460,6 +530,8 @@ def _number(row: dict, key: str) -> str:
 
 
 def _spread(row: dict) -> str:
+    if "ratio" not in row:
+        return ""
     return f"{row['ratio']:.2f}" + (f" ({row['least']:.2f} to {row['greatest']:.2f})" if "least" in row else "")
 
 

@@ -330,10 +330,10 @@ def plain_evaluation(name: str) -> Callable[[], Tensor]:
 # 2h: Monte Carlo dropout
 
 
-def our_passes(name: str, passes: int) -> Callable[[], Tensor]:
+def our_passes(name: str, passes: int, bfloat16: bool = False) -> Callable[[], Tensor]:
     method = script("2h_mc_dropout").mc_dropout_logits
     model, images = prepared(name), batch()
-    return lambda: method(model, images, passes, common.seeded_generators(0, range(BATCH)))
+    return lambda: method(model, images, passes, common.seeded_generators(0, range(BATCH)), bfloat16=bfloat16)
 
 
 def loop_of_passes(name: str, passes: int) -> Callable[[], Tensor]:

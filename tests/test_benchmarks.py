@@ -57,6 +57,20 @@ def test_the_document_is_what_the_committed_figures_say():
     assert (ROOT / "docs" / "benchmarks.md").read_text() == bench.document(found, notes)
 
 
+def test_a_row_short_of_its_goal_says_so():
+    lite0, passes = "efficientnet_lite0", "one forward pass of the same prepared network"
+    row = {"work": "2h, T = 100", "network": lite0, "limit": passes}
+    assert [bench._goal({**row, "ratio": r}) for r in (1.2, 1.21)] == ["1.2", "1.2: **short**"]
+    assert bench._goal({**row, "network": "vgg16", "ratio": 9}) == ""
+    row = {"work": "2h, T = 100", "network": "alexnet", "peer": "loop of whole passes"}
+    assert [bench._goal({**row, "ratio": r}) for r in (20.5, 19)] == ["20", "20: **short**"]
+    assert [bench._goal({"ours_s": s}) for s in (120, 121)] == ["120", "120: **short**"]
+    # a goal whose row nothing measures would never be missed
+    rows = json.loads((ROOT / "docs" / "benchmarks.json").read_text())["rows"]
+    measured = {(row["work"], row["network"], row.get("peer", row.get("limit"))) for row in rows}
+    assert {*bench.GOALS} <= measured
+
+
 @pytest.mark.long
 def test_two_real_sides_take_turns():
     command = [sys.executable, "benchmarks/bench.py", "--only", "2c", "--turns", "1"]
