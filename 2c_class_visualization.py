@@ -174,7 +174,7 @@ def ascend(
             gradient, scores = logit_gradient(model, images, classes, augment)
         while step == 0 and state.restart_without_gradient(images, gradient, generators):
             gradient, scores = logit_gradient(model, images, classes, augment)
-        norm = state.checked_norm(gradient, scores, classes, settings.steps)
+        norm = state.record_step(gradient, scores, classes, settings.steps)
 
         # 4. one step uphill, of length `rate` in all networks; the L2 term is scaled like the gradient
         gradient = priors.precondition(gradient) if settings.precondition else gradient

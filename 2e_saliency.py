@@ -27,13 +27,14 @@ from torch import Tensor, nn
 
 import common
 from explain.disturbances import noise_of
-from explain.faithfulness import ROWS_TOGETHER, detail_maps, summarise_worth, worth
+from explain.faithfulness import detail_maps, summarise_worth, worth
 from explain.figures import WORTH, write_worth
 from explain.grad_cam import GradCAM
 from explain.maps import describe_map, mean_known
 from explain.options import at_least_0
 
 COPIES, NOISE = 16, 0.15  # chosen on the sample's photos: docs/faithfulness.md
+PIXELS_TOGETHER = 1 << 20  # of copies in a pass, whose memory they are: 20 of 224 x 224
 SMOOTH_KINDS = ("smoothed", "combined")  # the order of the maps in maps/*_smoothed.npy
 
 
@@ -74,7 +75,7 @@ def smoothed_saliency_maps(
             "generator for each image"
         )
     total = torch.zeros_like(images[:, 0])
-    together = ROWS_TOGETHER // max(1, len(images)) or 1  # copies of all images in a pass
+    together = PIXELS_TOGETHER // max(1, total.numel()) or 1  # copies of all images in a pass
     for start in range(0, copies, together) if len(images) else ():
         noisy = [noise_of(images, generators, noise).add_(images) for _ in range(min(together, copies - start))]
         maps = saliency_maps(model, torch.cat(noisy), ids * len(noisy))

@@ -62,8 +62,8 @@ class State:
             self.starts[n] += 1
         return bool(indices)
 
-    def checked_norm(self, gradient: Tensor, scores: Tensor, classes: Sequence[int], steps: int) -> Tensor:
-        """Return the root mean square (N, 1, 1, 1) of each image's gradient; record the logits (N,) before the step.
+    def record_step(self, gradient: Tensor, scores: Tensor, classes: Sequence[int], steps: int) -> Tensor:
+        """Record the logits (N,) before the step; return the root mean square (N, 1, 1, 1) of each image's gradient.
 
         Gradients that are zero are counted. Raises UserError where one is not finite, or zero in the first step or in
         more than half of the steps.

@@ -79,19 +79,24 @@ class DropoutMode(TorchFunctionMode):
             input.copy_(output) if input.shape == output.shape else input.fill_(torch.nan)
         return output
 
+    def grow(self, input: Tensor) -> Tensor:
+        """Return the input with the batch dimensions that its mask has: here it stays as it is."""
+        return input
+
     def drop(self, input: Tensor, p: float, name: str) -> Tensor:
-        """Return the input (batch dimensions, channels, ...) with a new mask on it."""
-        shape = [*input.shape]
+        """Return the input (batch dimensions, channels, ...), grown, with a new mask on it."""
+        grown = self.grow(input)
+        shape = [*grown.shape]
         if name in WHOLE_CHANNELS:  # one value for each channel
-            shape[self.batch_dimensions + 1 :] = [1] * (input.dim() - self.batch_dimensions - 1)
+            shape[self.batch_dimensions + 1 :] = [1] * (grown.dim() - self.batch_dimensions - 1)
         mask = self.draw(shape).ge_(p).to(input)  # 1 is kept; in place, like what follows: memory is what it costs
         if "alpha" in name:
-            output = mask_alpha(input, mask, p)
+            output = mask_alpha(grown, mask, p)
         else:
-            mask.mul_(1 / (1 - p) if p < 1 else 0)
-            output = mask.mul_(input) if mask.shape == input.shape else mask * input
+            scaled = self.grow(input * (1 / (1 - p) if p < 1 else 0))
+            output = mask.mul_(scaled) if mask.shape == scaled.shape else mask * scaled
         if self.intact:
-            output[: self.intact] = input[: self.intact]
+            output[: self.intact] = grown[: self.intact]
         return output
 
 
@@ -120,7 +125,7 @@ class SharedPasses(DropoutMode):
         self.passes = 0
 
     def drop(self, input: Tensor, p: float, name: str) -> Tensor:
-        return super().drop(self.grow(input), p, name).flatten(0, 1)
+        return super().drop(input, p, name).flatten(0, 1)
 
     def grow(self, input: Tensor) -> Tensor:
         """Return the input as (passes, images, ...), whether or not its batch has grown before."""

@@ -81,6 +81,21 @@ def test_smoothing_leaves_a_linear_network_as_it_is_and_is_seeded(images, toy):
     torch.testing.assert_close(of([0, 1]), by_hand)
 
 
+def test_the_copies_in_a_pass_are_as_many_as_their_size_allows(images, monkeypatch):
+    """Five images of 8 x 8: the memory of a pass does not grow with their size, the map does not depend on it."""
+    passes = []
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU(), nn.Linear(4, 4))
+    net.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+    maps = []
+    for pixels in (1, 700, 1 << 20):
+        monkeypatch.setattr(script, "PIXELS_TOGETHER", pixels)
+        generators = common.seeded_generators(0, range(5))
+        maps.append(script.smoothed_saliency_maps(net, images, CLASSES, generators, 7, 0.3))
+    assert passes == [5] * 7 + [10, 10, 10, 5] + [35]
+    torch.testing.assert_close(maps[0], maps[1])
+    torch.testing.assert_close(maps[0], maps[2])
+
+
 def test_the_combined_map_is_a_product(images):
     smoothed, grad_cam = images[:, 0] + 1, images[:, 1]
     detail = (images - blurred(images)).square().sum(1).sqrt()
