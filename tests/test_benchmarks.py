@@ -76,7 +76,7 @@ def test_two_real_sides_take_turns():
     command = [sys.executable, "benchmarks/bench.py", "--only", "2c", "--turns", "1"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
     rows = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(rows) == 4 and all(row["ratio"] > 0.5 for row in rows)
+    assert len(rows) == 6 and all(row["ratio"] > 0.5 for row in rows)
 
 
 def test_archetypes_of_several_seeds_are_one_line():
