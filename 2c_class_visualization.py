@@ -252,11 +252,12 @@ def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
         radius = min(math.ceil(3 * sigma_px), (side - 1) // 2)
         if radius > 0:
             kernel = [math.exp(-0.5 * (offset / sigma_px) ** 2) for offset in range(-radius, radius + 1)]
+            total = sum(kernel)
             before, after = images.narrow(axis, side - radius, radius), images.narrow(axis, 0, radius)
             wrapped = torch.cat([before, images, after], axis)
             images = torch.zeros_like(images)
             for k, weight in enumerate(kernel):  # faster than a convolution, which is made for many channels
-                images.add_(wrapped.narrow(axis, k, side), alpha=weight / sum(kernel))
+                images.add_(wrapped.narrow(axis, k, side), alpha=weight / total)
     return images
 
 

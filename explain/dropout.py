@@ -25,8 +25,6 @@ DROPOUTS = {"dropout", "alpha_dropout"} | WHOLE_CHANNELS
 # Attention that drops its weights by itself, and the place of the probability among its arguments.
 ATTENTION = {"multi_head_attention_forward": 10, "scaled_dot_product_attention": 4}
 ALPHA = -1.7580993408473766  # SELU's limit at minus infinity: Klambauer et al. 2017, "New Dropout Technique"
-
-
 NUMBERS_IN_THREADS = 1 << 23  # fewer are drawn sooner than the network's own threads make way for others
 
 

@@ -47,9 +47,11 @@ def write(
     rounded = mean_rounding([row["bfloat16"] for row in rows if "bfloat16" in row])
     judged, judged_tables = selective.judge(labelled, options.seed)
     worth, lines = selective.worth_of_measures(judged), findings(ordered)
-    notes = [worth, *rounding_in_words(rounded)]
+    of_rounding = rounding_in_words(rounded)
     output.save_pictures(tested[: options.show], photos, model)
-    output.draw("mc_dropout", draw, ordered[: options.show], len(tested), photos, model, options.passes, notes)
+    output.draw(
+        "mc_dropout", draw, ordered[: options.show], len(tested), photos, model, options.passes, [worth, *of_rounding]
+    )
     output.draw("uncertainty", draw_order, ordered, model, options.passes)
     if options.passes > 1:
         output.draw("settling", draw_settling, ordered[:SETTLING_SHOWN], model)
@@ -64,7 +66,7 @@ def write(
     results = summary(tested, options.passes, len(model.categories)) | judged
     results |= {"bfloat16": rounded} if rounded else {}
     all_tables = tables(tested, ordered, model.categories) | judged_tables
-    output.finish(rows, skipped, results, all_tables, model, findings=lines + notes[1:])
+    output.finish(rows, skipped, results, all_tables, model, findings=lines + of_rounding)
 
 
 def by_uncertainty(rows: list[dict]) -> list[dict]:
