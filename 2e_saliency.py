@@ -29,7 +29,7 @@ import common
 from explain.disturbances import noise_of
 from explain.faithfulness import detail_maps, summarise_worth, worth
 from explain.figures import WORTH, write_worth
-from explain.grad_cam import GradCAM
+from explain.grad_cam import with_grad_cam
 from explain.maps import describe_map, mean_known
 from explain.options import at_least_0
 
@@ -208,8 +208,8 @@ def main() -> None:
     files, classes = common.classes_to_explain(options.classes, files, model.categories)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
-        with GradCAM(images) as cam:
-            forward = common.forward_pass(model, images, [classes[file.index] for file in batch])
+        ids = [classes[file.index] for file in batch]
+        forward, cam = with_grad_cam(lambda: common.forward_pass(model, images, ids), images)
         maps = {"plain": (signed_saliency if options.signed else saliency)(forward)}
         more = {}
         if options.copies:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import common
 from explain.faithfulness import summarise_worth, worth
 from explain.figures import WORTH, write_worth
-from explain.grad_cam import GradCAM
+from explain.grad_cam import GradCAM, with_grad_cam
 from explain.maps import describe_map, mean_known, rank_correlation
 from explain.rectifiers import RectifierRule, refuse_opaque
 
@@ -112,8 +112,7 @@ def guided_pass(
     """Return the guided maps (N, H, W), the pass, ready for a plain backward pass, and what both have shown."""
     refuse_opaque(model)
     with guided_rectifiers() as rule:
-        with GradCAM(images) as cam:
-            forward = common.forward_pass(model, images, classes)
+        forward, cam = with_grad_cam(lambda: common.forward_pass(model, images, classes), images)
         guided = saliency(forward, True)  # the graph is kept
     return guided, forward, cam, rule
 

@@ -35,7 +35,7 @@ from explain import faithfulness_report as report
 from explain.evaluation import class_standing
 from explain.faithfulness import STEPS, baseline_maps, in_cells, insertion_deletion, insertion_deletion_curves, tiled
 from explain.figures import KINDS
-from explain.grad_cam import GradCAM
+from explain.grad_cam import with_grad_cam
 from explain.maps import cascading_randomisation, rank_correlation
 from explain.options import at_least_0
 
@@ -89,8 +89,7 @@ def guided_maps(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, 
     try:
         return guided_of.all_maps(model, images, classes)[0]
     except common.UserError:
-        with GradCAM(images) as cam:
-            forward = common.forward_pass(model, images, classes)
+        forward, cam = with_grad_cam(lambda: common.forward_pass(model, images, classes), images)
         maps = {"plain": saliency_of.saliency(forward)}
         return maps if cam.maps() is None else {**maps, "grad_cam": cam.maps()}
 

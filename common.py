@@ -30,7 +30,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from explain.class_names import find_class, find_classes, name_classes
 from explain.command_line import exercise_parser, option_parser, positive, whole
-from explain.datasets import TEST_FOLDERS, find_folder
+from explain.datasets import TEST_FOLDERS, find_folder, read_dataset_names
 from explain.errors import UserError, one_line, printable, quantity
 from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits
 from explain.figures import (
@@ -48,6 +48,7 @@ from explain.figures import (
     short,
 )
 from explain.files import list_files, size_of, write_file
+from explain.labels import read_names
 from explain.logits import (
     as_logits,
     at_least_one,
@@ -465,15 +466,22 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
         torch.zeros(1, device=options.device).item()
     except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
-    preprocessing = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
-    model = load_model(options.model, options.weights, options.device, **preprocessing)
+    settings = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
+    # pictures given as arguments have nothing to do with the dataset
+    dataset = None if getattr(options, "images", None) or getattr(options, "folder", None) else Path(options.dataset)
+    if options.names:
+        settings["classes"] = [len(read_names(Path(options.names)))]
+    elif dataset and (found := read_dataset_names(dataset)):
+        settings["classes"] = [len(found[0])]
+    if options.stochastic:
+        torch.manual_seed(options.seed)
+        settings["stochastic"] = True
+    model = load_model(options.model, options.weights, options.device, **settings)
     # After loading, since a network's own file may set them too. With the newer switches, which some releases of torch
     # recommend here in a warning, torch.backends.cudnn.flags fails, which a network may use.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32
-    # pictures given as arguments have nothing to do with the dataset
-    dataset = None if getattr(options, "images", None) or getattr(options, "folder", None) else Path(options.dataset)
     name_classes(model, options.names, dataset)
     for warning in model.warnings:
         print(f"note: {warning}", file=sys.stderr)

@@ -100,6 +100,11 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         action="store_true",
         help="show the network whole pictures, fitted into its square input with grey around them, not central crops",
     ),
+    "--stochastic": dict(
+        action="store_true",
+        help="accept a network whose answers change from run to run or with the other pictures of a batch; every "
+        "figure says so",
+    ),
     "--no-title": dict(action="store_true", help="write a figure's title and caption to <figure>.txt, not into it"),
     "--pdf": dict(action="store_true", help="save figures as PDF too"),
     "--shard": dict(
@@ -112,7 +117,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
 }
 EXERCISE_OPTIONS = ("--dataset", "--output", "--model", "--weights", "--device", "--tf32", "--threads", "--batch-size")
 EXERCISE_OPTIONS += ("--seed", "--names", "--input-size", "--resize", "--mean", "--std", "--interpolation")
-EXERCISE_OPTIONS += ("--whole", "--show", "--no-title", "--pdf", "--shard", "--fresh")
+EXERCISE_OPTIONS += ("--stochastic", "--whole", "--show", "--no-title", "--pdf", "--shard", "--fresh")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -27,7 +27,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     in evaluation mode is left alone, since its own `eval()` may do more than set the mode.
     """
     modules = list(model.modules())
-    for module in modules:
+    accepted = any(getattr(module, "stochastic", False) for module in modules)  # by --stochastic
+    for module in modules if not accepted else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise UserError(
                 "a batch norm of this network keeps no averages, so that an image's result depends on its batch: "

@@ -7,28 +7,58 @@ pass that is run anyway.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# What only rearranges numbers: feature maps that are laid out in three dimensions for a mean are no tokens
+from explain.rectifiers import graph_nodes
+
+# Operations that only rearrange numbers: feature maps laid out in three dimensions for a mean are no tokens
 REARRANGEMENTS = {"flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "contiguous", "clone"}
+# The places before such a mean are finer, and say the same
+POOLING = {"avg_pool2d", "adaptive_avg_pool2d"}
+
+
+class HasLogits(Protocol):
+    logits: Tensor  # (N, classes), with their graph
+
+
+Pass = TypeVar("Pass", bound=HasLogits)
+
+
+def with_grad_cam(run: Callable[[], Pass], images: Tensor) -> tuple[Pass, GradCAM]:
+    """Run a forward pass of images (N, 3, H, W), and return it with the Grad-CAM of its layer.
+
+    Chosen is the last output (N, C, h, w) on the way to the logits. Where another head of the network runs after it,
+    the pass runs again, so that no more than this one output is kept.
+    """
+    with GradCAM(images) as cam:
+        forward = run()
+    chosen = cam.layer_before(forward.logits)
+    if chosen not in (None, cam.kept):
+        with GradCAM(images, chosen) as cam:
+            forward = run()
+    cam.watch(chosen)
+    return forward, cam
 
 
 class GradCAM(TorchFunctionMode):
-    """Run a forward pass of images (N, 3, H, W) inside the block, then a backward pass; `maps` are those of the latter.
+    """Keep the output of a layer in a forward pass of images (N, 3, H, W); `maps` are of the backward pass after it.
 
-    Chosen is the last output (N, C, h, w) of any operation, module or function. Tokens (N, T, D) that come after it
-    make it useless, since their places are mixed from then on: such a network (a vision transformer) has no maps.
+    The layer is the operation with the number `keep`, else the last one with a height and a width. Tokens (N, T, D)
+    that come after it on the way to the logits make it useless, since their places are mixed from then on: such a
+    network (a vision transformer) has no maps.
     """
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, keep: int | None = None) -> None:
         super().__init__()
-        self.images = images
+        self.images, self.keep = images, keep
         self.features: Tensor | None = None  # (N, C, h, w)
+        self.kept: int | None = None  # its number in `layers`
+        self.layers: list[tuple[Any, bool]] = []  # node of autograd's graph, and whether the output is a feature map
         self.gradients: list[Tensor] = []  # of the score, by the features
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -36,12 +66,18 @@ class GradCAM(TorchFunctionMode):
         rows = max(1, len(self.images))  # an empty batch is run as one image
         if not isinstance(output, Tensor) or not output.requires_grad or output.shape[:1] != (rows,):
             return output
-        name = getattr(function, "__name__", "").rstrip("_")
-        if output.dim() == 4 and min(output.shape[2:]) > 1:
-            self.features = output if self._is_feature_map(output) else None
+        name = getattr(function, "__name__", "").partition(".")[0].strip("_")  # conv2d.default in an exported graph
+        if output.dim() == 4 and min(output.shape[2:]) > 1 and name not in POOLING:
+            self._note(output, self._is_feature_map(output))
         elif output.dim() == 3 and output.shape[1] > 1 and name not in REARRANGEMENTS:
-            self.features = None
+            self._note(output, False)
         return output
+
+    def _note(self, output: Tensor, is_feature_map: bool) -> None:
+        number = len(self.layers)
+        self.layers.append((output.grad_fn, is_feature_map))
+        if is_feature_map and self.keep in (None, number):
+            self.features, self.kept = output, number
 
     def _is_feature_map(self, output: Tensor) -> bool:
         """Return whether it is no image before its first layer, and its sides are in the image's ratio.
@@ -55,9 +91,19 @@ class GradCAM(TorchFunctionMode):
         )
         return output.shape[1:] != self.images.shape[1:] and max(low, least) <= min(high, most)
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        if self.features is not None and error[0] is None:
+    def layer_before(self, logits: Tensor) -> int | None:
+        """Return the number of the last layer on the way to the logits; None where tokens come after it, or none is."""
+        on_the_way = set(graph_nodes([logits]))
+        passed = (number for number, (node, _) in reversed([*enumerate(self.layers)]) if node in on_the_way)
+        last = next(passed, None)
+        return last if last is not None and self.layers[last][1] else None
+
+    def watch(self, chosen: int | None) -> None:
+        """Keep the gradients of the chosen layer, and of no other, from now on."""
+        self.layers.clear()  # whose nodes hold what they need for a backward pass
+        if chosen is None:
+            self.features = None
+        else:
             # goes with the graph, and knows nothing of this object: a circle through the graph would stay for ever
             self.features.register_hook(self.gradients.append)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,62 +13,95 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from explain.errors import one_line
 from explain.evaluation import predict_logits
+from explain.trial import answer, difference
 
 MANY_ROWS = 256  # from which on a linear layer gains as a convolution
 
 
-def prepare(model: nn.Module, example: Tensor) -> nn.Module:
+def prepare(model: nn.Module, images: Tensor) -> list[str]:
     """Give a network its inference form, in place: the same logits and gradients to rounding, in less time.
 
-    Evaluation mode, frozen parameters, batch norms folded into their convolutions, strided convolutions of the image or
-    with TensorFlow's padding and linear layers of many rows rearranged, no copy of what ReLU6 overwrites, channels-last
-    memory. `example` (1, 3, H, W) shows which batch norm follows which convolution.
+    Evaluation mode and frozen parameters, then STEPS. A step stays only if the network still runs and gives the same
+    logits and gradient for `images` (N, 3, H, W), N at least 2; returns a note on each step that was left out.
     """
     model.requires_grad_(False).eval()
-    fold_batch_norms(model, example)
-    for module in model.modules():
-        if type(module) is nn.Conv2d and _reads_image_in_strides(module):
-            module.__class__ = _ImageConv2d  # the same parameters and names, another forward pass
-        if type(module) is timm.layers.Conv2dSame and _halves_channel_by_channel(module):
-            module.__class__ = _SameConv2d
-        if type(module) is nn.Linear:
-            module.__class__ = _Linear
-        if type(module) is nn.ReLU6 and module.inplace:
-            module.__class__ = _ReLU6
-    return model.to(memory_format=torch.channels_last)
+    expected = answer(model, images)
+
+    def attempt(*steps: Callable[[nn.Module, Tensor], Callable[[], None]]) -> str | None:
+        """Take the steps; take them back where the network does not bear them, and return the reason."""
+        undo: list[Callable[[], None]] = []
+        try:
+            for step in steps:
+                undo.append(step(model, images))
+            problem = difference(answer(model, images), expected)
+        except Exception as error:  # whatever a network raises that is not in the form in which it was written
+            problem = f"{type(error).__name__}: {one_line(error)}"
+        for take_back in reversed(undo) if problem else ():
+            take_back()
+        return problem
+
+    if attempt(*STEPS.values()) is None:
+        return []
+    problems = {name: attempt(step) for name, step in STEPS.items()}
+    return [f"left out of the preparation: {name} ({problem})" for name, problem in problems.items() if problem]
 
 
-def fold_batch_norms(model: nn.Module, example: Tensor) -> int:
-    """Fold each batch norm that reads nothing but a convolution's output into that convolution; return how many.
-
-    Where the logits of the example change by more than rounding (another layer reads the convolution too),
-    nothing is folded.
-    """
+def fold_batch_norms(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Fold each batch norm that reads nothing but a convolution's output into that convolution; return the way back."""
     names = {module: name for name, module in model.named_modules()}
-    pairs, before = _normalised_convolutions(model, example)
-    if not pairs:
-        return 0
-    for conv, norm in pairs:
-        fused = fuse_conv_bn_eval(conv, norm)
+    pairs = _normalised_convolutions(model, images[:1])
+    fused = [fuse_conv_bn_eval(conv, norm) for conv, norm in pairs]
+    for (conv, norm), both in zip(pairs, fused, strict=True):
         # the statistics of its outputs on the training data: 2c leads its archetypes to them
         if norm.affine:
-            fused.register_buffer("normal_mean", norm.bias.detach().clone(), persistent=False)
-            fused.register_buffer("normal_std", norm.weight.detach().abs(), persistent=False)
-        model.set_submodule(names[conv], fused)
+            both.register_buffer("normal_mean", norm.bias.detach().clone(), persistent=False)
+            both.register_buffer("normal_std", norm.weight.detach().abs(), persistent=False)
+        model.set_submodule(names[conv], both)
         model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
-    with torch.no_grad():
-        if torch.allclose(predict_logits(model, example), before, rtol=0, atol=1e-4 * float(before.abs().max())):
-            return len(pairs)
-    for module in (module for pair in pairs for module in pair):
-        model.set_submodule(names[module], module)
-    return 0
+
+    def take_back() -> None:
+        for module in (module for pair in pairs for module in pair):
+            model.set_submodule(names[module], module)
+
+    return take_back
 
 
-def _normalised_convolutions(model: nn.Module, example: Tensor) -> tuple[list[tuple[nn.Module, nn.Module]], Tensor]:
-    """Return the pairs of a convolution and the batch norm that reads its output, and the example's logits.
+def rearrange_layers(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Give layers the forward passes below, which compute the same by other kernels; return the way back."""
+    before = {}
+    for module in model.modules():
+        for plain, faster, gains in REARRANGED:
+            if type(module) is plain and gains(module):
+                before[module] = plain
+                module.__class__ = faster  # the same parameters and names
 
-    Found by a forward pass, so that the modules' names and order do not matter.
+    def take_back() -> None:
+        for module, plain in before.items():
+            module.__class__ = plain
+
+    return take_back
+
+
+def use_channels_last(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Lay the weights out in channels-last memory, which convolutions pass on to their outputs; return the way back."""
+    model.to(memory_format=torch.channels_last)
+    return lambda: model.to(memory_format=torch.contiguous_format) and None
+
+
+STEPS = {
+    "batch norms folded into convolutions": fold_batch_norms,
+    "layers computed by other kernels": rearrange_layers,
+    "channels-last memory": use_channels_last,
+}
+
+
+def _normalised_convolutions(model: nn.Module, images: Tensor) -> list[tuple[nn.Module, nn.Module]]:
+    """Return the pairs of a convolution and the batch norm that reads its output.
+
+    Found by a forward pass, so that the modules' names and order do not matter. A convolution whose weight is computed
+    (weight norm, spectral norm, pruning) has no parameter to fold into.
     """
     calls: Counter[nn.Module] = Counter()
     pairs: list[tuple[nn.Module, nn.Module]] = []
@@ -81,14 +115,14 @@ def _normalised_convolutions(model: nn.Module, example: Tensor) -> tuple[list[tu
         if hasattr(inputs[0], "made_by"):
             pairs.append((inputs[0].made_by, norm))
 
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks:
         for module in model.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and "weight" in module._parameters:
                 hooks.enter_context(module.register_forward_hook(note_output))
             elif type(module) in (nn.BatchNorm2d, timm.layers.BatchNormAct2d) and module.track_running_stats:
                 hooks.enter_context(module.register_forward_pre_hook(note_input))
-        logits = predict_logits(model, example)
-    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1], logits
+        predict_logits(model, images)
+    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
 
 
 class _ImageConv2d(nn.Conv2d):
@@ -180,3 +214,11 @@ class Hardtanh(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (values,) = ctx.saved_tensors
         return torch.ops.aten.hardtanh_backward(gradient, values, 0, 6)
+
+
+REARRANGED = (  # plain class, faster class, whether a layer gains
+    (nn.Conv2d, _ImageConv2d, _reads_image_in_strides),
+    (timm.layers.Conv2dSame, _SameConv2d, _halves_channel_by_channel),
+    (nn.Linear, _Linear, lambda _: True),
+    (nn.ReLU6, _ReLU6, lambda activation: activation.inplace),
+)

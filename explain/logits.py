@@ -7,15 +7,21 @@ meant is found in the output.
 from __future__ import annotations
 
 import operator
+import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from explain.errors import UserError
+
+# What networks call their logits where they return several tensors, in the order of preference
+OUTPUT_NAMES = ("logits", "output", "out", "pred", "scores", "main")
+SUMS_TO_1 = 1e-3  # how far rounding may take a sum of probabilities from 1
 
 
 def check_images(images: Tensor) -> Tensor:
@@ -87,11 +93,11 @@ def class_logits(model: nn.Module, images: Tensor) -> Tensor:
 def as_logits(output: Any, images: int) -> Tensor:
     """Return the logits (N, classes) in a network's output for N images, or (N, ...) where it has more dimensions.
 
-    The output is a tensor, or has one as `logits`; else its first tensor of two dimensions is meant, or its only one.
-    A single logit z for an image, (N,) or (N, 1), stands for two classes: class 1 where z > 0, class 0 where z < 0.
-    Their logits are (0, z), whose softmax is the sigmoid. The gradient of class 0 is that of -z; 0 itself has none.
+    Of several tensors `find_output` chooses. A single logit z for an image, (N,) or (N, 1), stands for two classes:
+    class 1 where z > 0, class 0 where z < 0. Their logits are (0, z), whose softmax is the sigmoid. The gradient of
+    class 0 is that of -z; 0 itself has no gradient.
     """
-    logits = _find_tensor(output, images)
+    _, logits = find_output(output, images)
     if not logits.is_floating_point():
         raise UserError(f"the network returns {logits.dtype}, which cannot be logits: return the scores of the classes")
     if logits.numel() == images and logits.shape in ((), (images,), (images, 1)):
@@ -104,26 +110,127 @@ def as_logits(output: Any, images: int) -> Tensor:
     return logits
 
 
-def _find_tensor(output: Any, images: int) -> Tensor:
-    """Return the tensor of logits in an output for N images, by its name or by its shape."""
+def find_output(output: Any, images: int, classes: Collection[int] = ()) -> tuple[str | int | None, Tensor]:
+    """Return the tensor of logits in an output for N images, and its key: a name, a place, or None for a lone tensor.
+
+    Tensors (N, C) come before (N,). Of several, the tensor with one of these numbers of `classes`, then one of
+    OUTPUT_NAMES, then the last: early exits and embeddings come before the classifier. Raises UserError where no tensor
+    has a row for each image, or several have a single value.
+    """
     if isinstance(output, Tensor):
-        return output
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    if isinstance(output, Mapping):
-        values = output.values()
-    else:
-        values = output if isinstance(output, Sequence) else getattr(output, "__dict__", {}).values()
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    candidates = [tensor for tensor in tensors if tensor.dim() == 2 or tensor.shape == (images,)] or tensors
-    if len(candidates) == 1 or (candidates and candidates[0].dim() == 2):
-        return candidates[0]
-    shapes = ", ".join(str((*tensor.shape,)) for tensor in tensors) or "no tensor"
+        return None, output
+    tensors = {key: value for key, value in _entries(output).items() if isinstance(value, Tensor)}
+    rows = {key: tensor for key, tensor in tensors.items() if tensor.dim() == 2 and len(tensor) == images}
+    fitting = rows or {key: tensor for key, tensor in tensors.items() if tensor.shape == (images,)} or tensors
+    # a single logit stands for two classes
+    sized = {k: t for k, t in fitting.items() if t.dim() and (2 if t.numel() == images else t.shape[1]) in classes}
+    fitting = sized or {key: tensor for key, tensor in tensors.items() if key == "logits"} or fitting
+    named = [key for name in OUTPUT_NAMES for key in fitting if str(key).casefold() == name]
+    if named or rows or len(fitting) == 1:
+        key = named[0] if named else [*fitting][-1]
+        return key, tensors[key]
+    shapes = ", ".join(str((*tensor.shape,)) for tensor in tensors.values()) or "no tensor"
     raise UserError(
         f"the network returns a {type(output).__name__} of {shapes}: return the logits (N, classes) alone, "
         "or name them `logits`"
     )
+
+
+def _entries(output: Any) -> dict[str | int, Any]:
+    """Return what a network's output holds, by name where it has names, else by place."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if hasattr(output, "_asdict"):  # a named tuple
+        return output._asdict()
+    return dict(enumerate(output)) if isinstance(output, Sequence) else dict(getattr(output, "__dict__", {}))
+
+
+class SoftmaxInputs(TorchFunctionMode):
+    """Remember what goes into each softmax and log-softmax of a forward pass that returns (N, classes)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # output and input
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", "").partition(".")[0].strip("_")  # softmax.int in an exported graph
+        if name in ("softmax", "log_softmax") and output.dim() == 2:
+            self.pairs.append((output, args[0] if args else kwargs["input"]))
+        return output
+
+    def input_of(self, output: Tensor) -> Tensor | None:
+        """Return the input of the softmax that returned this very tensor."""
+        return next((before for after, before in self.pairs if after is output), None)
+
+
+class LogitsOf(nn.Module):
+    """A network that returns several tensors, or probabilities, as a network that returns its logits alone.
+
+    `key` names its output among several (None: there is only one); with `before_softmax`, the logits are the input of
+    the softmax, or log-softmax, that made this output.
+    """
+
+    def __init__(self, network: nn.Module, key: str | int | None, before_softmax: bool):
+        super().__init__()
+        self.network, self.key, self.before_softmax = network, key, before_softmax
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.before_softmax:
+            return self.select(self.network(images))
+        with SoftmaxInputs() as softmax:
+            output = self.select(self.network(images))
+        return softmax.input_of(output)
+
+    def select(self, output: Any) -> Tensor:
+        return output if self.key is None else _entries(output)[self.key]
+
+
+def logits_only(network: nn.Module, images: Tensor, classes: Collection[int]) -> tuple[nn.Module, list[str]]:
+    """Return a network whose only output for images (N, C, H, W) is its logits, and notes on what was chosen.
+
+    The network itself comes back where that is so already. `classes`: see `find_output`. The notes also say where the
+    outputs look like probabilities, and nothing could be found that goes into them.
+    """
+    with SoftmaxInputs() as softmax:
+        output = run_network(network, images)
+    key, scores = find_output(output, len(images), classes)
+    notes = []
+    others = [name for name, value in ({} if key is None else _entries(output)).items() if isinstance(value, Tensor)]
+    if len(others) > 1:
+        notes.append(
+            f"its logits are taken from output {key!r} {(*scores.shape,)}, one of {', '.join(map(repr, others))}: "
+            "--model FILE.py:FUNCTION with a network that returns another one alone changes that"
+        )
+    ending = _probabilities(scores)
+    before = softmax.input_of(scores) if ending else None
+    if before is not None:
+        notes.append(f"it ends in a {ending}: its logits, which go into the {ending}, are explained")
+    elif ending:
+        notes.append(
+            f"it ends in a {ending}: the class score is then a (log) probability, on which maps and archetypes suffer "
+            "(Simonyan et al. 2014, section 2, takes the unnormalised score); let it return what comes before"
+        )
+    changed = before is not None or len(others) > 1
+    return (LogitsOf(network, key, before is not None) if changed else network), notes
+
+
+def _probabilities(scores: Tensor) -> str | None:
+    """Return softmax, log-softmax or sigmoid where a network ends in it; None for other outputs (N, ...)."""
+    if scores.max() > 1 or scores.isnan().any():
+        return None
+    if scores.dim() == 2 and scores.shape[1] > 1:
+        if scores.min() >= 0 and (scores.sum(1) - 1).abs().max() < SUMS_TO_1:
+            return "softmax"
+        if scores.max() <= 0 and (scores.exp().sum(1) - 1).abs().max() < SUMS_TO_1:
+            return "log-softmax"
+    steps, seen = [scores.grad_fn], []  # back to the operation that made them, through what only gives them a shape
+    while steps:
+        step = steps.pop()
+        seen.append(step.name() if step else "")
+        if re.match("Squeeze|Unsqueeze|View|UnsafeView|Reshape|Select", seen[-1]):
+            steps += [before for before, _ in step.next_functions]
+    return "sigmoid" if scores.min() >= 0 and any(name.startswith("Sigmoid") for name in seen) else None
 
 
 def at_least_one(images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,11 @@ from explain.errors import UserError, one_line, unknown
 from explain.evaluation import evaluation_mode, predict_logits
 from explain.files import sha256_of
 from explain.inference import prepare
-from explain.logits import logits_of
+from explain.logits import logits_only
 from explain.own_networks import import_network, is_own, own_file
 from explain.pictures import fit_whole
 from explain.preprocessing import IMAGENET, Preprocessing, timm_preprocessing, torchvision_preprocessing
+from explain.trial import probe_images, refuse_unsteady
 
 Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -81,18 +82,28 @@ PACKAGED = {"efficientnet_lite0": 0.2, "efficientnet_lite2": 0.3}
 
 
 def load_model(
-    name: str = "efficientnet_lite0", weights: str | None = None, device: str = "cpu", **preprocessing: Any
+    name: str = "efficientnet_lite0",
+    weights: str | None = None,
+    device: str = "cpu",
+    classes: Collection[int] = (),
+    stochastic: bool = False,
+    **preprocessing: Any,
 ) -> Classifier:
     """Load a pretrained classifier, ready to explain: evaluation mode, frozen, channels-last.
 
     `name`: efficientnet_lite0 or efficientnet_lite2, a classification model of torchvision, timm/NAME,
     FILE.py:FUNCTION, which returns a network, or FILE.pt2. `weights`: a file with a state dict (torch.save or
     safetensors) in place of the published weights, FILE:KEY where it holds several, or "random" for an untrained
-    network. `preprocessing`: input_size, resize, mean, std, interpolation, in place of what the network was published
-    with. Raises UserError for an unknown name, weights that do not fit, and a hub out of reach.
+    network. `classes`: the numbers of classes that a network from a file may have, which tell its logits from its other
+    outputs. `preprocessing`: input_size, resize, mean, std, interpolation, in place of what the network was published
+    with.
+
+    Raises UserError for an unknown name, weights that do not fit, a hub out of reach, a network that cannot run on
+    images of its size, and, unless it may be `stochastic`, for a network whose logits for a picture change from run to
+    run or with the other pictures of a batch.
     """
     if is_own(name):
-        build = _build_own
+        build = partial(_build_own, classes=classes, stochastic=stochastic)
     elif name in PACKAGED:
         build = _build_packaged
     elif name.startswith("timm/"):
@@ -104,21 +115,18 @@ def load_model(
         model = build(name, weights, preprocessing)
     if weights is not None:
         model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
-    example = torch.rand(1, 3, model.input_size, model.input_size, generator=torch.Generator().manual_seed(0))
-    if preprocessing.get("input_size"):
-        _check_size(model, example)
-    prepare(model, example)
-    return model.to(device)
-
-
-def _check_size(model: Classifier, example: Tensor) -> None:
+    images = probe_images(3, model.input_size)
     try:
-        predict_logits(model, example)
+        model.notes += prepare(model, images)
+        kind = refuse_unsteady(name, model, images, stochastic)
     except UserError:
         raise
-    except Exception as error:  # whatever a network raises that is given another size than its own
-        size = f"{model.input_size} x {model.input_size} pixels"
-        raise UserError(f"{model.name} cannot take {size} ({one_line(error)}): give another --input-size") from None
+    except Exception as error:  # whatever a network raises, such as for another size than its own
+        raise UserError(f"{cannot_run(name, images, error)}: give another --input-size") from None
+    if kind:
+        model.label += f", {kind}"
+        model.warnings.append(f"{name} is {kind} (--stochastic): its results are not a function of the picture alone")
+    return model.to(device)
 
 
 def _load(
@@ -297,8 +305,10 @@ def _of_one_channel(network: nn.Module) -> nn.Module:
     return network
 
 
-def _build_own(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
-    """Wrap a network of the user's own file; its sizes are found by a forward pass."""
+def _build_own(
+    name: str, weights: str | None, options: dict[str, Any], classes: Collection[int], stochastic: bool
+) -> Classifier:
+    """Wrap a network of the user's own file; its sizes, and its logits among its outputs, are found by running it."""
     if weights == "random":
         raise UserError(f"--weights random is for networks of a library: leave it out, {name} has the weights it makes")
     network = import_network(name)
@@ -313,12 +323,14 @@ def _build_own(name: str, weights: str | None, options: dict[str, Any]) -> Class
     network, checkpoint = network.float(), None
     if weights is not None:
         network, checkpoint, _ = _load(name, lambda **_: network, weights, 0)
-    channels, logits = _try(name, network, preprocessing.input_size)
-    classes = max(2, logits.shape[1])  # a single output is the logit of the second class of two
-    model = Classifier(name, network, preprocessing, None, channels, classes)
-    model.notes += sorted(f"weights converted from {str(kind)[6:]} to float32" for kind in kinds)
+    if stochastic:
+        network.stochastic = True  # for evaluation_mode
     names = names_in(vars(network))
-    if names and len(names) == classes:
+    numbers = {*classes, *map(len, filter(None, (names, checkpoint and checkpoint.names)))}
+    channels, network, count, said = _try(name, network, preprocessing.input_size, numbers)
+    model = Classifier(name, network, preprocessing, None, channels, count)
+    model.notes += sorted(f"weights converted from {str(kind)[6:]} to float32" for kind in kinds)
+    if names and len(names) == count:
         model.categories, model.names_from = names, "the network"
     if checkpoint:
         _loaded(model, weights, checkpoint)
@@ -328,12 +340,9 @@ def _build_own(name: str, weights: str | None, options: dict[str, Any]) -> Class
     model.sha256 += f", code {sha256_of(own_file(name))}"
     if preprocessing.source.startswith(IMAGENET.source):
         _say_guess(model, options)
-    if ending := _probabilities(network, channels, preprocessing.input_size):
-        model.warnings.append(
-            f"{name} ends in {ending}: the class score is then a probability, on which maps and archetypes suffer "
-            "(Simonyan et al. 2014, section 2, takes the unnormalised score), and its softmax is not the network's "
-            "probability: let it return what comes before"
-        )
+    model.warnings += [f"{name}: {note}" for note in said]
+    if getattr(network, "before_softmax", False):
+        model.label += ", before its softmax"
     return model
 
 
@@ -348,36 +357,39 @@ def _say_guess(model: Classifier, options: dict[str, Any]) -> None:
         model.warnings.append(message)
 
 
-def _probabilities(network: nn.Module, channels: int, size: int) -> str | None:
-    """Return softmax or sigmoid where a network ends in one; None where its outputs are no probabilities."""
-    image = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    with evaluation_mode(network), torch.enable_grad():
-        outputs = logits_of(network, image)
-    if outputs.min() < 0 or outputs.max() > 1:
-        return None
-    steps, seen = [outputs.grad_fn], []  # back to the operation that made them, through what only gives them a shape
-    while steps:
-        step = steps.pop()
-        seen.append(step.name() if step else "")
-        if re.match("Stack|Sub|Squeeze|Unsqueeze|View|UnsafeView|Reshape|Select", seen[-1]):
-            steps += [before for before, _ in step.next_functions]
-    if any(name.startswith("Sigmoid") for name in seen):
-        return "sigmoid"
-    return "softmax" if abs(outputs.sum() - 1) < 1e-3 else None
-
-
-def _try(name: str, network: nn.Module, size: int) -> tuple[int, Tensor]:
-    """Return the number of channels that a network takes, 3 or 1, and its logits of an image of noise."""
+def _try(name: str, network: nn.Module, size: int, classes: Collection[int]) -> tuple[int, nn.Module, int, list[str]]:
+    """Return the channels that a network takes, 3 or 1, the network with its logits alone, their number, and notes."""
     errors = []
     for channels in (3, 1):
-        image = torch.rand(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+        images = probe_images(channels, size)
         try:
-            return channels, predict_logits(network, image)
+            with torch.random.fork_rng(devices=[]), evaluation_mode(network), torch.enable_grad():
+                only, notes = logits_only(network, images.requires_grad_(), classes)
+            logits = predict_logits(only, images.detach())
+            return channels, only, max(2, logits.shape[1]), notes  # a single output is the logit of the second of two
         except UserError:
             raise
         except Exception as error:  # whatever a network raises that takes other inputs
-            errors.append(one_line(error))
-    raise UserError(f"{name} cannot take images of 3 x {size} x {size} ({errors[0]}): give its --input-size")
+            errors.append((images, error))
+    images, error = errors[0]
+    raise UserError(f"{cannot_run(name, images, error)}: {_cure(str(error))}")
+
+
+def cannot_run(name: str, images: Tensor, error: Exception) -> str:
+    """Return the beginning of a sentence about a network that raised an error for images."""
+    return f"{name} cannot run on images {(*images.shape,)} ({type(error).__name__}: {one_line(error)})"
+
+
+def _cure(error: str) -> str:
+    """Return what puts an error of a user's own network right, as far as its text tells."""
+    channels = re.search(r"to have (\d+) channels, but got", error)
+    if channels and channels[1] not in ("1", "3"):
+        return f"it takes {channels[1]} channels, and pictures have 3, or 1 where they are grey"
+    if re.search(r"forward\(\).* (missing|takes)", error):
+        return "its forward must take the images alone"
+    if re.search("(?i)size|shape|dimension|height|width", error):
+        return "give its --input-size"
+    return "correct it"
 
 
 def _without_published_oddities(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -36,9 +39,13 @@ def load_exported(path: Path) -> nn.Module:
     except Exception as error:  # a damaged file makes torch raise anything
         raise UserError(f"{path} is not an archive of torch.export ({one_line(error)}): save it again") from None
     shapes = [node.meta["val"].shape for node in exported.graph.find_nodes(op="placeholder")][-1:]
-    if not shapes or not isinstance(shapes[0][0], torch.SymInt):
+    sizes = [shape[0] for shape in shapes if isinstance(shape[0], torch.SymInt)]
+    limits = [exported.range_constraints.get(size.node.expr) for size in sizes]
+    bounded = any(limit is not None and (limit.lower > 2 or limit.upper < 1 << 31) for limit in limits)
+    if bounded or not limits:  # 0 and 1 are outside of most ranges, and are allowed
+        takes = f"{limits[0].lower} to {limits[0].upper} images" if bounded else "one size"
         raise UserError(
-            f"{path} takes batches of one size: export it with a dynamic batch dimension, dynamic_shapes=({{0: "
+            f"{path} takes batches of {takes}: export it with a dynamic batch dimension, dynamic_shapes=({{0: "
             "torch.export.Dim('batch')},), or give --model FILE.py:FUNCTION, on which all exercises work"
         )
     network = exported.module()
@@ -68,7 +75,8 @@ def import_network(name: str) -> nn.Module:
     if str(path.parent.resolve()) not in sys.path:
         sys.path.append(str(path.parent.resolve()))
     try:
-        spec.loader.exec_module(module)
+        with same_surroundings():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's own code may raise
         raise UserError(f"{path} cannot be imported ({_where(error, path)}): correct it") from None
     make = getattr(module, function, None)
@@ -77,13 +85,28 @@ def import_network(name: str) -> nn.Module:
         valid = [key for key in own if inspect.isroutine(getattr(module, key)) or inspect.isclass(getattr(module, key))]
         raise UserError(f"{path} has no function {function!r}: valid are {', '.join(valid) or 'none'}")
     try:
-        network = make()
+        with same_surroundings():
+            network = make()
     except (Exception, SystemExit) as error:
         hint = f"{function}() must return the network when it is called without arguments"
         raise UserError(f"{name} cannot be called ({_where(error, path)}): {hint}") from None
     if not isinstance(network, nn.Module):
         raise UserError(f"{name} returns a {type(network).__name__}: it must return a torch.nn.Module")
     return network
+
+
+@contextmanager
+def same_surroundings() -> Iterator[None]:
+    """Give this process its working directory and torch's default type back, whatever a user's own code sets.
+
+    The other files of the command line are relative to the one, and images have the other.
+    """
+    directory, dtype = os.getcwd(), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        os.chdir(directory)
+        torch.set_default_dtype(dtype)
 
 
 def _where(error: BaseException, path: Path) -> str:

@@ -252,7 +252,7 @@ def test_a_network_in_evaluation_mode_is_left_alone(images):
 # What a network returns
 
 PACKS = {
-    "tuple": lambda logits: (logits, logits[:, :2] + 1),
+    "tuple": lambda logits: (logits[:, :2] + 1, logits),  # an embedding, or an early exit, comes first
     "list": lambda logits: [logits],
     "dict": lambda logits: {"loss": logits.sum(), "scores": logits},
     "dict with logits": lambda logits: {"features": logits[:, :2] + 1, "logits": logits},
@@ -299,10 +299,10 @@ def test_the_two_classes_of_one_logit(images):
     ("pack", "says"),
     [
         (
-            lambda x: {"out": x[:, :, None, None], "aux": x[:, :, None, None]},
+            lambda x: {"maps": x[:, :, None, None], "aux": x[:, :, None, None]},
             "a dict of .*: return the logits .* alone",
         ),
-        (lambda x: (x[:, 0], x), "a tuple of .*: return the logits .* alone, or name them"),
+        (lambda x: (x[:, 0], x[:, 1]), "a tuple of .*: return the logits .* alone, or name them"),
         (lambda x: {"name": "x"}, "a dict of no tensor"),
         (lambda x: None, "a NoneType of no tensor"),
         (lambda x: x.argmax(1), "torch.int64, which cannot be logits"),

@@ -11,12 +11,11 @@ from conftest import assert_same_state, state_of
 from torch import nn
 
 import common
-from explain.grad_cam import GradCAM
+from explain.grad_cam import GradCAM, with_grad_cam
 
 
 def grad_cam(model, images, classes):
-    with GradCAM(images) as cam:
-        forward = common.forward_pass(model, images, classes)
+    forward, cam = with_grad_cam(lambda: common.forward_pass(model, images, classes), images)
     forward.gradient()
     return cam
 
@@ -37,8 +36,7 @@ def test_class_activation_maps_by_hand(images):
 
 def test_the_last_backward_pass_counts(images):
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 4))
-    with GradCAM(images) as cam:
-        forward = common.forward_pass(net, images, torch.zeros(5, dtype=torch.long))
+    forward, cam = with_grad_cam(lambda: common.forward_pass(net, images, torch.zeros(5, dtype=torch.long)), images)
     assert cam.maps() is None  # before any
     forward.gradient(retain_graph=True)
     first = cam.maps()
@@ -64,9 +62,33 @@ def test_the_layer_is_found_by_running(build, shape):
     model = build(weights=None) if "torchvision" in build.__module__ else build()
     model = model.requires_grad_(False).eval()
     images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    with GradCAM(images) as cam:
-        common.forward_pass(model, images, [0])
+    _, cam = with_grad_cam(lambda: common.forward_pass(model, images, [0]), images)
     assert (None if cam.features is None else tuple(cam.features.shape[1:])) == shape
+
+
+class SecondHead(nn.Module):
+    """Logits from pooled features, and a mask whose convolutions run after them."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4))
+        self.head, self.mask = nn.Linear(16, 5), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        pooled = self.features(x)  # (N, 4, 2, 2)
+        return {"logits": self.head(pooled.flatten(1)), "mask": self.mask(pooled)}
+
+
+def test_a_head_that_runs_later_does_not_take_the_layer(images):
+    """It was the mask's layer, without a gradient; and the pooled one in place of the convolution before the mean."""
+    net = SecondHead()
+    cam = grad_cam(net, images, torch.tensor([0, 1, 2, 3, 4]))
+    features = F.relu(net.features[0](images)).detach()
+    torch.testing.assert_close(cam.features, features)
+    # the logit is a weighted sum of means over 4 x 4 places: a gradient of weight / 16 at each place, meaned over all
+    weights = net.head.weight.detach().view(5, 4, 4).mean(2) / 16  # (classes, channels)
+    expected = (weights[:, :, None, None] * features).sum(1).clamp(min=0)
+    torch.testing.assert_close(cam.maps(), expected)
 
 
 def test_a_mean_over_flattened_places_is_no_token_mixer(images):
