@@ -2,7 +2,8 @@
 
 Shows each image with its five most likely classes: p(c | x) = softmax(logits(x))_c.
 A softmax probability is the network's own confidence; 2b's reliability diagram tells how far to
-believe it (Guo et al. 2017, On Calibration of Modern Neural Networks, section 2).
+believe it (Guo et al. 2017, On Calibration of Modern Neural Networks, section 2). A softmax assumes one class per
+image: it does not hold for a multi-label network, trained with sigmoids.
 
     python 2d_predict.py                  # the dataset's test images
     python 2d_predict.py photo.jpg        # your own picture, no dataset needed; the fast one
