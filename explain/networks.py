@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from explain.own_networks import import_network, is_own, own_file
 from explain.pictures import fit_whole
 from explain.preprocessing import IMAGENET, Preprocessing, timm_preprocessing, torchvision_preprocessing
 
-Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+Rename = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Classifier(nn.Module):
@@ -132,13 +133,12 @@ def _load(
     path, key = split_key(weights)
     checkpoint = read_state_dict(path, key)
     network = create()
-    state, prefix = fit_names(checkpoint.state, network.state_dict().keys(), rename)
+    state, notes, warnings = fit_names(checkpoint.state, network.state_dict(), rename)
     sizes = other_sizes(network, state, classes)
     if sizes:
         network = create(**sizes)
     load_state(network, state, path, name)
-    notes = (*checkpoint.notes, *([f"prefix {prefix!r} taken off all names"] if prefix else []))
-    return network, checkpoint._replace(notes=notes), sizes
+    return network, checkpoint._replace(notes=checkpoint.notes + notes, warnings=warnings), sizes
 
 
 def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifier:
@@ -146,6 +146,7 @@ def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifi
     path, key = split_key(weights)
     model.weights, model.sha256 = path.name + (f":{key}" if key else ""), checkpoint.sha256
     model.notes += checkpoint.notes
+    model.warnings += checkpoint.warnings
     model.checkpoint_names = checkpoint.names
     return model
 
@@ -215,10 +216,25 @@ def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Clas
 
 
 def _digest(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return f"{digest.hexdigest()} (of the tensors)"
+    """Return the SHA-256 of a network's state: its tensors, and the plain values that modules keep beside them.
+
+    Anything else, whose text may contain an address in memory, is left out and counted.
+    """
+    digest, left_out, values = hashlib.sha256(), 0, list(network.state_dict().values())
+    while values:
+        value = values.pop(0)
+        if isinstance(value, Tensor):
+            value = value.detach().dequantize() if value.is_quantized else value.detach()
+            digest.update(value.contiguous().numpy().tobytes())
+        elif isinstance(value, (list, tuple)):
+            values[:0] = value
+        elif isinstance(value, Mapping):
+            values[:0] = chain.from_iterable(value.items())
+        elif isinstance(value, (bool, int, float, str, bytes, torch.dtype, type(None))):
+            digest.update(repr(value).encode())
+        else:
+            left_out += 1
+    return f"{digest.hexdigest()} (of the tensors" + (f"; {left_out} other values left out)" if left_out else ")")
 
 
 def _timm_classifier(
@@ -380,7 +396,7 @@ def _try(name: str, network: nn.Module, size: int) -> tuple[int, Tensor]:
     raise UserError(f"{name} cannot take images of 3 x {size} x {size} ({errors[0]}): give its --input-size")
 
 
-def _without_published_oddities(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_published_oddities(state: dict[str, Any]) -> dict[str, Any]:
     """Drop auxiliary heads, and write densenet's names as torchvision does today: norm1.weight, not norm.1.weight."""
     older = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
     return {older.sub(r"\1\2", key): state[key] for key in state if not key.lower().startswith("aux")}

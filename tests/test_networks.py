@@ -209,7 +209,10 @@ def test_weights_that_do_not_fit_or_are_no_data(tmp_path):
             "1 tensors missing, 0 extra, 0 of another shape or kind, features.0.weight first",
             lambda path: torch.save({k: v for k, v in state.items() if k != "features.0.weight"}, path),
         ),
-        "more": ("0 tensors missing, 1 extra", lambda path: torch.save({**state, "more": torch.zeros(1)}, path)),
+        "more": (
+            "0 tensors missing, 1 extra",
+            lambda path: torch.save({**state, "features.13.weight": torch.zeros(1)}, path),
+        ),
         "shape": ("1 of another shape", lambda path: torch.save({**state, "features.0.bias": torch.zeros(3)}, path)),
         "nan": (
             "NaN or infinity in features.0.bias",

@@ -18,6 +18,7 @@ from conftest import ROOT, load_script, run_main, save_photo
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.transforms.functional import resize, to_tensor
 
 import common
@@ -96,18 +97,157 @@ def test_checkpoints_as_training_loops_save_them(tmp_path, state, key, prefix):
     saved(path, {"epoch": 3, key: {prefix + n: t for n, t in toy.items()}, "optimizer": {"state": {0: {"step": 1}}}})
     read = read_state_dict(path)
     assert read.notes == (f"weights under {key!r}; left: epoch, optimizer",)
-    found, taken = checkpoints.fit_names(read.state, toy.keys())
-    assert taken == prefix and list(found) == list(toy)
+    found, notes, left = checkpoints.fit_names(read.state, toy)
+    assert notes == ((f"prefix {prefix!r} taken off all names",) if prefix else ()) and left == ()
+    assert list(found) == list(toy)
     assert all(torch.equal(found[name], toy[name]) for name in toy)
 
 
-def test_a_prefix_stays_where_not_every_name_fits_without_it():
-    own = ["a.weight", "a.bias"]
-    fits = {"m.a.weight": torch.ones(1), "m.a.bias": torch.ones(1)}
-    assert checkpoints.fit_names(fits, own)[1] == "m."
-    assert checkpoints.fit_names({**fits, "other": torch.ones(1)}, own)[1] == ""
-    # a network whose own names have the prefix keeps it
-    assert checkpoints.fit_names({"a.weight": torch.ones(1), "a.bias": torch.ones(1)}, own)[1] == ""
+def test_a_network_whose_own_names_have_the_prefix_keeps_it():
+    own = {"m.a.weight": torch.ones(1), "m.a.bias": torch.ones(1)}
+    assert checkpoints.fit_names(own, own) == (own, (), ())
+
+
+class Tiny(nn.Module):
+    def __init__(self, width=2):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, width, 1), nn.Linear(width, 2)
+
+
+def under(prefix: str, module: nn.Module) -> dict:
+    return {prefix + name: tensor for name, tensor in module.state_dict().items()}
+
+
+def test_what_lies_beside_the_weights_is_left_out_and_listed():
+    """One entry outside the common prefix, and nothing fitted."""
+    net, other = Tiny(), Tiny()
+    swa = torch.optim.swa_utils.AveragedModel(net).state_dict()
+    lightning = {"criterion.weight": torch.ones(2), **under("model.", net), "accuracy.tp": torch.zeros(2)}
+    files = {  # state dict -> notes, sentence on the rest
+        "swa": (swa, ["prefix 'module.' taken off 4 names"], "1 item of the weights left out: n_averaged (1)"),
+        "lightning": (
+            lightning,
+            ["prefix 'model.' taken off 4 names"],
+            "2 items of the weights left out: criterion (1), accuracy (1)",
+        ),
+        "bare": ({**under("", net), "criterion.weight": torch.ones(2), "epoch": 3}, [], "criterion (1), epoch (1)"),
+        "average": (
+            {**under("ema.", other), **under("model.", net)},
+            ["prefix 'model.' taken off 4 names", "all names are found under 'ema.' too"],
+            "4 items of the weights left out: ema (4)",
+        ),
+    }
+    for name, (state, notes, left) in files.items():
+        found, said, (rest,) = checkpoints.fit_names(state, net.state_dict())
+        assert list(said) == notes and rest.endswith(left), name
+        assert found.keys() == net.state_dict().keys() and torch.equal(found["fc.weight"], net.fc.weight), name
+
+
+def test_of_several_prefixes_the_shapes_decide_first():
+    """A student beside its larger teacher, both with the same names; then the shorter prefix, then the alphabet."""
+    student, teacher = Tiny(2), Tiny(5)
+    both = {**under("student.", student), **under("teacher.", teacher)}
+    for net, taken in ((student, "student."), (teacher, "teacher.")):
+        assert checkpoints.fit_names(both, net.state_dict())[1][0] == f"prefix {taken!r} taken off 4 names"
+    twins = {**under("b.", student), **under("a.", student), **under("an.", student)}
+    said = checkpoints.fit_names(twins, student.state_dict())[1]
+    assert said == ("prefix 'a.' taken off 4 names", "all names are found under 'b.', 'an.' too")
+
+
+def test_a_larger_network_does_not_pass_for_a_smaller_one(tmp_path):
+    """resnet34 has all of resnet18's names, with the same shapes."""
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match="0 tensors missing, 96 extra, .*layer1.2.conv1.weight first"):
+        common.load_model("resnet18", str(tmp_path / "a.pth"))
+    three = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)).state_dict()
+    two = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(UserError, match="2 extra, .* 2.weight first"):
+        checkpoints.load_state(two, checkpoints.fit_names(three, two.state_dict())[0], tmp_path, "two")
+
+
+def test_what_wrappers_put_into_the_middle_of_names():
+    net = Tiny()
+    state = {
+        f"_fsdp_wrapped_module.{name.replace('conv.', 'conv._checkpoint_wrapped_module._orig_mod.')}": tensor
+        for name, tensor in net.state_dict().items()
+    }
+    found, notes, left = checkpoints.fit_names({f"net.{k}": v for k, v in state.items()}, net.state_dict())
+    assert found.keys() == net.state_dict().keys() and left == ()
+    wrappers = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+    assert notes == (*(f"{w!r} removed from names" for w in wrappers), "prefix 'net.' taken off all names")
+
+
+def test_pruned_weights_are_multiplied_by_their_masks():
+    net = Tiny()
+    net.fc.weight.data.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    own = Tiny().state_dict()
+    prune.l1_unstructured(net.fc, "weight", amount=2)
+    found, notes, left = checkpoints.fit_names(under("module.", net), own)
+    assert found["fc.weight"].tolist() == [[0, 0], [3, 4]] and found.keys() == own.keys() and left == ()
+    assert notes == ("1 pruned weight multiplied by the mask", "prefix 'module.' taken off all names")
+    assert checkpoints.fit_names(net.state_dict(), net.state_dict())[1] == ()  # a network that is pruned itself
+    claims = {**net.state_dict(), "fc.weight_mask": torch.ones(1).expand(1 << 42)}
+    assert checkpoints.fit_names(claims, own)[0].keys() == claims.keys()  # for load_state to refuse
+
+
+class Keeps(nn.Module):
+    """A module whose state dict has an entry that is no tensor."""
+
+    def __init__(self, scale=2.0):
+        super().__init__()
+        self.fc, self.kept = nn.Linear(3, 2), {"scale": torch.tensor(scale), "unit": "m"}
+
+    def get_extra_state(self):
+        return self.kept
+
+    def set_extra_state(self, state):
+        self.kept = {"scale": state["scale"] * 1, "unit": state["unit"]}
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3))) * self.kept["scale"]
+
+
+def test_entries_that_are_no_tensors_are_loaded_where_the_network_has_them(tmp_path):
+    read = read_state_dict(Path(saved(tmp_path / "a.pth", {"model": under("module.", Keeps(5.0)), "epoch": 3})))
+    assert read.notes == ("weights under 'model'; left: epoch",)
+    net = Keeps()
+    found, _, left = checkpoints.fit_names(read.state, net.state_dict())
+    checkpoints.load_state(net, found, tmp_path, "net")
+    assert net.kept["scale"] == 5 and left == ()
+    assert other_sizes(net, found, 2) == {}
+    for wrong, says in ((3, "does not fit net .'int' object is not subscriptable"), (None, "1 tensors missing")):
+        state = {**net.state_dict(), "_extra_state": wrong}
+        state = state if wrong else {name: value for name, value in state.items() if value is not None}
+        with pytest.raises(UserError, match=says):
+            checkpoints.load_state(net, state, tmp_path, "net")
+
+
+def test_the_digest_of_a_network_covers_entries_that_are_no_tensors():
+    torch.manual_seed(0)
+    digests = []
+    for scale in (2.0, 2.0, 3.0):
+        torch.manual_seed(0)
+        digests.append(networks._digest(Keeps(scale)))
+    assert digests[0] == digests[1] != digests[2] and digests[0].endswith(" (of the tensors)")
+    net = Keeps()
+    net.kept["object"] = object()
+    assert networks._digest(net).endswith(" (of the tensors; 1 other values left out)")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization is deprecated, but its files are around
+def test_quantised_layers_are_loaded(tmp_path):
+    """Their packed weights are a tuple."""
+    quantise = torch.ao.quantization.quantize_dynamic
+    torch.manual_seed(0)
+    nets = [quantise(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {nn.Linear}, dtype=torch.qint8) for _ in range(2)]
+    read = read_state_dict(Path(saved(tmp_path / "a.pth", nets[0].state_dict())))
+    images = torch.rand(2, 3, 2, 2)
+    expected = nets[0](images)
+    assert not torch.equal(nets[1](images), expected)
+    found, _, left = checkpoints.fit_names(read.state, nets[1].state_dict())
+    checkpoints.load_state(nets[1], found, tmp_path, "net")
+    assert torch.equal(nets[1](images), expected) and left == ()
+    assert networks._digest(nets[1]) == networks._digest(nets[0])
 
 
 def test_a_checkpoint_through_data_parallel_and_another_number_of_classes(tmp_path, state):
