@@ -164,52 +164,53 @@ def as_names(content: Any) -> list[str] | None:
 def fit_names(
     state: Mapping[str, Any], own: Mapping[str, Any], rename: Callable[[dict[str, Any]], dict[str, Any]] = dict
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
-    """Return the entries of a state dict under the names that a network has for them.
+    """Return the entries of a state dict under a network's names, notes on the names, and on the entries left out.
 
-    `own` is the network's state dict; `rename` gives entries the names that the network has for them. Wrappers leave a
-    prefix (DataParallel `module.`, torch.compile `_orig_mod.`, Lightning `model.`), nested ones too: the prefix is taken
-    off under which all names that the network needs are found. Where no prefix does it, INFIXES are removed and pruned
-    weights multiplied by their masks first. Where several do, the one with most tensors of the right shape is taken,
-    then one without "ema" in it, then the shortest, then the first in the alphabet.
+    `own` is the network's state dict; `rename` gives entries the names that the network has for them. DataParallel
+    leaves `module.` before all names, torch.compile `_orig_mod.`, Lightning `model.`: the prefix is taken off under
+    which all names that the network needs are found. Where no prefix does it, INFIXES are removed and pruned weights
+    multiplied by their masks first. Of several prefixes the one with most tensors of the right shape is taken, then one
+    without "ema" in it, then the shortest, then the first in the alphabet.
 
-    Entries that belong to no module of the network are left out. Returns the entries, notes on the names, and the
-    sentence on the entries left out, if any. Where no form has all names, the nearest is returned, for `load_state` to
-    refuse.
+    Entries that belong to no module of the network are left out. If no form has all names, the nearest is returned, for
+    `load_state` to refuse.
     """
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
-    unwrapped, notes = _unwrap(state)
-    forms = [(state, ())] + ([(unwrapped, notes)] if notes else [])
-    candidates = [
-        (prefix, form, rename({name[len(prefix) :]: form[name] for name in form if name.startswith(prefix)}), notes)
-        for form, notes in forms
-        for prefix in _prefixes(form, len(needed))
-    ]
-    fits = [candidate for candidate in candidates if needed <= candidate[2].keys()]
+
+    def renamed(form: Mapping[str, Any]) -> tuple[dict[str, dict], list[str]]:
+        """Return the entries by each prefix, and the prefixes under which all names are found."""
+        found = {prefix: rename(_under(prefix, form)) for prefix in _prefixes(form, len(needed))}
+        return found, [prefix for prefix in found if needed <= found[prefix].keys()]
+
+    form, notes = state, ()
+    found, fits = renamed(form)
     if not fits:
-        return (
-            min((c[2] for c in candidates), key=lambda s: len(needed - s.keys()) + len(s.keys() - own.keys())),
-            (),
-            (),
-        )
+        form, notes = _unwrap(state)
+        found, fits = renamed(form)
+    if not fits:
+        nearest = min(found.values(), key=lambda s: len(needed - s.keys()) + len(s.keys() - own.keys()))
+        return nearest, (), ()
 
-    def rank(candidate: tuple) -> tuple:
-        prefix, form, found, _ = candidate
-        misshapen = sum(_shape(found[name]) != _shape(own[name]) for name in needed)
-        return form is not state, misshapen, "ema" in prefix.lower(), len(prefix), prefix
+    def rank(prefix: str) -> tuple:
+        misshapen = sum(_shape(found[prefix][name]) != _shape(own[name]) for name in needed)
+        return misshapen, "ema" in prefix.lower(), len(prefix), prefix
 
-    prefix, form, found, notes = min(fits, key=rank)
-    others = [candidate[0] for candidate in sorted(fits, key=rank)[1:] if candidate[1] is form]
-    taken = sum(name.startswith(prefix) for name in form)
+    prefix, *others = sorted(fits, key=rank)
+    taken, foreign = len(_under(prefix, form)), set(_foreign(found[prefix], own))
     if prefix:
         notes += (f"prefix {prefix!r} taken off {'all' if taken == len(form) else taken} names",)
     if others:
         notes += (f"all names are found under {', '.join(map(repr, others))} too",)
-    foreign = _foreign(found, own)
-    left = [name for name in form if not name.startswith(prefix)] + [prefix + name for name in foreign]
+    left = [name for name in form if not name.startswith(prefix) or name.removeprefix(prefix) in foreign]
     heads = Counter(name.partition(".")[0] for name in left)
     listed = ", ".join(f"{head} ({number})" for head, number in heads.items())
     warnings = (f"{quantity(len(left), 'item')} of the weights left out: {listed}",) if left else ()
-    return {name: value for name, value in found.items() if name not in {*foreign}}, notes, warnings
+    return {name: value for name, value in found[prefix].items() if name not in foreign}, notes, warnings
+
+
+def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries whose names have a prefix, without it."""
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _unwrap(state: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
