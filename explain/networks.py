@@ -25,7 +25,13 @@ from explain.inference import prepare
 from explain.logits import logits_of
 from explain.own_networks import import_network, is_own, own_file
 from explain.pictures import fit_whole
-from explain.preprocessing import IMAGENET, Preprocessing, timm_preprocessing, torchvision_preprocessing
+from explain.preprocessing import (
+    IMAGENET,
+    Preprocessing,
+    beside_weights,
+    timm_preprocessing,
+    torchvision_preprocessing,
+)
 
 Rename = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -36,7 +42,9 @@ class Classifier(nn.Module):
     `preprocess` turns a PIL image into (3, S, S) in [0, 1], `input_size` is S, `categories` names the classes (and
     `names_from` says where the names come from, `wnids` what ImageNet calls them, if known), `weights` says where the
     parameters came from and `sha256` identifies them. A network of one channel gets the mean of the three, which are
-    equal in a picture that was preprocessed for it. `notes` are said in metrics.json, `warnings` on stderr too.
+    equal in a picture that was preprocessed for it. `cropped` is the fraction of a picture's area that the network does
+    not see, by the picture's size; `white` is the value that is white in a 16-bit picture (`explain.pictures`). `notes`
+    are listed in metrics.json, `warnings` are printed too.
     """
 
     def __init__(
@@ -55,11 +63,13 @@ class Classifier(nn.Module):
         self.categories = [f"class {i}" for i in range(classes)] if categories is None else list(categories)
         self.names_from = "numbers" if categories is None else "the network"
         self.wnids: list[str] = []
-        self.channels, self.notes, self.warnings = channels, [], []
+        self.cropped, self.white = preprocessing.cropped, None
+        self.channels, self.notes, self.warnings = channels, [], [*preprocessing.notes]
         self.weights, self.sha256 = "random (seed 0)", "unknown"
         self.checkpoint_names: list[str] | None = None
         self.label = name  # in figures, where weights that are not the published ones are named too
-        self.view = "central crop, as the network sees it"  # of a picture
+        # of a picture
+        self.view = f"{'squashed to a square' if preprocessing.squash else 'central crop'}, as the network sees it"
         self.network = network
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
@@ -74,6 +84,7 @@ class Classifier(nn.Module):
         fit = partial(fit_whole, side=self.input_size)
         self.preprocess = fit if self.channels == 3 else lambda image: fit(image.convert("L").convert("RGB"))
         self.view = "whole picture, fitted into the network's square; what is around it is grey"
+        self.cropped = lambda size: 0.0
 
 
 # Networks of timm whose weights come as a package, and their dropout rates in training
@@ -89,8 +100,9 @@ def load_model(
     `name`: efficientnet_lite0 or efficientnet_lite2, a classification model of torchvision, timm/NAME,
     FILE.py:FUNCTION, which returns a network, or FILE.pt2. `weights`: a file with a state dict (torch.save or
     safetensors) in place of the published weights, FILE:KEY where it holds several, or "random" for an untrained
-    network. `preprocessing`: input_size, resize, mean, std, interpolation, in place of what the network was published
-    with. Raises UserError for an unknown name, weights that do not fit, and a hub out of reach.
+    network. `preprocessing`: input_size, resize, mean, std, interpolation, squash, in place of what the network was
+    published with; a preprocessor_config.json beside the weights comes next. Raises UserError for an unknown name,
+    weights that do not fit, and a hub out of reach.
     """
     if is_own(name):
         build = _build_own
@@ -100,9 +112,13 @@ def load_model(
         build = _build_timm
     else:
         build = _build_torchvision
+    note = None
+    if weights not in (None, "random"):
+        preprocessing, note = beside_weights(split_key(weights)[0], preprocessing)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # decides random weights, nothing else
         model = build(name, weights, preprocessing)
+    model.warnings += [note] if note else []
     if weights is not None:
         model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
     example = torch.rand(1, 3, model.input_size, model.input_size, generator=torch.Generator().manual_seed(0))
@@ -241,7 +257,7 @@ def _timm_classifier(
     name: str, network: nn.Module, options: dict[str, Any], sizes: dict[str, int], **trained_with: Sequence[float]
 ) -> Classifier:
     """Wrap a network of timm with its own transform and normalisation, but for the `mean` and `std` trained with."""
-    preprocessing = timm_preprocessing(network, **trained_with).replace(options)
+    preprocessing = timm_preprocessing(network, options, **trained_with)
     subset = timm.data.infer_imagenet_subset(network)
     categories, wnids = None, []
     if "num_classes" in sizes:
@@ -320,12 +336,11 @@ def _build_own(name: str, weights: str | None, options: dict[str, Any]) -> Class
     network = import_network(name)
     kinds = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()} - {torch.float32}
     if getattr(network, "pretrained_cfg", None):
-        preprocessing = timm_preprocessing(network)
+        preprocessing = timm_preprocessing(network, options)
     elif hasattr(getattr(network, "weights", None), "transforms"):
-        preprocessing = torchvision_preprocessing(network.weights)
+        preprocessing = torchvision_preprocessing(network.weights).replace(options)
     else:
-        preprocessing = IMAGENET
-    preprocessing = preprocessing.replace(options)
+        preprocessing = IMAGENET.replace(options)
     network, checkpoint = network.float(), None
     if weights is not None:
         network, checkpoint, _ = _load(name, lambda **_: network, weights, 0)
@@ -355,7 +370,8 @@ def _build_own(name: str, weights: str | None, options: dict[str, Any]) -> Class
 
 def _say_guess(model: Classifier, options: dict[str, Any]) -> None:
     """Warn of what is assumed about the preprocessing, where no option says it."""
-    assumed = [f"{key} {value}" for key, value in model.preprocessing.items() if key not in (*options, "source")]
+    said = (*options, "source")
+    assumed = [f"{key} {value}" for key, value in model.preprocessing.items() if key not in said and value is not False]
     if assumed:
         source = model.preprocessing["source"]
         message = (

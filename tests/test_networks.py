@@ -69,7 +69,7 @@ def test_preprocessing_is_the_librarys_own(name, step, tmp_path):
     """Pixels to 1/255, and the same class, as by the transform that torchvision or timm publish for the network."""
     model = common.load_model(name, "random")
     if name.startswith("timm/"):
-        config = timm.data.resolve_data_config(model=model.network)
+        config = timm.data.resolve_data_config(model=model.network, use_test_size=True)
         transform = timm.data.create_transform(**config, is_training=False)
     else:
         transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()

@@ -401,7 +401,7 @@ def test_a_network_of_the_users_own_file(own):
         torch.testing.assert_close(model(images), model.network((images - model.mean) / model.std))
     assert model.categories == [f"class {i}" for i in range(4)] and model.weights == "those of net.py:three"
     assert model.warnings == [
-        "the preprocessing of net.py:three is assumed to be ImageNet's usual; by options: input_size: resize 37, "
+        "the preprocessing of net.py:three is assumed to be ImageNet's usual, but for input_size: resize 37, "
         "mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), interpolation bilinear; options change it"
     ]
     assert common.load_model("net.py:named", input_size=32).categories == ["a", "b", "c", "d"]
@@ -497,8 +497,8 @@ def test_preprocessing_by_options(own):
     expected = to_tensor(resize(image, 24, torchvision.transforms.InterpolationMode.BICUBIC))[:, 4:20, 7:23]
     torch.testing.assert_close(model.preprocess(image), expected)
     assert model.mean.flatten().tolist() == [0.5] and model.std.flatten().tolist() == [0.25]
-    described = {**given, "source": "ImageNet's usual; by options: input_size, interpolation, mean, resize, std"}
-    assert model.preprocessing == described
+    source = "ImageNet's usual, but for input_size, interpolation, mean, resize, std"
+    assert model.preprocessing == {**given, "squash": False, "source": source}
     assert common.load_model(NET, "random", input_size=80).preprocess(image).shape == (3, 80, 80)
     with pytest.raises(UserError, match="random is for networks of a library: leave it out"):
         common.load_model("net.py:three", "random")
@@ -523,6 +523,97 @@ def test_preprocessing_that_the_network_carries(own):
     model = common.load_model("carries.py:torchvisions")
     assert (model.preprocessing["resize"], model.preprocessing["input_size"]) == (232, 224)
     assert model.warnings == []
+
+
+HALVES = Image.fromarray(np.repeat(np.uint8([0, 255]), 16)[None, :, None].repeat(16, 0).repeat(3, 2))  # 32 x 16
+
+
+def test_squash_resizes_both_sides(own):
+    """By hand: a picture of 2:1, black and white, keeps both halves; at a larger --resize a part is cropped."""
+    given = {"mean": [0.5], "std": [0.5], "interpolation": "nearest"}
+    model = common.load_model("net.py:three", input_size=8, squash=True, **given)
+    assert model.preprocess(HALVES)[0].tolist() == [[0] * 4 + [1] * 4] * 8
+    assert model.cropped((32, 16)) == 0 and model.view == "squashed to a square, as the network sees it"
+    model = common.load_model("net.py:three", input_size=8, resize=16, squash=True, **given)
+    assert model.preprocess(HALVES)[0].tolist() == [[0] * 4 + [1] * 4] * 8
+    assert model.cropped((32, 16)) == 0.75  # 8 x 8 of 16 x 16 pixels
+    model = common.load_model("net.py:three", input_size=8, resize=16, **given)
+    assert model.cropped((32, 16)) == 0.875  # 8 x 8 of 32 x 16
+    assert model.cropped((16, 64)) == 1 - 8 * 8 / (16 * 64)
+
+
+VIT = {"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2}
+CROPPED = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 40}}
+
+
+@pytest.mark.parametrize(
+    ("config", "input_size", "resize", "squash"),
+    [
+        ({**VIT, "size": {"height": 32, "width": 32}}, 32, 32, True),
+        ({**VIT, "size": 32}, 32, 32, True),  # older
+        ({**VIT, **CROPPED}, 32, 40, False),
+        ({**VIT, **CROPPED, "size": {"height": 40, "width": 40}}, 32, 40, True),
+        ({**VIT, "size": {"shortest_edge": 32}, "crop_pct": 0.8}, 32, 40, False),  # ConvNeXt
+        ({**VIT, "size": 384, "crop_pct": 0.8}, 384, 384, True),
+    ],
+)
+def test_preprocessing_that_lies_beside_the_weights(own, config, input_size, resize, squash):
+    """As the Hugging Face hub has it: a ViT there is trained on squashed pictures."""
+    (own / "hub").mkdir()
+    (own / "hub/preprocessor_config.json").write_text(json.dumps(config))
+    path = saved(own / "hub/w.pth", common.load_model("net.py:three", input_size=32).network.state_dict())
+    model = common.load_model("net.py:three", path)
+    found = model.preprocessing
+    assert (found["input_size"], found["resize"], found["squash"]) == (input_size, resize, squash)
+    assert (found["mean"], found["std"], found["interpolation"]) == ([0.5] * 3, [0.25] * 3, "bilinear")
+    (note,) = model.warnings  # nothing is left to be assumed
+    assert note.startswith("preprocessing from preprocessor_config.json beside the weights: ")
+    assert f"input_size {input_size}" in note and "not understood" not in note
+    given = common.load_model("net.py:three", path, input_size=16, mean=[0.25])
+    assert given.preprocessing["resize"] == 16 * resize // input_size and given.preprocessing["mean"] == [0.25]
+
+
+def test_what_is_not_understood_beside_the_weights_is_said(own):
+    path = saved(own / "w.pth", common.load_model("net.py:three", input_size=32).network.state_dict())
+    unknown = {**VIT, "size": {"longest_edge": 32}, "resample": 1, "rescale_factor": 1, "image_std": [0, 1, 1]}
+    (own / "preprocessor_config.json").write_text(json.dumps(unknown))
+    model = common.load_model("net.py:three", path)
+    assert (model.preprocessing["input_size"], model.preprocessing["squash"]) == (224, False)
+    says = "not understood: size {'longest_edge': 32}, resample 1, rescale_factor 1, image_std [0, 1, 1]"
+    assert says in model.warnings[-1]
+    for damaged in ("{", "[]", '{"image_mean": 3}'):
+        (own / "preprocessor_config.json").write_text(damaged)
+        with pytest.raises(UserError, match="preprocessor_config.json cannot be read .*: correct or remove it"):
+            common.load_model("net.py:three", path)
+
+
+def test_timm_networks_are_tested_as_published(tmp_path):
+    """resnet18.a1_in1k was trained with 224 px and a crop of 0.95, and is published with 288 px and 1.0."""
+    model = common.load_model("timm/resnet18", "random")
+    assert (model.input_size, model.preprocessing["resize"]) == (288, 288)
+    assert model.preprocess(HALVES).shape == (3, 288, 288)
+    (note,) = model.warnings
+    assert note == (
+        "evaluated as published by timm: 288 px, crop 1.0, where the network was trained with 224 px, crop 0.95; "
+        "--input-size 224 changes it"
+    )
+    trained = common.load_model("timm/resnet18", "random", input_size=224)
+    assert trained.preprocessing["resize"] == 235 and trained.warnings == []  # 224 / 0.95, rounded down
+    own = timm.create_model("resnet18", num_classes=7)  # somebody else's training
+    model = common.load_model("timm/resnet18", saved(tmp_path / "a.pth", own.state_dict()))
+    assert (model.input_size, model.preprocessing["resize"]) == (224, 235)
+
+
+def test_timms_squash_survives_another_size(monkeypatch):
+    network = timm.create_model("test_resnet")
+    network.pretrained_cfg = {**network.pretrained_cfg, "crop_mode": "squash", "crop_pct": 1.0}
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: network)
+    for options, size in (({}, 160), ({"input_size": 80}, 80)):
+        model = common.load_model(NET, "random", **options)
+        assert model.preprocessing["squash"] and model.preprocessing["resize"] == size
+        assert "pictures are squashed to a square, as timm's pretrained_cfg says" in model.warnings
+        row = model.preprocess(HALVES)[0, 0]
+        assert row.shape == (size,) and row[: size // 4].max() < 0.1 and row[-size // 4 :].min() > 0.9
 
 
 # ------------------------------------------------------------------------------------------------
