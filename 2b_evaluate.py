@@ -15,6 +15,7 @@ published accuracies.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from explain.shell import run
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 
 import common
 from explain import evaluation_report as report
-from explain.calibration import at_temperatures
 from explain.datasets import class_folders
 from explain.errors import printable
 
@@ -111,13 +111,15 @@ def main() -> None:
     if options.folder:
         files, without_class = labelled_images(options.folder, model, options.limit)
 
-    def judge(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
+    def judge(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         classes = torch.tensor([common.class_of(file) for file in batch], device=images.device)
         logits = common.predict_logits(model, images)
         columns = {"class": classes, **evaluate_logits(logits, classes)}
-        columns["losses_at"], columns["confidences_at"] = at_temperatures(logits, classes)
         values = zip(*(column.tolist() for column in columns.values()), strict=True)
-        return [dict(zip(columns, row, strict=True)) for row in values]
+        for file, own, row in zip(batch, logits.float().cpu().numpy(), values, strict=True):
+            name = f"logits/{file.index:05d}.npy"
+            common.write_array(output.file(name), own)  # (classes,)
+            yield {**dict(zip(columns, row, strict=True)), "files": [name]}
 
     rows, skipped = common.explain_images(model, files, judge, options, output, upright=False)
     report.write(rows, without_class + skipped, [file.path for file in files], model, output)

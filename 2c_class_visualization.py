@@ -282,7 +282,7 @@ def real_photos(
         if c not in classes or c in photos:
             continue
         try:
-            photo = common.read_image(file.path)
+            photo = common.read_image(file.path, white=model.white)
         except common.UserError as error:
             skipped.append({"path": file.key, "reason": str(error)})
             continue

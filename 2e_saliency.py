@@ -66,14 +66,12 @@ def smoothed_saliency_maps(
     for each image. Smilkov et al. 2017, SmoothGrad, section 3, of saliency maps (absolute values). Raises UserError
     where `common.forward_pass` does, and for another number of generators.
     """
-    ids = common.class_ids(classes, len(images))
+    ids = common.class_ids(classes, len(common.check_images(images)))
     if None in ids:
         ids = common.forward_pass(model, images, ids).classes.tolist()
-    if copies < 1 or len(generators) != len(images):
-        raise common.UserError(
-            f"{copies} copies, {len(generators)} generators for {len(images)} images: give at least one copy, and a "
-            "generator for each image"
-        )
+    copies = common.whole_argument("copies", copies)
+    if len(generators) != len(images):
+        raise common.UserError(f"{len(generators)} generators for {len(images)} images: give one for each")
     total = torch.zeros_like(images[:, 0])
     together = PIXELS_TOGETHER // max(1, total.numel()) or 1  # copies of all images in a pass
     for start in range(0, copies, together) if len(images) else ():

@@ -33,7 +33,17 @@ from torch import Tensor, nn
 import common
 from explain import faithfulness_report as report
 from explain.evaluation import class_standing
-from explain.faithfulness import STEPS, baseline_maps, in_cells, insertion_deletion, insertion_deletion_curves, tiled
+from explain.faithfulness import (
+    STEPS,
+    ClassIds,
+    Maps,
+    baseline_maps,
+    class_tensor,
+    in_cells,
+    insertion_deletion,
+    insertion_deletion_curves,
+    tiled,
+)
 from explain.figures import KINDS
 from explain.grad_cam import with_grad_cam
 from explain.maps import cascading_randomisation, rank_correlation
@@ -47,21 +57,28 @@ SURE = 0.5  # probability from which on a photo is good for a mosaic: more than 
 
 
 def grid_pointing(
-    model: nn.Module, images: Tensor, classes: Tensor, maps_of: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    model: nn.Module, images: Tensor, classes: ClassIds, maps_of: Callable[[nn.Module, Tensor, Tensor], Maps]
 ) -> Tensor:
     """Return the share (..., N) of the mass of each image's map that lies in its own cell of a mosaic.
 
-    images (N, 3, H, W), classes (N,): each four make a mosaic (3, 2H, 2W), whose map is made for the class of each
-    cell; `maps_of(model, mosaics (4, 3, 2H, 2W), classes (4,))` -> maps (..., 4, 2H, 2W), of at least 0. NaN for a map
-    of zeros. Rao et al. 2022, section 4 (GridPG). Raises UserError where N is no multiple of 4.
+    images (N, 3, H, W), classes one for each or one for all: each four images make a mosaic (3, 2H, 2W), whose map is
+    made for the class of each cell; `maps_of(model, mosaics (4, 3, 2H, 2W), classes (4,))` -> maps (..., 4, 2H, 2W), of
+    at least 0. NaN for a map of zeros. Rao et al. 2022, section 4 (GridPG). Raises UserError where N is not a multiple
+    of 4, and for maps with values below 0.
     """
-    if len(images) % 4:
+    classes = class_tensor(classes, images)
+    if not len(images) or len(images) % 4:
         raise common.UserError(f"{len(images)} images make no mosaics of four: give a multiple of 4")
     height, width = images.shape[2:]
     shares = []
     for four, c in zip(images.split(4), classes.split(4), strict=True):
         mosaic = tiled(four)
-        maps = maps_of(model, mosaic.expand(4, -1, -1, -1), c)  # (..., 4, 2H, 2W)
+        maps = torch.as_tensor(maps_of(model, mosaic.expand(4, -1, -1, -1), c))  # (..., 4, 2H, 2W)
+        if maps.min() < 0:
+            raise common.UserError(
+                f"maps must be at least 0, and the smallest value is {float(maps.min()):.3g}: give maps.abs(), or "
+                "maps.clamp(min=0) where only positive values count"
+            )
         cells = maps.unflatten(-1, (2, width)).unflatten(-3, (2, height)).sum((-3, -1))  # (..., 4, 2, 2)
         cells = cells.flatten(-2)  # mass by map and cell
         shares.append(cells.diagonal(dim1=-2, dim2=-1) / cells.sum(-1))
@@ -193,7 +210,7 @@ def measure_mosaic(
     """Return the members of a mosaic and the shares of its maps, or why there are none; save the first class's maps."""
 
     def load(file: common.ImageFile) -> Tensor:
-        return model.preprocess(common.read_image(file.path))[None].to(options.device)
+        return model.preprocess(common.read_image(file.path, white=model.white))[None].to(options.device)
 
     def sure_class(file: common.ImageFile) -> int | None:
         try:

@@ -72,8 +72,7 @@ def single_and_mc_logits(
     bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the logits (N, classes) of the deterministic pass, and those (passes, N, classes) with dropout on."""
-    if passes < 1:
-        raise common.UserError(f"passes must be a whole number of at least 1, not {passes}")
+    passes = common.whole_argument("passes", passes)
     if not len(common.check_images(images)):
         raise common.UserError("there are no images: give at least one")
     generators = dropout.one_generator_each(generator, len(images))

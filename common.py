@@ -31,7 +31,7 @@ from torch.utils.checkpoint import CheckpointError
 from explain.class_names import find_class, find_classes, name_classes
 from explain.command_line import exercise_parser, option_parser, positive, whole
 from explain.datasets import TEST_FOLDERS, find_folder, read_dataset_names
-from explain.errors import UserError, one_line, printable, quantity
+from explain.errors import UserError, one_line, printable, quantity, whole_argument
 from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits
 from explain.figures import (
     MAP_SCALE,
@@ -60,7 +60,7 @@ from explain.logits import (
 )
 from explain.networks import Classifier, load_model
 from explain.output import OutputFolder, write_array
-from explain.pictures import is_picture_name, read_image, to_pixels
+from explain.pictures import FINDINGS, is_picture_name, nearly_black, read_image, to_pixels
 from explain.preprocessing import OPTIONS
 from explain.progress import progress
 from explain.rows import Rows, run_settings
@@ -75,7 +75,7 @@ __all__ += ["explain_images", "pad", "record_nondeterminism", "seeded_generators
 __all__ += ["exercise_parser", "option_parser", "positive", "whole", "load_from_options", "load_model", "Classifier"]
 __all__ += ["OutputFolder", "UserError", "write_array", "write_file", "to_pixels", "progress", "MAP_SCALE", "WIDTH"]
 __all__ += ["brightest", "draw_colour_bar", "draw_heading", "draw_image", "draw_map", "draw_picture", "map_name"]
-__all__ += ["panel_grid", "quantity", "short", "keep_freed_memory"]
+__all__ += ["panel_grid", "quantity", "short", "keep_freed_memory", "whole_argument"]
 
 # Class ids, one for each image, or one for all; None: an image's most likely class
 Classes = Tensor | np.ndarray | Sequence[int | None] | int
@@ -312,6 +312,8 @@ def explain_images(
     for rows in explain_batches(model, todo, explain, batch, options.strict, upright, options.prefetch):
         rows_on_disk.append(rows)
     rows = rows_on_disk.complete()
+    if sentence := nearly_black([row["largest_16_bit"] for row in rows if "largest_16_bit" in row], model.white):
+        print(f"note: {sentence}", file=sys.stderr)
     skipped = [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
     if len(skipped) == len(rows):
         raise UserError(f"none of the {len(rows)} images can be used, the first because {skipped[0]['reason']}")
@@ -343,7 +345,7 @@ def explain_batches(
             rows: list[dict] = [{"index": file.index, "path": file.key} for file in chunk]
             for row, result in zip(rows, results, strict=True):
                 if not isinstance(result, UserError):
-                    row["notes"] = result
+                    row |= result
                 elif strict:
                     raise result
                 else:
@@ -364,20 +366,21 @@ def explain_batches(
 
 def read_batches(
     model: Classifier, files: Sequence[ImageFile], batch: int, upright: bool, prefetch: int
-) -> Iterator[tuple[Sequence[ImageFile], list[list[str] | UserError], Tensor]]:
-    """Yield the files, `batch` at a time, the notes on each or why it has no image, and their images (batch, 3, S, S).
+) -> Iterator[tuple[Sequence[ImageFile], list[dict[str, Any] | UserError], Tensor]]:
+    """Yield the files, `batch` at a time, columns of their rows or errors, and their images (batch, 3, S, S).
 
-    Where a file has no image, or there is none, the values are arbitrary. The next `prefetch` batches are read
-    meanwhile.
+    The columns are notes, the fraction of the area that is cropped, and the largest value of a 16-bit picture. Where a
+    file has no image, or there is none, the values are arbitrary. The next `prefetch` batches are read meanwhile.
     """
 
-    def load(file: ImageFile, place: Tensor) -> list[str] | UserError:
+    def load(file: ImageFile, place: Tensor) -> dict[str, Any] | UserError:
         try:
-            image = read_image(file.path, upright)
+            image = read_image(file.path, upright, model.white)
         except UserError as error:
             return error
         place.copy_(model.preprocess(image))
-        return image.info["notes"]
+        findings = {key: image.info[key] for key in FINDINGS if key in image.info}
+        return findings | {"cropped": model.cropped(image.size)}
 
     shape = batch, 3, model.input_size, model.input_size
     pinned = model.mean.device.type == "cuda"  # from there a copy does not wait for what the GPU is doing
@@ -385,7 +388,7 @@ def read_batches(
     readers = ThreadPoolExecutor(torch.get_num_threads(), "reader", torch.set_num_threads, (1,))
     ahead: deque[tuple[Sequence[ImageFile], list[Future], Tensor]] = deque()
 
-    def first_of_them() -> tuple[Sequence[ImageFile], list[list[str] | UserError], Tensor]:
+    def first_of_them() -> tuple[Sequence[ImageFile], list[dict[str, Any] | UserError], Tensor]:
         chunk, futures, images = ahead.popleft()
         return chunk, [future.result() for future in futures], images
 
@@ -485,6 +488,9 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
     name_classes(model, options.names, dataset)
     for warning in model.warnings:
         print(f"note: {warning}", file=sys.stderr)
+    model.white = options.white
+    if options.squash and options.whole:
+        raise UserError("--squash and --whole are two ways to show whole pictures: give only one")
     if options.whole:
         model.see_whole()
     return model

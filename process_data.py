@@ -54,7 +54,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     # 2. Read and check everything. Problems end the run here, before anything is written.
     images, skipped, counts = check_images(image_folder, label_list, names, labels, options)
     test_files, no_picture = common.list_pictures(test_folder) if test_folder else ([], 0)
-    tests = describe_images("test", test_files, base)
+    tests = describe_images("test", test_files, base, options.white)
     skipped += [{"path": row["path"], "reason": row["reason"]} for row in tests if "reason" in row]
     tests = [row for row in tests if "reason" not in row]
 
@@ -79,7 +79,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
         for path in leftovers:
             move_out(path, split)
     else:
-        for row in describe_images("leftover", leftovers, base):
+        for row in describe_images("leftover", leftovers, base, options.white):
             rows.append(row | {"notes": ["no longer belongs", *row.get("notes", [])]})
 
     results = counts | {
@@ -125,7 +125,8 @@ def check_images(
 
     # decode the images that are left
     order = sorted((name for name in files if name not in problems), key=lambda name: (labels[name], Path(name)))
-    rows = dict(zip(order, describe_images("validation", [files[name] for name in order], base), strict=True))
+    described = describe_images("validation", [files[name] for name in order], base, options.white)
+    rows = dict(zip(order, described, strict=True))
     problems |= {name: row["reason"] for name, row in rows.items() if "reason" in row}
     absent = [name for name in labels if name not in files]
     if options.strict:
@@ -179,33 +180,37 @@ def report_problems(problems: Mapping[str, str], base: Path, skip: bool) -> None
         print(list_lines(f"{base} has {total}, skipped because of --skip-bad:", problems.values()), file=sys.stderr)
 
 
-def describe_images(role: str, paths: Sequence[Path], base: Path) -> list[dict[str, Any]]:
+def describe_images(role: str, paths: Sequence[Path], base: Path, white: int | None) -> list[dict[str, Any]]:
     """Return a row for each image: what identifies its content, or the `reason` why it cannot be used.
 
-    Each role is numbered from 0, as `common.validation_images` and `common.test_images` number their files.
+    Each role is numbered from 0, as `common.validation_images` and `common.test_images` number their files. Says so if
+    most 16-bit pictures come out nearly black; `white` as in `read_image`.
     """
     upright = role == "test"  # 2b takes validation images as they are stored
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
-        jobs = pool.imap(lambda path: inspect_image(path, upright), paths)
+        jobs = pool.imap(lambda path: inspect_image(path, upright, white), paths)
         facts = []
         with common.progress(len(paths), "images", desc="checking") as bar:
             for fact in jobs:
                 facts.append(fact)
                 bar.update()
+    if sentence := pictures.nearly_black([fact["largest_16_bit"] for fact in facts if "largest_16_bit" in fact], white):
+        print(f"note: {sentence}", file=sys.stderr)
     return [
         {"role": role, "index": index, "path": key_of(path, base), "class": None, "name": None, **fact}
         for index, (path, fact) in enumerate(zip(paths, facts, strict=True))
     ]
 
 
-def inspect_image(path: Path, upright: bool) -> dict[str, Any]:
+def inspect_image(path: Path, upright: bool, white: int | None = None) -> dict[str, Any]:
     """Decode a whole image; return what identifies its content, or the `reason` why it cannot be used."""
     try:
         data = pictures.read_bytes(path)  # once: the bytes that are decoded are those that are hashed
-        notes = pictures.decode_image(data, common.printable(path), upright).info["notes"]
+        info = pictures.decode_image(data, common.printable(path), upright, white).info
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "notes": notes}
+    findings = {key: info[key] for key in pictures.FINDINGS if key in info}
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **findings}
 
 
 def list_lines(head: str, lines: Collection[str]) -> str:
@@ -214,14 +219,17 @@ def list_lines(head: str, lines: Collection[str]) -> str:
     return "\n  ".join([head, *list(lines)[:MAX_LINES], *([f"and {rest} more"] if rest > 0 else [])])
 
 
-def draw_classes(table: Sequence[dict], photos: Mapping[int, Path], show: int) -> tuple[Figure, list[str]]:
+def draw_classes(
+    table: Sequence[dict], photos: Mapping[int, Path], show: int, white: int | None = None
+) -> tuple[Figure, list[str]]:
     """Draw a photo each of up to `show` classes spread over all, and the numbers of images where they differ."""
     total = min(show, len(table))
     examples = [table[i * len(table) // total] for i in range(total)]
     per_line = -(-total // -(-total // 6))  # 24: four lines of 6; 20: four of 5
     figure, axes = common.panel_grid(total, [""], per_line, text_lines=2)
     for (panel,), row in zip(axes, examples, strict=True):
-        common.draw_image(panel, np.asarray(ImageOps.fit(common.read_image(photos[row["class"]]), (200, 200))))
+        photo = common.read_image(photos[row["class"]], white=white)
+        common.draw_image(panel, np.asarray(ImageOps.fit(photo, (200, 200))))
         common.draw_heading([panel], common.short(row["name"], 18), str(row["class"]))
     classes = "each class" if total == len(table) else f"{total} of {len(table)} classes"
     return figure, [f"Validation set: the first image of {classes}, with the class id", "Pictures: central crops."]
@@ -244,7 +252,9 @@ def draw_class_sizes(table: Sequence[dict]) -> tuple[Figure, list[str]]:
 
 
 def main() -> None:
-    parser = common.option_parser(__doc__, "--dataset", "--names", "--output", "--show", "--no-title", "--pdf")
+    parser = common.option_parser(
+        __doc__, "--dataset", "--names", "--output", "--white", "--show", "--no-title", "--pdf"
+    )
     parser.set_defaults(show=24)
     parser.add_argument(
         "--folders",
@@ -268,7 +278,7 @@ def main() -> None:
     per_class = Counter((row["class"], row["name"]) for row in images)
     table = [{"class": c, "name": name, "images": number} for (c, name), number in per_class.items()]
     photos = {row["class"]: Path(options.dataset, row["path"]) for row in reversed(images)}  # the first of each class
-    output.draw("classes", draw_classes, table, photos, options.show)
+    output.draw("classes", draw_classes, table, photos, options.show, options.white)
     if len({row["images"] for row in table}) > 1:
         output.draw("class_sizes", draw_class_sizes, table)
     output.write_rows(rows)

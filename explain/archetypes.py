@@ -196,7 +196,9 @@ def write_summary(
         reference = {key: np.mean([photo[key] for photo in photos.values()], 0) for key in reference}
     for c in [*photos][: output.options.show]:
         with suppress(UserError):  # it is gone by now
-            write_picture(output.file(f"photos/{c}.jpg"), model.preprocess(read_image(photos[c]["path"])))
+            write_picture(
+                output.file(f"photos/{c}.jpg"), model.preprocess(read_image(photos[c]["path"], white=model.white))
+            )
     results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
     results["judges"] = {name: {"weights": j.weights, "sha256": j.sha256} for name, j in judge_networks.items()}
     results["photos"] = summarise(list(photos.values()), reference) if photos else None

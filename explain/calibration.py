@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 BINS = 15  # of equal width, for the calibration error: Guo et al. 2017, table 1
-TEMPERATURES = np.geomspace(0.25, 4, 41)  # 7 % apart; each row keeps what they give, and no logits
+COLDEST, HOTTEST = 0.01, 100.0  # temperatures between which the best is searched
+TOLERANCE = 1e-4  # of the search, in the logarithm of the temperature
+CHUNK = 1 << 22  # logits in double precision at a time: 32 MB
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> tuple[float, list[dict]]:
@@ -40,38 +43,61 @@ def wilson_interval(right: float, images: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def at_temperatures(logits: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return loss and confidence, each (N, temperatures), of logits (N, classes) divided by each of TEMPERATURES."""
-    temperatures = torch.as_tensor(TEMPERATURES, dtype=torch.float32, device=logits.device)
-    losses, confidences = [], []
-    for temperature in temperatures:
-        log_p = (logits / temperature).log_softmax(1)
-        losses.append(-log_p.gather(1, classes[:, None])[:, 0])
-        confidences.append(log_p.amax(1).exp())
-    return torch.stack(losses, 1), torch.stack(confidences, 1)
+def at_temperature(logits: Tensor, classes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return loss and confidence, each (N,) in double precision, of logits (N, classes) divided by a temperature."""
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        rows = max(1, CHUNK // logits.shape[1])
+        for some, c in zip(logits.split(rows), classes.split(rows), strict=True):
+            log_p = (some.double() / temperature).log_softmax(1)
+            yield -log_p.gather(1, c[:, None])[:, 0], log_p.amax(1).exp()
+
+    losses, confidences = zip(*chunks(), strict=True)
+    return torch.cat(losses), torch.cat(confidences)
 
 
-def temperature_scaling(
-    losses: np.ndarray, confidences: np.ndarray, correct: Sequence[bool]
-) -> tuple[dict, list[dict]] | None:
+def fit_temperature(logits: Tensor, classes: Tensor) -> tuple[float, str]:
+    """Return the temperature with the least mean loss of logits (N, classes), and "at least" or "at most" at an end.
+
+    The loss is convex in 1 / T, and so has one minimum in log T. At an end of the search it may be beyond; where all
+    are right, the loss falls as long as T does. Where no temperature changes the loss, T is 1.
+    """
+    from scipy.optimize import minimize_scalar  # here, since its import takes time
+
+    def loss(log_temperature: float) -> float:
+        return float(at_temperature(logits, classes, math.exp(log_temperature))[0].mean())
+
+    low, high = math.log(COLDEST), math.log(HOTTEST)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": TOLERANCE})
+    at_low, at_high = loss(low), loss(high)
+    if at_low == at_high == found.fun:
+        return 1.0, ""
+    if min(at_low, at_high) <= found.fun:
+        return (COLDEST, "at most") if at_low <= at_high else (HOTTEST, "at least")
+    return math.exp(found.x), ""
+
+
+def temperature_scaling(logits: Tensor, classes: Tensor, correct: Sequence[bool]) -> tuple[dict, list[dict]] | None:
     """Return the temperature with the least loss, and loss and calibration after it; None for a single image.
 
-    losses and confidences (N, temperatures) as `at_temperatures` returns them. A temperature is fitted on every second
+    logits (N, classes), true classes (N,), whether each answer is `correct`. A temperature is fitted on every second
     image and judged on the others, and the other way round, so that no image is judged by one that it helped to choose.
     The table of the bins after it is returned too. Guo et al. 2017, section 4.2.
     """
-    if len(losses) < 2:
+    if len(logits) < 2:
         return None
     halves = [slice(0, None, 2), slice(1, None, 2)]
-    best = [int(losses[half].mean(0).argmin()) for half in halves]
-    after, confidence = np.empty(len(losses)), np.empty(len(losses))
-    for half, other in zip(halves, reversed(best), strict=True):
-        after[half], confidence[half] = losses[half, other], confidences[half, other]
-    error, bins = calibration(confidence, np.asarray(correct))
+    of_halves = [fit_temperature(logits[half], classes[half])[0] for half in halves]
+    loss, confidence = torch.empty(2, len(logits), dtype=torch.float64)
+    for half, temperature in zip(halves, reversed(of_halves), strict=True):
+        loss[half], confidence[half] = at_temperature(logits[half], classes[half], temperature)
+    error, bins = calibration(confidence.numpy(), np.asarray(correct))
+    temperature, limit = fit_temperature(logits, classes)
     return {
-        "temperature": float(TEMPERATURES[losses.mean(0).argmin()]),
-        "temperatures_of_halves": [float(TEMPERATURES[k]) for k in best],
-        "loss": float(after.mean()),
+        "temperature": temperature,
+        "temperature_limit": limit or None,
+        "temperatures_of_halves": of_halves,
+        "loss": float(loss.mean()),
         "expected_calibration_error": error,
         "mean_confidence": float(confidence.mean()),
     }, bins

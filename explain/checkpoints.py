@@ -8,8 +8,9 @@ import json
 import pathlib
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from explain.errors import UserError
+from explain.errors import UserError, one_line, quantity
 from explain.files import sha256_of
 
 # Where training loops keep a state dict beside the epoch, the optimiser and so on; the first that is there is taken
 KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "ema", "state_dict_ema", "model_ema")
+# What wrappers put into the middle of names: sharded training, recomputation on the way back, torch.compile
+INFIXES = re.compile("_fsdp_wrapped_module.|_checkpoint_wrapped_module.|_orig_mod.".replace(".", r"\."))
+MAX_PREFIX = 20  # parts of a prefix; a damaged file may have names of any length
 # Where they keep the names of the classes
 NAME_KEYS = ("classes", "class_to_idx", "class_names", "idx_to_class")
 
@@ -35,12 +39,17 @@ HARMLESS += [(getattr(pathlib, to), f"{m}.{name}") for name, to in PATHS.items()
 
 
 class Checkpoint(NamedTuple):
-    """Weights from a file, the file's SHA-256, the names of classes that it carries, and what was done to it."""
+    """Weights from a file, the file's SHA-256, the names of classes that it carries, and what was done to it.
 
-    state: dict[str, Tensor]
+    An entry of the state need not be a tensor: a module may keep anything (`get_extra_state`, quantised layers).
+    `warnings` are notes that are printed too.
+    """
+
+    state: dict[str, Any]
     sha256: str
     names: list[str] | None = None
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def split_key(text: str) -> tuple[Path, str | None]:
@@ -52,7 +61,7 @@ def split_key(text: str) -> tuple[Path, str | None]:
 def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
     """Read a state dict, alone in its file or under a key beside other things, as data and never as code.
 
-    Floating-point weights become float32. Raises UserError for what is none, and for a `key` that is not there.
+    Floating-point weights become float32. Raises UserError if there is no state dict, and for an unknown `key`.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: give --weights a state dict (.pth, .safetensors)")
@@ -74,9 +83,10 @@ def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
         left = [str(k) for k in entries if str(k) != entry]
         notes.append(f"weights under {entry!r}" + (f"; left: {', '.join(left)}" if left else ""))
         content = state_dicts[entry]
-    kinds = Counter(str(t.dtype)[6:] for t in content.values() if t.is_floating_point() and t.dtype != torch.float32)
+    other = {name: t for name, t in content.items() if _is_floating(t) and t.dtype != torch.float32}
+    kinds = Counter(str(tensor.dtype)[6:] for tensor in other.values())
     notes += [f"{number} tensors converted from {kind} to float32" for kind, number in sorted(kinds.items())]
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in content.items()}
+    state = {**content, **{name: tensor.float() for name, tensor in other.items()}}
     return Checkpoint(state, sha256, names, tuple(notes))
 
 
@@ -113,7 +123,22 @@ def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _is_state_dict(content: Any) -> bool:
-    return isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    """Return whether a value is an empty dict, or names tensors and has no entry that names further ones.
+
+    A module's extra state may be anything.
+    """
+    if not _names_tensors(content):
+        return isinstance(content, dict) and not content
+    return not any(_names_tensors(v) for k, v in content.items() if not k.endswith("_extra_state"))
+
+
+def _names_tensors(content: Any) -> bool:
+    is_named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    return is_named and any(isinstance(value, Tensor) for value in content.values())
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def names_in(content: Mapping[Any, Any]) -> list[str] | None:
@@ -137,30 +162,99 @@ def as_names(content: Any) -> list[str] | None:
 
 
 def fit_names(
-    state: dict[str, Tensor], own: Collection[str], rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
-) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict without a prefix that all its names share, and that prefix, where the names fit then.
+    state: Mapping[str, Any], own: Mapping[str, Any], rename: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """Return the entries of a state dict under a network's names, notes on the names, and on the entries left out.
 
-    `own` are the network's names. `rename` gives tensors the names that the network has for them. DataParallel leaves
-    `module.`, torch.compile `_orig_mod.`, Lightning `model.`; any is taken, nested ones too. Where none makes all
-    names fit, the nearest form is returned, for `load_state` to refuse.
+    `own` is the network's state dict; `rename` gives entries the names that the network has for them. DataParallel
+    leaves `module.` before all names, torch.compile `_orig_mod.`, Lightning `model.`: the prefix is taken off under
+    which all names that the network needs are found. Where no prefix does it, INFIXES are removed and pruned weights
+    multiplied by their masks first. Of several prefixes the one with most tensors of the right shape is taken, then one
+    without "ema" in it, then the shortest, then the first in the alphabet.
+
+    Entries that belong to no module of the network are left out. If no form has all names, the nearest is returned, for
+    `load_state` to refuse.
     """
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
 
-    def misfits(form: tuple[dict[str, Tensor], str]) -> int:
-        return len(needed - form[0].keys()) + len(form[0].keys() - {*own})
+    def renamed(form: Mapping[str, Any]) -> tuple[dict[str, dict], list[str]]:
+        """Return the entries by each prefix, and the prefixes under which all names are found."""
+        found = {prefix: rename(_under(prefix, form)) for prefix in _prefixes(form, len(needed))}
+        return found, [prefix for prefix in found if needed <= found[prefix].keys()]
 
-    forms, prefix = [(rename(state), "")], ""
-    while state and misfits(forms[-1]):
-        head = next(iter(state)).partition(".")[0] + "."
-        if not all(name.startswith(head) and len(name) > len(head) for name in state):
-            break
-        state, prefix = {name[len(head) :]: tensor for name, tensor in state.items()}, prefix + head
-        forms.append((rename(state), prefix))
-    return min(forms, key=misfits)
+    form, notes = state, ()
+    found, fits = renamed(form)
+    if not fits:
+        form, notes = _unwrap(state)
+        found, fits = renamed(form)
+    if not fits:
+        nearest = min(found.values(), key=lambda s: len(needed - s.keys()) + len(s.keys() - own.keys()))
+        return nearest, (), ()
+
+    def rank(prefix: str) -> tuple:
+        misshapen = sum(_shape(found[prefix][name]) != _shape(own[name]) for name in needed)
+        return misshapen, "ema" in prefix.lower(), len(prefix), prefix
+
+    prefix, *others = sorted(fits, key=rank)
+    taken, foreign = len(_under(prefix, form)), set(_foreign(found[prefix], own))
+    if prefix:
+        notes += (f"prefix {prefix!r} taken off {'all' if taken == len(form) else taken} names",)
+    if others:
+        notes += (f"all names are found under {', '.join(map(repr, others))} too",)
+    left = [name for name in form if not name.startswith(prefix) or name.removeprefix(prefix) in foreign]
+    heads = Counter(name.partition(".")[0] for name in left)
+    listed = ", ".join(f"{head} ({number})" for head, number in heads.items())
+    warnings = (f"{quantity(len(left), 'item')} of the weights left out: {listed}",) if left else ()
+    return {name: value for name, value in found[prefix].items() if name not in foreign}, notes, warnings
 
 
-def other_sizes(network: nn.Module, state: dict[str, Tensor], classes: int) -> dict[str, int]:
+def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries whose names have a prefix, without it."""
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _unwrap(state: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a state dict without INFIXES and with pruned weights multiplied by their masks, and notes on both."""
+    unwrapped = {INFIXES.sub("", name): value for name, value in state.items()}
+    infixes = dict.fromkeys(infix for name in state for infix in INFIXES.findall(name))
+    pruned = 0
+    for name in [name for name in unwrapped if name.endswith("_orig")]:
+        stem = name.removesuffix("_orig")
+        weight, mask = unwrapped[name], unwrapped.get(f"{stem}_mask")
+        if _is_stored(weight) and _is_stored(mask) and weight.shape == mask.shape:
+            unwrapped[stem] = unwrapped.pop(name) * unwrapped.pop(f"{stem}_mask").to(weight.dtype)
+            pruned += 1
+    notes = [f"{infix!r} removed from names" for infix in infixes]
+    notes += [f"{quantity(pruned, 'pruned weight')} multiplied by the mask"] if pruned else []
+    return unwrapped, tuple(notes)
+
+
+def _is_stored(value: Any) -> bool:
+    """Return whether a value is a tensor with memory for all of its numbers: a damaged file may claim any size."""
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    return dense and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+
+
+def _prefixes(names: Iterable[str], needed: int) -> list[str]:
+    """Return the prefixes under which at least half as many names are found as are needed; the empty one is first."""
+    parts = (name.split(".", MAX_PREFIX)[:-1] for name in names)
+    counts = Counter(chain.from_iterable(accumulate(heads, "{}{}.".format, initial="") for heads in parts))
+    return ["", *(prefix for prefix, number in counts.items() if prefix and 2 * number >= needed)]
+
+
+def _foreign(names: Iterable[str], own: Iterable[str]) -> list[str]:
+    """Return the names that belong to no module of a network whose names are `own`.
+
+    A further block of a module that the network has, or a further number in a sequence, is part of a larger network,
+    which must not pass for this one.
+    """
+    heads = {name.partition(".")[0] for name in own}
+    is_sequence = any(map(str.isdecimal, heads))
+    head_of = {name: name.partition(".")[0] for name in names}
+    return [name for name, head in head_of.items() if head not in heads and not (is_sequence and head.isdecimal())]
+
+
+def other_sizes(network: nn.Module, state: Mapping[str, Any], classes: int) -> dict[str, int]:
     """Return num_classes and in_chans of a file's weights where they are not those of the network.
 
     Read from the shapes alone: tensors that differ only in a first dimension of as many rows as the network has
@@ -168,8 +262,8 @@ def other_sizes(network: nn.Module, state: dict[str, Tensor], classes: int) -> d
     """
     sizes: dict[str, set[int]] = {"num_classes": set(), "in_chans": set()}
     for name, tensor in network.state_dict().items():
-        own, other = tensor.shape, state[name].shape if name in state else tensor.shape
-        if own == other or len(own) != len(other):
+        own, other = _shape(tensor), _shape(state.get(name))
+        if own is None or other is None or own == other or len(own) != len(other):
             continue
         if own[0] == classes and own[1:] == other[1:]:
             sizes["num_classes"].add(other[0])
@@ -178,7 +272,7 @@ def other_sizes(network: nn.Module, state: dict[str, Tensor], classes: int) -> d
     return {key: values.pop() for key, values in sizes.items() if len(values) == 1 and min(values) > 0}
 
 
-def load_state(network: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
+def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: str) -> None:
     """Load a state dict into a network where it fits in name, shape and kind and is finite; else raise UserError.
 
     `path` and `name` stand for the file and the network in errors.
@@ -192,11 +286,28 @@ def load_state(network: nn.Module, state: dict[str, Tensor], path: Path, name: s
             f"{path} does not fit {name}: {len(missing)} tensors missing, {len(extra)} extra, "
             f"{len(other)} of another shape or kind, {key} first; give the --model that the file was saved from"
         )
-    network.load_state_dict(state, strict=False)
-    bad = [key for key, tensor in network.state_dict().items() if not tensor.isfinite().all()]
+    fitting = OrderedDict(state)
+    fitting._metadata = getattr(
+        own, "_metadata", None
+    )  # versions of the modules: without them some look for names of long ago
+    try:
+        network.load_state_dict(fitting, strict=False)
+    except Exception as error:  # whatever a module raises whose entry is no tensor, and not what it expects
+        raise UserError(f"{path} does not fit {name} ({one_line(error)}): give the --model of this file") from None
+    bad = [key for key, value in network.state_dict().items() if not _is_finite(value)]
     for key in bad[:1]:
         raise UserError(f"{path} has NaN or infinity in {key} ({len(bad)} tensors): it is damaged")
 
 
-def _form(tensor: Tensor) -> tuple[torch.Size, bool, torch.layout, bool]:
-    return tensor.shape, tensor.is_floating_point(), tensor.layout, tensor.is_meta
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.is_quantized or bool(value.isfinite().all())
+
+
+def _form(value: Any) -> tuple | None:
+    if not isinstance(value, Tensor):
+        return None
+    return value.shape, value.is_floating_point(), value.layout, value.is_meta, value.is_quantized
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, Tensor) else None

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from explain.errors import UserError
 from explain.options import above_0, at_least_0
 from explain.output import EXECUTION_OPTIONS
+from explain.pictures import WHITE
 from explain.preprocessing import INTERPOLATIONS
 from explain.rows import shard
 
@@ -64,12 +65,22 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         "the network's own)",
     ),
     "--input-size": dict(type=positive, metavar="S", help="side of the network's input, in pixels"),
-    "--resize": dict(type=positive, metavar="N", help="shorter side of a picture before the middle is cut out"),
+    "--resize": dict(type=positive, metavar="N", help="shorter side of a picture before centre-cropping, in pixels"),
     "--mean": dict(
         type=at_least_0, nargs="+", metavar="X", help="mean of the training images' pixel values, 0 to 1, by channel"
     ),
     "--std": dict(type=above_0, nargs="+", metavar="X", help="their standard deviation, by channel"),
     "--interpolation": dict(choices=list(INTERPOLATIONS), help="interpolation of the resizing"),
+    "--squash": dict(
+        action="store_true",
+        default=None,
+        help="resize both sides of a picture, without keeping their ratio, to --resize (default: to --input-size)",
+    ),
+    "--white": dict(
+        type=whole_number(1, WHITE),
+        metavar="N",
+        help=f"value that becomes white in 16-bit pictures, such as 4095 for 12 bits in 16 (default: {WHITE})",
+    ),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto uses an accelerator if there is one"),
     "--tf32": dict(
         action="store_true",
@@ -117,7 +128,17 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
 }
 EXERCISE_OPTIONS = ("--dataset", "--output", "--model", "--weights", "--device", "--tf32", "--threads", "--batch-size")
 EXERCISE_OPTIONS += ("--seed", "--names", "--input-size", "--resize", "--mean", "--std", "--interpolation")
-EXERCISE_OPTIONS += ("--stochastic", "--whole", "--show", "--no-title", "--pdf", "--shard", "--fresh")
+EXERCISE_OPTIONS += (
+    "--stochastic",
+    "--squash",
+    "--whole",
+    "--white",
+    "--show",
+    "--no-title",
+    "--pdf",
+    "--shard",
+    "--fresh",
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class UserError(ValueError):
@@ -30,6 +32,17 @@ def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
 def quantity(number: int, noun: str) -> str:
     """Return a number with its noun: 1 image, 2 images, 2 classes."""
     return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
+def whole_argument(name: str, value: Any, least: int = 1) -> int:
+    """Return an argument of a function as a whole number; raises UserError if it is none, or below `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return number
 
 
 def printable(path: Path) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from explain.calibration import calibration, temperature_scaling, wilson_interval
@@ -29,6 +30,7 @@ from explain.output import OutputFolder
 
 TOP = 5  # classes that count for the top-5 accuracy
 STYLE_AFTER = dict(color=ORANGE, markersize=3, linewidth=0.8)  # of the line after temperature scaling
+CROPPED = 0.25  # of a picture's area: more is worth a sentence if most pictures lose it
 CONFUSION_SHOWN = 24  # classes whose names can be read beside the confusion matrix; the table has all
 
 
@@ -37,7 +39,10 @@ def write(
 ) -> None:
     """Write figures, tables and metrics of the rows."""
     results, bins = summary(rows, len(model.categories))
-    results["temperature_scaling"], bins_after = rescale(rows)
+    results["temperature_scaling"], bins_after = rescale(rows, output.path)
+    results |= crops(rows)
+    if results["mostly_cropped"] > 0.5:
+        print(f"note: {crop_sentence(results)}", file=sys.stderr)
     if other := other_order(rows, model.categories):
         results["labels"] = other
         print(f"warning: {other['says']}", file=sys.stderr)
@@ -93,10 +98,31 @@ def class_tables(rows: list[dict], names: list[str]) -> dict[str, list[dict]]:
     return {"classes.csv": per_class, "confusion.csv": confusion}
 
 
-def rescale(rows: list[dict]) -> tuple[dict | None, list[dict]]:
-    """Return what one temperature does to loss and calibration, and the bins after it; see `temperature_scaling`."""
-    losses, confidences = (np.array([row[key] for row in rows]) for key in ("losses_at", "confidences_at"))
-    return temperature_scaling(losses, confidences, [row["rank"] == 1 for row in rows]) or (None, [])
+def rescale(rows: list[dict], folder: Path) -> tuple[dict | None, list[dict]]:
+    """Return what one temperature does to loss and calibration, and the bins after it; see `temperature_scaling`.
+
+    The logits are in the rows' files in the folder.
+    """
+    logits = np.empty((len(rows), *np.load(folder / rows[0]["files"][0]).shape), np.float32)  # (N, classes)
+    for own, row in zip(logits, rows, strict=True):
+        own[:] = np.load(folder / row["files"][0])
+    classes = torch.tensor([row["class"] for row in rows])
+    return temperature_scaling(torch.from_numpy(logits), classes, [row["rank"] == 1 for row in rows]) or (None, [])
+
+
+def crops(rows: list[dict]) -> dict[str, float]:
+    """Return the median fraction of a picture that the crop takes away, and how many lose more than CROPPED."""
+    cropped = np.array([row["cropped"] for row in rows])
+    return {"median_cropped": float(np.median(cropped)), "mostly_cropped": float((cropped > CROPPED).mean())}
+
+
+def crop_sentence(results: dict) -> str:
+    """Return a sentence on pictures of which the network does not see much, and its cure."""
+    return (
+        f"the centre crop takes away more than {CROPPED} of the area of {results['mostly_cropped']:.3f} of the "
+        f"pictures, {results['median_cropped']:.3f} of the median picture; if the network was trained on squashed "
+        "pictures, give --squash"
+    )
 
 
 def draw_reliability(
@@ -113,7 +139,7 @@ def draw_reliability(
     above.errorbar(confidence, accuracy, errors, fmt="o", markersize=4, linewidth=1, label="accuracy, 95% interval")
     after = [b for b in bins_after if b["images"]]
     if scaled := results["temperature_scaling"]:
-        label = f"after temperature {scaled['temperature']:.2f}"
+        label = f"after temperature {temperature_text(scaled)}"
         above.plot([b["confidence"] for b in after], [b["accuracy"] for b in after], "s-", **STYLE_AFTER, label=label)
     above.set(ylabel="accuracy in the bin", xlim=(0, 1), ylim=(-0.03, 1.03))
     above.legend(loc="lower right")
@@ -126,7 +152,7 @@ def draw_reliability(
         f"{results['expected_calibration_error']:.3f} ({len(bins)} bins); accuracy {results['top1_accuracy']:.3f}, "
         f"mean confidence {results['mean_confidence']:.3f}. Intervals: Wilson 1927; few images say little."
         + (
-            f" One temperature, fitted on half of the images and judged on the others, brings the error to "
+            f" One temperature, fitted on half of the images and judged on the others, changes the error to "
             f"{scaled['expected_calibration_error']:.3f} and the loss from {results['loss']:.3f} to "
             f"{scaled['loss']:.3f} (Guo et al. 2017)."
             if scaled
@@ -200,6 +226,11 @@ def draw_mistakes(rows: list[dict], show: int, photos: Sequence[Path], model: Cl
     ]
 
 
+def temperature_text(scaled: dict) -> str:
+    """Return the temperature as a text: 2.08, or at an end of the search `at most 0.01`."""
+    return " ".join(filter(None, (scaled["temperature_limit"], f"{scaled['temperature']:.2f}")))
+
+
 def findings(results: dict) -> list[str]:
     """Return a line on accuracy and calibration, and one on what a temperature does to them."""
     lines = [
@@ -209,7 +240,7 @@ def findings(results: dict) -> list[str]:
     ]
     if scaled := results["temperature_scaling"]:
         lines.append(
-            f"with one temperature ({scaled['temperature']:.2f}), fitted on half of them and judged on the others: "
+            f"with one temperature ({temperature_text(scaled)}), fitted on half of them and judged on the others: "
             f"loss {scaled['loss']:.4f}, calibration error {scaled['expected_calibration_error']:.4f}"
         )
     return lines

@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explain.errors import UserError
+from explain.errors import UserError, whole_argument
 from explain.evaluation import predict_logits
 from explain.logits import check_images, class_ids
 
@@ -44,16 +45,28 @@ def pixel_ranks(maps: Tensor) -> Tensor:
     return order.argsort(1).view(maps.shape)
 
 
-def insertion_deletion_curves(
-    model: nn.Module, images: Tensor, classes: Tensor | Sequence[int] | int, maps: Tensor, steps: int
-) -> Tensor:
+Maps = Tensor | np.ndarray
+ClassIds = Tensor | np.ndarray | Sequence[int] | int  # one for each image, or one for all
+
+
+def class_tensor(classes: ClassIds, images: Tensor) -> Tensor:
+    """Return the classes (N,) of images (N, 3, H, W) on their device; raises UserError for missing ones."""
+    ids = class_ids(classes, len(check_images(images)))
+    if None in ids:
+        raise UserError("classes must be whole numbers, not None: give the most likely class, logits.argmax(1)")
+    return torch.tensor(ids, dtype=torch.long, device=images.device)
+
+
+def insertion_deletion_curves(model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int) -> Tensor:
     """Return the class's probability (2, N, steps + 1) as pixels are put into a blurred copy, and taken from the image.
 
     images (N, 3, H, W), classes one for each or one for all, maps (N, H, W). After k steps the k / steps of the pixels
     with the largest values are the image's in the first curve, and the copy's in the second. Petsiuk et al. 2018, RISE,
-    section 3.2. Raises UserError for maps that are not finite or of another size, and for a class out of range.
+    section 3.2. Raises UserError for maps that are not finite or of another size, for a class out of range, and for
+    less than one step.
     """
-    classes = torch.tensor(class_ids(classes, len(check_images(images))), device=images.device)
+    classes, steps = class_tensor(classes, images), whole_argument("steps", steps)
+    maps = torch.as_tensor(maps, device=images.device)
     if maps.shape != (len(images), *images.shape[2:]) or not maps.isfinite().all():
         raise UserError(
             f"maps must be finite numbers of shape {(len(images), *images.shape[2:])}: they are {tuple(maps.shape)}, "
@@ -86,7 +99,7 @@ def class_probabilities(model: nn.Module, pictures: Iterator[Tensor], classes: T
 
 
 def insertion_deletion(
-    model: nn.Module, images: Tensor, classes: Tensor | Sequence[int] | int, maps: Tensor, steps: int = STEPS
+    model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int = STEPS
 ) -> tuple[Tensor, Tensor]:
     """Return the areas (N,) under the insertion curve (larger is better) and the deletion curve (smaller is better).
 

@@ -118,7 +118,7 @@ def draw_image(axes: Axes, image: Tensor | np.ndarray, **settings: Any) -> Any:
 def draw_picture(axes: Axes, model: Classifier, path: Path, upright: bool = True) -> Tensor:
     """Draw a picture as the network sees it, and return it (3, S, S); one that is gone by now is a note on white."""
     try:
-        picture, note = model.preprocess(read_image(path, upright)), ""
+        picture, note = model.preprocess(read_image(path, upright, model.white)), ""
     except UserError:
         picture, note = torch.ones(3, model.input_size, model.input_size), "the picture is\nno longer there"
     draw_image(axes, picture)

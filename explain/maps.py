@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from explain.errors import UserError, one_line
+from explain.errors import UserError, one_line, whole_argument
 from explain.evaluation import evaluation_mode
 from explain.logits import run_network
 
@@ -66,9 +66,10 @@ def cascading_randomisation(
     layers are randomised at each stage and the lowest of them, and each map's rank correlation with the intact model's,
     [stage][kind][n].
     Every parameter is drawn anew from the normal distribution with its own mean and standard deviation, so that
-    activations keep their scale. Adebayo et al. 2018, section 3.1 (there: a new initialisation).
+    activations keep their scale. Adebayo et al. 2018, section 3.1 (there: a new initialisation). Raises UserError for
+    less than one stage.
     """
-    model = copy_of(model)
+    model, stages = copy_of(model), whole_argument("stages", stages)
     intact = maps_of(model, images, classes).double().cpu().numpy()  # NumPy has no bfloat16
     depths, correlations = [], []
     for layers in layers_from_the_top(model, images[:1], stages):

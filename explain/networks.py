@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,16 @@ from explain.inference import prepare
 from explain.logits import logits_only
 from explain.own_networks import import_network, is_own, own_file
 from explain.pictures import fit_whole
-from explain.preprocessing import IMAGENET, Preprocessing, timm_preprocessing, torchvision_preprocessing
+from explain.preprocessing import (
+    IMAGENET,
+    Preprocessing,
+    beside_weights,
+    timm_preprocessing,
+    torchvision_preprocessing,
+)
 from explain.trial import probe_images, refuse_unsteady
 
-Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+Rename = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Classifier(nn.Module):
@@ -36,7 +43,9 @@ class Classifier(nn.Module):
     `preprocess` turns a PIL image into (3, S, S) in [0, 1], `input_size` is S, `categories` names the classes (and
     `names_from` says where the names come from, `wnids` what ImageNet calls them, if known), `weights` says where the
     parameters came from and `sha256` identifies them. A network of one channel gets the mean of the three, which are
-    equal in a picture that was preprocessed for it. `notes` are said in metrics.json, `warnings` on stderr too.
+    equal in a picture that was preprocessed for it. `cropped` is the fraction of a picture's area that the network does
+    not see, by the picture's size; `white` is the value that is white in a 16-bit picture (`explain.pictures`). `notes`
+    are listed in metrics.json, `warnings` are printed too.
     """
 
     def __init__(
@@ -55,11 +64,13 @@ class Classifier(nn.Module):
         self.categories = [f"class {i}" for i in range(classes)] if categories is None else list(categories)
         self.names_from = "numbers" if categories is None else "the network"
         self.wnids: list[str] = []
-        self.channels, self.notes, self.warnings = channels, [], []
+        self.cropped, self.white = preprocessing.cropped, None
+        self.channels, self.notes, self.warnings = channels, [], [*preprocessing.notes]
         self.weights, self.sha256 = "random (seed 0)", "unknown"
         self.checkpoint_names: list[str] | None = None
         self.label = name  # in figures, where weights that are not the published ones are named too
-        self.view = "central crop, as the network sees it"  # of a picture
+        # of a picture
+        self.view = f"{'squashed to a square' if preprocessing.squash else 'central crop'}, as the network sees it"
         self.network = network
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
@@ -74,6 +85,7 @@ class Classifier(nn.Module):
         fit = partial(fit_whole, side=self.input_size)
         self.preprocess = fit if self.channels == 3 else lambda image: fit(image.convert("L").convert("RGB"))
         self.view = "whole picture, fitted into the network's square; what is around it is grey"
+        self.cropped = lambda size: 0.0
 
 
 # Networks of timm whose weights come as a package, and their dropout rates in training
@@ -95,8 +107,8 @@ def load_model(
     FILE.py:FUNCTION, which returns a network, or FILE.pt2. `weights`: a file with a state dict (torch.save or
     safetensors) in place of the published weights, FILE:KEY where it holds several, or "random" for an untrained
     network. `classes`: the numbers of classes that a network from a file may have, which tell its logits from its other
-    outputs. `preprocessing`: input_size, resize, mean, std, interpolation, in place of what the network was published
-    with.
+    outputs. `preprocessing`: input_size, resize, mean, std, interpolation, squash, in place of what the network was
+    published with; a preprocessor_config.json beside the weights comes next.
 
     Raises UserError for an unknown name, weights that do not fit, a hub out of reach, a network that cannot run on
     images of its size, and, unless it may be `stochastic`, for a network whose logits for a picture change from run to
@@ -110,9 +122,13 @@ def load_model(
         build = _build_timm
     else:
         build = _build_torchvision
+    note = None
+    if weights not in (None, "random"):
+        preprocessing, note = beside_weights(split_key(weights)[0], preprocessing)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # decides random weights, nothing else
         model = build(name, weights, preprocessing)
+    model.warnings += [note] if note else []
     if weights is not None:
         model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
     images = probe_images(3, model.input_size)
@@ -140,13 +156,12 @@ def _load(
     path, key = split_key(weights)
     checkpoint = read_state_dict(path, key)
     network = create()
-    state, prefix = fit_names(checkpoint.state, network.state_dict().keys(), rename)
+    state, notes, warnings = fit_names(checkpoint.state, network.state_dict(), rename)
     sizes = other_sizes(network, state, classes)
     if sizes:
         network = create(**sizes)
     load_state(network, state, path, name)
-    notes = (*checkpoint.notes, *([f"prefix {prefix!r} taken off all names"] if prefix else []))
-    return network, checkpoint._replace(notes=notes), sizes
+    return network, checkpoint._replace(notes=checkpoint.notes + notes, warnings=warnings), sizes
 
 
 def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifier:
@@ -154,6 +169,7 @@ def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifi
     path, key = split_key(weights)
     model.weights, model.sha256 = path.name + (f":{key}" if key else ""), checkpoint.sha256
     model.notes += checkpoint.notes
+    model.warnings += checkpoint.warnings
     model.checkpoint_names = checkpoint.names
     return model
 
@@ -223,17 +239,32 @@ def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Clas
 
 
 def _digest(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for tensor in network.state_dict().values():
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return f"{digest.hexdigest()} (of the tensors)"
+    """Return the SHA-256 of a network's state: its tensors, and the plain values that modules keep beside them.
+
+    Anything else, whose text may contain an address in memory, is left out and counted.
+    """
+    digest, left_out, values = hashlib.sha256(), 0, list(network.state_dict().values())
+    while values:
+        value = values.pop(0)
+        if isinstance(value, Tensor):
+            value = value.detach().dequantize() if value.is_quantized else value.detach()
+            digest.update(value.contiguous().numpy().tobytes())
+        elif isinstance(value, (list, tuple)):
+            values[:0] = value
+        elif isinstance(value, Mapping):
+            values[:0] = chain.from_iterable(value.items())
+        elif isinstance(value, (bool, int, float, str, bytes, torch.dtype, type(None))):
+            digest.update(repr(value).encode())
+        else:
+            left_out += 1
+    return f"{digest.hexdigest()} (of the tensors" + (f"; {left_out} other values left out)" if left_out else ")")
 
 
 def _timm_classifier(
     name: str, network: nn.Module, options: dict[str, Any], sizes: dict[str, int], **trained_with: Sequence[float]
 ) -> Classifier:
     """Wrap a network of timm with its own transform and normalisation, but for the `mean` and `std` trained with."""
-    preprocessing = timm_preprocessing(network, **trained_with).replace(options)
+    preprocessing = timm_preprocessing(network, options, **trained_with)
     subset = timm.data.infer_imagenet_subset(network)
     categories, wnids = None, []
     if "num_classes" in sizes:
@@ -314,12 +345,11 @@ def _build_own(
     network = import_network(name)
     kinds = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()} - {torch.float32}
     if getattr(network, "pretrained_cfg", None):
-        preprocessing = timm_preprocessing(network)
+        preprocessing = timm_preprocessing(network, options)
     elif hasattr(getattr(network, "weights", None), "transforms"):
-        preprocessing = torchvision_preprocessing(network.weights)
+        preprocessing = torchvision_preprocessing(network.weights).replace(options)
     else:
-        preprocessing = IMAGENET
-    preprocessing = preprocessing.replace(options)
+        preprocessing = IMAGENET.replace(options)
     network, checkpoint = network.float(), None
     if weights is not None:
         network, checkpoint, _ = _load(name, lambda **_: network, weights, 0)
@@ -348,7 +378,8 @@ def _build_own(
 
 def _say_guess(model: Classifier, options: dict[str, Any]) -> None:
     """Warn of what is assumed about the preprocessing, where no option says it."""
-    assumed = [f"{key} {value}" for key, value in model.preprocessing.items() if key not in (*options, "source")]
+    said = (*options, "source")
+    assumed = [f"{key} {value}" for key, value in model.preprocessing.items() if key not in said and value is not False]
     if assumed:
         source = model.preprocessing["source"]
         message = (
@@ -392,7 +423,7 @@ def _cure(error: str) -> str:
     return "correct it"
 
 
-def _without_published_oddities(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_published_oddities(state: dict[str, Any]) -> dict[str, Any]:
     """Drop auxiliary heads, and write densenet's names as torchvision does today: norm1.weight, not norm.1.weight."""
     older = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
     return {older.sub(r"\1\2", key): state[key] for key in state if not key.lower().startswith("aux")}

@@ -154,7 +154,7 @@ class OutputFolder:
         for row in rows:
             name = f"pictures/{row['index']:05d}.jpg"
             try:
-                write_picture(self.file(name), model.preprocess(read_image(photos[row["index"]])))
+                write_picture(self.file(name), model.preprocess(read_image(photos[row["index"]], white=model.white)))
             except UserError:
                 if not (self.path / name).is_file():
                     self.files.remove(name)

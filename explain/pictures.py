@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +17,15 @@ from torch import Tensor
 
 from explain.errors import UserError, one_line, printable
 
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF")  # and HEIC, by another package
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")  # and HEIC, by another package
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # ISO/IEC 23008-12, annex B
+FINDINGS = ("notes", "largest_16_bit")  # in a picture's `info`, for its row
+WHITE = 65_535  # in a 16-bit picture, unless --white names another value
+BYTE_ORDERS = {
+    "B": "L",
+    "L": "B",
+    "N": "B" if sys.byteorder == "little" else "L",
+}  # and the opposite, as Pillow has them
 # What a picture's name ends with; the second line are those that cannot be read, and are worth a sentence each
 PICTURE_SUFFIX = re.compile(
     r"\.(jpe?g|jpe|jfif|mpo|a?png|gif|bmp|dib|tiff?|webp|avifs?|hei[cf]|hif|"
@@ -48,14 +58,16 @@ def is_picture_name(path: Path) -> bool:
     return bool(PICTURE_SUFFIX.fullmatch(path.suffix)) or not path.suffix[1:2].isalpha()
 
 
-def read_image(path: str | os.PathLike, upright: bool = True) -> Image.Image:
+def read_image(path: str | os.PathLike, upright: bool = True, white: int | None = None) -> Image.Image:
     """Read a picture as 8-bit RGB, whatever it was stored as.
 
     `upright` turns it as its EXIF orientation says, and converts its colours from its colour profile to sRGB; without,
-    the pixels are as stored. What was done to the stored pixels beyond decoding, or left out, is listed in
-    `image.info["notes"]`. Raises UserError where the file cannot be read.
+    the pixels are as stored. `white` is the value that becomes 255 in a 16-bit picture (default: WHITE); values above
+    it are white, too. `image.info` has "notes" on what was done to the stored pixels beyond decoding, or left out, and
+    the largest value of a 16-bit picture as "largest_16_bit" (FINDINGS). Raises UserError where the file cannot be
+    read.
     """
-    return decode_image(read_bytes(path), printable(Path(path)), upright)
+    return decode_image(read_bytes(path), printable(Path(path)), upright, white)
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -74,7 +86,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     return data
 
 
-def decode_image(data: bytes, name: str, upright: bool = True) -> Image.Image:
+def decode_image(data: bytes, name: str, upright: bool = True, white: int | None = None) -> Image.Image:
     """Decode the content of a file as `read_image` does; errors call it `name`."""
     try:
         image = Image.open(io.BytesIO(data), formats=_heic_format(name) if _is_heic(data) else IMAGE_FORMATS)
@@ -88,12 +100,15 @@ def decode_image(data: bytes, name: str, upright: bool = True) -> Image.Image:
             )
         _check_whole(image, data)
         notes = ["first frame of several"] if getattr(image, "is_animated", False) else []
-        bits = 16 if re.search("[ABKX];16", str(image.tile)) else _bits(image, data)  # RGB;16B, LA;16B, ...
-        if bits > 8:  # Pillow keeps the upper 8
-            notes.append(f"{bits}-bit to 8-bit")
+        bits, low = _bits(image, data), _low_bytes(image, data)
+        has_own_white = _maxval(image) is not None
         # the EXIF tag Orientation, taken away before Pillow turns a TIFF by itself
         turn = TURNS.get(image.getexif().pop(0x0112, 1))
         image.load()
+        image, largest = _to_8_bits(image, low, None if has_own_white else white)
+        if bits > 8:
+            is_set = white and largest is not None and not has_own_white
+            notes.append(f"{bits}-bit to 8-bit" + (f", white at {white:,}" if is_set else ""))
         if turn is not None:
             notes.append("turned upright by EXIF" if upright else "EXIF orientation ignored")
             image = image.transpose(turn) if upright else image
@@ -107,8 +122,24 @@ def decode_image(data: bytes, name: str, upright: bool = True) -> Image.Image:
         raise UserError(f"{name} has more than {MAX_PIXELS:,} pixels: scale it down first") from None
     except Exception as error:  # a damaged file makes Pillow raise anything, an IndexError among them
         raise UserError(f"{name} cannot be read ({one_line(error)}): replace or remove it") from None
+    if bits > 8:  # said already
+        colour, note = ([n for n in said if n != "L to RGB"] for said in (colour, note))
     image.info["notes"] = notes + colour + note
+    if largest is not None and not has_own_white:
+        image.info["largest_16_bit"] = largest
     return image
+
+
+def nearly_black(largest: Sequence[int], white: int | None) -> str | None:
+    """Return a sentence with a cure if most 16-bit pictures, whose largest values these are, come out nearly black."""
+    white = white or WHITE
+    dark = [value for value in largest if 0 < value < white / 4]
+    if 2 * len(dark) <= len(largest):
+        return None
+    return (
+        f"16-bit pictures come out nearly black: {len(dark):,} of {len(largest):,} have no value above {max(dark):,}, "
+        f"and white is {white:,}; give --white {2 ** max(dark).bit_length() - 1}"
+    )
 
 
 def _check_whole(image: Image.Image, data: bytes) -> None:
@@ -148,10 +179,65 @@ def _heic_format(name: str) -> list[str]:
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Return the bits of a channel of an AVIF or HEIC picture, whose decoders return 8; 8 for other formats."""
+    """Return the bits of a channel, of which Pillow or a format's decoder may keep 8."""
     if image.format == "AVIF" and (box := re.search(rb"av1C\x81.(.)", data, re.DOTALL)):
         return 8 if not box[1][0] & 0x40 else 12 if box[1][0] & 0x20 else 10  # github.com/AOMediaCodec/av1-isobmff, 2.3
-    return image.info.get("bit_depth", 8) if image.format == "HEIF" else 8
+    if image.format in ("AVIF", "HEIF"):
+        return image.info.get("bit_depth", 8)
+    if (maxval := _maxval(image)) is not None:
+        return max(8, maxval.bit_length())
+    return 16 if image.mode.startswith("I") or re.search("[ABKX];16", str(image.tile)) else 8  # RGB;16B, LA;16B, ...
+
+
+def _maxval(image: Image.Image) -> int | None:
+    """Return the value that a PPM calls white, to which Pillow's decoder scales its pixels."""
+    tile = image.tile[0] if image.format == "PPM" and image.tile else None
+    return tile.args[1] if tile and tile.codec_name.startswith("ppm") and isinstance(tile.args[-1], int) else None
+
+
+def _low_bytes(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """Return the lower bytes (H, W, channels) of 16-bit colours, of which Pillow keeps the upper; None if it cannot.
+
+    Read in the opposite byte order, they are in the place of the upper ones.
+    """
+    if not re.search("RGBA?;16", str(image.tile)):
+        return None
+
+    def opposite(mode: Any) -> Any:
+        return re.sub("(?<=;16)[BLN]", lambda order: BYTE_ORDERS[order[0]], mode) if isinstance(mode, str) else mode
+
+    low = Image.open(io.BytesIO(data), formats=[image.format])
+    low.tile = [
+        tile._replace(args=opposite(tile.args) if isinstance(tile.args, str) else tuple(map(opposite, tile.args)))
+        for tile in low.tile
+    ]
+    low.getexif().pop(0x0112, None)  # for a PNG this decodes the pixels
+    return np.asarray(low)
+
+
+def _to_8_bits(image: Image.Image, low: np.ndarray | None, white: int | None) -> tuple[Image.Image, int | None]:
+    """Return a 16-bit picture with 8 bits, and the largest value of its colours; others as they are, and None.
+
+    The picture holds grey values of 16 bits, or the upper bytes of colours, whose lower bytes are `low`.
+    """
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip at 255
+        values = np.asarray(image)  # (H, W)
+        if values.min() < 0 or values.max() > WHITE:
+            raise ValueError(f"32-bit values {values.min()}..{values.max()} have no defined white")
+        largest = int(values.max())
+    elif low is not None:
+        values = np.asarray(image).astype(np.uint16) << 8 | low  # (H, W, 3 or 4)
+        largest = int(values[..., :3].max())
+        if white is None:
+            return image, largest
+    else:
+        return image, None
+    white = white or WHITE
+    scale = (np.arange(WHITE + 1).clip(max=white) * 255 // white).astype(np.uint8)
+    scaled = Image.fromarray(scale[values])
+    if "icc_profile" in image.info:
+        scaled.info["icc_profile"] = image.info["icc_profile"]
+    return scaled, largest
 
 
 def _use_profile(image: Image.Image, upright: bool) -> tuple[Image.Image, list[str]]:
@@ -164,7 +250,7 @@ def _use_profile(image: Image.Image, upright: bool) -> tuple[Image.Image, list[s
         return image, ["unusable colour profile ignored"]
     if converted is None or not upright:
         return image, [] if converted is None else ["colour profile ignored"]
-    notes = ["16-bit to 8-bit"] if image.mode.startswith("I") else [f"{image.mode} to RGB"]
+    notes = [f"{image.mode} to RGB"]
     known = image.mode in ("RGB", "P") or image.has_transparency_data  # or noted later
     return converted, [*([] if known else notes), "colour profile converted to sRGB"]
 
@@ -176,8 +262,6 @@ def _to_srgb(image: Image.Image) -> Image.Image | None:
     profile that is broken, or belongs to another kind of picture.
     """
     profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
-    if image.mode.startswith("I"):
-        image = _to_rgb(image)[0].convert("L")
     mode, modes = PROFILE_MODES[profile.profile.xcolor_space.strip()]
     if image.mode not in modes:
         raise ValueError(f"a profile of {mode} colours for a picture of {image.mode}")
@@ -200,11 +284,6 @@ def _to_srgb(image: Image.Image) -> Image.Image | None:
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image, []
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip at 255
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"32-bit values {values.min()}..{values.max()} have no defined white")
-        return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB"), ["16-bit to 8-bit"]
     if image.mode == "F":
         raise ValueError("floating-point pixels have no defined white")
     if image.has_transparency_data:

@@ -54,35 +54,89 @@ def test_calibration_by_hand():
 
 def test_one_temperature_by_hand():
     """Logits of 0 and z: the loss log(1 + exp(-z / t)), the confidence its sigmoid."""
-    logits, classes = torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1])
-    losses, confidences = calibration.at_temperatures(logits, classes)
-    k = 7
-    t = calibration.TEMPERATURES[k]
-    assert losses[:, k].tolist() == pytest.approx([np.log1p(np.exp(-2 / t)), np.log1p(np.exp(3 / t))], rel=1e-5)
-    assert confidences[:, k].tolist() == pytest.approx([1 / (1 + np.exp(-2 / t)), 1 / (1 + np.exp(-3 / t))], rel=1e-5)
-    assert calibration.TEMPERATURES[20] == pytest.approx(1)
+    logits, classes, t = torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1]), 0.7
+    losses, confidences = calibration.at_temperature(logits, classes, t)
+    assert losses.tolist() == pytest.approx([np.log1p(np.exp(-2 / t)), np.log1p(np.exp(3 / t))], rel=1e-12)
+    assert confidences.tolist() == pytest.approx([1 / (1 + np.exp(-2 / t)), 1 / (1 + np.exp(-3 / t))], rel=1e-12)
 
 
-def test_the_temperature_that_made_the_logits_overconfident_is_found():
+# Ten images with probabilities 0.5, 0.3, 0.2, of which as many have each class: no temperature but 1 has less loss
+HONEST, SHARES = torch.tensor([[0.5, 0.3, 0.2]]).log().repeat(10, 1), torch.tensor([0, 1, 0, 0, 1, 2, 0, 1, 0, 2])
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.5, 1, 8.25, 90])
+def test_the_temperature_is_that_by_which_honest_logits_were_multiplied(scale):
+    """The search ended at 0.25 and at 4, and the end was printed as the optimum."""
+    temperature, limit = calibration.fit_temperature(scale * HONEST, SHARES)
+    assert temperature == pytest.approx(scale, rel=1e-3) and limit == ""
+
+
+def test_the_temperature_is_the_optimum_of_another_search():
+    """Newton's method on 1 / T, in which the loss is convex: its derivative is the mean of E[z] - z_true."""
+    generator = torch.Generator().manual_seed(1)
+    logits, classes = 5 * torch.randn(200, 7, generator=generator), torch.randint(7, (200,), generator=generator)
+    logits[range(150), classes[:150]] += 6
+    z, beta = logits.double(), 0.1
+    for _ in range(50):
+        p = (beta * z).softmax(1)
+        mean = (p * z).sum(1)
+        variance = (p * z**2).sum(1) - mean**2
+        beta -= float((mean - z[range(200), classes]).mean() / variance.mean())
+    assert calibration.fit_temperature(logits, classes)[0] == pytest.approx(1 / beta, rel=1e-3)
+
+
+def test_an_end_of_the_search_is_named():
+    eye, classes = torch.eye(3), torch.arange(3)
+    assert calibration.fit_temperature(eye, classes) == (0.01, "at most")  # all right: the surer the better
+    assert calibration.fit_temperature(100 * eye, classes) == (0.01, "at most")  # the loss is 0 before the end
+    assert calibration.fit_temperature(eye, classes.roll(1)) == (100, "at least")  # all wrong
+    assert calibration.fit_temperature(0 * eye, classes) == (1, "")  # no temperature changes anything
+    scaled, _ = calibration.temperature_scaling(eye.repeat(2, 1), classes.repeat(2), [True] * 6)
+    assert (scaled["temperature"], scaled["temperature_limit"]) == (0.01, "at most")
+    assert report.temperature_text(scaled) == "at most 0.01"
+    assert report.temperature_text({"temperature": 8.25, "temperature_limit": None}) == "8.25"
+
+
+def test_the_temperature_that_made_the_logits_overconfident_is_found(monkeypatch):
     """Classes drawn from a softmax, whose logits are then multiplied by 2; and judged on the other half."""
     generator = torch.Generator().manual_seed(0)
     honest = 2 * torch.randn(4000, 5, generator=generator)
     classes = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
     found = script.evaluate_logits(2 * honest, classes)
-    losses, confidences = (t.numpy() for t in calibration.at_temperatures(2 * honest, classes))
-    scaled, bins = calibration.temperature_scaling(losses, confidences, (found["rank"] == 1).tolist())
+    correct = (found["rank"] == 1).tolist()
+    scaled, bins = calibration.temperature_scaling(2 * honest, classes, correct)
     assert all(abs(np.log(t / 2)) < 0.15 for t in (scaled["temperature"], *scaled["temperatures_of_halves"]))
     before, _ = calibration.calibration(found["confidence"].numpy(), (found["rank"] == 1).numpy())
     assert before > 0.1 > 0.03 > scaled["expected_calibration_error"]
     assert scaled["loss"] < float(found["loss"].mean()) - 0.1 and sum(b["images"] for b in bins) == 4000
-    assert calibration.temperature_scaling(losses[:1], confidences[:1], [True]) is None
+    assert calibration.temperature_scaling(honest[:1], classes[:1], [True]) is None
+    expected = calibration.at_temperature(honest, classes, 0.5)
+    monkeypatch.setattr(calibration, "CHUNK", 35)  # seven images at a time
+    for values, same in zip(calibration.at_temperature(honest, classes, 0.5), expected, strict=True):
+        torch.testing.assert_close(values, same)
 
 
 def test_no_image_is_judged_by_a_temperature_that_it_helped_to_choose():
-    """The even images want the first temperature, the odd ones the second: each gets the other's."""
-    losses = np.array([[1.0, 9.0], [8.0, 2.0], [1.0, 9.0], [8.0, 2.0]])
-    scaled, _ = calibration.temperature_scaling(losses, losses / 10, [True] * 4)
-    assert scaled["loss"] == 8.5 and scaled["temperatures_of_halves"] == calibration.TEMPERATURES[:2].tolist()
+    """The even images want the temperature 4, the odd ones 0.5: each half gets the other's."""
+    logits = torch.stack([4 * HONEST, 0.5 * HONEST], 1).flatten(0, 1)
+    classes = SHARES.repeat_interleave(2)
+    scaled, _ = calibration.temperature_scaling(logits, classes, [True] * 20)
+    assert scaled["temperatures_of_halves"] == pytest.approx([4, 0.5], rel=1e-3)
+    shares = torch.tensor([0.5, 0.3, 0.2])
+    even, odd = ((power * shares.log()).log_softmax(0) for power in (4 / 0.5, 0.5 / 4))
+    assert scaled["loss"] == pytest.approx(float(-(shares @ even + shares @ odd) / 2), rel=1e-3)
+
+
+def test_the_logits_are_kept_beside_the_rows(own):
+    """By hand: means of a channel in [-1, 1], times 40."""
+    save_colours(own.folder / "photos", ("0", "1"), images=1)
+    own("photos")
+    folder = own.folder / "output/2b_evaluate"
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert [row["files"] for row in rows] == [["logits/00000.npy"], ["logits/00001.npy"]]
+    red, dark = 40 * (200 / 255 * 2 - 1), 40 * (20 / 255 * 2 - 1)
+    logits = np.load(folder / "logits/00000.npy")
+    assert logits.dtype == np.float32 and logits == pytest.approx([red, dark, dark, 12], rel=1e-5)
 
 
 def test_the_brier_score_by_hand(images):
@@ -289,6 +343,32 @@ def test_names_of_folders_that_are_numbers(own, capsys):
     script.labelled_images(str(own.folder / "photos"), model, None)
     (note,) = model.notes
     assert "10 before 2" in note and f"note: {note}" in capsys.readouterr().err
+
+
+def save_wide(folder):
+    """Pictures of 2:1 whose colour is in their outer quarters; the middle, all that a crop sees, is grey."""
+    for name, colour in (("Red", (255, 0, 0)), ("green", (0, 255, 0)), ("blue", (0, 0, 255)), ("grey", (127,) * 3)):
+        picture = Image.new("RGB", (40, 20), colour)
+        picture.paste((127,) * 3, (10, 0, 30, 20))
+        (folder / name).mkdir(parents=True)
+        picture.save(folder / name / "a.png")
+
+
+def test_squashed_pictures(own, capsys):
+    """What a network trained by Resize((s, s)) sees: with the middle alone it is right by chance."""
+    save_wide(own.folder / "photos")
+    cropped = own("photos")
+    results = cropped["results"]
+    assert results["top1_accuracy"] == 0.25 and cropped["model"]["preprocessing"]["squash"] is False
+    assert (results["median_cropped"], results["mostly_cropped"]) == (0.5, 1.0)
+    assert "more than 0.25 of the area of 1.000 of the pictures, 0.500 of the median" in capsys.readouterr().err
+    squashed = own("photos", "--squash")
+    assert squashed["results"]["top1_accuracy"] == 1 and squashed["model"]["preprocessing"]["squash"] is True
+    assert (squashed["results"]["median_cropped"], squashed["results"]["mostly_cropped"]) == (0, 0)
+    assert "the centre crop" not in capsys.readouterr().err and squashed["command"].endswith(" --squash")
+    assert own("photos", "--whole")["results"]["mostly_cropped"] == 0
+    with pytest.raises(common.UserError, match="--squash and --whole are two ways"):
+        own("photos", "--whole", "--squash")
 
 
 @pytest.mark.shared

@@ -44,6 +44,20 @@ def test_grid_pointing_by_hand():
         script.grid_pointing(None, images[:6], torch.arange(6), maps_of)
 
 
+def test_grid_pointing_takes_lists_and_arrays_and_refuses_signs():
+    """A share of a map with values below 0 was -1.23."""
+    images = torch.arange(1, 5.0)[:, None, None, None].expand(4, 3, 5, 7).clone()
+    shares = script.grid_pointing(None, images, [0, 1, 2, 3], lambda model, mosaics, classes: mosaics[:, 0].numpy())
+    assert shares.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert script.grid_pointing(None, images, 2, lambda model, mosaics, classes: mosaics[:, 0]).shape == (4,)
+    with pytest.raises(common.UserError, match="maps must be at least 0, and the smallest value is -4: give maps.abs"):
+        script.grid_pointing(None, images, [0, 1, 2, 3], lambda model, mosaics, classes: -mosaics[:, 0])
+    with pytest.raises(common.UserError, match="3 classes for 4 images"):
+        script.grid_pointing(None, images, [0, 1, 2], None)
+    with pytest.raises(common.UserError, match="0 images make no mosaics"):
+        script.grid_pointing(None, images[:0], [], None)
+
+
 def test_a_network_that_looks_at_one_corner_only():
     """Its maps point there whatever is asked: a share of 1 for the photo in that corner, of 0 for the others."""
 

@@ -196,7 +196,7 @@ def test_number_of_generators(images):
         script.mc_dropout_logits(Head(), images, 2, generators(0, 1))
 
 
-@pytest.mark.parametrize("passes", [0, -1])
+@pytest.mark.parametrize("passes", [0, -1, 2.5])
 def test_number_of_passes(passes, images):
     with pytest.raises(common.UserError, match=f"passes must be a whole number of at least 1, not {passes}"):
         script.mc_dropout_logits(Head(), images, passes)

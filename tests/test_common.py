@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import threading
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, save_photo
+from conftest import ROOT, TINY, run_main, save_photo
 from PIL import Image
 
 import common
-from explain import output, shell
+from explain import output, pictures, shell
 from explain.errors import OthersAtWork
 from explain.figures import figure_style
 from explain.output import save_figure
@@ -56,6 +58,116 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
     image = common.read_image(stored(tmp_path / "a.png", grey))
     assert np.array_equal(np.asarray(image)[..., 0].ravel(), np.arange(256))
     assert image.info["notes"] == ["16-bit to 8-bit"]
+
+
+def deep_png(values: np.ndarray) -> bytes:
+    """A PNG of 16-bit colours (H, W, 3 or 4), which Pillow cannot write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    height, width, channels = values.shape
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0))
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def deep_tiff(values: np.ndarray, order: str, deflate: bool) -> bytes:
+    """A TIFF of 16-bit colours (H, W, 3) in the byte order < or >."""
+    height, width, channels = values.shape
+    pixels = values.astype(f"{order}u2").tobytes()
+    pixels = zlib.compress(pixels) if deflate else pixels
+    # width, height, bits a channel (at 128), compression, RGB, place of the pixels, channels, lines, bytes
+    tags = {256: width, 257: height, 258: 128, 259: 8 if deflate else 1, 262: 2, 273: 134, 277: channels, 278: height}
+    tags |= {279: len(pixels)}
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(tags))
+    for tag, value in tags.items():
+        kind, count = (3, 3) if tag == 258 else (4, 1)
+        head += struct.pack(f"{order}HHII", tag, kind, count, value)
+    return head.ljust(128, b"\0") + struct.pack(f"{order}3H", 16, 16, 16) + pixels
+
+
+# 1000 * 255 / 4095 is 62.3, 2048 * 255 / 4095 is 127.5, 5000 is above white
+TWELVE_BITS = np.array([[0, 1000, 2048, 4095, 5000]], np.uint16)
+WITH_WHITE = [0, 62, 127, 255, 255]
+
+
+def test_the_white_of_sixteen_bits_can_be_set(tmp_path):
+    """12 bits in a 16-bit file came out nearly black: values up to 15 of 255."""
+    path = stored(tmp_path / "a.png", TWELVE_BITS)
+    dark, image = common.read_image(path), common.read_image(path, white=4095)
+    assert np.asarray(dark)[0, :, 0].tolist() == [0, 3, 7, 15, 19]
+    assert np.asarray(image)[0].tolist() == [[value] * 3 for value in WITH_WHITE]
+    assert dark.info["notes"] == ["16-bit to 8-bit"] and image.info["notes"] == ["16-bit to 8-bit, white at 4,095"]
+    assert dark.info["largest_16_bit"] == image.info["largest_16_bit"] == 5000
+    eight = stored(tmp_path / "8.png", RGB)  # has its own white
+    assert np.array_equal(common.read_image(eight, white=4095), RGB)
+
+
+@pytest.mark.parametrize("kind", ["png", "png with transparency", "< tiff", "> tiff", "< deflated", "> deflated"])
+def test_colours_of_sixteen_bits_are_read_in_full(kind, tmp_path):
+    """Pillow keeps the upper byte, in which 12 bits have 16 values."""
+    values = np.stack([TWELVE_BITS, TWELVE_BITS[:, ::-1], TWELVE_BITS * 0 + 1000], -1)  # (1, 5, 3)
+    path = tmp_path / "a"
+    if kind == "png":
+        path.write_bytes(deep_png(values))
+    elif kind == "png with transparency":
+        path.write_bytes(deep_png(np.concatenate([values, TWELVE_BITS[..., None] * 0 + 65535], -1)))
+    else:
+        path.write_bytes(deep_tiff(values, kind[0], kind.endswith("deflated")))
+    image = common.read_image(path, white=4095)
+    expected = [[a, b, 62] for a, b in zip(WITH_WHITE, WITH_WHITE[::-1], strict=True)]
+    assert np.asarray(image)[0].tolist() == expected and image.info["largest_16_bit"] == 5000
+    assert image.info["notes"][0] == "16-bit to 8-bit, white at 4,095"
+    assert np.asarray(common.read_image(path))[0, :, 0].tolist() == [0, 3, 8, 15, 19]  # the upper bytes
+
+
+def test_a_ppm_says_itself_what_is_white(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 5 1 4095\n" + TWELVE_BITS.clip(max=4095).astype(">u2").tobytes())
+    for white in (None, 1023):
+        image = common.read_image(tmp_path / "a.pgm", white=white)
+        assert np.asarray(image)[0, :, 0].tolist() == WITH_WHITE
+        assert image.info["notes"] == ["12-bit to 8-bit"] and "largest" not in image.info
+    (tmp_path / "b.pgm").write_bytes(b"P5 5 1 65535\n" + TWELVE_BITS.astype(">u2").tobytes())
+    assert np.asarray(common.read_image(tmp_path / "b.pgm", white=4095))[0, :, 0].tolist() == WITH_WHITE
+
+
+@pytest.mark.parametrize(
+    ("largest", "white", "says"),
+    [
+        ([3800], None, "1 of 1 have no value above 3,800, and white is 65,535; give --white 4095"),
+        ([1000, 4095, 60_000], None, "2 of 3 have no value above 4,095, and white is 65,535; give --white 4095"),
+        ([16_383], None, "give --white 16383"),
+        ([200, 250], 4095, "2 of 2 have no value above 250, and white is 4,095; give --white 255"),
+        ([16_384], None, None),  # a quarter of white
+        ([1000, 60_000], None, None),  # one of two may be dark
+        ([4095], 4095, None),
+        ([0], None, None),
+        ([], None, None),
+    ],
+)
+def test_pictures_that_come_out_nearly_black_are_said(largest, white, says):
+    found = pictures.nearly_black(largest, white)
+    assert found is None if says is None else found.endswith(says)
+
+
+def test_scripts_say_and_set_the_white(tmp_path, monkeypatch, capsys):
+    for i in range(2):
+        folder = tmp_path / f"photos/{i}"
+        folder.mkdir(parents=True)
+        stored(folder / "a.png", (TWELVE_BITS.repeat(8, 0).repeat(2, 1) + i).clip(max=4095))
+    runs = {"2d_predict": ["photos", *TINY], "process_data": ["--folders", "photos", "--dataset", "data"]}
+    for script, arguments in runs.items():
+        run_main(script, *arguments, "--output", "output", cwd=tmp_path, monkeypatch=monkeypatch)
+        said = "2 of 2 have no value above 4,095, and white is 65,535; give --white 4095"
+        assert said in capsys.readouterr().err
+        more = ["--white", "4095", "--output", "output"]
+        run_main(script, *arguments, *more, cwd=tmp_path, monkeypatch=monkeypatch)
+        assert "nearly black" not in capsys.readouterr().err
+        metrics = json.loads((tmp_path / f"output/{script}/metrics.json").read_text())
+        notes = metrics["images"]["notes"] if script == "2d_predict" else {}
+        assert notes == ({"16-bit to 8-bit, white at 4,095": 2} if notes else {})
+        assert metrics["settings"]["white"] == 4095
 
 
 def test_pixels_without_a_white_are_refused(tmp_path):
@@ -343,9 +455,9 @@ def test_so_many_batches_are_read_while_one_is_explained(prefetch, tmp_path, mon
     files = [common.ImageFile(i, f"{i}.png", save_photo(tmp_path / f"{i}.png", i)) for i in range(8)]
     read, is_read, explained = common.read_image, [threading.Event() for _ in files], []
 
-    def read_and_say(path, upright):
+    def read_and_say(path, *how):
         is_read[int(path.stem)].set()
-        return read(path, upright)
+        return read(path, *how)
 
     def explain(images, batch):
         explained.extend(file.index for file in batch)

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 import common
-from explain import faithfulness
+from explain import faithfulness, maps
 
 
 class Weights(nn.Module):
@@ -166,12 +166,31 @@ def test_nothing_is_left_behind_and_an_image_is_its_own(toy, images):
 
 
 @pytest.mark.parametrize(
-    ("maps", "says"),
+    ("saliency", "says"),
     [(torch.full((5, 8, 8), torch.nan), "320 values not finite"), (torch.zeros(5, 4, 4), r"they are \(5, 4, 4\)")],
 )
-def test_maps_that_have_no_order(maps, says, toy, images):
+def test_maps_that_have_no_order(saliency, says, toy, images):
     with pytest.raises(common.UserError, match=says):
-        faithfulness.insertion_deletion(toy, images, torch.zeros(5, dtype=torch.long), maps)
+        faithfulness.insertion_deletion(toy, images, torch.zeros(5, dtype=torch.long), saliency)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "3"])
+def test_steps_that_are_no_number_of_steps(steps, toy, images):
+    """0 was a division by zero."""
+    with pytest.raises(common.UserError, match=f"steps must be a whole number of at least 1, not {steps!r}"):
+        faithfulness.insertion_deletion(toy, images, 0, images.mean(1), steps)
+    with pytest.raises(common.UserError, match=f"stages must be a whole number of at least 1, not {steps!r}"):
+        maps.cascading_randomisation(toy, images, 0, None, steps, torch.Generator())
+
+
+def test_maps_may_be_arrays(toy, images):
+    saliency = images.mean(1)
+    expected = faithfulness.insertion_deletion(toy, images, [0, 1, 2, 3, 0], saliency, 4)
+    for other in (saliency.numpy(), saliency.double().numpy(), saliency.tolist()):
+        found = faithfulness.insertion_deletion(toy, images, np.array([0, 1, 2, 3, 0]), other, np.int64(4))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with pytest.raises(common.UserError, match="classes must be whole numbers, not None"):
+        faithfulness.insertion_deletion(toy, images, [0, 1, 2, 3, None], saliency)
 
 
 def test_baselines_by_hand():

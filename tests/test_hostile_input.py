@@ -173,6 +173,25 @@ READ = {
     "orientation 9.png": (oriented("PNG", 9), LEFT, RIGHT, []),
     "orientation 65535.tif": (oriented("TIFF", 65535), LEFT, RIGHT, []),
     "turned.tif": (oriented("TIFF", 3), RIGHT, LEFT, TURNED),
+    "colours.ppm": (stored(PICTURE, "PPM"), LEFT, RIGHT, []),
+    "text.ppm": (
+        b"P3\n# a comment\n64 48\n15\n" + (b"15 0 3 " * 32 + b"0 3 15\n" * 32) * 48,
+        (255, 0, 51),
+        (0, 51, 255),
+        [],
+    ),
+    "deep.ppm": (
+        b"P6 64 48 4095\n" + (struct.pack(">3H", 4095, 0, 819) * 32 + struct.pack(">3H", 0, 819, 4095) * 32) * 48,
+        (255, 0, 51),
+        (0, 51, 255),
+        ["12-bit to 8-bit"],
+    ),
+    "bits.pbm": (
+        stored(PICTURE.convert("L").point(lambda v: 255 * (v > 90), "1"), "PPM"),
+        (0, 0, 0),
+        (255, 255, 255),
+        ["1 to RGB"],
+    ),
     "video behind it.jpg": (stored(PICTURE, "JPEG") + b"\xff\xda video", LEFT, RIGHT, []),
 }
 
@@ -203,7 +222,11 @@ REFUSED = {
     "exif.png": (png(4, 4, pixels=bytes(13) * 4, more=chunk(b"eXIf", b"garbage!")), "cannot be read"),
     "nan.tif": (floats(np.nan), "no defined white"),
     "postscript.jpg": (stored(PICTURE, "EPS"), "not an image in"),
-    "ppm.png": (stored(PICTURE, "PPM"), "not an image in"),
+    "short.ppm": (b"P3 64 48 255\n" + b"220 30 60 " * 3071, "cannot be read"),
+    "no white.ppm": (b"P6 64 48 0\n" + bytes(9216), "cannot be read"),
+    "above white.ppm": (b"P3 64 48 15\n" + b"16 0 0 " * 3072, "cannot be read"),
+    "long.pbm": (b"P4 65000 10\n" + bytes(81_250), "one side over 500 times"),
+    "floats.ppm": (b"Pf 64 48 -1\n" + bytes(12_288), "no defined white"),
     "icon.png": (stored(PICTURE, "ICO"), "not an image in"),
     "jpeg 2000.jpg": (stored(PICTURE, "JPEG2000"), "not an image in"),
     "tga.tif": (stored(PICTURE, "TGA"), "not an image in"),
@@ -250,6 +273,7 @@ def test_damage_is_named(name, tmp_path):
         ("WEBP", {}),
         ("TIFF", {}),
         ("TIFF", {"compression": "tiff_lzw"}),
+        ("PPM", {}),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -593,10 +617,15 @@ CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "safe.pth": (lambda s: save(s), NO_DATA),
     "pickled.safetensors": (lambda s: saved(s), NO_DATA),
     "numbered.pth": (lambda s: saved({**s, 1: torch.ones(1)}), "is not a state dict"),
-    "nested.pth": (lambda s: saved({"state_dict": {**s, "epoch": 3}}), "is not a state dict"),
+    "nested.pth": (lambda s: saved({"state_dict": {**s, 1: 3}}), "is not a state dict"),
+    "no tensor.pth": (lambda s: saved({**s, BIAS: 3}), MISFIT),
+    "endless.pth": (lambda s: saved({"a." * 100_000: torch.ones(1)}), "52 tensors missing"),
     "nothing.pth": (lambda s: saved({}), "52 tensors missing, 0 extra, .* features.0.weight first"),
     "huge.pth": (lambda s: saved({**s, BIAS: torch.ones(1).expand(1 << 42)}), MISFIT),
-    "extra and huge.pth": (lambda s: saved({**s, "x": torch.ones(1).expand(1 << 42)}), "1 extra.* x first"),
+    "extra and huge.pth": (
+        lambda s: saved({**s, "features.x": torch.ones(1).expand(1 << 42)}),
+        "1 extra.* features.x first",
+    ),
     "sparse.pth": (lambda s: saved({**s, BIAS: torch.ones(96).to_sparse()}), MISFIT),
     "meta.pth": (lambda s: saved({**s, BIAS: torch.ones(96, device="meta")}), MISFIT),
     "complex.pth": (lambda s: saved({**s, BIAS: torch.ones(96) * 1j}), MISFIT),
@@ -674,6 +703,8 @@ SEEDS = [
     *(stored(NOISE, "TIFF", compression=how) for how in (None, "tiff_lzw", "tiff_adobe_deflate", "jpeg")),
     several("TIFF"),
     stored(NOISE.convert("P"), "BMP"),
+    stored(NOISE, "PPM"),
+    b"P3 6 4 15\n" + b"15 0 3 7 7 7 " * 12,
     several("WEBP"),
     ycck(),
 ]

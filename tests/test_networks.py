@@ -69,7 +69,7 @@ def test_preprocessing_is_the_librarys_own(name, step, tmp_path):
     """Pixels to 1/255, and the same class, as by the transform that torchvision or timm publish for the network."""
     model = common.load_model(name, "random")
     if name.startswith("timm/"):
-        config = timm.data.resolve_data_config(model=model.network)
+        config = timm.data.resolve_data_config(model=model.network, use_test_size=True)
         transform = timm.data.create_transform(**config, is_training=False)
     else:
         transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
@@ -209,7 +209,10 @@ def test_weights_that_do_not_fit_or_are_no_data(tmp_path):
             "1 tensors missing, 0 extra, 0 of another shape or kind, features.0.weight first",
             lambda path: torch.save({k: v for k, v in state.items() if k != "features.0.weight"}, path),
         ),
-        "more": ("0 tensors missing, 1 extra", lambda path: torch.save({**state, "more": torch.zeros(1)}, path)),
+        "more": (
+            "0 tensors missing, 1 extra",
+            lambda path: torch.save({**state, "features.13.weight": torch.zeros(1)}, path),
+        ),
         "shape": ("1 of another shape", lambda path: torch.save({**state, "features.0.bias": torch.zeros(3)}, path)),
         "nan": (
             "NaN or infinity in features.0.bias",

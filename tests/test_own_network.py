@@ -18,6 +18,7 @@ from conftest import ROOT, load_script, run_main, save_photo
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import prune
 from torchvision.transforms.functional import resize, to_tensor
 
 import common
@@ -96,18 +97,157 @@ def test_checkpoints_as_training_loops_save_them(tmp_path, state, key, prefix):
     saved(path, {"epoch": 3, key: {prefix + n: t for n, t in toy.items()}, "optimizer": {"state": {0: {"step": 1}}}})
     read = read_state_dict(path)
     assert read.notes == (f"weights under {key!r}; left: epoch, optimizer",)
-    found, taken = checkpoints.fit_names(read.state, toy.keys())
-    assert taken == prefix and list(found) == list(toy)
+    found, notes, left = checkpoints.fit_names(read.state, toy)
+    assert notes == ((f"prefix {prefix!r} taken off all names",) if prefix else ()) and left == ()
+    assert list(found) == list(toy)
     assert all(torch.equal(found[name], toy[name]) for name in toy)
 
 
-def test_a_prefix_stays_where_not_every_name_fits_without_it():
-    own = ["a.weight", "a.bias"]
-    fits = {"m.a.weight": torch.ones(1), "m.a.bias": torch.ones(1)}
-    assert checkpoints.fit_names(fits, own)[1] == "m."
-    assert checkpoints.fit_names({**fits, "other": torch.ones(1)}, own)[1] == ""
-    # a network whose own names have the prefix keeps it
-    assert checkpoints.fit_names({"a.weight": torch.ones(1), "a.bias": torch.ones(1)}, own)[1] == ""
+def test_a_network_whose_own_names_have_the_prefix_keeps_it():
+    own = {"m.a.weight": torch.ones(1), "m.a.bias": torch.ones(1)}
+    assert checkpoints.fit_names(own, own) == (own, (), ())
+
+
+class Tiny(nn.Module):
+    def __init__(self, width=2):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, width, 1), nn.Linear(width, 2)
+
+
+def under(prefix: str, module: nn.Module) -> dict:
+    return {prefix + name: tensor for name, tensor in module.state_dict().items()}
+
+
+def test_what_lies_beside_the_weights_is_left_out_and_listed():
+    """One entry outside the common prefix, and nothing fitted."""
+    net, other = Tiny(), Tiny()
+    swa = torch.optim.swa_utils.AveragedModel(net).state_dict()
+    lightning = {"criterion.weight": torch.ones(2), **under("model.", net), "accuracy.tp": torch.zeros(2)}
+    files = {  # state dict -> notes, sentence on the rest
+        "swa": (swa, ["prefix 'module.' taken off 4 names"], "1 item of the weights left out: n_averaged (1)"),
+        "lightning": (
+            lightning,
+            ["prefix 'model.' taken off 4 names"],
+            "2 items of the weights left out: criterion (1), accuracy (1)",
+        ),
+        "bare": ({**under("", net), "criterion.weight": torch.ones(2), "epoch": 3}, [], "criterion (1), epoch (1)"),
+        "average": (
+            {**under("ema.", other), **under("model.", net)},
+            ["prefix 'model.' taken off 4 names", "all names are found under 'ema.' too"],
+            "4 items of the weights left out: ema (4)",
+        ),
+    }
+    for name, (state, notes, left) in files.items():
+        found, said, (rest,) = checkpoints.fit_names(state, net.state_dict())
+        assert list(said) == notes and rest.endswith(left), name
+        assert found.keys() == net.state_dict().keys() and torch.equal(found["fc.weight"], net.fc.weight), name
+
+
+def test_of_several_prefixes_the_shapes_decide_first():
+    """A student beside its larger teacher, both with the same names; then the shorter prefix, then the alphabet."""
+    student, teacher = Tiny(2), Tiny(5)
+    both = {**under("student.", student), **under("teacher.", teacher)}
+    for net, taken in ((student, "student."), (teacher, "teacher.")):
+        assert checkpoints.fit_names(both, net.state_dict())[1][0] == f"prefix {taken!r} taken off 4 names"
+    twins = {**under("b.", student), **under("a.", student), **under("an.", student)}
+    said = checkpoints.fit_names(twins, student.state_dict())[1]
+    assert said == ("prefix 'a.' taken off 4 names", "all names are found under 'b.', 'an.' too")
+
+
+def test_a_larger_network_does_not_pass_for_a_smaller_one(tmp_path):
+    """resnet34 has all of resnet18's names, with the same shapes."""
+    torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pth")
+    with pytest.raises(UserError, match="0 tensors missing, 96 extra, .*layer1.2.conv1.weight first"):
+        common.load_model("resnet18", str(tmp_path / "a.pth"))
+    three = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)).state_dict()
+    two = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(UserError, match="2 extra, .* 2.weight first"):
+        checkpoints.load_state(two, checkpoints.fit_names(three, two.state_dict())[0], tmp_path, "two")
+
+
+def test_what_wrappers_put_into_the_middle_of_names():
+    net = Tiny()
+    state = {
+        f"_fsdp_wrapped_module.{name.replace('conv.', 'conv._checkpoint_wrapped_module._orig_mod.')}": tensor
+        for name, tensor in net.state_dict().items()
+    }
+    found, notes, left = checkpoints.fit_names({f"net.{k}": v for k, v in state.items()}, net.state_dict())
+    assert found.keys() == net.state_dict().keys() and left == ()
+    wrappers = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
+    assert notes == (*(f"{w!r} removed from names" for w in wrappers), "prefix 'net.' taken off all names")
+
+
+def test_pruned_weights_are_multiplied_by_their_masks():
+    net = Tiny()
+    net.fc.weight.data.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    own = Tiny().state_dict()
+    prune.l1_unstructured(net.fc, "weight", amount=2)
+    found, notes, left = checkpoints.fit_names(under("module.", net), own)
+    assert found["fc.weight"].tolist() == [[0, 0], [3, 4]] and found.keys() == own.keys() and left == ()
+    assert notes == ("1 pruned weight multiplied by the mask", "prefix 'module.' taken off all names")
+    assert checkpoints.fit_names(net.state_dict(), net.state_dict())[1] == ()  # a network that is pruned itself
+    claims = {**net.state_dict(), "fc.weight_mask": torch.ones(1).expand(1 << 42)}
+    assert checkpoints.fit_names(claims, own)[0].keys() == claims.keys()  # for load_state to refuse
+
+
+class Keeps(nn.Module):
+    """A module whose state dict has an entry that is no tensor."""
+
+    def __init__(self, scale=2.0):
+        super().__init__()
+        self.fc, self.kept = nn.Linear(3, 2), {"scale": torch.tensor(scale), "unit": "m"}
+
+    def get_extra_state(self):
+        return self.kept
+
+    def set_extra_state(self, state):
+        self.kept = {"scale": state["scale"] * 1, "unit": state["unit"]}
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3))) * self.kept["scale"]
+
+
+def test_entries_that_are_no_tensors_are_loaded_where_the_network_has_them(tmp_path):
+    read = read_state_dict(Path(saved(tmp_path / "a.pth", {"model": under("module.", Keeps(5.0)), "epoch": 3})))
+    assert read.notes == ("weights under 'model'; left: epoch",)
+    net = Keeps()
+    found, _, left = checkpoints.fit_names(read.state, net.state_dict())
+    checkpoints.load_state(net, found, tmp_path, "net")
+    assert net.kept["scale"] == 5 and left == ()
+    assert other_sizes(net, found, 2) == {}
+    for wrong, says in ((3, "does not fit net .'int' object is not subscriptable"), (None, "1 tensors missing")):
+        state = {**net.state_dict(), "_extra_state": wrong}
+        state = state if wrong else {name: value for name, value in state.items() if value is not None}
+        with pytest.raises(UserError, match=says):
+            checkpoints.load_state(net, state, tmp_path, "net")
+
+
+def test_the_digest_of_a_network_covers_entries_that_are_no_tensors():
+    torch.manual_seed(0)
+    digests = []
+    for scale in (2.0, 2.0, 3.0):
+        torch.manual_seed(0)
+        digests.append(networks._digest(Keeps(scale)))
+    assert digests[0] == digests[1] != digests[2] and digests[0].endswith(" (of the tensors)")
+    net = Keeps()
+    net.kept["object"] = object()
+    assert networks._digest(net).endswith(" (of the tensors; 1 other values left out)")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization is deprecated, but its files are around
+def test_quantised_layers_are_loaded(tmp_path):
+    """Their packed weights are a tuple."""
+    quantise = torch.ao.quantization.quantize_dynamic
+    torch.manual_seed(0)
+    nets = [quantise(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {nn.Linear}, dtype=torch.qint8) for _ in range(2)]
+    read = read_state_dict(Path(saved(tmp_path / "a.pth", nets[0].state_dict())))
+    images = torch.rand(2, 3, 2, 2)
+    expected = nets[0](images)
+    assert not torch.equal(nets[1](images), expected)
+    found, _, left = checkpoints.fit_names(read.state, nets[1].state_dict())
+    checkpoints.load_state(nets[1], found, tmp_path, "net")
+    assert torch.equal(nets[1](images), expected) and left == ()
+    assert networks._digest(nets[1]) == networks._digest(nets[0])
 
 
 def test_a_checkpoint_through_data_parallel_and_another_number_of_classes(tmp_path, state):
@@ -261,7 +401,7 @@ def test_a_network_of_the_users_own_file(own):
         torch.testing.assert_close(model(images), model.network((images - model.mean) / model.std))
     assert model.categories == [f"class {i}" for i in range(4)] and model.weights == "those of net.py:three"
     assert model.warnings == [
-        "the preprocessing of net.py:three is assumed to be ImageNet's usual; by options: input_size: resize 37, "
+        "the preprocessing of net.py:three is assumed to be ImageNet's usual, but for input_size: resize 37, "
         "mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), interpolation bilinear; options change it"
     ]
     assert common.load_model("net.py:named", input_size=32).categories == ["a", "b", "c", "d"]
@@ -357,8 +497,8 @@ def test_preprocessing_by_options(own):
     expected = to_tensor(resize(image, 24, torchvision.transforms.InterpolationMode.BICUBIC))[:, 4:20, 7:23]
     torch.testing.assert_close(model.preprocess(image), expected)
     assert model.mean.flatten().tolist() == [0.5] and model.std.flatten().tolist() == [0.25]
-    described = {**given, "source": "ImageNet's usual; by options: input_size, interpolation, mean, resize, std"}
-    assert model.preprocessing == described
+    source = "ImageNet's usual, but for input_size, interpolation, mean, resize, std"
+    assert model.preprocessing == {**given, "squash": False, "source": source}
     assert common.load_model(NET, "random", input_size=80).preprocess(image).shape == (3, 80, 80)
     with pytest.raises(UserError, match="random is for networks of a library: leave it out"):
         common.load_model("net.py:three", "random")
@@ -383,6 +523,97 @@ def test_preprocessing_that_the_network_carries(own):
     model = common.load_model("carries.py:torchvisions")
     assert (model.preprocessing["resize"], model.preprocessing["input_size"]) == (232, 224)
     assert model.warnings == []
+
+
+HALVES = Image.fromarray(np.repeat(np.uint8([0, 255]), 16)[None, :, None].repeat(16, 0).repeat(3, 2))  # 32 x 16
+
+
+def test_squash_resizes_both_sides(own):
+    """By hand: a picture of 2:1, black and white, keeps both halves; at a larger --resize a part is cropped."""
+    given = {"mean": [0.5], "std": [0.5], "interpolation": "nearest"}
+    model = common.load_model("net.py:three", input_size=8, squash=True, **given)
+    assert model.preprocess(HALVES)[0].tolist() == [[0] * 4 + [1] * 4] * 8
+    assert model.cropped((32, 16)) == 0 and model.view == "squashed to a square, as the network sees it"
+    model = common.load_model("net.py:three", input_size=8, resize=16, squash=True, **given)
+    assert model.preprocess(HALVES)[0].tolist() == [[0] * 4 + [1] * 4] * 8
+    assert model.cropped((32, 16)) == 0.75  # 8 x 8 of 16 x 16 pixels
+    model = common.load_model("net.py:three", input_size=8, resize=16, **given)
+    assert model.cropped((32, 16)) == 0.875  # 8 x 8 of 32 x 16
+    assert model.cropped((16, 64)) == 1 - 8 * 8 / (16 * 64)
+
+
+VIT = {"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2}
+CROPPED = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 40}}
+
+
+@pytest.mark.parametrize(
+    ("config", "input_size", "resize", "squash"),
+    [
+        ({**VIT, "size": {"height": 32, "width": 32}}, 32, 32, True),
+        ({**VIT, "size": 32}, 32, 32, True),  # older
+        ({**VIT, **CROPPED}, 32, 40, False),
+        ({**VIT, **CROPPED, "size": {"height": 40, "width": 40}}, 32, 40, True),
+        ({**VIT, "size": {"shortest_edge": 32}, "crop_pct": 0.8}, 32, 40, False),  # ConvNeXt
+        ({**VIT, "size": 384, "crop_pct": 0.8}, 384, 384, True),
+    ],
+)
+def test_preprocessing_that_lies_beside_the_weights(own, config, input_size, resize, squash):
+    """As the Hugging Face hub has it: a ViT there is trained on squashed pictures."""
+    (own / "hub").mkdir()
+    (own / "hub/preprocessor_config.json").write_text(json.dumps(config))
+    path = saved(own / "hub/w.pth", common.load_model("net.py:three", input_size=32).network.state_dict())
+    model = common.load_model("net.py:three", path)
+    found = model.preprocessing
+    assert (found["input_size"], found["resize"], found["squash"]) == (input_size, resize, squash)
+    assert (found["mean"], found["std"], found["interpolation"]) == ([0.5] * 3, [0.25] * 3, "bilinear")
+    (note,) = model.warnings  # nothing is left to be assumed
+    assert note.startswith("preprocessing from preprocessor_config.json beside the weights: ")
+    assert f"input_size {input_size}" in note and "not understood" not in note
+    given = common.load_model("net.py:three", path, input_size=16, mean=[0.25])
+    assert given.preprocessing["resize"] == 16 * resize // input_size and given.preprocessing["mean"] == [0.25]
+
+
+def test_what_is_not_understood_beside_the_weights_is_said(own):
+    path = saved(own / "w.pth", common.load_model("net.py:three", input_size=32).network.state_dict())
+    unknown = {**VIT, "size": {"longest_edge": 32}, "resample": 1, "rescale_factor": 1, "image_std": [0, 1, 1]}
+    (own / "preprocessor_config.json").write_text(json.dumps(unknown))
+    model = common.load_model("net.py:three", path)
+    assert (model.preprocessing["input_size"], model.preprocessing["squash"]) == (224, False)
+    says = "not understood: size {'longest_edge': 32}, resample 1, rescale_factor 1, image_std [0, 1, 1]"
+    assert says in model.warnings[-1]
+    for damaged in ("{", "[]", '{"image_mean": 3}'):
+        (own / "preprocessor_config.json").write_text(damaged)
+        with pytest.raises(UserError, match="preprocessor_config.json cannot be read .*: correct or remove it"):
+            common.load_model("net.py:three", path)
+
+
+def test_timm_networks_are_tested_as_published(tmp_path):
+    """resnet18.a1_in1k was trained with 224 px and a crop of 0.95, and is published with 288 px and 1.0."""
+    model = common.load_model("timm/resnet18", "random")
+    assert (model.input_size, model.preprocessing["resize"]) == (288, 288)
+    assert model.preprocess(HALVES).shape == (3, 288, 288)
+    (note,) = model.warnings
+    assert note == (
+        "evaluated as published by timm: 288 px, crop 1.0, where the network was trained with 224 px, crop 0.95; "
+        "--input-size 224 changes it"
+    )
+    trained = common.load_model("timm/resnet18", "random", input_size=224)
+    assert trained.preprocessing["resize"] == 235 and trained.warnings == []  # 224 / 0.95, rounded down
+    own = timm.create_model("resnet18", num_classes=7)  # somebody else's training
+    model = common.load_model("timm/resnet18", saved(tmp_path / "a.pth", own.state_dict()))
+    assert (model.input_size, model.preprocessing["resize"]) == (224, 235)
+
+
+def test_timms_squash_survives_another_size(monkeypatch):
+    network = timm.create_model("test_resnet")
+    network.pretrained_cfg = {**network.pretrained_cfg, "crop_mode": "squash", "crop_pct": 1.0}
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: network)
+    for options, size in (({}, 160), ({"input_size": 80}, 80)):
+        model = common.load_model(NET, "random", **options)
+        assert model.preprocessing["squash"] and model.preprocessing["resize"] == size
+        assert "pictures are squashed to a square, as timm's pretrained_cfg says" in model.warnings
+        row = model.preprocess(HALVES)[0, 0]
+        assert row.shape == (size,) and row[: size // 4].max() < 0.1 and row[-size // 4 :].min() > 0.9
 
 
 # ------------------------------------------------------------------------------------------------

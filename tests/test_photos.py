@@ -247,8 +247,8 @@ def test_heic_where_its_package_is_installed(monkeypatch):
         monkeypatch.setattr(Image, "OPEN" if registered is Image.OPEN else "ID", registered.copy())
     image = pictures.decode_image(HEIC, "photo.heic")
     assert np.array_equal(image, RGB) and image.info["notes"] == ["10-bit to 8-bit"]
-    with pytest.raises(common.UserError, match="is not an image in JPEG, .*, AVIF, HEIC"):  # a closed list, still
-        pictures.decode_image(stored(Image.fromarray(RGB), "PPM"), "photo.ppm")
+    with pytest.raises(common.UserError, match="is not an image in JPEG, .*, AVIF, PPM, HEIC"):  # a closed list, still
+        pictures.decode_image(stored(Image.fromarray(RGB), "TGA"), "photo.tga")
 
 
 # ------------------------------------------------------------------------------------------------
