@@ -47,7 +47,7 @@ from explain.figures import (
     panel_grid,
     short,
 )
-from explain.files import list_files, size_of, write_file
+from explain.files import is_system_name, list_files, size_of, write_file
 from explain.logits import (
     as_logits,
     at_least_one,
@@ -151,7 +151,7 @@ def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> I
     """
     base = Path(dataset)
     split = base / "DL_data_p"
-    folders = [p for p in split.glob("*") if p.is_dir() and not p.name.startswith(".")]
+    folders = [p for p in split.glob("*") if p.is_dir() and not is_system_name(p.name)]
     for folder in folders:
         if not re.fullmatch("[0-9]{1,9}", folder.name):
             raise UserError(

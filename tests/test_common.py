@@ -186,6 +186,41 @@ def test_images_of_folders_are_in_a_fixed_order_without_hidden_ones(tmp_path):
     assert [p.relative_to(tmp_path).as_posix() for p in common.list_files(tmp_path)] == ["a.png", "b/1.png", "b/2.png"]
 
 
+def test_links_to_folders_are_followed_once_each(tmp_path):
+    """They were left out without a word. The folder's own path comes before a link's; a loop ends."""
+    for name in ("photos/b/1.png", "outside/2.png", "outside/below/3.png"):
+        save_photo(tmp_path / name, size=(8, 8))
+    for link, target in {
+        "photos/a": "b",  # beside the folder itself
+        "photos/c": "../outside",
+        "photos/d": "../outside/below",  # listed by the link before
+        "photos/e": "../outside",
+        "photos/b/loop": "..",
+        "outside/up": "..",  # a folder that holds the link, wherever that is met
+        "photos/nothing": "absent",
+    }.items():
+        (tmp_path / link).symlink_to(target)
+    found = [p.relative_to(tmp_path).as_posix() for p in common.list_files(tmp_path / "photos")]
+    assert found == ["photos/b/1.png", "photos/c/2.png", "photos/c/below/3.png", "photos/nothing"]
+    found = [p.relative_to(tmp_path).as_posix() for p in common.list_files(tmp_path / "photos/c")]
+    assert found == ["photos/c/2.png", "photos/c/below/3.png"]
+
+
+def test_folders_of_systems_are_no_part_of_a_dataset(tmp_path):
+    for folder in (
+        "__MACOSX",
+        "@eaDir",
+        ".ipynb_checkpoints",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+    ):
+        save_photo(tmp_path / f"DL_data_p/{folder}/1.png", size=(8, 8))
+        save_photo(tmp_path / f"DL_data_p/0/{folder}/1.png", size=(8, 8))
+    save_photo(tmp_path / "DL_data_p/0/a.png", size=(8, 8))
+    assert [file.key for file in common.validation_images(tmp_path)] == ["DL_data_p/0/a.png"]
+
+
 @pytest.mark.parametrize("name", ["test_images", "Test Images", "test"])
 def test_the_datasets_test_images(name, tmp_path):
     save_photo(tmp_path / "DL_data" / name / "x.png")
