@@ -14,7 +14,6 @@ published accuracies.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 import common
 from explain import evaluation_report as report
-from explain.datasets import class_folders
+from explain.datasets import class_folders, note_empty
 from explain.errors import printable
 
 
@@ -54,10 +53,10 @@ def evaluate_logits(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
     return {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence, "brier": brier}
 
 
-def labelled_images(folder: str, model: common.Classifier, limit: int | None) -> tuple[common.ImageFiles, list[dict]]:
+def labelled_images(folder: str, model: common.Classifier, limit: int | None) -> common.ImageFiles:
     """List the images in a folder with a subfolder for each class, the first `limit` of them.
 
-    Returns them, and those that belong to no class; notes on the order of the classes are printed and the model's.
+    Images outside the subfolders are `skipped`; notes on the classes are printed, and kept with the model.
 
     A subfolder is named by the class's name, wnid or id. Where the model has only numbers for names, as many subfolders
     as it has classes may have any names, in the order of torchvision's ImageFolder; they are then the model's.
@@ -78,7 +77,7 @@ def labelled_images(folder: str, model: common.Classifier, limit: int | None) ->
             "its classes in the order of text (10 before 2): give their names in that order by --names"
         )
     files: list[common.ImageFile] = []
-    skipped = []
+    skipped: list[dict] = []
     paths, no_picture = common.list_pictures(base)
     for path in paths:
         parts = path.relative_to(base).parts
@@ -89,10 +88,8 @@ def labelled_images(folder: str, model: common.Classifier, limit: int | None) ->
             files.append(common.ImageFile(len(files), printable(path), path, ids[parts[0]]))
     if not files:
         raise common.UserError(f"the folders in {printable(base)} have no files: put images there")
-    model.notes += notes
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    return common.ImageFiles(files[:limit], no_picture), skipped
+    common.add_notes(model, [*notes, *note_empty(ids, (path.relative_to(base).as_posix() for path in paths))])
+    return common.ImageFiles(files[:limit], no_picture, skipped)
 
 
 def main() -> None:
@@ -104,12 +101,13 @@ def main() -> None:
         help="folder with a subfolder for each class, named by the class's name, wnid or id, in place of the dataset",
     )
     options = parser.parse_args()
-    files = [] if options.folder else common.validation_images(options.dataset, options.limit)
+    split = None if options.folder else common.validation_images(options.dataset)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
-    without_class: list[dict] = []
-    if options.folder:
-        files, without_class = labelled_images(options.folder, model, options.limit)
+    if split is None:
+        files = labelled_images(options.folder, model, options.limit)
+    else:
+        files = common.label_images(split, model, options.dataset, options.limit)
 
     def judge(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         classes = torch.tensor([common.class_of(file) for file in batch], device=images.device)
@@ -122,7 +120,7 @@ def main() -> None:
             yield {**dict(zip(columns, row, strict=True)), "files": [name]}
 
     rows, skipped = common.explain_images(model, files, judge, options, output, upright=False)
-    report.write(rows, without_class + skipped, [file.path for file in files], model, output)
+    report.write(rows, skipped, [file.path for file in files], model, output)
 
 
 if __name__ == "__main__":

@@ -275,9 +275,9 @@ def real_photos(
 ) -> tuple[dict[int, dict], list[dict]]:
     """Return the measures of the first readable photo of each class in the split dataset, and the files skipped."""
     photos, skipped = {}, []
-    split = Path(dataset, "DL_data_p")
-    files = common.validation_images(dataset) if any(split.glob("[!.]*/*")) else []  # archetypes need no dataset
-    for file in files:
+    if not any(Path(dataset, "DL_data_p").glob("[!.]*/*")):  # archetypes need no dataset
+        return photos, skipped
+    for file in common.label_images(common.validation_images(dataset), model, dataset):
         c = common.class_of(file)
         if c not in classes or c in photos:
             continue
@@ -369,7 +369,7 @@ def main() -> None:
     if options.classes is CLASSES and len(model.categories) != 1000:  # they are ImageNet's
         options.classes = [str(c) for c in range(min(len(CLASSES), len(model.categories)))]
     names = map(str, range(len(model.categories))) if options.classes == ["all"] else options.classes
-    classes = list(dict.fromkeys(common.find_classes(list(names), model.categories)))
+    classes = list(dict.fromkeys(common.find_classes(list(names), model.categories, model.wnids)))
     settings = {method: replace_settings(METHODS[method], options) for method in dict.fromkeys(options.methods)}
     judge_networks = archetypes.load_judges(options.judge, model, options.device)
     if options.whole:

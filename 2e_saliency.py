@@ -203,7 +203,7 @@ def main() -> None:
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
-    files, classes = common.classes_to_explain(options.classes, files, model.categories)
+    files, classes = common.classes_to_explain(options.classes, files, model.categories, model.wnids)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         ids = [classes[file.index] for file in batch]

@@ -282,13 +282,14 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> None:
     options = parse_options()
-    files = common.test_images(options) if options.images else common.validation_images(options.dataset, options.limit)
+    labelled = not options.images and not options.classes
+    limit = None if labelled else options.limit  # of the labelled ones, those count whose class the network has
+    files = common.test_images(options) if options.images else common.validation_images(options.dataset, limit)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
-    labelled = not options.images and not options.classes
-    files, classes = common.classes_to_explain(options.classes, files, model.categories)
     if labelled:
-        files = common.ImageFiles([file._replace(label=common.class_of(file)) for file in files], files.no_picture)
+        files = common.label_images(files, model, options.dataset, options.limit)
+    files, classes = common.classes_to_explain(options.classes, files, model.categories, model.wnids)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict[str, Any]]:
         asked = [file.label if labelled else classes[file.index] for file in batch]

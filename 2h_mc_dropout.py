@@ -206,15 +206,12 @@ def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list
         return torch.stack(columns, 1)
 
 
-def labelled_files(options: argparse.Namespace, after: int) -> list[common.ImageFile]:
-    """List the validation images, whose indices follow those of the test images; none where there is no split."""
-    if options.images:
-        return []
+def split_images(options: argparse.Namespace) -> common.ImageFiles:
+    """List the validation images; an empty list where there is no split, or pictures were given."""
     try:
-        files = common.validation_images(options.dataset, options.limit)
+        return common.ImageFiles([], 0) if options.images else common.validation_images(options.dataset)
     except common.UserError:
-        return []
-    return [file._replace(index=after + k, label=common.class_of(file)) for k, file in enumerate(files)]
+        return common.ImageFiles([], 0)
 
 
 def parse_options() -> argparse.Namespace:
@@ -249,9 +246,10 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     tested = common.test_images(options)
-    labelled = labelled_files(options, len(tested))
+    split = split_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
+    labelled = common.label_images(split, model, options.dataset, options.limit)
     if options.dropout is not None and not dropout.set_dropout(model, options.dropout):
         raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
     example = torch.empty(1, 3, model.input_size, model.input_size, device=options.device)
@@ -285,7 +283,8 @@ def main() -> None:
                     rows[n].setdefault("disturbed", {})[name] = judged
         return rows
 
-    files = common.ImageFiles([*tested, *labelled], tested.no_picture)
+    numbered = [file._replace(index=len(tested) + file.index) for file in labelled]
+    files = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped)
     rows, skipped = common.explain_images(model, files, explain, options, output)
     report.write(rows, skipped, [file.path for file in files], model, output)
 

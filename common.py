@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from explain.class_names import find_class, find_classes, name_classes
+from explain.class_names import find_class, find_classes, match_labels, name_classes
 from explain.command_line import exercise_parser, option_parser, positive, whole
 from explain.datasets import TEST_FOLDERS, find_folder, read_dataset_names
 from explain.errors import UserError, one_line, printable, quantity, whole_argument
@@ -47,7 +47,7 @@ from explain.figures import (
     panel_grid,
     short,
 )
-from explain.files import list_files, size_of, write_file
+from explain.files import is_system_name, list_files, size_of, write_file
 from explain.labels import read_names
 from explain.logits import (
     as_logits,
@@ -67,7 +67,8 @@ from explain.rows import Rows, run_settings
 
 # The dataset; the class score; from image files to rows; options; what comes out
 __all__ = ["ImageFile", "ImageFiles", "list_files", "list_pictures", "find_folder", "test_images", "validation_images"]
-__all__ += ["class_of", "read_image", "Classes", "ForwardPass", "forward_pass", "class_score_gradient", "find_class"]
+__all__ += ["class_of", "label_images", "add_notes", "read_image", "Classes", "ForwardPass", "forward_pass"]
+__all__ += ["class_score_gradient", "find_class"]
 __all__ += ["classes_to_explain", "class_finding", "class_lines", "file_name", "find_classes", "describe_classes"]
 __all__ += ["check_finite", "device_of", "evaluation_mode", "predict_logits"]
 __all__ += ["as_logits", "check_images", "class_ids", "logits_of", "run_network"]
@@ -94,11 +95,11 @@ class ImageFile(NamedTuple):
 
 
 class ImageFiles(list[ImageFile]):
-    """The images of a run, and the number of files beside them that are no pictures by their names."""
+    """The images of a run, the number of other files beside them, and labelled images left out, as path and reason."""
 
-    def __init__(self, files: Iterable[ImageFile], no_picture: int):
+    def __init__(self, files: Iterable[ImageFile], no_picture: int, skipped: Iterable[dict] = ()):
         super().__init__(files)
-        self.no_picture = no_picture
+        self.no_picture, self.skipped = no_picture, list(skipped)
 
 
 def list_pictures(folder: Path) -> tuple[list[Path], int]:
@@ -152,7 +153,7 @@ def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> I
     """
     base = Path(dataset)
     split = base / "DL_data_p"
-    folders = [p for p in split.glob("*") if p.is_dir() and not p.name.startswith(".")]
+    folders = [p for p in split.glob("*") if p.is_dir() and not is_system_name(p.name)]
     for folder in folders:
         if not re.fullmatch("[0-9]{1,9}", folder.name):
             raise UserError(
@@ -174,6 +175,35 @@ def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> I
 def class_of(file: ImageFile) -> int:
     """Return the class id of a labelled image; of a split one it is in the key: DL_data_p/<class id>/..."""
     return int(file.key.split("/")[1]) if file.label is None else file.label
+
+
+def label_images(
+    files: ImageFiles, model: Classifier, dataset: str | os.PathLike, limit: int | None = None
+) -> ImageFiles:
+    """Label the split validation images with the network's classes; the first `limit` of those that have one.
+
+    A dataset's classes are matched with the network's by name where both have names, else by id; see `match_labels`.
+    Images of other classes are `skipped`, and classes that only one side has are noted.
+    """
+    matched = match_labels(model, Path(dataset)) if files else None
+    labelled: list[ImageFile] = []
+    skipped: list[dict] = []
+    for file in files:
+        c = matched.class_of(class_of(file)) if matched else class_of(file)
+        if isinstance(c, str):
+            skipped.append({"path": file.key, "reason": c})
+        else:
+            labelled.append(file._replace(index=len(labelled), label=c))
+    if matched:
+        add_notes(model, matched.notes(len(skipped)))
+    return ImageFiles(labelled[:limit], files.no_picture, skipped)
+
+
+def add_notes(model: Classifier, notes: Iterable[str]) -> None:
+    """Print notes on stderr, and keep them for metrics.json."""
+    for text in notes:
+        model.notes.append(text)
+        print(f"note: {text}", file=sys.stderr)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -248,7 +278,7 @@ def class_score_gradient(model: nn.Module, images: Tensor, classes: Classes) -> 
 
 
 def classes_to_explain(
-    texts: Sequence[str] | None, files: list[ImageFile], categories: Sequence[str]
+    texts: Sequence[str] | None, files: list[ImageFile], categories: Sequence[str], wnids: Sequence[str] = ()
 ) -> tuple[list[ImageFile], list[int | None]]:
     """Return the images to explain and the class for each, from --classes: an id, or None for the most likely class.
 
@@ -256,7 +286,7 @@ def classes_to_explain(
     """
     if not texts:
         return files, [None] * len(files)
-    classes = find_classes(texts, categories)
+    classes = find_classes(texts, categories, wnids)
     if len(files) == 1:
         files = [files[0]._replace(index=index) for index in range(len(classes))]
     if len(classes) not in (1, len(files)):
@@ -305,7 +335,10 @@ def explain_images(
     image can be used.
     """
     output.no_picture = getattr(files, "no_picture", 0)
-    inputs = [(file.index, file.key, size_of(file.path)) for file in files]
+    skipped = list(getattr(files, "skipped", []))
+    if not files:
+        raise UserError(_unusable(skipped))
+    inputs = [(file.index, file.key, size_of(file.path), file.label) for file in files]
     rows_on_disk = Rows(output, options, run_settings(options, output.source, model, inputs), len(files))
     todo = [files[index] for index in rows_on_disk.todo]
     batch = min(options.batch_size, len(files))
@@ -314,10 +347,15 @@ def explain_images(
     rows = rows_on_disk.complete()
     if sentence := nearly_black([row["largest_16_bit"] for row in rows if "largest_16_bit" in row], model.white):
         print(f"note: {sentence}", file=sys.stderr)
-    skipped = [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
-    if len(skipped) == len(rows):
-        raise UserError(f"none of the {len(rows)} images can be used, the first because {skipped[0]['reason']}")
-    return [row for row in rows if "skipped" not in row], skipped
+    skipped += [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
+    used = [row for row in rows if "skipped" not in row]
+    if not used:
+        raise UserError(_unusable(skipped))
+    return used, skipped
+
+
+def _unusable(skipped: Sequence[dict]) -> str:
+    return f"none of the {len(skipped)} images can be used, the first because {skipped[0]['reason']}"
 
 
 def explain_batches(

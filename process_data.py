@@ -34,7 +34,7 @@ from explain import pictures, shell
 from explain.datasets import SPLIT_NAMES, key_of, read_lists
 from explain.errors import UserError
 from explain.files import copy_or_link, is_inside, move_out, write_file
-from explain.labels import Labels
+from explain.labels import Labels, names_text
 from explain.pictures import is_picture_name
 from explain.sample import write_sample
 
@@ -68,7 +68,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
 
     name_list = split / SPLIT_NAMES
     if options.folders or options.names or name_list.is_file():  # else DL_data has them
-        write_file(name_list, "".join(f"{wnid} {name}".strip() + "\n" for wnid, name in names))
+        write_file(name_list, names_text(names))
 
     # 4. Find what no longer belongs there. The other scripts read it until --prune moves it, and so it has rows.
     pictures_there, others_there = common.list_pictures(split)
@@ -112,7 +112,7 @@ def print_changes(results: Mapping[str, int], split: Path, leftovers: Sequence[s
 
 
 def check_images(
-    folder: Path, label_list: Path, names: list[tuple[str, str]], read: Labels, options: argparse.Namespace
+    folder: Path, label_list: Path, names: Sequence[tuple[str, str]], read: Labels, options: argparse.Namespace
 ) -> tuple[dict[Path, dict], list[dict], dict[str, Any]]:
     """Compare the folder with the labels that were `read`, and decode all validation images.
 
@@ -156,7 +156,11 @@ def check_images(
 
 
 def match_names(folder: Path, read: Labels) -> tuple[dict[str, Path], dict[str, str], int]:
-    """Return the files in the folder that are listed or pictures, by name, the problems, and how many are neither."""
+    """Return the files in the folder that are listed or pictures, by name, the problems, and how many are neither.
+
+    A link to a folder is followed: whoever prepared the dataset made it, and only pictures that can be decoded come
+    from there. A link to a file must stay in the dataset's folder, or in the folder that holds it.
+    """
     paths = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
     listed, problems = {*read.labels, *read.problems}, dict(read.problems)
     files = {name: path for name, path in paths.items() if name in listed or is_picture_name(path)}
@@ -165,7 +169,7 @@ def match_names(folder: Path, read: Labels) -> tuple[dict[str, Path], dict[str, 
             problems[name] = f"{name!r} is in the list, but no picture by its name: rename it or take it out"
         elif name not in listed:
             problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
-        elif name in read.labels and not is_inside(path, folder):
+        elif name in read.labels and not is_inside(path, folder) and not is_inside(path, path.parent):
             problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
     return files, problems, len(paths) - len(files)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from explain.errors import UserError, printable
-from explain.files import list_files
-from explain.labels import Labels, class_lookup, read_labels, read_names
+from explain.errors import UserError, printable, quantity
+from explain.files import is_system_name, list_files
+from explain.labels import Labels, Names, read_labels, read_names, split_wnid
+from explain.lookup import class_lookup, names_several
+from explain.pictures import is_picture_name
 
 # Spellings met in the wild, the last of each in Kaggle's archive
 IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val")
@@ -17,6 +21,10 @@ GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"  # of the development ki
 LABEL_LISTS = ("val.txt", "val", "val.csv", "LOC_val_solution.csv", GROUND_TRUTH)
 NAME_LISTS = ("synset_words.txt", "synset_words", "LOC_synset_mapping.txt", "imagenet_classes.txt")
 SPLIT_NAMES = "synset_words.txt"  # in DL_data_p, where the names are not those of DL_data
+# The parts that datasets come in, those to evaluate on first: val, Validation, test_images, training-set, dev2, ...
+PARTS = ("val(id(ation)?)?", "test(ing)?", "dev(el(opment)?)?", "eval(uation)?", "train(ing)?")
+PART_NAME = re.compile(rf"({'|'.join(PARTS)})[ _-]*((data)?set|data|images?|imgs?|photos|split|folder)?[ _-]*\d*")
+MAX_NAMES = 10  # names of classes that a note lists
 KIT = ("", "data", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data")  # where its files may be
 
 
@@ -57,8 +65,8 @@ def find_parts(data: Path) -> tuple[Path, Path | None, Path | None, Path | None]
 
 
 def has_only_folders(folder: Path) -> bool:
-    """Return whether a folder has subfolders and, hidden files aside, nothing else."""
-    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    """Return whether a folder has subfolders and, files of the system aside, nothing else."""
+    entries = [entry for entry in os.scandir(folder) if not is_system_name(entry.name)]
     return bool(entries) and all(entry.is_dir() for entry in entries)
 
 
@@ -88,30 +96,22 @@ def read_kit(data: Path, names: list[tuple[str, str]] | None) -> tuple[dict[int,
 
 def class_folders(
     folder: Path, names: Sequence[tuple[str, str]] | None = None, numeric: bool = False
-) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
-    """Return the class id of each subfolder, (wnid, name) of the classes, and what is worth knowing about the order.
+) -> tuple[dict[str, int], Sequence[tuple[str, str]], list[str]]:
+    """Return the class id of each subfolder, (wnid, name) of the classes, and notes on their order.
 
     With `names`, a subfolder is named by a class's name, wnid or id; raises UserError with those that are not. Without,
     the ids are the places in the order of the folders' names, as torchvision.datasets.ImageFolder has them; `numeric`:
-    in the order of their numbers.
+    in the order of their numbers. Links to folders count, as for torchvision. Raises UserError for a folder that has
+    the parts of a dataset in place of classes.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give a folder that has one for each class")
-    subfolders = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    subfolders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_system_name(entry.name))
     if not subfolders:
         raise UserError(f"{folder} has no subfolders: give a folder that has one for each class")
-    if {name.casefold() for name in subfolders} <= {"train", "val", "test", "valid", "validation"}:
-        raise UserError(f"{folder} has the folders {', '.join(subfolders)}: give one of these")
     if names is not None:
-        look_up = class_lookup([name for _, name in names], [wnid for wnid, _ in names], names_first=True)
-        ids = {name: look_up(name) for name in subfolders}
-        unknown = [name for name, c in ids.items() if c is None or not 0 <= c < len(names)]
-        if unknown:
-            raise UserError(
-                f"{len(unknown)} of the {len(ids)} folders in {printable(folder)} are named by no class, "
-                f"{unknown[0]!r} first: name each by the class's name, wnid or id from 0 to {len(names) - 1}"
-            )
-        return ids, list(names), []
+        return _ids_by_name(folder, subfolders, names)
+    refuse_parts(folder, subfolders)
     numbers = all(name.isdecimal() for name in subfolders)
     if numeric and not numbers:
         other = next(name for name in subfolders if not name.isdecimal())
@@ -126,7 +126,68 @@ def class_folders(
             + f"not as {other}: {'leave out' if numeric else 'add'} --numeric for the other"
         )
     order = by_number if numeric else subfolders
-    return {name: i for i, name in enumerate(order)}, [("", name) for name in order], notes
+    # bytes that are no text, in a folder's name, are written as \xff
+    texts = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in order]
+    return {name: i for i, name in enumerate(order)}, Names(map(split_wnid, texts)), notes
+
+
+def _ids_by_name(
+    folder: Path, subfolders: Sequence[str], names: Sequence[tuple[str, str]]
+) -> tuple[dict[str, int], Sequence[tuple[str, str]], list[str]]:
+    """Return what `class_folders` does, of subfolders that are named by names, wnids or ids."""
+    look_up = class_lookup([name for _, name in names], [wnid for wnid, _ in names])
+    ids: dict[str, int] = {}
+    unknown: list[str] = []
+    for name in subfolders:
+        found = look_up(name)
+        if not found and re.fullmatch("[0-9]{1,9}", name) and int(name) < len(names):
+            found = [int(name)]
+        if len(found) > 1:
+            raise UserError(
+                f"the folder {name!r} in {printable(folder)} {names_several(found)}: "
+                "rename it to the class's wnid or id"
+            )
+        if found:
+            (ids[name],) = found
+        else:
+            unknown.append(name)
+    if unknown:
+        refuse_parts(folder, subfolders)
+        raise UserError(
+            f"{len(unknown)} of the {len(subfolders)} folders in {printable(folder)} are named by no class, "
+            f"{unknown[0]!r} first: name each by the class's name, wnid or id from 0 to {len(names) - 1}"
+        )
+    folders_of = Counter(ids.values())
+    twice = [name for name, c in ids.items() if folders_of[c] > 1]
+    return ids, names, [f"several folders of one class: {shown(twice)}"] if twice else []
+
+
+def refuse_parts(folder: Path, subfolders: Sequence[str]) -> None:
+    """Raise UserError where the subfolders are train, val, test and the like, and not classes."""
+    parts = {name: match for name in subfolders if (match := PART_NAME.fullmatch(name.casefold()))}
+    kinds = {match[1].startswith("train") for match in parts.values()}
+    if len(parts) == len(subfolders) or len(kinds) == 2:
+        first = min(parts, key=lambda name: [bool(re.match(part, name.casefold())) for part in PARTS].index(True))
+        raise UserError(
+            f"{printable(folder)} has the folders {', '.join(parts)}, which are parts of a dataset and not classes: "
+            f"give one of them, such as {printable(folder / first)}"
+        )
+
+
+def shown(names: Collection[str]) -> str:
+    """Return the first few names of classes, and the number of the others."""
+    more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(list(names)[:MAX_NAMES]) + more
+
+
+def note_empty(subfolders: Iterable[str], files: Iterable[str]) -> list[str]:
+    """Return a note on the class folders that have no picture among the files (paths that begin with a class folder).
+
+    A link to a folder that is listed by its own name has none, either.
+    """
+    full = {file.partition("/")[0] for file in files if is_picture_name(Path(file))}
+    empty = [printable(Path(name)) for name in subfolders if name not in full]
+    return [f"{quantity(len(empty), 'class folder')} without a picture: {shown(empty)}"] if empty else []
 
 
 def key_of(path: Path, base: Path) -> str:
@@ -153,13 +214,20 @@ def read_lists(
     files = [path.relative_to(folder).as_posix() for path in list_files(folder)]
     if label_list is None:
         labels = {file: ids[file.split("/")[0]] for file in files if "/" in file}
+        notes = [*read_as(names), *notes, *note_empty(ids, files)]
         return folder, tests, names, Labels(labels, {}, notes, ""), folder
     if label_list.name == GROUND_TRUTH:
         ids, names = read_kit(data, names)
-    return folder, tests, names, read_labels(label_list, names, files, ids), label_list
+    labels = read_labels(label_list, names, files, ids)
+    return folder, tests, names, labels._replace(notes=[*read_as(names), *labels.notes]), label_list
 
 
-def read_dataset_names(dataset: Path) -> tuple[list[tuple[str, str]], Path] | None:
+def read_as(names: Sequence[tuple[str, str]]) -> list[str]:
+    """Return a note on how a list of names was read, unless it has a name on each line."""
+    return [f"list of names read as {names.read_as}"] if getattr(names, "read_as", "") else []
+
+
+def read_dataset_names(dataset: Path) -> tuple[Names, Path] | None:
     """Return (wnid, name) of each class of a dataset, and the file; None where it names none."""
     split = dataset / "DL_data_p" / SPLIT_NAMES
     path = split if split.is_file() else find_file(dataset / "DL_data", NAME_LISTS)

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import chain, count
@@ -32,15 +33,35 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+# Folders and files that systems and archives leave beside those of users, in lower case
+SYSTEM_NAMES = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
+SYSTEM_NAMES |= {"thumbs.db", "ehthumbs.db", "desktop.ini"}
+
+
+def is_system_name(name: str) -> bool:
+    """Return whether a file or folder is hidden (.DS_Store, .ipynb_checkpoints), or belongs to a system (__MACOSX)."""
+    return name.startswith(".") or name.casefold() in SYSTEM_NAMES
+
+
 def list_files(folder: Path) -> list[Path]:
-    """List all files below a folder but the hidden ones (.DS_Store, ._photo.jpg), in a fixed order."""
-    return sorted(
-        Path(root, name)
-        for root, _, names in os.walk(folder, onerror=_raise)
-        if not any(part.startswith(".") for part in Path(root).relative_to(folder).parts)
-        for name in names
-        if not name.startswith(".")
-    )
+    """List all files below a folder, in a fixed order, but hidden ones (._photo.jpg) and those in folders of systems.
+
+    Links to folders are followed, as torchvision follows them, but no folder is listed twice: a link to one that is
+    listed anyway, or that holds the link, adds nothing.
+    """
+    files, seen, tops = [], set(), deque([str(folder)])
+    while tops:  # links only after all that is below the folder itself, whose files keep their own paths
+        for place, folders, names in os.walk(tops.popleft(), onerror=_raise):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not is_system_name(name))
+            links = (path for path in (os.path.join(place, name) for name in folders) if os.path.islink(path))
+            tops.extend(link for link in links if not is_inside(Path(place), Path(link)))
+            files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
 def _raise(error: OSError) -> NoReturn:  # os.walk passes over folders that it may not read
@@ -134,7 +155,12 @@ def copy_or_link(source: Path, target: Path, folder: Path, digest: str, link: bo
 
 
 def move_out(path: Path, folder: Path) -> None:
-    """Move a file from FOLDER to FOLDER_pruned, to a name that is free."""
+    """Move a file from FOLDER to FOLDER_pruned, to a name that is free.
+
+    Raises UserError for a file below a link to another place, where it may belong to somebody else.
+    """
+    if not is_inside(path.parent, folder):
+        raise UserError(f"{path.parent} is a link that leaves {folder}: remove the link")
     target = folder.with_name(f"{folder.name}_pruned") / path.relative_to(folder)
     numbered = (target.with_name(f"{target.stem}.{n}{target.suffix}") for n in count(1))
     free = next(path for path in chain([target], numbered) if not os.path.lexists(path))

@@ -6,7 +6,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 SURE = 1e-4  # probability below which chance, or the network's own confidence, explains the number of hits no longer
+
+MOVED = 3  # labels that must have moved, for a shift to be suspected
 
 CURES = (
     "are they ids from 1, those of ILSVRC-2012's development kit (an order of their own), or places in another order "
@@ -33,21 +37,44 @@ def invert(order: Sequence[int]) -> list[int]:
 
 
 def other_order(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Any] | None:
-    """Return what is wrong with the labels, and how to put it right; None where they may belong to the network.
+    """Return the likely fault of the labels, and its cure; None where they may belong to the network.
 
-    Suspect are labels by which top-1 is at chance although the network's mean confidence is a quarter of the way from
-    chance to certainty, and the number of hits that it promises is refuted (both by binomial tests). Then each of a few
-    other orders is tried, and the one by which most images agree is named if they are at least half as many as the
-    confidence promises, and chance does not explain them.
+    Suspect are labels by which top-1 is at chance, for all images (`another_order`) or from some id on (`shift`),
+    although the network's mean confidence there is a quarter of the way from chance to certainty, and the number of
+    hits that it promises is refuted (both by binomial tests).
     """
-    from scipy.stats import binom  # here, since it takes a second and few runs need it
-
     n, chance = len(rows), 1 / len(names)
     hits = sum(row["rank"] == 1 for row in rows)
     confidence = sum(row["confidence"] for row in rows) / n
-    at_chance = binom.sf(hits - 1, n, chance) > 0.01
-    if not at_chance or confidence < chance + (1 - chance) / 4 or binom.cdf(hits, n, confidence) > SURE:
-        return None
+    if breaks_promise(hits, n, confidence, chance, SURE):
+        return another_order(rows, hits, confidence, names)
+    return shift(rows, chance)
+
+
+def breaks_promise(hits: Any, n: Any, confidence: Any, chance: float, sure: float) -> Any:
+    """Return whether chance explains so few hits among n images, and the network's mean confidence does not.
+
+    Numbers or arrays, as in `explains`.
+    """
+    from scipy.stats import binom  # here, since it takes a second and few runs need it
+
+    at_chance, promised = binom.sf(hits - 1, n, chance) > 0.01, chance + (1 - chance) / 4 <= confidence
+    return at_chance & promised & (binom.cdf(hits, n, confidence) <= sure)
+
+
+def explains(hits: Any, n: Any, confidence: Any, chance: float, sure: float) -> Any:
+    """Return whether another order has half of the hits that the confidence promises, too many for chance."""
+    from scipy.stats import binom
+
+    return (hits > n * confidence / 2) & (binom.sf(hits - 1, n, chance) < sure)
+
+
+def another_order(rows: Sequence[dict], hits: int, confidence: float, names: Sequence[str]) -> dict[str, Any]:
+    """Return which of a few other orders explains labels by which top-1 is at chance.
+
+    The order by which most images agree is named if it explains them.
+    """
+    n, chance = len(rows), 1 / len(names)
     agreement = {
         how: sum(order[row["class"]] == row["predicted"] for row in rows) / n for how, order in orders(names).items()
     }
@@ -56,7 +83,7 @@ def other_order(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Any] | 
         f"top-1 is at chance ({hits} of {n}) at a mean confidence of {confidence:.2f}: the labels are another network's"
     )
     consistent = majority_agreement(rows)
-    if best > confidence / 2 and binom.sf(round(best * n) - 1, n, chance) < SURE:
+    if explains(round(best * n), n, confidence, chance, SURE):
         says += f"; {best:.3f} of the images agree if {how}"
     elif consistent is not None and consistent > confidence / 2:
         says += (
@@ -65,6 +92,47 @@ def other_order(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Any] | 
     else:
         says += f"; {CURES}"
     return {"suspect": True, "agreement": agreement, "agreement_within_classes": consistent, "says": says}
+
+
+def shift(rows: Sequence[dict], chance: float) -> dict[str, Any] | None:
+    """Return the id from which on all labels seem one too low or too high; None where there is no such id.
+
+    Each label is tried, in both directions. From it on, the labels must break the confidence's promise, and those of
+    the next id must explain the images, by the tests of `other_order` at SURE over the number of trials (Bonferroni).
+    Since a network may also take a class for its neighbour, at least MOVED labels, and half of those from there on,
+    must have more than half of their images predicted as the next id.
+    """
+    labels, place = np.unique([row["class"] for row in rows], return_inverse=True)
+    ahead = np.array([row["predicted"] - row["class"] for row in rows])
+    right, confidences = (np.array([row[key] for row in rows]) for key in ("rank", "confidence"))
+
+    def of_label(values: np.ndarray) -> np.ndarray:  # (labels,): sums over the images of each
+        return np.bincount(place, values)
+
+    def from_on(values: np.ndarray) -> np.ndarray:  # (labels,): sums over each and all higher ones
+        return values[::-1].cumsum()[::-1]
+
+    n, hits = from_on(of_label(np.ones(len(rows)))), from_on(of_label(right == 1))
+    confidence = from_on(of_label(confidences)) / n
+    sure, left = SURE / (2 * len(labels)), np.arange(len(labels), 0, -1)
+    found: list[tuple[int, int, int]] = []  # images that agree more, place of the first label, shift
+    for by in (1, -1):
+        agree = from_on(of_label(ahead == by))
+        moved = from_on(2 * of_label(ahead == by) > of_label(np.ones(len(rows))))
+        suspect = (moved >= MOVED) & (2 * moved >= left) & breaks_promise(hits, n, confidence, chance, sure)
+        suspect &= explains(agree, n, confidence, chance, sure)
+        found += [(int(agree[k] - hits[k]), int(k), by) for k in np.flatnonzero(suspect)]
+    if not found:
+        return None
+    gain, k, by = max(found)
+    later, right_later, agreement = int(n[k]), int(hits[k]), float((gain + hits[k]) / n[k])
+    says = (
+        f"the labels seem shifted by one from id {labels[k]} on: there top-1 is at chance ({right_later} of {later}) "
+        f"at a mean confidence of {confidence[k]:.2f}, and {agreement:.3f} of the images agree with the next "
+        f"{'higher' if by == 1 else 'lower'} id; below, {int(hits[0]) - right_later} of {len(rows) - later} are right: "
+        "is a class missing there, among the labels or in the network?"
+    )
+    return {"suspect": True, "shifted_from": int(labels[k]), "shift": by, "agreement_shifted": agreement, "says": says}
 
 
 def majority_agreement(rows: Sequence[dict]) -> float | None:

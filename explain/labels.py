@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import itertools
 import json
 import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from explain.checkpoints import as_names
 from explain.errors import UserError
+from explain.lookup import class_lookup, composed, names_several
 
 MAX_BYTES = 16_000_000  # of a list; ILSVRC-2012's, of 50,000 images, has 1.7 MB
 MAX_LINES = 1_000_000  # ten million blank lines have fewer bytes than that
@@ -53,10 +56,26 @@ def read_lines(path: Path) -> list[str]:
 # The names of the classes
 
 
-def read_names(path: Path) -> list[tuple[str, str]]:
-    """Return (wnid, name) of each class; the wnid is empty where there is none before the name.
+class Names(list[tuple[str, str]]):
+    """(wnid, name) of each class in the order of the ids, and how its list was read, unless as a name on each line."""
 
-    One class a line, or JSON: a list of names, {name: id}, {id: name}, {id: [wnid, name]}. Raises UserError for a blank
+    def __init__(self, names: Iterable[tuple[str, str]], read_as: str = ""):
+        super().__init__(names)
+        self.read_as = read_as
+
+
+# The beginning of a dictionary or a list, as Python prints them and JSON has them
+STRUCTURE = re.compile(r"[{\[]\s*['\"0-9]")
+MAX_LITERAL = 1_000_000  # characters of one in Python's syntax, whose parser takes a hundred times as much memory
+ID_AND_NAME = re.compile(r"([0-9]{1,9})\s*[\s,;:]\s*(.+)")
+
+
+def read_names(path: Path) -> Names:
+    """Return (wnid, name) of each class; the wnid is empty if the list gives none.
+
+    One class a line, where a wnid alone is the name too, and an id may come first if all lines have it (`0 cat`,
+    `0,cat`, `0: cat`). Or JSON, or a dictionary or list as Python prints it: names in order, {name: id}, {id: name},
+    {id: [wnid, name]}, or these under id2label, as in config.json of the Hugging Face hub. Raises UserError for a blank
     line: to skip it would shift the class ids of all names after it.
     """
     if not path.is_file():
@@ -64,11 +83,9 @@ def read_names(path: Path) -> list[tuple[str, str]]:
     lines = read_lines(path)
     while lines and not lines[-1]:
         lines.pop()
-    if path.suffix.lower() == ".json":
-        names = _json_names("\n".join(lines), path)
-    else:
-        names = [re.fullmatch(r"(n[0-9]{8}(?!\S))?\s*(.*)", line).groups(default="") for line in lines]
-    names = [(wnid, clean(name)) for wnid, name in names]
+    text = "\n".join(lines)
+    structured = path.suffix.lower() == ".json" or STRUCTURE.match(text)
+    names = _structured_names(text, path) if structured else _names_of_lines(lines)
     for number, (_, name) in enumerate(names, start=1):
         if not 0 < len(name) <= MAX_NAME:
             raise UserError(f"line {number} of {path} has a name of {len(name)} characters: give 1 to {MAX_NAME}")
@@ -80,11 +97,41 @@ def read_names(path: Path) -> list[tuple[str, str]]:
     return names
 
 
-def _json_names(text: str, path: Path) -> list[tuple[str, str]]:
-    try:
-        content: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is not JSON: give a list of names, or a line for each name in a .txt file") from None
+def names_text(names: Sequence[tuple[str, str]]) -> str:
+    """Return the text of a list that `read_names` reads as these names, with ids where it would misread it without."""
+    lines = [name if name == wnid else f"{wnid} {name}".strip() for wnid, name in names]
+    if STRUCTURE.match(lines[0]) or _names_of_lines(lines) != names:
+        lines = [f"{c} {line}" for c, line in enumerate(lines)]
+    return "".join(line + "\n" for line in lines)
+
+
+def split_wnid(text: str) -> tuple[str, str]:
+    """Return (wnid, name) of a line such as `n01440764 tench`; a wnid alone is the name too."""
+    wnid, name = re.fullmatch(r"(n[0-9]{8}(?!\S))?\s*(.*)", clean(text)).groups(default="")
+    return wnid, name or wnid
+
+
+def _names_of_lines(lines: Sequence[str]) -> Names:
+    """Read a name from each line, or an id and a name if the ids are exactly those from 0 on.
+
+    Where most names are alike without the number (0 stars, 1 star, 2 stars), it is a part of them.
+    """
+    skip = bool(lines) and _is_header(lines[0]) and bool(ID_AND_NAME.fullmatch(lines[-1]))
+    found = [ID_AND_NAME.fullmatch(line) for line in lines[skip:]]
+    if found and all(found):
+        by_id = {int(match[1]): re.sub(r"""^(["'])(.*)\1$""", r"\2", match[2]) for match in found}
+        if [*sorted(by_id)] == [*range(len(found))] and 2 * len({*by_id.values()}) > len(by_id):
+            read_as = "an id and a name on each line" + (f", header {lines[0]!r} left out" if skip else "")
+            return Names((split_wnid(by_id[c]) for c in range(len(by_id))), read_as)
+    return Names(map(split_wnid, lines))
+
+
+def _structured_names(text: str, path: Path) -> Names:
+    read_as, content = "", _parsed(text, path)
+    if isinstance(content, dict) and isinstance(content.get("id2label"), dict):
+        read_as, content = "the names under id2label", content["id2label"]
+    elif path.suffix.lower() != ".json":
+        read_as = "a dictionary with ids" if isinstance(content, dict) else "a list in brackets"
     wnids: dict[str, str] = {}
     if isinstance(content, dict) and all(isinstance(v, list) and len(v) == 2 for v in content.values()):
         wnids = {str(key): str(wnid) for key, (wnid, _) in content.items()}
@@ -92,41 +139,26 @@ def _json_names(text: str, path: Path) -> list[tuple[str, str]]:
     names = as_names(content)
     if names is None:
         raise UserError(f'{path} has no names by id: give a list, {{"name": id}} or {{"id": name}}, ids from 0 on')
-    return [(wnids.get(str(i), ""), name) for i, name in enumerate(names)]
+    return Names(((wnids.get(str(i), ""), clean(name)) for i, name in enumerate(names)), read_as)
+
+
+def _parsed(text: str, path: Path) -> Any:
+    """Parse JSON, or a Python literal, as data; raises UserError if it is neither."""
+    for parse in (json.loads, ast.literal_eval) if len(text) <= MAX_LITERAL else (json.loads,):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python's about a backslash in a name
+                return parse(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    raise UserError(
+        f"{path} is neither JSON nor a dictionary or list: give a list of names, or a line for each name in a .txt file"
+    )
 
 
 def clean(name: str) -> str:
-    """Return a name on one line, as UTF-8 can hold it; marks that join or turn letters stay."""
-    return re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", name).strip()
-
-
-def name_form(text: str) -> str:
-    """Return a class name as names are compared: in any case, with _ for spaces."""
-    return text.replace("_", " ").strip().casefold()
-
-
-def synonyms(name: str) -> list[str]:
-    """Return the names of a class, which commas separate, each in the form in which names are compared."""
-    return [name_form(part) for part in name.split(",")]
-
-
-def class_lookup(
-    names: Sequence[str], wnids: Sequence[str] = (), names_first: bool = False
-) -> Callable[[str], int | None]:
-    """Return a function that gives the class id that a text stands for: an id (any number), a wnid, or a name.
-
-    A name may be one of the class's `synonyms`. It gives None for a text that names no class, or several.
-    """
-    whole, parts = Counter(map(name_form, names)), Counter(n for name in names for n in {*synonyms(name)})
-    ids = {n: i for i, name in enumerate(names) for n in synonyms(name) if parts[n] == 1}
-    ids |= {name_form(name): i for i, name in enumerate(names) if whole[name_form(name)] == 1}  # whole names come first
-    ids |= {wnid: i for i, wnid in enumerate(wnids) if wnid}
-
-    def look_up(text: str) -> int | None:
-        number = int(text) if re.fullmatch("-?[0-9]{1,9}", text) else None
-        return number if number is not None and not names_first else ids.get(name_form(text), number)
-
-    return look_up
+    """Return a name on one line, in NFC and as UTF-8 can hold it; marks that join or turn letters stay."""
+    return composed(re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", name).strip())
 
 
 # ------------------------------------------------------------------------------------------------
@@ -197,7 +229,7 @@ def read_labels(
     translates the list's class ids (development kit). A line's class is an id, a wnid or a name, with or without boxes
     after it. The problem of an incomplete line is called `line <number>`. Raises UserError for ids that start at 1.
     """
-    find, class_of = _finder(files), _class_finder(names, ids)
+    find, classes_of = _finder(files), _class_finder(names, ids)
     lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line]
     listed = [line for line in lines if not line[1].startswith("#") or find(split_line(line[1])[0]) is not None]
     notes = [f"comment lines left out: {len(lines) - len(listed)}"] if len(listed) < len(lines) else []
@@ -206,10 +238,12 @@ def read_labels(
         entries, note = _one_class_a_line(path, listed, files)
         notes.append(note)
     else:
-        entries, more = _two_columns(listed, first, find, lambda text: class_of(text) in range(len(names)))
+        known = range(len(names))
+        entries, more = _two_columns(listed, first, find, lambda text: any(c in known for c in classes_of(text)))
         notes += more
 
-    ids_given = [class_of(text) for *_, name, text in entries if name and text and re.fullmatch("[0-9]{1,9}", text)]
+    numbers = (text for *_, name, text in entries if name and re.fullmatch("[0-9]{1,9}", text))
+    ids_given = [c for text in numbers for c in classes_of(text)]
     if ids_given and ids is None and min(ids_given) > 0 and max(ids_given) == len(names):
         raise UserError(
             f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: {FROM_ONE}"
@@ -219,15 +253,15 @@ def read_labels(
     problems: dict[str, str] = {}
     by_last_part = 0
     for number, line, name_in_list, text in entries:
-        name, class_id = find(name_in_list) or name_in_list, class_of(text)
-        by_last_part += name != name_in_list
+        name, found = find(name_in_list) or name_in_list, classes_of(text)
+        by_last_part += composed(name) != composed(name_in_list)
         quoted = repr(name_in_list[:MAX_QUOTE])
         if not name or not text:
             name, problem = f"line {number}", f"is {line[:MAX_QUOTE]!r}: give a file name and a class id"
         else:
-            problem = _problem(quoted, name, find(name), text, class_id, len(names))
-        if not problem and labels.setdefault(name, class_id) != class_id:
-            problem = f"gives {quoted} the class {class_id}, but another line gives it {labels[name]}: remove one"
+            problem = _problem(quoted, name, find(name), text, found, len(names))
+        if not problem and labels.setdefault(name, found[0]) != found[0]:
+            problem = f"gives {quoted} the class {found[0]}, but another line gives it {labels[name]}: remove one"
         if problem:
             problems[name] = f"line {number} of {path} {problem}"
     if by_last_part:
@@ -240,18 +274,23 @@ Line = tuple[int, str]  # its number in the file, and the text
 Entry = tuple[int, str, str, str]  # a line, with the file name and the class in it
 
 
-def _class_finder(names: Sequence[tuple[str, str]], ids: Mapping[int, int] | None) -> Callable[[str], int | None]:
-    """Return a function that gives the class id of a text in a list, with or without boxes; `ids`: see read_labels."""
+def _class_finder(names: Sequence[tuple[str, str]], ids: Mapping[int, int] | None) -> Callable[[str], list[int]]:
+    """Return a function that gives the class ids of a text in a list, with or without boxes; `ids`: see read_labels.
+
+    A number is an id, also one that no class has.
+    """
     look_up = class_lookup([name for _, name in names], [wnid for wnid, _ in names])
 
-    def class_of(text: str) -> int | None:
+    def classes_of(text: str) -> list[int]:
         if re.fullmatch(r"n[0-9]{8}( -?[0-9.]+){4}.*", text):  # Kaggle's, with boxes
             objects = {*re.findall("n[0-9]{8}", text)}
             text = objects.pop() if len(objects) == 1 else text
-        class_id = look_up(text)
-        return ids.get(class_id) if ids is not None and class_id is not None else class_id
+        if not re.fullmatch("-?[0-9]{1,9}", text):
+            return look_up(text)
+        number = int(text)
+        return [number] if ids is None else [ids[number]] if number in ids else []
 
-    return class_of
+    return classes_of
 
 
 def _one_class_a_line(path: Path, lines: list[Line], files: Collection[str]) -> tuple[list[Entry], str]:
@@ -289,16 +328,22 @@ def _two_columns(
     return [(number, line, *reading(line)) for number, line in lines], notes
 
 
-def _problem(quoted: str, name: str, file: str | None, text: str, class_id: int | None, classes: int) -> str | None:
-    """Return what is wrong with a line's file name or class, if anything; `file` is the image that the name means."""
+def _problem(quoted: str, name: str, file: str | None, text: str, found: list[int], classes: int) -> str | None:
+    """Return the problem of a line's file name or class, if any.
+
+    `file` is the image that the name means, and `found` are the classes that the text means, among so many `classes`.
+    """
+    text = text[:MAX_QUOTE]
     if file is None and (name.startswith("/") or "\\" in name or ".." in name.split("/")):
         return f"names {quoted}: give a path inside the image folder, without '..' or backslashes"
-    if class_id is None and re.fullmatch("n[0-9]{8}", text):
+    if len(found) > 1:
+        return f"gives {quoted} the class {text!r}, but {text!r} {names_several(found)}: give the wnid or the id"
+    if not found and re.fullmatch("n[0-9]{8}", text):
         return f"gives {quoted} the wnid {text}, which is not in the list of class names: give the class id"
-    if class_id is None:
-        return f"gives {quoted} the class {text[:MAX_QUOTE]!r}: give a class id, a wnid or a name"
-    if not 0 <= class_id < classes:
-        return f"gives {quoted} the class {class_id}, but only 0 to {classes - 1} have names: correct one"
+    if not found:
+        return f"gives {quoted} the class {text!r}: give a class id, a wnid or a name"
+    if not 0 <= found[0] < classes:
+        return f"gives {quoted} the class {found[0]}, but only 0 to {classes - 1} have names: correct one"
     return None
 
 
@@ -307,18 +352,24 @@ def _is_header(line: str) -> bool:
 
 
 def _finder(files: Collection[str]) -> Callable[[str], str | None]:
-    """Return a function that finds a listed name among the files: whole, or by its last part, or without its ending."""
-    exact, tables = {*files}, ({}, {})
+    """Return a function that finds a listed name among the files: whole, or by its last part, or without its ending.
+
+    Names that differ only in how Unicode composes their letters are one name, but an exact hit comes first.
+    """
+    exact, tables = {*files}, ({}, {}, {})
     for file in files:
-        last = file.rpartition("/")[2]
-        for table, key in zip(tables, (last, last.rpartition(".")[0] or last), strict=True):
+        whole = composed(file)
+        last = whole.rpartition("/")[2]
+        for table, key in zip(tables, (whole, last, last.rpartition(".")[0] or last), strict=True):
             table.setdefault(key, []).append(file)
 
     def find(name: str) -> str | None:
         if name in exact:
             return name
-        last = re.split(r"[\\/]", name)[-1]
-        hits = next((table[last] for table in tables if last in table), [])
+        whole = composed(name)
+        last = re.split(r"[\\/]", whole)[-1]
+        keys = zip(tables, (whole, last, last), strict=True)
+        hits = next((table[key] for table, key in keys if key in table), [])
         return hits[0] if len(hits) == 1 else None
 
     return find

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -230,6 +231,8 @@ def colours(): return Colours()
 def shifted(): return Colours((3, 0, 1, 2))
 def named():
     net = Colours(); net.classes = ["Red, crimson", "green", "blue", "grey"]; return net
+
+def dropped(): return nn.Sequential(Colours(), nn.Dropout(0.1))
 """
 OWN = ["--model", "net.py:named", "--input-size", "8", "--mean", "0.5", "--std", "0.5", "--resize", "8"]
 OWN += ["--interpolation", "bilinear", "--threads", "1", "--output", "output"]
@@ -254,7 +257,7 @@ def own(tmp_path, monkeypatch):
         run_main("2b_evaluate", *OWN, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
         return json.loads((tmp_path / "output/2b_evaluate/metrics.json").read_text())
 
-    run.folder = tmp_path
+    run.folder, run.monkeypatch = tmp_path, monkeypatch
     return run
 
 
@@ -369,6 +372,148 @@ def test_squashed_pictures(own, capsys):
     assert own("photos", "--whole")["results"]["mostly_cropped"] == 0
     with pytest.raises(common.UserError, match="--squash and --whole are two ways"):
         own("photos", "--whole", "--squash")
+
+
+@pytest.fixture
+def split(own):
+    """Splits the folder `photos` by process_data.py, which writes the folders' names."""
+
+    def run(*arguments):
+        run_main("process_data", "--folders", "photos", *arguments, cwd=own.folder, monkeypatch=own.monkeypatch)
+
+    return run
+
+
+UNNAMED = ["--model", "net.py:colours", "--names", "names.txt"]
+COLOUR_NAMES = ["red", "green", "blue", "grey"]  # the network's order; the folders' is blue, green, grey, red
+
+
+def test_a_validation_set_without_one_of_the_networks_classes(own, split, capsys):
+    """By their places the labels gave the reds to blue: top-1 0 for 1, with the names of other classes."""
+    save_colours(own.folder / "photos", COLOUR_NAMES)
+    (own.folder / "names.txt").write_text("\n".join(COLOUR_NAMES))
+    shutil.rmtree(own.folder / "photos/green")
+    split()
+    metrics = own(*UNNAMED)
+    assert metrics["results"]["images"] == 9 and metrics["results"]["top1_accuracy"] == 1
+    note = "1 class of the network not in dataset/DL_data_p/synset_words.txt: green"
+    assert note in metrics["model"]["notes"] and f"note: {note}" in capsys.readouterr().err
+    table = csv.DictReader((own.folder / "output/2b_evaluate/classes.csv").read_text().splitlines())
+    assert [(row["class"], row["name"], row["images"]) for row in table] == [
+        ("0", "red", "3"),
+        ("2", "blue", "3"),
+        ("3", "grey", "3"),
+    ]
+
+
+def test_a_checkpoint_whose_classes_have_another_order(own, split):
+    """By their places only green, which is the second in both orders, was right: top-1 0.25 for 1."""
+    save_colours(own.folder / "photos", COLOUR_NAMES)
+    split()
+    state = {"model": {"scale": torch.tensor(40.0)}, "class_to_idx": {name: c for c, name in enumerate(COLOUR_NAMES)}}
+    torch.save(state, own.folder / "w.pth")
+    metrics = own("--model", "net.py:colours", "--weights", "w.pth")
+    assert metrics["results"]["top1_accuracy"] == 1 and metrics["model"]["names"] == "the checkpoint"
+    assert "matched by name, not by id" in metrics["model"]["notes"][-1]
+
+
+def test_classes_that_the_network_lacks_are_skipped_and_all_of_them_refused(own, split, capsys):
+    save_colours(own.folder / "photos", ["red", "lime", "blue", "grey"])
+    (own.folder / "names.txt").write_text("\n".join(COLOUR_NAMES))
+    split()
+    metrics = own(*UNNAMED)
+    assert metrics["results"]["images"] == 9 and metrics["results"]["top1_accuracy"] == 1
+    assert [entry["path"] for entry in metrics["images"]["skipped"]] == [f"DL_data_p/2/lime/{i}.png" for i in range(3)]
+    assert "its class 'lime' is none of the network's 4" in metrics["images"]["skipped"][0]["reason"]
+    note = "1 class of dataset/DL_data_p/synset_words.txt not matched with the network's, 3 images skipped: lime"
+    assert note in metrics["model"]["notes"] and f"note: {note}" in capsys.readouterr().err
+    (own.folder / "names.txt").write_text("a\nb\nc\nd")
+    for script in ("2b_evaluate", "2g_faithfulness"):
+        with pytest.raises(common.UserError, match="none of the 12 images can be used, the first because its class"):
+            run_main(script, *OWN, *UNNAMED, cwd=own.folder, monkeypatch=own.monkeypatch)
+
+
+def test_rows_of_labels_that_mean_other_classes_by_now_are_not_resumed(own, split):
+    save_colours(own.folder / "photos", COLOUR_NAMES)
+    (own.folder / "names.txt").write_text("\n".join(COLOUR_NAMES))
+    split()
+    assert own(*UNNAMED)["results"]["top1_accuracy"] == 1
+    (own.folder / "dataset/DL_data_p/synset_words.txt").write_text("green\nblue\ngrey\nred\n")
+    assert own(*UNNAMED)["results"]["top1_accuracy"] == 0.5
+
+
+def test_the_other_exercises_match_labels_by_name_too(own, split):
+    save_colours(own.folder / "photos", COLOUR_NAMES)
+    save_colours(own.folder / "dataset/DL_data/test_images", ["red"], images=1)
+    (own.folder / "names.txt").write_text("\n".join(COLOUR_NAMES))
+    shutil.rmtree(own.folder / "photos/green")
+    split()
+    fast = ["--copies", "1", "--steps", "2", "--randomise", "0", "--mosaics", "0"]
+    for name, arguments in {
+        "2g_faithfulness": [*UNNAMED, *fast],
+        "2h_mc_dropout": [*UNNAMED, "--model", "net.py:dropped", "--passes", "2", "--shift-limit", "0"],
+    }.items():
+        run_main(name, *OWN, *arguments, cwd=own.folder, monkeypatch=own.monkeypatch)
+        lines = (own.folder / "output" / name / "rows.jsonl").read_text().splitlines()
+        rows = [row for row in map(json.loads, lines) if row["path"].startswith("DL_data_p")]
+        found = [(row["path"].split("/")[1], row["class"] if "right" in row else row["label"]) for row in rows]
+        assert found == [*[("0", 2)] * 3, *[("1", 3)] * 3, *[("2", 0)] * 3]  # blue, grey, red
+        assert all(row["right"] if "right" in row else row["single"]["right"] for row in rows)
+        notes = json.loads((own.folder / "output" / name / "metrics.json").read_text())["model"]["notes"]
+        assert any(note.endswith(": green") for note in notes)
+    own.monkeypatch.chdir(own.folder)
+    model = common.load_model("net.py:named", input_size=8, resize=8)
+    photos, _ = load_script("2c_class_visualization").real_photos(model, {}, [0, 1], "dataset")
+    assert {c: photo["photo"] for c, photo in photos.items()} == {0: "DL_data_p/2/red/0.png"}  # Red, crimson
+
+
+def test_a_few_of_imagenets_classes_by_their_wnids(own, split):
+    """Ten folders named by wnids are how Imagenette comes. They were refused: 1000 classes, and other names."""
+    for wnid in ("n01729977", "n01774750"):
+        save_photo(own.folder / "photos" / wnid / "a.png")
+    split()
+    arguments = ["--model", "timm/test_resnet", "--weights", "random", "--input-size", "32", "--output", "output"]
+    run_main("2b_evaluate", *arguments, cwd=own.folder, monkeypatch=own.monkeypatch)
+    table = csv.DictReader((own.folder / "output/2b_evaluate/classes.csv").read_text().splitlines())
+    assert [(row["class"], row["name"]) for row in table] == [("55", "green snake"), ("76", "tarantula")]
+
+
+def test_links_to_class_folders_and_folders_without_pictures(own, capsys):
+    """A link was left out without a word; torchvision follows it."""
+    save_colours(own.folder / "elsewhere", COLOUR_NAMES)
+    save_colours(own.folder / "photos", ["Red"], images=1)
+    (own.folder / "photos/green").symlink_to("../elsewhere/green")
+    (own.folder / "photos/blue").mkdir()
+    (own.folder / "photos/blue/inner").symlink_to(own.folder / "elsewhere/blue")
+    (own.folder / "photos/blue/inner/loop").symlink_to("..")
+    (own.folder / "photos/grey").mkdir()
+    (own.folder / "photos/grey/readme.txt").write_text("no picture")
+    save_photo(own.folder / "photos/__MACOSX/a.png")
+    save_photo(own.folder / "photos/Red/@eaDir/a.png/thumb.png")
+    metrics = own("photos")
+    assert metrics["results"]["images"] == 7 and metrics["results"]["top1_accuracy"] == 1
+    assert "1 class folder without a picture: grey" in metrics["model"]["notes"]
+    assert "note: 1 class folder without a picture: grey" in capsys.readouterr().err
+    run_main("2d_predict", "photos", *OWN, cwd=own.folder, monkeypatch=own.monkeypatch)
+    images = json.loads((own.folder / "output/2d_predict/metrics.json").read_text())["images"]
+    assert (images["used"], images["no_picture"]) == (7, 1)
+
+
+def test_two_folders_of_one_class_are_said(own):
+    save_colours(own.folder / "photos", ["Red", "green", "blue", "grey"])
+    (own.folder / "photos/crimson").mkdir()
+    (own.folder / "photos/Red/0.png").rename(own.folder / "photos/crimson/0.png")
+    metrics = own("photos")
+    assert metrics["results"]["top1_accuracy"] == 1
+    assert "several folders of one class: Red, crimson" in metrics["model"]["notes"]
+
+
+def test_the_parts_of_a_dataset_are_no_classes(own):
+    for part in ("train", "val"):
+        save_colours(own.folder / "photos" / part, COLOUR_NAMES, images=1)
+    for model in ("net.py:named", "net.py:colours"):
+        with pytest.raises(common.UserError, match="photos has the folders train, val, .* such as photos/val$"):
+            own("photos", "--model", model)
 
 
 @pytest.mark.shared

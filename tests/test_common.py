@@ -266,7 +266,12 @@ def test_logits_that_are_not_finite_are_an_error(images):
 def test_find_class():
     categories = ["tench", "crane", "great white shark, white shark", "crane"]
     assert common.find_class("2", categories) == common.find_class("White_Shark", categories) == 2
-    for text, says in {"crane": "1, 3", "tenc": "did you mean tench", "4": "0 to 3", "-1": "0 to 3"}.items():
+    for text, says in {
+        "crane": "two classes: 1 and 3",
+        "tenc": "did you mean tench",
+        "4": "0 to 3",
+        "-1": "0 to 3",
+    }.items():
         with pytest.raises(common.UserError, match=says):
             common.find_class(text, categories)
 
@@ -296,6 +301,41 @@ def test_images_of_folders_are_in_a_fixed_order_without_hidden_ones(tmp_path):
     for name in ("b/2.png", "b/.hidden/3.png", "a.png", "b/1.png", ".DS_Store"):
         save_photo(tmp_path / name) if name.endswith("png") else (tmp_path / name).write_bytes(b"")
     assert [p.relative_to(tmp_path).as_posix() for p in common.list_files(tmp_path)] == ["a.png", "b/1.png", "b/2.png"]
+
+
+def test_links_to_folders_are_followed_once_each(tmp_path):
+    """They were left out without a word. The folder's own path comes before a link's; a loop ends."""
+    for name in ("photos/b/1.png", "outside/2.png", "outside/below/3.png"):
+        save_photo(tmp_path / name, size=(8, 8))
+    for link, target in {
+        "photos/a": "b",  # beside the folder itself
+        "photos/c": "../outside",
+        "photos/d": "../outside/below",  # listed by the link before
+        "photos/e": "../outside",
+        "photos/b/loop": "..",
+        "outside/up": "..",  # a folder that holds the link, wherever that is met
+        "photos/nothing": "absent",
+    }.items():
+        (tmp_path / link).symlink_to(target)
+    found = [p.relative_to(tmp_path).as_posix() for p in common.list_files(tmp_path / "photos")]
+    assert found == ["photos/b/1.png", "photos/c/2.png", "photos/c/below/3.png", "photos/nothing"]
+    found = [p.relative_to(tmp_path).as_posix() for p in common.list_files(tmp_path / "photos/c")]
+    assert found == ["photos/c/2.png", "photos/c/below/3.png"]
+
+
+def test_folders_of_systems_are_no_part_of_a_dataset(tmp_path):
+    for folder in (
+        "__MACOSX",
+        "@eaDir",
+        ".ipynb_checkpoints",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+    ):
+        save_photo(tmp_path / f"DL_data_p/{folder}/1.png", size=(8, 8))
+        save_photo(tmp_path / f"DL_data_p/0/{folder}/1.png", size=(8, 8))
+    save_photo(tmp_path / "DL_data_p/0/a.png", size=(8, 8))
+    assert [file.key for file in common.validation_images(tmp_path)] == ["DL_data_p/0/a.png"]
 
 
 @pytest.mark.parametrize("name", ["test_images", "Test Images", "test"])

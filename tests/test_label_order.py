@@ -58,6 +58,47 @@ def test_labels_without_any_order_get_the_likely_cures():
     assert "agree" not in says and "are they ids from 1" in says
 
 
+def shifted_from(first: int, by: int) -> list[dict]:
+    """Five rows for each label: four of its class, or of the next one from `first` on, and one of a class far away."""
+    rows = []
+    for label in range(CLASSES):
+        true = label + by * (label >= first)
+        if 0 <= true < CLASSES:
+            for predicted in [true] * 4 + [(label + 10) % CLASSES]:
+                rank = 1 if predicted == label else 2
+                rows.append({"class": label, "predicted": predicted, "rank": rank, "confidence": 0.8})
+    return rows
+
+
+@pytest.mark.parametrize(("first", "by", "hits"), [(10, 1, "40 of 50"), (4, -1, "16 of 20"), (17, -1, "68 of 85")])
+def test_labels_that_are_shifted_from_some_id_on(first, by, hits):
+    """A class that the labels lack, or have more than the network: all later ones were counted as mistakes."""
+    rows = shifted_from(first, by)
+    later = 5 * (CLASSES - first - (by == 1))
+    found = other_order(rows, NAMES)
+    assert (found["suspect"], found["shifted_from"], found["shift"]) == (True, first, by)
+    assert found["agreement_shifted"] == 0.8
+    direction = "higher" if by == 1 else "lower"
+    assert found["says"].startswith(
+        f"the labels seem shifted by one from id {first} on: there top-1 is at chance (0 of {later}) at a mean "
+        f"confidence of 0.80, and 0.800 of the images agree with the next {direction} id; below, {hits} are right: is"
+    )
+
+
+def test_a_class_that_the_network_takes_for_its_neighbour_is_no_shift():
+    """However many images it has; nor two such classes, nor several that it takes for one and the same."""
+    assert other_order(shifted_from(18, -1), NAMES) is None
+    rows = rows_of(list(range(CLASSES)), images=1000)
+    for row in rows:
+        if row["class"] == CLASSES - 1:
+            row |= {"predicted": CLASSES - 2, "rank": 2}
+    assert other_order(rows, NAMES) is None
+    for row in rows:
+        if row["class"] >= CLASSES - 5:
+            row |= {"predicted": CLASSES - 6, "rank": 2}
+    assert other_order(rows, NAMES) is None
+
+
 def test_nothing_is_said_where_the_labels_may_belong():
     assert other_order(rows_of(list(range(CLASSES))), NAMES) is None
     shifted = [(c + 5) % CLASSES for c in range(CLASSES)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from explain.errors import UserError
-from explain.labels import read_labels, read_names
+from explain.labels import names_text, read_labels, read_names, split_wnid
 
 NAMES = ["tench, Tinca tinca", "goldfish", "great white shark"]
 WNIDS = ["n01440764", "n01443537", "n01484850"]
@@ -162,6 +164,116 @@ def test_ids_from_one_are_refused(tmp_path, text):
 def test_forms_of_names(tmp_path, file, text, expected):
     (tmp_path / file).write_text(text)
     assert read_names(tmp_path / file) == expected
+
+
+TWO = [("", "tench"), ("", "great white shark, man-eater")]
+
+
+@pytest.mark.parametrize(
+    ("text", "read_as"),
+    [
+        ("0 tench\n1 great white shark, man-eater\n", "an id and a name on each line"),
+        ("1 great white shark, man-eater\n0 tench\n", "an id and a name on each line"),
+        ("0,tench\n1,great white shark, man-eater\n", "an id and a name on each line"),
+        ('0,tench\n1,"great white shark, man-eater"\n', "an id and a name on each line"),
+        ("0: tench\n1: great white shark, man-eater\n", "an id and a name on each line"),
+        ("0\t'tench'\n1\tgreat white shark, man-eater", "an id and a name on each line"),
+        (
+            "ClassId,SignName\n0,tench\n1,great white shark, man-eater\n",
+            "an id and a name on each line, header 'ClassId,SignName' left out",
+        ),
+        ("{0: 'tench',\n 1: 'great white shark, man-eater'}", "a dictionary with ids"),
+        ("{1: \"great white shark, man-eater\", 0: 'tench', }\n", "a dictionary with ids"),
+        ("{'great white shark, man-eater': 1, 'tench': 0}", "a dictionary with ids"),
+        ("['tench', 'great white shark, man-eater']", "a list in brackets"),
+        ('{\n  "0": "tench",\n  "1": "great white shark, man-eater"\n}', "a dictionary with ids"),
+    ],
+)
+def test_lists_with_ids_are_names_by_id(tmp_path, text, read_as):
+    (tmp_path / "names.txt").write_text(text)
+    names = read_names(tmp_path / "names.txt")
+    assert names == TWO and names.read_as == read_as
+
+
+def test_the_config_of_a_network_on_the_hub(tmp_path):
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["ViTForImageClassification"], "id2label": {"1": "great white shark, man-eater", '
+        '"0": "tench"}, "label2id": {"tench": 0, "great white shark, man-eater": 1}, "num_channels": 3}'
+    )
+    names = read_names(tmp_path / "config.json")
+    assert names == TWO and names.read_as == "the names under id2label"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["1 tench", "2 goldfish"],  # ids are those from 0 on
+        ["0 tench", "goldfish"],
+        ["0 tench", "0 goldfish"],
+        ["0 tench", "2 goldfish"],
+        ["0 stars", "1 star", "2 stars", "3 stars", "4 stars"],  # the number is what tells them apart
+        ["0", "1", "10", "2"],
+        ["[unclosed", "{brace"],
+    ],
+)
+def test_numbers_that_are_no_ids_stay_in_the_names(tmp_path, lines):
+    (tmp_path / "names.txt").write_text("\n".join(lines))
+    names = read_names(tmp_path / "names.txt")
+    assert names == [("", line) for line in lines] and names.read_as == ""
+
+
+def test_a_wnid_may_come_after_the_id_and_be_the_name(tmp_path):
+    (tmp_path / "names.txt").write_text("0 n01440764 tench\n1 n01443537\n")
+    assert read_names(tmp_path / "names.txt") == [("n01440764", "tench"), ("n01443537", "n01443537")]
+
+
+@pytest.mark.parametrize(
+    "text", ["{0: 'a', 2: 'b'}", "{0: 'a'", "['a', __import__('os')]", "{0: -" + "-" * 10_000 + "1}"]
+)
+def test_a_dictionary_without_names_by_id_is_one_sentence(tmp_path, text):
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(UserError, match="names.txt .*give a list"):
+        read_names(tmp_path / "names.txt")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [
+            "0 cat",
+            "1 dog",
+            "10 x",
+            "2 e",
+            "3 f",
+            "4 g",
+            "5 h",
+            "6 i",
+            "7 j",
+            "8 k",
+            "9 l",
+        ],  # folders, as text sorts them
+        ["{0: cat", "dog"],
+        ["n01440764", "n01443537 goldfish", "cat, Felis catus"],
+        ["0 stars", "1 star", "2 stars"],
+    ],
+)
+def test_a_list_that_is_written_is_read_as_the_same_names(tmp_path, lines):
+    names = [split_wnid(line) for line in lines]
+    (tmp_path / "names.txt").write_text(names_text(names))
+    assert read_names(tmp_path / "names.txt") == names
+
+
+def test_names_of_files_that_macos_decomposed(tmp_path):
+    """é as one sign in the list, and as e with an accent in the folder, or the other way round."""
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for listed, file in ((composed, apart), (apart, composed)):
+        (tmp_path / "val.txt").write_text(f"{listed}.jpg 1\nsub/{listed}.png 0\n{listed} 2.jpg 0\n", "utf-8")
+        read = read_labels(tmp_path / "val.txt", TWO, [f"{file}.jpg", f"{file}.png", f"{file} 2.jpg"])
+        assert read.labels == {f"{file}.jpg": 1, f"{file}.png": 0, f"{file} 2.jpg": 0}
+        assert read.notes == ["1 names taken by their last part or without their ending"]
+    (tmp_path / "val.txt").write_text(f"{composed}.jpg 1\n{apart}.jpg 0\n", "utf-8")  # two files are two
+    read = read_labels(tmp_path / "val.txt", TWO, [f"{composed}.jpg", f"{apart}.jpg"])
+    assert read.labels == {f"{composed}.jpg": 1, f"{apart}.jpg": 0}
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": 0, "b": 2}', '{"a": 0, "b": 0}', "{}", "[]", "3", '{"a": "b"}', "[[1]]"])

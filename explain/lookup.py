@@ -1,0 +1,57 @@
+"""Looking a class up by its name: one rule for --classes, for lists of labels, for folders, and between two lists."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Sequence
+
+MAX_IDS = 10  # ids that an error lists
+
+
+def composed(text: str) -> str:
+    """Return a text in Unicode's form NFC; macOS writes the names of files in another one (é as e and an accent)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def caseless(text: str) -> str:
+    """Return a class name in lower case, composed, with spaces for underscores."""
+    return composed(composed(text).replace("_", " ").strip().casefold())
+
+
+def synonyms(name: str) -> list[str]:
+    """Return the names of a class, which commas separate, each `caseless`."""
+    return [part for part in map(caseless, name.split(",")) if part]
+
+
+def class_lookup(names: Sequence[str], wnids: Sequence[str] = ()) -> Callable[[str], list[int]]:
+    """Return a function that lists the ids of the classes that a text names: several for an ambiguous name.
+
+    The first of these comparisons by which the text names any class decides, so that A is not a where there are both:
+    the whole name, the wnid, or the two together, exactly; the same in Unicode's NFC; the same in any case, with _ for
+    spaces; one of the names that commas separate.
+    """
+    whole: list[list[str]] = [[name] for name in names]
+    for own, wnid in zip(whole, wnids, strict=bool(wnids)):
+        own += [wnid, f"{wnid} {own[0]}"] if wnid else []
+    tables: list[tuple[Callable[[str], str], dict[str, list[int]]]] = [(form, {}) for form in (str, composed, caseless)]
+    for form, table in tables:
+        for c, own in enumerate(whole):
+            for text in {form(text) for text in own}:
+                table.setdefault(text, []).append(c)
+    parts: dict[str, list[int]] = {}
+    for c, name in enumerate(names):
+        for part in {*synonyms(name)}:
+            parts.setdefault(part, []).append(c)
+    tables.append((caseless, parts))
+
+    def look_up(text: str) -> list[int]:
+        return next((table[form(text)] for form, table in tables if form(text) in table), [])
+
+    return look_up
+
+
+def names_several(ids: Sequence[int]) -> str:
+    """Return the predicate of a sentence about an ambiguous name: names two classes: 134 and 517."""
+    number = "two" if len(ids) == 2 else f"{len(ids):,}"
+    *first, last = [str(c) for c in ids] if len(ids) <= MAX_IDS else [*map(str, ids[:MAX_IDS]), "others"]
+    return f"names {number} classes: {', '.join(first)} and {last}"
