@@ -17,29 +17,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from explain.shell import run
+from explain.run.shell import run
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from explain import evaluation_report as report
-from explain.datasets import class_folders, note_empty
-from explain.errors import printable
+from explain.basics.errors import printable
+from explain.data.datasets import class_folders, note_empty
+from explain.report import evaluation as report
 
 
 def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
     """Return loss (nats), rank of the true class, predicted class, its confidence and the Brier score, each (N,).
 
     images (N, 3, H, W), true classes (N,). Rank 1 is the most likely; the Brier score is the sum over classes of
-    (p - 1[true])^2. Raises UserError for a class that the network does not have.
+    (p - 1[true])^2. The logits (N, classes) are returned too. Raises UserError for a class that the network does not
+    have.
     """
-    return evaluate_logits(common.predict_logits(model, images), classes)
+    logits = common.predict_logits(model, images)
+    return {"logits": logits, **evaluate_logits(logits, classes)}
 
 
 def evaluate_logits(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Return what `evaluate` does, from logits (N, classes)."""
+    """Return the measures of `evaluate`, from logits (N, classes)."""
     if classes.max() >= logits.shape[1]:
         raise common.UserError(
             f"class {int(classes.max())} is unknown to a model of {logits.shape[1]} classes: do the ids start at 1?"
@@ -109,17 +111,17 @@ def main() -> None:
     else:
         files = common.label_images(split, model, options.dataset, options.limit)
 
-    def judge(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
+    def evaluate_batch(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         classes = torch.tensor([common.class_of(file) for file in batch], device=images.device)
-        logits = common.predict_logits(model, images)
-        columns = {"class": classes, **evaluate_logits(logits, classes)}
+        columns = {"class": classes, **evaluate(model, images, classes)}
+        logits = columns.pop("logits")
         values = zip(*(column.tolist() for column in columns.values()), strict=True)
         for file, own, row in zip(batch, logits.float().cpu().numpy(), values, strict=True):
             name = f"logits/{file.index:05d}.npy"
             common.write_array(output.file(name), own)  # (classes,)
             yield {**dict(zip(columns, row, strict=True)), "files": [name]}
 
-    rows, skipped = common.explain_images(model, files, judge, options, output, upright=False)
+    rows, skipped = common.explain_images(model, files, evaluate_batch, options, output, upright=False)
     report.write(rows, skipped, [file.path for file in files], model, output)
 
 

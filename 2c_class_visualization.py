@@ -11,8 +11,8 @@ al. 2014, Deep Inside Convolutional Networks, section 2). Three methods, from no
   natural   as gaussian, and pulls the statistics of the network's channels to those of photos (Yin et al. 2020,
             Dreaming to Distill, section 3.1)
 
-The priors are in explain/priors.py. How well an archetype is recognised is measured by judges, networks that had no
-part in making it: explain/archetypes.py.
+The priors are in explain/methods/priors.py. How well an archetype is recognised is measured by judges, networks that
+had no part in making it: explain/methods/archetypes.py.
 
     python 2c_class_visualization.py                                           # six classes, three methods
     python 2c_class_visualization.py --classes tarantula --methods gaussian --steps 80     # the fast one
@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from explain.shell import run
+from explain.run.shell import run
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +36,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import common
-from explain import archetypes, priors
-from explain.ascent_state import State
-from explain.options import above_0, add_settings, change_settings, fraction, replace_settings, setting
-from explain.priors import GREY
+from explain.methods import archetypes, priors
+from explain.methods.ascent_state import State
+from explain.methods.priors import GREY
+from explain.report import archetypes as report
+from explain.run.options import above_0, add_settings, change_settings, fraction, replace_settings, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +107,16 @@ def visualize_classes(
     method: str,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     size: int | Sequence[int] | None = None,
+    state: State | None = None,
+    on_step: Callable[[State], None] | None = None,
     **settings: float,
 ) -> Tensor:
     """Return an image of each class, made by gradient ascent in one batch: (N, 3, size, size) in [0, 1].
 
     `classes` as in `common.forward_pass`; `method` is one of METHODS, and `settings` replace some of its Settings.
     `size`, in pixels, one number or the same twice, defaults to the model's `input_size`. With a list of generators,
-    one per class, an image depends neither on the other classes nor on their order. Works under torch.no_grad() and
+    one per class, an image depends neither on the other classes nor on their order. A `state` is resumed, to the same
+    images; `on_step` is called with it before each step and after the last. Works under torch.no_grad() and
     torch.inference_mode(), too. Raises UserError for arguments that do not fit, and where `ascend` does. Simonyan et
     al. 2014, section 2.
     """
@@ -129,8 +133,10 @@ def visualize_classes(
     if len(generators) != len(classes):
         raise common.UserError(f"{len(generators)} generators for {len(classes)} classes: give one, or one per class")
     with torch.inference_mode(False):
-        *_, state = ascend(model, classes, change_settings(METHODS[method], settings), generators, side)
-    return state.images
+        for current in ascend(model, classes, change_settings(METHODS[method], settings), generators, side, state):
+            if on_step:
+                on_step(current)
+    return current.images
 
 
 def square_side(size: int | Sequence[int]) -> int:
@@ -302,19 +308,31 @@ def what_changes(settings: Settings) -> list[tuple[float, str]]:
 
 
 def run_ascent(
-    model: common.Classifier, classes: list[int], settings: Settings, store: common.Rows, index: int, progress: tqdm
-) -> State:
-    """Run an ascent from the state saved under `index`, if any, to its end, and save its state on the way."""
+    model: common.Classifier,
+    classes: list[int],
+    method: str,
+    settings: Settings,
+    store: common.Rows,
+    index: int,
+    progress: tqdm,
+) -> tuple[Tensor, State]:
+    """Return the archetypes of an ascent and its last state; it resumes from, and saves, the state under `index`."""
     saved = store.load_state(index)
     resumable = saved is not None and saved.pop("classes") == classes  # else it was split into other batches
-    start, last_step = State(**saved) if resumable else None, 0
-    generators = common.seeded_generators(store.output.options.seed, classes)
-    for state in ascend(model, classes, settings, generators, model.input_size, start):
-        progress.update(state.step - last_step)
-        last_step = state.step
+    states = [State(**saved)] if resumable else []
+    start, shown = (states[0] if states else None), 0
+
+    def on_step(state: State) -> None:
+        nonlocal shown
+        progress.update(state.step - shown)
+        shown, states[:] = state.step, [state]
         if state.step % KEEP_EVERY == 0 and 0 < state.step < settings.steps:
             store.save_state(index, {"classes": classes, **vars(state)})
-    return state
+
+    generators = common.seeded_generators(store.output.options.seed, classes)
+    values = dataclasses.asdict(settings)
+    images = visualize_classes(model, classes, method, generators, model.input_size, start, on_step, **values)
+    return images, states[0]
 
 
 def make_archetypes(
@@ -336,10 +354,10 @@ def make_archetypes(
         for method, numbers in batches:
             batch = common.pad([classes[k // len(methods)] for k in numbers], batch_size)
             with common.record_nondeterminism(torch.device(options.device)) as operations:
-                state = run_ascent(model, batch, settings[method], store, numbers[0], progress)
+                images, state = run_ascent(model, batch, method, settings[method], store, numbers[0], progress)
             rows = []
             for n, k in enumerate(numbers):
-                row = archetypes.save(state.images[n], batch[n], method, model, judge_networks, store.output)
+                row = archetypes.save(images[n], batch[n], method, model, judge_networks, store.output.file)
                 row |= {"index": k, "settings": dataclasses.asdict(settings[method])}
                 row |= {"starts": state.starts[n], "zero_gradient_steps": state.zero_gradient_steps[n]}
                 row["scores"] = [[i, state.scores[i][n]] for i in range(0, state.step, SCORE_EVERY)]
@@ -385,7 +403,7 @@ def main() -> None:
     rows = store.complete()
     photos, skipped = real_photos(model, judge_networks, classes, options.dataset)
     events = {method: what_changes(settings[method]) for method in settings}
-    archetypes.write_summary(rows, photos, skipped, model, judge_networks, events, output)
+    report.write(rows, photos, skipped, model, judge_networks, events, output)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from explain.shell import run
+from explain.run.shell import run
 
 import numpy as np
 import torch
@@ -31,27 +31,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from explain import faithfulness_report as report
-from explain.evaluation import class_standing
-from explain.faithfulness import (
+from explain.methods.faithfulness import (
     STEPS,
     ClassIds,
     Maps,
-    baseline_maps,
     class_tensor,
+    detail_maps,
+    edge_maps,
     in_cells,
     insertion_deletion,
     insertion_deletion_curves,
+    middle_maps,
+    random_maps,
     tiled,
 )
-from explain.figures import KINDS
-from explain.grad_cam import with_grad_cam
-from explain.maps import cascading_randomisation, rank_correlation
-from explain.options import at_least_0
+from explain.methods.maps import rank_correlation
+from explain.methods.own_maps import import_maps
+from explain.methods.randomisation import cascading_randomisation
+from explain.networks.running import class_standing
+from explain.report import faithfulness as report
+from explain.run.options import at_least_0
 
 __all__ = ["insertion_deletion", "grid_pointing", "cascading_randomisation"]
 saliency_of, guided_of = importlib.import_module("2e_saliency"), importlib.import_module("2f_guided_saliency")
 
+# The maps that are judged, those of --map beside them, and the baselines, which know nothing of the network:
+# images (N, 3, H, W) -> maps (N, H, W)
+MAPS: dict[str, common.MapFunction] = saliency_of.MAPS | guided_of.MAPS
+BASELINES: dict[str, Callable[..., Tensor]] = {
+    "random": random_maps,
+    "middle": middle_maps,
+    "edges": edge_maps,
+    "detail": detail_maps,
+}
+Table = Mapping[str, common.MapFunction]
 NOISE = 0.02  # standard deviation, in pixel values, of the noise that a stable map withstands
 SURE = 0.5  # probability from which on a photo is good for a mosaic: more than all other classes have
 
@@ -86,53 +99,56 @@ def grid_pointing(
 
 
 def explained_maps(
-    model: nn.Module, images: Tensor, classes: Tensor, indices: Sequence[int], options: argparse.Namespace
-) -> dict[str, Tensor]:
-    """Return the maps (N, H, W) of every kind that the network has, as 2e and 2f make them.
+    table: Table, model: nn.Module, images: Tensor, classes: Tensor, indices: Sequence[int], options: argparse.Namespace
+) -> tuple[dict[str, Tensor], dict[str, common.NoSuchMap]]:
+    """Return the maps (N, H, W) of every kind in the table that the network has, and why it does not have the others.
 
     The noise of the smoothed maps is that of the images' indices, the same in every call.
     """
-    maps = guided_maps(model, images, classes)
     generators = common.seeded_generators(options.seed, indices)
-    settings = options.copies, options.noise
-    smoothed = saliency_of.smoothed_saliency_maps(model, images, classes, generators, *settings)
-    maps["smoothed"] = smoothed
-    maps["combined"] = saliency_of.combined_maps(images, smoothed, maps.get("grad_cam"))
-    return {kind: maps[kind] for kind in KINDS if kind in maps}
+    settings = {"generators": generators, "copies": options.copies, "noise": options.noise}
+    with common.shared_results():
+        return common.make_maps(table, model, images, classes, **settings)
 
 
-def guided_maps(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Return the kinds of maps of 2f; without the guided ones where the network has no rectifiers to guide."""
-    try:
-        return guided_of.all_maps(model, images, classes)[0]
-    except common.UserError:
-        forward, cam = with_grad_cam(lambda: common.forward_pass(model, images, classes), images)
-        maps = {"plain": saliency_of.saliency(forward)}
-        return maps if cam.maps() is None else {**maps, "grad_cam": cam.maps()}
+def baseline_maps(images: Tensor, indices: Sequence[int], options: argparse.Namespace) -> dict[str, Tensor]:
+    """Return the maps (N, H, W) of each baseline; a random one is made anew from the images' indices."""
+    return {
+        kind: common.call_with(function, images, generators=common.seeded_generators(options.seed, indices))
+        for kind, function in BASELINES.items()
+    }
 
 
 def measure_image(
-    model: nn.Module, image: Tensor, c: Tensor, index: int, options: argparse.Namespace
-) -> dict[str, dict[str, list[float]]]:
-    """Return the insertion and deletion curves of every kind of map, and of the baselines, of an image (1, 3, H, W)."""
-    maps = explained_maps(model, image, c, [index], options)
-    maps |= baseline_maps(image, common.seeded_generators(options.seed, [index]))
-    good = {kind: saliency for kind, saliency in maps.items() if saliency.any() and saliency.isfinite().all()}
+    table: Table, model: nn.Module, image: Tensor, c: Tensor, index: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Return curves and areas of insertion and deletion for every map and baseline of an image (1, 3, H, W)."""
+    maps, reasons = explained_maps(table, model, image, c, [index], options)
+    baselines = baseline_maps(image, [index], options)
+    good = {k: saliency for k, saliency in (maps | baselines).items() if saliency.any() and saliency.isfinite().all()}
     n, ordered = len(good), in_cells(torch.cat([*good.values()]), options.cells)
-    curves = insertion_deletion_curves(model, image.expand(n, -1, -1, -1), c.expand(n), ordered, options.steps)
+    arguments = model, image.expand(n, -1, -1, -1), c.expand(n), ordered, options.steps
+    with common.shared_results():  # the areas are those under the curves that are drawn
+        curves, areas = insertion_deletion_curves(*arguments), torch.stack(insertion_deletion(*arguments))
     names = ("insertion", "deletion")
-    return {kind: dict(zip(names, curves[:, k].tolist(), strict=True)) for k, kind in enumerate(good)}
+    return {
+        "maps": [*maps],
+        "baselines": [*baselines],
+        "left_out": {kind: reason.lacking for kind, reason in reasons.items()},
+        "curves": {kind: dict(zip(names, curves[:, k].tolist(), strict=True)) for k, kind in enumerate(good)},
+        "areas": {kind: dict(zip(names, areas[:, k].tolist(), strict=True)) for k, kind in enumerate(good)},
+    }
 
 
 def check_image(
-    model: nn.Module, image: Tensor, c: Tensor, other: Tensor, index: int, options: argparse.Namespace
+    table: Table, model: nn.Module, image: Tensor, c: Tensor, other: Tensor, index: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Return what is left of an image's maps under a little noise, for another class, and in a randomised network."""
 
     def maps_of(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:  # (kinds, 1, H, W)
-        return torch.stack([*explained_maps(model, images, classes, [index], options).values()])
+        return torch.stack([*explained_maps(table, model, images, classes, [index], options)[0].values()])
 
-    intact = explained_maps(model, image, c, [index], options)
+    intact, _ = explained_maps(table, model, image, c, [index], options)
     (generator,) = common.seeded_generators(options.seed, [index])
     noise = torch.randn(image.shape[1:], generator=generator).to(image)
     changed = {"stability": maps_of(model, image + NOISE * noise, c), "other_class": maps_of(model, image, other)}
@@ -170,7 +186,12 @@ def choose_mosaic(
 
 
 def point(
-    model: common.Classifier, photos: Tensor, classes: Tensor, indices: list[int], options: argparse.Namespace
+    table: Table,
+    model: common.Classifier,
+    photos: Tensor,
+    classes: Tensor,
+    indices: list[int],
+    options: argparse.Namespace,
 ) -> tuple[dict[str, list[float | None]], Tensor]:
     """Return the shares of each kind of map of a mosaic of four photos (4, 3, S, S), and the first class's maps.
 
@@ -180,9 +201,9 @@ def point(
     first: list[Tensor] = []
 
     def maps_of(model: nn.Module, mosaics: Tensor, classes: Tensor) -> Tensor:  # (kinds, 4, 2S, 2S)
-        maps = explained_maps(model, mosaics, classes, indices, options)
+        maps, _ = explained_maps(table, model, mosaics, classes, indices, options)
         first.append(F.avg_pool2d(torch.stack([of_kind[0] for of_kind in maps.values()]), 2))
-        maps |= baseline_maps(mosaics, common.seeded_generators(options.seed, indices))
+        maps |= baseline_maps(mosaics, indices, options)
         kinds.extend(maps)
         return torch.stack([*maps.values()])
 
@@ -202,6 +223,7 @@ def takes(model: common.Classifier, images: Tensor) -> bool:
 
 def measure_mosaic(
     number: int,
+    table: Table,
     model: common.Classifier,
     files: Sequence[common.ImageFile],
     options: argparse.Namespace,
@@ -228,12 +250,16 @@ def measure_mosaic(
     photos = torch.cat([load(file) for file in members.values()])
     if not takes(model, tiled(photos)[None]):
         return mosaic | {"left_out": f"the network takes no pictures of {2 * model.input_size} pixels"}
-    mosaic["shares"], maps = point(model, photos, torch.tensor([*members], device=options.device), indices, options)
+    mosaic["shares"], maps = point(
+        table, model, photos, torch.tensor([*members], device=options.device), indices, options
+    )
+    mosaic["maps"] = [*mosaic["shares"]][: len(maps)]
     common.write_array(output.file(common.map_name(number, "mosaic")), maps.cpu().numpy())
     return mosaic
 
 
-def judge(
+def measure_batch(
+    table: Table,
     model: common.Classifier,
     images: Tensor,
     batch: Sequence[common.ImageFile],
@@ -252,11 +278,11 @@ def judge(
         image, c = images[n : n + 1], explained[n : n + 1]
         row["right"] = file.label is None or row["rank"] == 1
         if row["right"]:
-            row["curves"] = measure_image(model, image, c, file.index, options)
+            row |= measure_image(table, model, image, c, file.index, options)
             if file.index < options.randomise:
                 leading = logits[n].topk(2).indices
                 other = leading[leading != c][:1]  # the likeliest of the others
-                row |= check_image(model, image, c, other, file.index, options)
+                row |= check_image(table, model, image, c, other, file.index, options)
         yield row
 
 
@@ -276,6 +302,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--noise", default=saliency_of.NOISE, type=at_least_0, metavar="SD", help="standard deviation of their noise"
     )
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="FILE.py:FUNCTION",
+        help="judge a map of your own beside the others: function(model, images (N, 3, H, W), classes (N,)) -> "
+        "(N, H, W); can be repeated",
+    )
     parser.set_defaults(limit=32)
     return parser.parse_args()
 
@@ -287,15 +321,16 @@ def main() -> None:
     files = common.test_images(options) if options.images else common.validation_images(options.dataset, limit)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
+    table = MAPS | import_maps(options.map)
     if labelled:
         files = common.label_images(files, model, options.dataset, options.limit)
     files, classes = common.classes_to_explain(options.classes, files, model.categories, model.wnids)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict[str, Any]]:
         asked = [file.label if labelled else classes[file.index] for file in batch]
-        for file, row in zip(batch, judge(model, images, batch, asked, options), strict=True):
+        for file, row in zip(batch, measure_batch(table, model, images, batch, asked, options), strict=True):
             if file.index < options.mosaics:
-                row["mosaic"] = measure_mosaic(file.index, model, files, options, output)
+                row["mosaic"] = measure_mosaic(file.index, table, model, files, options, output)
                 row["files"] = [common.map_name(file.index, "mosaic")] if row["mosaic"]["shares"] else []
             yield row
 

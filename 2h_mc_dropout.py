@@ -19,16 +19,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from explain.shell import run
+from explain.run.shell import run
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 import common
-from explain import dropout, selective
-from explain import uncertainty_report as report
-from explain.disturbances import disturbed
+from explain.methods import dropout, selective
+from explain.methods.disturbances import disturbed
+from explain.report import uncertainty as report
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
 PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
@@ -48,10 +48,12 @@ def mc_dropout_logits(
     generator: Generators = None,
     share: bool | None = None,
     bfloat16: bool = False,
+    deterministic: bool = False,
 ) -> Tensor:
     """Return the logits (passes, N, classes) of images (N, 3, H, W) with every dropout on, and only dropout.
 
-    (passes, N, ...) for a network whose output has more dimensions (a segmentation); see `explain.logits.as_logits`.
+    (passes, N, ...) for a network whose output has more dimensions (a segmentation); see `common.as_logits`.
+    With `deterministic`, a pass without dropout comes first: (1 + passes, N, classes).
 
     With a list of generators, one for each image, an image's passes do not depend on the others in the batch; from a
     single generator, one for each image is seeded. `share` says whether the passes share what comes before the first
@@ -60,18 +62,6 @@ def mc_dropout_logits(
     dropout, with some that cannot be reached, or whose logits are not finite, and for no images. Gal and Ghahramani
     2016, section 4.
     """
-    return single_and_mc_logits(model, images, passes, generator, share, bfloat16)[1]
-
-
-def single_and_mc_logits(
-    model: nn.Module,
-    images: Tensor,
-    passes: int,
-    generator: Generators = None,
-    share: bool | None = None,
-    bfloat16: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return the logits (N, classes) of the deterministic pass, and those (passes, N, classes) with dropout on."""
     passes = common.whole_argument("passes", passes)
     if not len(common.check_images(images)):
         raise common.UserError("there are no images: give at least one")
@@ -83,7 +73,7 @@ def single_and_mc_logits(
         logits = (shared_passes if share else whole_passes)(model, images, passes, generators, bfloat16)
     logits = logits.float() if bfloat16 and logits.dtype == torch.bfloat16 else logits
     common.check_finite(logits[0])
-    return logits[0], logits[1:]
+    return logits if deterministic else logits[1:]
 
 
 def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
@@ -258,7 +248,8 @@ def main() -> None:
 
     def passes_of(images: Tensor, batch: list[common.ImageFile], bfloat16: bool) -> tuple[Tensor, Tensor]:
         generators = common.seeded_generators(options.seed, (file.index for file in batch))
-        return single_and_mc_logits(model, images, options.passes, generators, share, bfloat16)  # (N, C), (T, N, C)
+        logits = mc_dropout_logits(model, images, options.passes, generators, share, bfloat16, deterministic=True)
+        return logits[0], logits[1:]  # (N, classes), (T, N, classes)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
         single, logits = passes_of(images, batch, options.bfloat16)

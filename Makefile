@@ -9,7 +9,7 @@
 OUTPUT := output
 SCRIPTS := 2b_evaluate 2c_class_visualization 2d_predict 2e_saliency 2f_guided_saliency 2g_faithfulness 2h_mc_dropout
 METRICS := $(SCRIPTS:%=$(OUTPUT)/%/metrics.json)
-SHARED_CODE := common.py $(wildcard explain/*.py)
+SHARED_CODE := common.py $(wildcard explain/*/*.py)
 # what the data is; process_data.py leaves the file as it was where nothing changed
 DATA := $(OUTPUT)/process_data/rows.jsonl
 
@@ -29,7 +29,7 @@ report: $(METRICS)
 
 # the report as one file to be mailed, with the figures inside: output/report-single.html
 page: $(METRICS)
-	$(RUN) -m explain.page $(OUTPUT)
+	$(RUN) -m explain.report.page $(OUTPUT)
 
 $(INSTALLED): requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 13) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}: take 3.10 to 3.13, as in make PYTHON=python3.12")'

@@ -8,19 +8,20 @@ Importing this file does nothing.
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from explain.shell import keep_freed_memory
+from explain.run.shell import keep_freed_memory
 
 import joblib
 import numpy as np
@@ -28,28 +29,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from explain.class_names import find_class, find_classes, match_labels, name_classes
-from explain.command_line import exercise_parser, option_parser, positive, whole
-from explain.datasets import TEST_FOLDERS, find_folder, read_dataset_names
-from explain.errors import UserError, one_line, printable, quantity, whole_argument
-from explain.evaluation import check_finite, class_standing, device_of, evaluation_mode, predict_logits
-from explain.figures import (
-    MAP_SCALE,
-    WIDTH,
-    brightest,
-    draw_colour_bar,
-    draw_heading,
-    draw_image,
-    draw_map,
-    draw_picture,
-    file_name,
-    map_name,
-    panel_grid,
-    short,
-)
-from explain.files import is_system_name, list_files, size_of, write_file
-from explain.labels import read_names
-from explain.logits import (
+from explain.basics.errors import NoSuchMap, UserError, one_line, printable, quantity, whole_argument
+from explain.basics.files import is_system_name, list_files, size_of
+from explain.basics.sharing import is_shared, shared, shared_results
+from explain.data.datasets import TEST_FOLDERS, find_folder, read_dataset_names
+from explain.data.labels import read_names
+from explain.data.pictures import FINDINGS, is_picture_name, nearly_black, read_image, to_pixels
+from explain.methods.faithfulness import faithfulness_scores
+from explain.methods.feature_maps import run_with_features
+from explain.methods.maps import describe_map
+from explain.networks.class_names import find_class, find_classes, match_labels, name_classes
+from explain.networks.classifier import Classifier, load_model
+from explain.networks.logits import (
     as_logits,
     at_least_one,
     check_images,
@@ -58,25 +49,23 @@ from explain.logits import (
     logits_of,
     run_network,
 )
-from explain.networks import Classifier, load_model
-from explain.output import OutputFolder, write_array
-from explain.pictures import FINDINGS, is_picture_name, nearly_black, read_image, to_pixels
-from explain.preprocessing import OPTIONS
-from explain.progress import progress
-from explain.rows import Rows, run_settings
+from explain.networks.preprocessing import OPTIONS
+from explain.networks.running import check_finite, class_standing, device_of, evaluation_mode, predict_logits
+from explain.run.command_line import exercise_parser, option_parser, positive, whole
+from explain.run.output import OutputFolder, map_name, write_array
+from explain.run.progress import progress
+from explain.run.rows import Rows, run_settings
 
-# The dataset; the class score; from image files to rows; options; what comes out
-__all__ = ["ImageFile", "ImageFiles", "list_files", "list_pictures", "find_folder", "test_images", "validation_images"]
-__all__ += ["class_of", "label_images", "add_notes", "read_image", "Classes", "ForwardPass", "forward_pass"]
-__all__ += ["class_score_gradient", "find_class"]
-__all__ += ["classes_to_explain", "class_finding", "class_lines", "file_name", "find_classes", "describe_classes"]
-__all__ += ["check_finite", "device_of", "evaluation_mode", "predict_logits"]
-__all__ += ["as_logits", "check_images", "class_ids", "logits_of", "run_network"]
-__all__ += ["explain_images", "pad", "record_nondeterminism", "seeded_generators", "Rows", "run_settings", "size_of"]
-__all__ += ["exercise_parser", "option_parser", "positive", "whole", "load_from_options", "load_model", "Classifier"]
-__all__ += ["OutputFolder", "UserError", "write_array", "write_file", "to_pixels", "progress", "MAP_SCALE", "WIDTH"]
-__all__ += ["brightest", "draw_colour_bar", "draw_heading", "draw_image", "draw_map", "draw_picture", "map_name"]
-__all__ += ["panel_grid", "quantity", "short", "keep_freed_memory", "whole_argument"]
+# What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
+__all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]
+__all__ += ["test_images", "validation_images", "Classes", "class_ids", "class_score_gradient"]
+__all__ += ["classes_to_explain", "find_class", "find_classes", "forward_pass", "shared", "shared_results"]
+__all__ += ["MapFunction", "NoSuchMap", "call_with", "make_maps", "map_name", "map_rows", "as_logits"]
+__all__ += ["check_finite", "check_images", "device_of", "evaluation_mode", "logits_of", "predict_logits"]
+__all__ += ["run_network", "explain_images", "pad", "read_image", "record_nondeterminism", "seeded_generators"]
+__all__ += ["Rows", "run_settings", "Classifier", "exercise_parser", "load_from_options", "load_model"]
+__all__ += ["option_parser", "positive", "whole", "OutputFolder", "UserError", "progress", "quantity", "to_pixels"]
+__all__ += ["write_array", "keep_freed_memory", "whole_argument", "explain_batches", "printable"]
 
 # Class ids, one for each image, or one for all; None: an image's most likely class
 Classes = Tensor | np.ndarray | Sequence[int | None] | int
@@ -217,25 +206,26 @@ class ForwardPass(NamedTuple):
     images: Tensor  # (N, 3, H, W), the leaf of the graph
     logits: Tensor  # (N, classes)
     classes: Tensor  # (N,), those to explain
+    features: Tensor | None = None  # (N, C, h, w), the last layer with a height and a width; None without one
 
     @property
     def scores(self) -> Tensor:
         """S_c (N,): each image's logit of its class."""
         return self.logits.gather(1, self.classes[:, None])[:, 0]
 
-    def gradient(self, retain_graph: bool = False, inputs: Tensor | None = None) -> Tensor:
-        """Return dS_c/dx (N, 3, H, W), in logits per unit of pixel value; `retain_graph` allows another backward pass.
+    def gradient(self, by: Tensor | None = None) -> Tensor:
+        """Return dS_c/dx (N, 3, H, W), in logits per unit of pixel value; once, but in a block of `shared_results`.
 
-        One backward pass serves the batch, since no image's logit depends on another image. `inputs` (N, ...), a
-        layer's output, takes the place of the pixels x: the pass ends there.
+        One backward pass serves the batch, since no image's logit depends on another image. `by` (N, ...), the output
+        of a layer such as `features`, takes the place of the pixels x: the pass ends there.
         """
         # evaluation mode, also for a network that runs parts again on the way back
         with evaluation_mode(self.model), torch.inference_mode(False):
             gradient, scores = None, self.scores.sum()
             if scores.requires_grad:
-                settings = dict(retain_graph=retain_graph, allow_unused=True)
+                settings = dict(retain_graph=is_shared(), allow_unused=True)
                 try:
-                    (gradient,) = torch.autograd.grad(scores, self.images if inputs is None else inputs, **settings)
+                    (gradient,) = torch.autograd.grad(scores, self.images if by is None else by, **settings)
                 except CheckpointError:
                     raise UserError(
                         "a checkpointed part of this network computes something else when it is run again: switch its "
@@ -249,6 +239,7 @@ class ForwardPass(NamedTuple):
         return gradient[: len(self.classes)]
 
 
+@shared
 def forward_pass(model: nn.Module, images: Tensor, classes: Classes) -> ForwardPass:
     """Run images (N, 3, H, W) through the network in evaluation mode, and keep the graph.
 
@@ -260,12 +251,13 @@ def forward_pass(model: nn.Module, images: Tensor, classes: Classes) -> ForwardP
     ids = class_ids(classes, len(check_images(images)))
     with evaluation_mode(model), torch.inference_mode(False):  # which switches gradients on, too
         leaf = at_least_one(images).detach().clone().requires_grad_()
-        logits = class_logits(model, leaf)[: len(images)]
+        logits, features = run_with_features(lambda: class_logits(model, leaf), leaf)
+        logits = logits[: len(images)]
         if None in ids:
             ids = [best if c is None else c for c, best in zip(ids, logits.argmax(1).tolist(), strict=True)]
         if any(not 0 <= c < logits.shape[1] for c in ids):
             raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {ids}")
-        return ForwardPass(model, leaf, logits, torch.tensor(ids, dtype=torch.long, device=logits.device))
+        return ForwardPass(model, leaf, logits, torch.tensor(ids, dtype=torch.long, device=logits.device), features)
 
 
 def class_score_gradient(model: nn.Module, images: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
@@ -275,6 +267,64 @@ def class_score_gradient(model: nn.Module, images: Tensor, classes: Classes) -> 
     """
     forward = forward_pass(model, images, classes)
     return forward.gradient(), forward.scores.detach()
+
+
+# One kind of map: model, images (N, 3, H, W), classes -> maps (N, H, W); more by the names of its parameters
+MapFunction = Callable[..., Tensor]
+
+
+def make_maps(
+    table: Mapping[str, MapFunction], model: nn.Module, images: Tensor, classes: Classes, **settings: Any
+) -> tuple[dict[str, Tensor], dict[str, NoSuchMap]]:
+    """Return the maps (N, H, W) of each kind in a table, and of the kinds that the network cannot have, the reason.
+
+    A function gets those of the `settings` (generators, copies, noise) that it has parameters for.
+    """
+    maps, reasons = {}, {}
+    for kind, function in table.items():
+        try:
+            maps[kind] = call_with(function, model, images, classes, **settings)
+        except NoSuchMap as reason:
+            reasons[kind] = reason
+    return maps, reasons
+
+
+def call_with(function: Callable, *arguments: Any, **settings: Any) -> Any:
+    """Call a function of a table with those of the settings that it has parameters for.
+
+    Where its file has defined a function of its name again since (in a notebook, say), that one is called.
+    """
+    function = getattr(sys.modules[function.__module__], function.__name__, function)
+    known = inspect.signature(function).parameters
+    return function(*arguments, **{name: value for name, value in settings.items() if name in known})
+
+
+def map_rows(
+    forward: ForwardPass,
+    images: Tensor,
+    files: Sequence[ImageFile],
+    maps: Mapping[str, Tensor],
+    reasons: Mapping[str, NoSuchMap],
+    options: argparse.Namespace,
+    output: OutputFolder,
+) -> Iterator[dict]:
+    """Yield the row of each image (N, 3, H, W): its class, and of each kind of map (N, H, W) its measures and its file.
+
+    `maps` and `reasons` are those of `make_maps`. The first images also get the faithfulness of their maps (--scores).
+    """
+    for n, (file, row) in enumerate(zip(files, describe_classes(forward), strict=True)):
+        row |= {"maps": [*maps, *reasons], "files": []}
+        for kind, of_all in maps.items():
+            array = of_all[n].cpu().numpy()
+            row |= {f"{kind}_{key}": value for key, value in describe_map(abs(array)).items()}
+            row["files"].append(map_name(file.index, kind))
+            write_array(output.file(row["files"][-1]), array)
+        row |= {f"{kind}_status": reason.lacking for kind, reason in reasons.items()}
+        if file.index < options.scores:
+            (generator,) = seeded_generators(options.seed, [file.index])
+            own = {kind: of_all[n].abs() for kind, of_all in maps.items()}
+            row |= faithfulness_scores(forward.model, images[n], forward.classes[n], own, generator)
+        yield row
 
 
 def classes_to_explain(
@@ -303,18 +353,6 @@ def describe_classes(forward: ForwardPass) -> list[dict]:
     Raises UserError where the logits are not finite.
     """
     return class_standing(check_finite(forward.logits.detach()), forward.classes)
-
-
-def class_lines(row: dict, categories: Sequence[str]) -> list[str]:
-    """Return the heading of a row's panels: the file, and the class explained with its standing."""
-    name = f"{short(categories[row['class']], 30)} {row['class']}"
-    standing = f"p {row['probability']:.3f}, rank {row['rank']}, logit {row['logit']:.1f}"
-    return [short(file_name(row), 48), f"{name}: {standing}"]
-
-
-def class_finding(row: dict, categories: Sequence[str]) -> str:
-    """Return the line that a script prints about a row's class: stork.jpg: white stork 0.976."""
-    return f"{file_name(row)}: {categories[row['class']]} {row['probability']:.3f}"
 
 
 # ------------------------------------------------------------------------------------------------

@@ -17,26 +17,23 @@ import argparse
 import hashlib
 import os
 import sys
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from explain.shell import run
-
-import numpy as np
-from matplotlib.figure import Figure
-from PIL import ImageOps
+from explain.run.shell import run
 
 import common
-from explain import pictures, shell
-from explain.datasets import SPLIT_NAMES, key_of, read_lists
-from explain.errors import UserError
-from explain.files import copy_or_link, is_inside, move_out, write_file
-from explain.labels import Labels, names_text
-from explain.pictures import is_picture_name
-from explain.sample import write_sample
+from explain.basics.errors import UserError
+from explain.basics.files import copy_or_link, is_inside, move_out, write_file
+from explain.data import pictures
+from explain.data.datasets import SPLIT_NAMES, key_of, read_lists
+from explain.data.labels import Labels, names_text
+from explain.data.pictures import is_picture_name
+from explain.data.sample import write_sample
+from explain.report import classes as report
+from explain.run import shell
 
 MAX_LINES = 20  # of problems or file names printed; the rest is counted
 
@@ -223,38 +220,6 @@ def list_lines(head: str, lines: Collection[str]) -> str:
     return "\n  ".join([head, *list(lines)[:MAX_LINES], *([f"and {rest} more"] if rest > 0 else [])])
 
 
-def draw_classes(
-    table: Sequence[dict], photos: Mapping[int, Path], show: int, white: int | None = None
-) -> tuple[Figure, list[str]]:
-    """Draw a photo each of up to `show` classes spread over all, and the numbers of images where they differ."""
-    total = min(show, len(table))
-    examples = [table[i * len(table) // total] for i in range(total)]
-    per_line = -(-total // -(-total // 6))  # 24: four lines of 6; 20: four of 5
-    figure, axes = common.panel_grid(total, [""], per_line, text_lines=2)
-    for (panel,), row in zip(axes, examples, strict=True):
-        photo = common.read_image(photos[row["class"]], white=white)
-        common.draw_image(panel, np.asarray(ImageOps.fit(photo, (200, 200))))
-        common.draw_heading([panel], common.short(row["name"], 18), str(row["class"]))
-    classes = "each class" if total == len(table) else f"{total} of {len(table)} classes"
-    return figure, [f"Validation set: the first image of {classes}, with the class id", "Pictures: central crops."]
-
-
-def draw_class_sizes(table: Sequence[dict]) -> tuple[Figure, list[str]]:
-    """Draw the number of images of each class."""
-    figure = Figure(figsize=(common.WIDTH, 2.6), layout="constrained")
-    axes = figure.subplots()
-    few = len(table) <= 40  # names can be read below the bars
-    positions = range(len(table)) if few else [row["class"] for row in table]
-    axes.bar(positions, [row["images"] for row in table], width=0.8 if few else 1.0)
-    if few:
-        axes.set_xticks(positions, [common.short(row["name"]) for row in table], rotation=90)
-    axes.set(xlabel="" if few else "class id", ylabel="images")
-    axes.margins(x=0.01)
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    images = common.quantity(sum(row["images"] for row in table), "image")
-    return figure, [f"Validation set: {images} of {common.quantity(len(table), 'class')}"]
-
-
 def main() -> None:
     parser = common.option_parser(
         __doc__, "--dataset", "--names", "--output", "--white", "--show", "--no-title", "--pdf"
@@ -278,16 +243,7 @@ def main() -> None:
         write_sample(Path(options.dataset) / "DL_data")
     rows, skipped, results = split_by_class(options)
 
-    images = [row for row in rows if row["role"] == "validation"]
-    per_class = Counter((row["class"], row["name"]) for row in images)
-    table = [{"class": c, "name": name, "images": number} for (c, name), number in per_class.items()]
-    photos = {row["class"]: Path(options.dataset, row["path"]) for row in reversed(images)}  # the first of each class
-    output.draw("classes", draw_classes, table, photos, options.show, options.white)
-    if len({row["images"] for row in table}) > 1:
-        output.draw("class_sizes", draw_class_sizes, table)
-    output.write_rows(rows)
-    output.no_picture = results.pop("no_picture")
-    output.finish(rows, skipped, results, {"classes.csv": table})
+    report.write(rows, skipped, results, output)
 
 
 if __name__ == "__main__":

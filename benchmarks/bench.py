@@ -75,7 +75,7 @@ def _side(connection: Any, keep_memory: bool, function: str, arguments: tuple) -
 
     warnings.simplefilter("ignore")
     if keep_memory:
-        from explain.shell import keep_freed_memory
+        from explain.run.shell import keep_freed_memory
 
         keep_freed_memory()
     try:

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import common  # noqa: E402
-from explain import inference  # noqa: E402
-from explain.faithfulness import blurred  # noqa: E402
+from explain.methods.faithfulness import blurred  # noqa: E402
+from explain.networks import inference  # noqa: E402
 
 DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
 BATCH = 16

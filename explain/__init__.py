@@ -1,12 +1,11 @@
-"""What the exercises stand on, one file per noun; a reader of one need not open it.
+"""The rooms that the exercises stand on; a reader of one exercise need not open them.
 
-Nothing here imports an exercise or common.py. Each line knows those above it, and nothing of those below:
+In the order of who may know whom; nothing here imports an exercise or common.py:
 
-- errors
-- files, shell, progress, pictures; logits; evaluation
-- checkpoints, inference; rectifiers, grad_cam, dropout; maps, faithfulness, disturbances; calibration
-- lookup, labels, label_order, datasets, sample; options
-- own_networks, preprocessing; networks; class_names
-- figures; priors; selective; sections, page; output; evaluation_report, faithfulness_report, uncertainty_report
-- rows; command_line; ascent_state, archetypes
+- basics: errors, files, shared results
+- data: pictures, datasets, labels and names
+- networks: architectures, weights, preprocessing, the fast form, running them
+- methods: rectifiers, feature maps, dropout, priors, faithfulness, calibration, selective prediction
+- run: command line, output folder, resumable rows, shell, progress
+- report: figures, the drawing of each exercise, the page; no row depends on it
 """

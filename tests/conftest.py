@@ -27,8 +27,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from explain import shell
-from explain.errors import OthersAtWork
+from explain.basics.errors import OthersAtWork
+from explain.run import shell
 
 ROOT = Path(__file__).resolve().parent.parent
 SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which Windows lacks
@@ -56,8 +56,8 @@ SCRIPTS = {
     "2b_evaluate": TINY,
     "2c_class_visualization": TINY + ASCENT,
     "2d_predict": ["photos", *TINY],
-    "2e_saliency": ["photos", *TINY, "--copies", "2", "--worth", "1"],
-    "2f_guided_saliency": ["photos", *TINY, "--worth", "1"],
+    "2e_saliency": ["photos", *TINY, "--copies", "2", "--scores", "1"],
+    "2f_guided_saliency": ["photos", *TINY, "--scores", "1"],
     "2g_faithfulness": ["photos", *TINY, "--copies", "1", "--steps", "2", "--randomise", "1", "--stages", "1"]
     + ["--mosaics", "0"],
     "2h_mc_dropout": ["photos", *TINY, "--passes", "5", "--dropout", "0.5"],

@@ -15,8 +15,8 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import nn
 
 import common
-from explain import calibration
-from explain import evaluation_report as report
+from explain.methods import calibration
+from explain.report import evaluation as report
 
 script = load_script("2b_evaluate")
 
@@ -26,6 +26,7 @@ def test_against_scikit_learn(images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8))
     classes = torch.tensor([0, 3, 7, 2, 2])
     found = script.evaluate(net, images, classes)
+    assert torch.equal(found.pop("logits"), net(images).detach())
     rows = [{"class": int(c), **{k: v[n].item() for k, v in found.items()}} for n, c in enumerate(classes)]
     results, _ = report.summary(rows, 8)
     p = net(images).softmax(1).detach().double().numpy()

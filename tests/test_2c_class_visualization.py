@@ -18,7 +18,8 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 import common
-from explain import archetypes, ascent_state, priors
+from explain.methods import archetypes, ascent_state, priors
+from explain.report import archetypes as report
 
 script = load_script("2c_class_visualization")
 SIZE = 8
@@ -438,7 +439,7 @@ def test_the_summary_of_all_classes():
         row_of_ranks(1, a=1, b=6),
     ]
     reference = {"mean": [0.5, 0.5, 0.2], "spread": [0.2, 0.2, 0.2]}
-    summary = archetypes.summarise(rows, reference)
+    summary = report.summarise(rows, reference)
     a, b = summary["judges"]["a"], summary["judges"]["b"]
     assert (summary["classes"], summary["top1"], summary["top5"]) == (4, 0.75, 1)
     assert (a["top1"], a["top5"], b["top1"], b["top5"]) == (0.5, 0.75, 0, 0.5)
@@ -448,16 +449,16 @@ def test_the_summary_of_all_classes():
 
 
 def test_a_line_of_the_tables_has_the_ranks_by_all_judges_and_their_geometric_mean():
-    others = dict.fromkeys(archetypes.COLUMNS) | {"settings": {"steps": 2}}
+    others = dict.fromkeys(report.COLUMNS) | {"settings": {"steps": 2}}
     rows = [
         others | row_of_ranks(1, a=4, b=9),
         others | row_of_ranks(1, a=100, b=1),
         others | row_of_ranks(1, a=1, b=1),
     ]
-    lines = [archetypes.table_line(row, photo={}) for row in rows]
+    lines = [report.table_line(row, photo={}) for row in rows]
     assert [line["mean_rank"] for line in lines] == [6, 10, 1]
     assert (lines[1]["rank_by_a"], lines[1]["rank_by_b"]) == (100, 1)
-    assert "mean_rank" not in archetypes.table_line(others | row_of_ranks(1), photo={})
+    assert "mean_rank" not in report.table_line(others | row_of_ranks(1), photo={})
 
 
 def test_a_judge_sees_the_whole_picture_at_its_own_size(linear):

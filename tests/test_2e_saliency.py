@@ -13,13 +13,14 @@ from conftest import ROOT, SHARED, Raises, assert_same_state, load_script, run_m
 from torch import nn
 
 import common
-from explain import shell
-from explain.faithfulness import blurred
-from explain.maps import describe_map
+from explain.methods.faithfulness import blurred
+from explain.methods.maps import describe_map
+from explain.report.figures import brightest
+from explain.run import shell
 
 script = load_script("2e_saliency")
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
-QUICK = ["--copies", "2", "--worth", "0", "--threads", "1"]
+QUICK = ["--copies", "2", "--scores", "0", "--threads", "1"]
 
 
 def test_a_linear_network_has_its_weights_as_gradient(images):
@@ -97,10 +98,18 @@ def test_the_copies_in_a_pass_are_as_many_as_their_size_allows(images, monkeypat
 
 
 def test_the_combined_map_is_a_product(images):
-    smoothed, grad_cam = images[:, 0] + 1, images[:, 1]
+    torch.manual_seed(0)
+    with_places = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4))
+    without = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
     detail = (images - blurred(images)).square().sum(1).sqrt()
-    torch.testing.assert_close(script.combined_maps(images, smoothed, grad_cam), smoothed * grad_cam * detail)
-    torch.testing.assert_close(script.combined_maps(images, smoothed, None), smoothed * detail)
+    for net, has_places in ((with_places, True), (without, False)):
+        smoothed = script.smoothed_saliency_maps(net, images, CLASSES, common.seeded_generators(0, range(5)), 3)
+        expected = smoothed * detail
+        if has_places:
+            expected = expected * load_script("2f_guided_saliency").grad_cam_maps(net, images, CLASSES)
+        found = script.combined_maps(net, images, CLASSES, common.seeded_generators(0, range(5)), 3)
+        torch.testing.assert_close(found, expected)
+        assert found.any()
 
 
 def test_nothing_is_left_behind(toy, images):
@@ -174,8 +183,8 @@ def test_the_scale_of_a_sparse_map_is_not_empty():
     """Its percentile is 0, by which nothing can be divided."""
     sparse = np.zeros((100, 100))
     sparse[0, 0] = 3.0
-    assert common.brightest([sparse]) == 3 and common.brightest([]) == 1
-    assert common.brightest([np.ones((4, 4)), np.full((4, 4), 2.0)]) == 2
+    assert brightest([sparse]) == 3 and brightest([]) == 1
+    assert brightest([np.ones((4, 4)), np.full((4, 4), 2.0)]) == 2
 
 
 def test_run(tmp_path, monkeypatch):
@@ -188,7 +197,7 @@ def test_run(tmp_path, monkeypatch):
         *files,
         "--copies",
         "2",
-        "--worth",
+        "--scores",
         "1",
         "--batch-size",
         "2",
@@ -201,8 +210,8 @@ def test_run(tmp_path, monkeypatch):
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["images"]["found"] == 3 and metrics["images"]["used"] == 2
     assert metrics["images"]["skipped"][0]["path"] == "broken.jpg"
-    assert metrics["results"]["status"] == {"ok": 2}
-    assert 0 < metrics["results"]["mean_half_mass_area"] < 0.5
+    assert metrics["results"]["plain_status"] == {"ok": 2}
+    assert 0 < metrics["results"]["mean_plain_half_mass_area"] < 0.5
     worth = metrics["results"]["insertion_minus_deletion"]
     assert {*worth} == {"plain", "smoothed", "combined", "random"} and worth["smoothed"]["images"] == 1
     assert (folder / "saliency.png").stat().st_size > 10_000
@@ -210,32 +219,26 @@ def test_run(tmp_path, monkeypatch):
     model = common.load_model()
     images = model.preprocess(common.read_image(tmp_path / "1.png"))[None]
     expected = script.saliency_maps(model, images, model(images).argmax(1))[0]
-    torch.testing.assert_close(torch.from_numpy(np.load(folder / "maps" / "00002.npy")), expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        torch.from_numpy(np.load(folder / "maps/00002_plain.npy")), expected, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
-    """Bit for bit, on the same batch. A changed method changes both: no second copy of it draws the figures."""
+    """Bit for bit, on the same batch."""
     photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
-    arguments = [*photos, *QUICK, "--model", "timm/test_resnet", "--weights", "random"]
     model = common.load_model("timm/test_resnet", "random")
     images = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
-
-    def saved_and_public(output: str) -> tuple[torch.Tensor, torch.Tensor]:
-        run_main("2e_saliency", *arguments, "--output", output, cwd=tmp_path, monkeypatch=monkeypatch)
-        files = [tmp_path / output / f"2e_saliency/maps/{i:05d}.npy" for i in range(3)]
-        public = script.saliency_maps(model, images, common.predict_logits(model, images).argmax(1))
-        return torch.stack([torch.from_numpy(np.load(file)) for file in files]), public
-
-    saved, public = saved_and_public("a")
-    assert torch.equal(saved, public) and saved.any()
     classes, generators = common.predict_logits(model, images).argmax(1), common.seeded_generators(0, range(3))
-    smoothed = script.smoothed_saliency_maps(model, images, classes, generators, 2, script.NOISE)
-    arrays = [np.load(tmp_path / f"a/2e_saliency/maps/{i:05d}_smoothed.npy") for i in range(3)]
-    assert torch.equal(torch.from_numpy(np.stack(arrays)[:, 0]), smoothed)
-    method = script.saliency
-    monkeypatch.setattr(script, "saliency", lambda forward: 2 * method(forward))
-    doubled, public = saved_and_public("b")
-    assert torch.equal(doubled, public) and torch.equal(doubled, 2 * saved)
+    arguments = [*photos, *QUICK, "--model", "timm/test_resnet", "--weights", "random", "--output", "a"]
+    run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    for kind, expected in {
+        "plain": script.saliency_maps(model, images, classes),
+        "smoothed": script.smoothed_saliency_maps(model, images, classes, generators, 2),
+        "combined": script.combined_maps(model, images, classes, common.seeded_generators(0, range(3)), 2),
+    }.items():
+        saved = np.stack([np.load(tmp_path / f"a/2e_saliency/maps/{i:05d}_{kind}.npy") for i in range(3)])
+        assert torch.equal(torch.from_numpy(saved), expected) and expected.any()
 
 
 def test_the_class_asked_for(tmp_path, monkeypatch):
@@ -262,9 +265,9 @@ def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
     run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     first = contents()
     run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert contents() == first and len(first) == 10
+    assert contents() == first and len(first) == 12  # a file for each of three maps, twice
     run_main("2e_saliency", "0.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert len(contents()) == 7  # the second picture and its maps are gone
+    assert len(contents()) == 8  # the second picture and its maps are gone
 
 
 @pytest.mark.parametrize(
@@ -308,8 +311,8 @@ def test_from_a_shell(tmp_path):
 def test_real_photos_and_the_second_network(tmp_path, monkeypatch):
     photos = sorted((SHARED / "data/DL_data/test_images").iterdir())[:2]
     weights = SHARED / "models/squeezenet1_0.pth"
-    arguments = [*photos, "--model", "squeezenet1_0", "--weights", weights, "--copies", "2", "--worth", "1"]
+    arguments = [*photos, "--model", "squeezenet1_0", "--weights", weights, "--copies", "2", "--scores", "1"]
     run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     metrics = json.loads((tmp_path / "output/pictures/2e_saliency/metrics.json").read_text())
     assert metrics["model"]["weights"] == "squeezenet1_0.pth" and len(metrics["model"]["sha256"]) == 64
-    assert metrics["results"]["status"] == {"ok": 2}
+    assert metrics["results"]["plain_status"] == {"ok": 2}

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from architectures import guided_gradient
-from conftest import Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
+from conftest import Raises, assert_same_state, load_script, run_main, save_photo, state_of
 from reference import guided_gradient as reference_gradient
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -357,6 +357,12 @@ def test_batch_of_n_is_n_single_ones(toy, images):
         assert (together[n] - alone).norm() <= 1e-6 * alone.norm()
 
 
+def all_maps(net, images):
+    """The maps of a batch as `main` makes them: from one forward pass."""
+    with common.shared_results():
+        return common.make_maps(script.MAPS, net, images, CLASSES)
+
+
 def test_guided_grad_cam_is_the_product_of_what_both_say(images):
     """One hidden convolution, then a linear layer: both factors are known."""
     torch.manual_seed(0)
@@ -369,7 +375,7 @@ def test_guided_grad_cam_is_the_product_of_what_both_say(images):
     expected = guided * F.interpolate(coarse, size=(8, 8), mode="bilinear")[:, 0]
     torch.testing.assert_close(found, expected)
     assert (found > 0).any(0).any()
-    maps, *_ = script.all_maps(net, images, CLASSES)
+    maps, _ = all_maps(net, images)
     torch.testing.assert_close(maps["plain"], plain.saliency_maps(net, images, CLASSES))
     torch.testing.assert_close(maps["guided"], script.guided_saliency_maps(net, images, CLASSES))
 
@@ -378,19 +384,20 @@ def test_grad_cam_follows_the_plain_gradient_also_below_a_rectifier(images):
     """Of a classifier with a hidden layer the guided signal is another one; both functions take the plain one."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 12), nn.ReLU(), nn.Linear(12, 4))
-    maps, *_ = script.all_maps(net, images, CLASSES)
+    maps, _ = all_maps(net, images)
     found = script.guided_grad_cam_maps(net, images, CLASSES)
     assert torch.equal(found, maps["guided_grad_cam"]) and (found > 0).any()
-    _, _, cam, _ = script.guided_pass(net, images, CLASSES)
-    assert not torch.allclose(cam.maps(), maps["grad_cam"])  # still by the guided signal
+    with script.guided_rectifiers():
+        by_the_guided_signal = script.grad_cam_maps(net, images, CLASSES)
+    assert not torch.allclose(by_the_guided_signal, maps["grad_cam"])
 
 
 def test_a_network_without_places_has_no_grad_cam(images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 4))
     with pytest.raises(common.UserError, match="has a height and a width, and this network has none"):
         script.guided_grad_cam_maps(net, images, CLASSES)
-    maps, *_ = script.all_maps(net, images, CLASSES)
-    assert [*maps] == ["plain", "guided"]
+    maps, reasons = all_maps(net, images)
+    assert [*maps] == ["plain", "guided"] and [*reasons] == ["grad_cam", "guided_grad_cam"]
 
 
 @pytest.mark.parametrize(
@@ -434,7 +441,7 @@ def test_rectifiers_inside_timms_fused_layers(name):
 def test_run(tmp_path, monkeypatch):
     save_photo(tmp_path / "one.png", 1)
     save_photo(tmp_path / "two.jpg", 2)
-    arguments = ["one.png", "two.jpg", "--model", "mobilenet_v3_small", "--weights", "random", "--worth", "1"]
+    arguments = ["one.png", "two.jpg", "--model", "mobilenet_v3_small", "--weights", "random", "--scores", "1"]
     run_main("2f_guided_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
     folder = tmp_path / "output/pictures/2f_guided_saliency"
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -447,7 +454,7 @@ def test_run(tmp_path, monkeypatch):
     worth = results["insertion_minus_deletion"]
     assert {*worth} == {"plain", "guided", "grad_cam", "guided_grad_cam", "random"} and worth["guided"]["images"] == 1
     assert (folder / "guided_grad_cam.png").stat().st_size > 10_000
-    plain, guided = np.load(folder / "maps" / "00000.npy")
+    plain, guided = (np.load(folder / f"maps/00000_{kind}.npy") for kind in ("plain", "guided"))
     assert plain.shape == (224, 224) and np.abs(plain - guided).max() > 0.1 * plain.max()
     assert (folder / "guided_saliency.png").stat().st_size > 10_000
 
@@ -455,35 +462,31 @@ def test_run(tmp_path, monkeypatch):
 def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
     """Bit for bit, on the same batch; and the independent reference's. A changed rule changes both."""
     photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
-    arguments = [*photos, "--model", "timm/test_resnet", "--weights", "random", "--classes", "5", "--worth", "0"]
+    arguments = [*photos, "--model", "timm/test_resnet", "--weights", "random", "--classes", "5", "--scores", "0"]
     model = common.load_model("timm/test_resnet", "random")
     images = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
     classes = torch.tensor([5, 5, 5])
 
-    def saved(output: str) -> torch.Tensor:
-        run_main("2f_guided_saliency", *arguments, "--output", output, cwd=tmp_path, monkeypatch=monkeypatch)
-        return torch.stack(
-            [torch.from_numpy(np.load(tmp_path / output / f"2f_guided_saliency/maps/{i:05d}.npy")) for i in range(3)], 1
-        )
+    def saved(output: str, kind: str) -> torch.Tensor:
+        files = [tmp_path / output / f"2f_guided_saliency/maps/{i:05d}_{kind}.npy" for i in range(3)]
+        return torch.stack([torch.from_numpy(np.load(file)) for file in files])
 
-    plain, guided = saved("a")  # (3, H, W)
-    cams = [np.load(tmp_path / f"a/2f_guided_saliency/maps/{i:05d}_grad_cam.npy") for i in range(3)]
-    expected = script.guided_grad_cam_maps(model, images, classes)
-    assert torch.equal(torch.from_numpy(np.stack(cams)[:, 1]), expected) and expected.any()
-    assert torch.equal(plain, script.saliency(common.forward_pass(model, images, classes)))
-    assert torch.equal(guided, script.guided_saliency_maps(model, images, classes))
+    run_main("2f_guided_saliency", *arguments, "--output", "a", cwd=tmp_path, monkeypatch=monkeypatch)
+    for kind, function in script.MAPS.items():
+        assert torch.equal(saved("a", kind), function(model, images, classes)) and saved("a", kind).any()
     expected = reference_gradient(model.double(), images.double(), classes).abs().amax(1)
-    assert (guided - expected).norm() <= 1e-5 * expected.norm()
+    assert (saved("a", "guided") - expected).norm() <= 1e-5 * expected.norm()
     monkeypatch.setattr(script, "guide", lambda signal: 2 * signal.clamp(min=0))
-    _, doubled = saved("b")
-    assert torch.equal(doubled, script.guided_saliency_maps(model.float(), images, classes))
-    assert doubled.norm() > 2 * guided.norm()
-    monkeypatch.setattr(script, "saliency", lambda *arguments: 0 * load_script("2e_saliency").saliency(*arguments))
-    assert not saved("c").any() and not script.guided_saliency_maps(model, images, classes).any()
+    run_main("2f_guided_saliency", *arguments, "--output", "b", cwd=tmp_path, monkeypatch=monkeypatch)
+    assert torch.equal(saved("b", "guided"), script.guided_saliency_maps(model.float(), images, classes))
+    assert saved("b", "guided").norm() > 2 * saved("a", "guided").norm()
 
 
-def test_a_network_without_rectifiers_is_one_sentence(tmp_path):
+def test_a_network_without_rectifiers_has_its_other_maps(tmp_path, monkeypatch):
+    """2f refused it whole, though 2e draws the Grad-CAM of such a network."""
     save_photo(tmp_path / "one.png")
-    done = run_script("2f_guided_saliency", "one.png", "--model", "vit_b_16", "--weights", "random", cwd=tmp_path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "gelu" in done.stderr and "2e_saliency.py" in done.stderr
+    arguments = ["one.png", "--model", "convnext_tiny", "--weights", "random", "--scores", "0", "--output", "output"]
+    run_main("2f_guided_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    results = json.loads((tmp_path / "output/2f_guided_saliency/metrics.json").read_text())["results"]
+    assert results["plain_status"] == {"ok": 1} and results["guided_status"] == {"no rectifiers": 1}
+    assert results["guided_grad_cam_status"] == {"no rectifiers": 1} and results["grad_cam_status"] == {"ok": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import csv
 import json
@@ -16,7 +17,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 import common
-from explain import faithfulness, faithfulness_report, maps
+from explain.methods import faithfulness, maps, randomisation
+from explain.report import faithfulness as faithfulness_report
 
 script, guided = load_script("2g_faithfulness"), load_script("2f_guided_saliency")
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
@@ -93,11 +95,17 @@ def test_measures_and_their_errors_by_hand():
         {"plain": curves(0.5, 1.0), "random": curves(0.0, 1.0)},
         {"plain": curves(1.0, 1.0), "random": curves(0, 1)},
     ]
-    rows = [{"right": True, "curves": image, "stability": {"plain": 0.5}, "other_class": {}} for image in images]
+    areas = [{"plain": 0.5, "random": 0.25}, {"plain": 0.75, "random": 0.25}]
+    told = {"right": True, "maps": ["plain"], "baselines": ["random"], "left_out": {"guided": "no rectifiers"}}
+    told |= {"stability": {"plain": 0.5}, "other_class": {}}
+    rows = [
+        told | {"curves": image, "areas": {kind: {"insertion": a, "deletion": 0.25} for kind, a in of.items()}}
+        for image, of in zip(images, areas, strict=True)
+    ]
     rows += [{"right": False, "mosaic": {"shares": {"plain": [0.5, 1.0, None, 0.0]}}}]
     rows += [{"right": False, "mosaic": {"shares": None, "left_out": "why"}}]
     results = faithfulness_report.summary(rows)
-    plain = results["maps"]["plain"]  # areas 0.5 and 0.75, less 0.25
+    plain = results["maps"]["plain"]
     assert plain["insertion"] == 0.625 and plain["deletion"] == 0.25 and plain["insertion_minus_deletion"] == 0.375
     assert plain["insertion_standard_error"] == pytest.approx(0.125) and plain["images"] == 2
     assert plain["grid_pointing"] == 0.5 and plain["cells"] == 3
@@ -105,14 +113,29 @@ def test_measures_and_their_errors_by_hand():
     assert plain["stability"] == 0.5 and plain["other_class"] is None
     assert results["best_baseline"] == "random" and plain["above_best_baseline"] == pytest.approx(0.375)
     assert results["images_wrong"] == 2 and results["mosaics"] == 1 and results["mosaics_left_out"] == {"why": 1}
-    assert "smoothed" in results["left_out"] and results["probability_of_pictures"] == 1
+    assert results["left_out"] == {"guided": "no rectifiers"} and results["probability_of_pictures"] == 1
+    assert results["kinds"] == ["plain"] and results["baselines"] == ["random"]
 
 
 def test_a_network_without_rectifiers_or_places_has_fewer_kinds(images):
-    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
-    assert [*script.guided_maps(linear, images, CLASSES)] == ["plain"]
-    smooth = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 4))
-    assert [*script.guided_maps(smooth, images, CLASSES)] == ["plain", "grad_cam"]
+    lacking = {"guided": "no rectifiers", "guided_grad_cam": "no rectifiers"}
+    places = {"grad_cam": "no layer with a height and a width"}
+    for net, expected in (
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), lacking | places),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 4)), lacking),
+    ):
+        options = argparse.Namespace(seed=0, copies=1, noise=0.1)
+        maps, reasons = script.explained_maps(script.MAPS, net, images, CLASSES % 4, range(5), options)
+        assert {kind: reason.lacking for kind, reason in reasons.items()} == expected
+        assert [*maps] == [kind for kind in script.MAPS if kind not in expected]
+
+
+def test_an_error_that_is_not_about_the_network_is_not_passed_over(images):
+    """Any UserError was taken for a network without rectifiers."""
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)))
+    options = argparse.Namespace(seed=0, copies=1, noise=0.1)
+    with pytest.raises(common.UserError, match="cannot be seen"):
+        script.explained_maps(script.MAPS, scripted, images, CLASSES % 4, range(5), options)
 
 
 RUN = [*TINY, "--copies", "2", "--steps", "4", "--stages", "2", "--randomise", "2", "--mosaics", "2"]
@@ -129,7 +152,7 @@ def test_run_on_photos(tmp_path, monkeypatch):
     results = json.loads((folder / "metrics.json").read_text())["results"]
     kinds = {"plain", "smoothed", "combined", "guided", "grad_cam", "guided_grad_cam"}
     assert {*results["maps"]} == kinds | {"random", "middle", "edges", "detail"}
-    assert results["images_measured"] == 8 and results["left_out"] == []
+    assert results["images_measured"] == 8 and results["left_out"] == {}
     assert results["mosaics"] == 2 and results["maps"]["random"]["cells"] == 8
     assert results["maps"]["detail"]["grid_pointing"] == pytest.approx(0.25, abs=1e-6)  # whatever the class
     assert len(results["randomised"]) == 2 and results["randomised"][0]["plain_maps"] == 2
@@ -192,9 +215,9 @@ def test_layers_are_randomised_from_the_top_down(toy, images):
         def forward(self, x):
             return self.last(F.relu(self.first(x)).flatten(1))
 
-    groups = maps.layers_from_the_top(Turned(), images[:1], 9)
+    groups = randomisation.layers_from_the_top(Turned(), images[:1], 9)
     assert [[name for name, _ in group] for group in groups] == [["last"], ["first"]]
-    groups = maps.layers_from_the_top(toy, images[:1], 2)
+    groups = randomisation.layers_from_the_top(toy, images[:1], 2)
     assert [[name for name, _ in group] for group in groups] == [["8", "3"], ["1", "0"]]
 
 
@@ -208,11 +231,11 @@ def test_cascading_randomisation(images):
     toy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
 
     def both(*arguments):
-        return torch.stack([*guided.all_maps(*arguments)[0].values()])[:2]
+        return torch.stack([*common.make_maps(guided.MAPS, *arguments)[0].values()])[:2]
 
     before = state_of(toy)
     runs = [
-        maps.cascading_randomisation(toy, images, CLASSES % 4, both, 3, torch.Generator().manual_seed(seed))
+        randomisation.cascading_randomisation(toy, images, CLASSES % 4, both, 3, torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
     ]
     assert_same_state(before, state_of(toy))

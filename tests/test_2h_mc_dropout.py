@@ -13,8 +13,9 @@ from scipy.stats import ks_2samp
 from torch import nn
 
 import common
-from explain import dropout, selective, uncertainty_report
-from explain.disturbances import disturbed
+from explain.methods import dropout, selective
+from explain.methods.disturbances import disturbed
+from explain.report import uncertainty as uncertainty_report
 
 script = load_script("2h_mc_dropout")
 T = 20_000
@@ -78,22 +79,16 @@ def test_the_deterministic_pass_comes_with_the_sampled_ones(images, share, monke
     net = nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.3), nn.Linear(192, 8), nn.Dropout(0.4), nn.Linear(8, 3))
     for together in (1 << 22, 192 * 20):
         monkeypatch.setattr(script, "NUMBERS_TOGETHER", together)
-        single, passes = script.single_and_mc_logits(net, images, 50, generators(*range(5)), share)
+        logits = script.mc_dropout_logits(net, images, 50, generators(*range(5)), share, deterministic=True)
+        single, passes = logits[0], logits[1:]
         torch.testing.assert_close(single, common.predict_logits(net, images))
         torch.testing.assert_close(passes, script.mc_dropout_logits(net, images, 50, generators(*range(5)), share))
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("factor", [1, 2])
-def test_the_script_and_the_public_function_share_their_core(factor, share, tmp_path, monkeypatch):
-    """The same logits, bit for bit; a factor in the core changes the rows and the public function alike."""
-    core, row_of, rows_of = script.single_and_mc_logits, script.uncertainty, []
-
-    def changed_core(*arguments, **settings):
-        single, sampled = core(*arguments, **settings)
-        return factor * single, factor * sampled
-
-    monkeypatch.setattr(script, "single_and_mc_logits", changed_core)
+def test_the_rows_are_of_the_public_functions_logits(share, tmp_path, monkeypatch):
+    """Bit for bit."""
+    row_of, rows_of = script.uncertainty, []
     monkeypatch.setattr(script, "uncertainty", lambda *logits: rows_of.append(logits) or row_of(*logits))
     monkeypatch.setattr(dropout, "passes_can_be_shared", lambda model, images: share)
     photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
@@ -104,13 +99,11 @@ def test_the_script_and_the_public_function_share_their_core(factor, share, tmp_
     dropout.set_dropout(model, 0.5)
     batch = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
     logits = script.mc_dropout_logits(model, batch, 4, generators(0, 1, 2))
-    single, sampled = core(model, batch, 4, generators(0, 1, 2), share)
-    assert torch.equal(logits, factor * sampled)
+    single = script.mc_dropout_logits(model, batch, 4, generators(0, 1, 2), share, deterministic=True)[0]
     rows = (tmp_path / "output/2h_mc_dropout/rows.jsonl").read_text().splitlines()
     for n, row in enumerate(map(json.loads, rows)):
         assert torch.equal(rows_of[n][0], logits[:, n])
-        assert row_of(logits[:, n], factor * single[n]).items() <= row.items()
-        assert row["predictive_entropy"] != row_of(sampled[:, n] * (3 - factor), single[n])["predictive_entropy"]
+        assert row_of(logits[:, n], single[n]).items() <= row.items()
 
 
 @pytest.mark.parametrize("share", [None, True, False])
@@ -257,7 +250,7 @@ def test_bfloat16_rounds_what_follows_the_first_dropout(share, images):
     assert {*types[1::2]} == {torch.float32, torch.bfloat16} and rounded.dtype == torch.float32
     change = (rounded - full).abs().max()  # of sums of 64 products, each rounded by at most 2 ** -8
     assert 0 < change < 0.1 * full.std(0).min()
-    single = script.single_and_mc_logits(net, images, 1, generators(*range(5)), share, True)[0]
+    single = script.mc_dropout_logits(net, images, 1, generators(*range(5)), share, True, True)[0]
     torch.testing.assert_close(single, common.predict_logits(net, images), rtol=0, atol=0.02)
     assert not torch.equal(single, common.predict_logits(net, images))
     broken = nn.Sequential(net, nn.Linear(4, 3))
@@ -338,7 +331,8 @@ def test_measures_are_judged_on_the_validation_images(tmp_path, monkeypatch):
     image = model.preprocess(common.read_image(tmp_path / "data" / rows[2]["path"]))
     dropout.set_dropout(model, 0.1)
     turned = image[None].rot90(1, (2, 3))
-    single, logits = script.single_and_mc_logits(model, turned, 6, generators(2))
+    single, *passes = script.mc_dropout_logits(model, turned, 6, generators(2), deterministic=True)
+    logits = torch.stack(passes)
     expected = script.known_uncertainty(logits[:, 0], single[0], rows[2]["label"])
     assert rows[2]["disturbed"]["quarter_turn"]["predictive_entropy"] == pytest.approx(
         expected["predictive_entropy"], rel=1e-5

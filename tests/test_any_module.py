@@ -15,12 +15,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import common
-from explain import evaluation
-from explain.maps import cascading_randomisation
+from explain.methods.randomisation import cascading_randomisation
+from explain.networks import running as evaluation
 
 saliency_maps = load_script("2e_saliency").saliency_maps
 guided_saliency_maps = load_script("2f_guided_saliency").guided_saliency_maps
-all_maps = load_script("2f_guided_saliency").all_maps
+MAPS_2F = load_script("2f_guided_saliency").MAPS
 mc_dropout_logits = load_script("2h_mc_dropout").mc_dropout_logits
 visualize_classes = load_script("2c_class_visualization").visualize_classes
 MAPS = [saliency_maps, guided_saliency_maps]
@@ -365,7 +365,7 @@ def randomise(model, images, classes):
         model,
         images,
         classes,
-        lambda *a: torch.stack([*all_maps(*a)[0].values()])[:2],
+        lambda *a: torch.stack([*common.make_maps(MAPS_2F, *a)[0].values()])[:2],
         2,
         torch.Generator().manual_seed(0),
     )

@@ -1,4 +1,4 @@
-"""explain/class_names.py: labels meet the network's classes by name, and by id only where one side has no names."""
+"""Labels meet the network's classes by name, and by id only where one side has no names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from conftest import save_photo
 
 import common
-from explain.class_names import match_labels, match_names, name_classes
+from explain.networks.class_names import match_labels, match_names, name_classes
 
 
 def network(categories: list[str], wnids: list[str] = (), names_from: str = "names.txt") -> SimpleNamespace:

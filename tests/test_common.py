@@ -16,11 +16,13 @@ from conftest import ROOT, TINY, run_main, save_photo
 from PIL import Image
 
 import common
-from explain import output, pictures, shell
-from explain.errors import OthersAtWork
-from explain.figures import figure_style
-from explain.output import save_figure
-from explain.rows import run_settings
+from explain.basics.errors import OthersAtWork
+from explain.basics.files import write_file
+from explain.data import pictures
+from explain.report import figures
+from explain.report.figures import figure_style, save_figure
+from explain.run import output, shell
+from explain.run.rows import run_settings
 
 
 def stored(path, array, mode=None, **settings):
@@ -278,9 +280,9 @@ def test_find_class():
 
 def test_write_file_is_all_or_nothing(tmp_path, monkeypatch):
     path = tmp_path / "deep" / "file.txt"
-    common.write_file(path, "one")
+    write_file(path, "one")
     os.utime(path, (1, 1))
-    common.write_file(path, "one")
+    write_file(path, "one")
     assert path.stat().st_mtime == 1  # the same bytes: left alone
 
     def full(*_):
@@ -288,7 +290,7 @@ def test_write_file_is_all_or_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        common.write_file(path, "two")
+        write_file(path, "two")
     assert path.read_text() == "one" and list(path.parent.iterdir()) == [path]
 
 
@@ -415,10 +417,10 @@ def test_an_earlier_run_goes_but_not_what_others_put_there(tmp_path):
 def test_nothing_finite_is_needed_to_draw(tmp_path):
     """Nor a name without a dollar, which matplotlib would take for the beginning of a formula."""
     with figure_style():
-        figure, axes = common.panel_grid(3, ["a", "b"], per_line=2)
-        common.draw_image(axes[0, 0], torch.rand(3, 8, 8))
-        common.draw_heading(axes[0], "$\\bad{$")
-        common.draw_map(axes[0, 1], np.full((8, 8), np.nan), 1.0, "not finite")
+        figure, axes = figures.panel_grid(3, ["a", "b"], per_line=2)
+        figures.draw_image(axes[0, 0], torch.rand(3, 8, 8))
+        figures.draw_heading(axes[0], "$\\bad{$")
+        figures.draw_map(axes[0, 1], np.full((8, 8), np.nan), 1.0, "not finite")
     save_figure(figure, tmp_path / "a.png")
     first = (tmp_path / "a.png").read_bytes()
     save_figure(figure, tmp_path / "a.png")

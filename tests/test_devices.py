@@ -6,6 +6,7 @@ operation gets tensors of two devices. That the values are right too is tested w
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import common
-from explain.disturbances import disturbed
-from explain.faithfulness import baseline_maps, worth
+from explain.methods.disturbances import disturbed
+from explain.methods.faithfulness import faithfulness_scores
 
 ascent = load_script("2c_class_visualization")
 saliency, guided = load_script("2e_saliency"), load_script("2f_guided_saliency")
@@ -118,8 +119,9 @@ def test_no_method_mixes_devices(name, monkeypatch):
             found[f"2c {method}"] = lambda method=method: ascent.visualize_classes(
                 model, [0, 1], method, generators(), steps=3, blur_every=1, contrast=0.2
             )
-        found["2e combined"] = lambda: saliency.combined_maps(images, maps, maps)
-        found["2g baselines"] = lambda: [*baseline_maps(images, generators()).values()]
+        found["2e combined"] = lambda: saliency.combined_maps(model, images, [0, 1], generators(), 2)
+        options = argparse.Namespace(seed=0)
+        found["2g baselines"] = lambda: [*faithfulness.baseline_maps(images, [0, 1], options).values()]
         four = torch.cat([images, images])
         if name != "timm/test_vit":  # which takes no mosaic of four pictures
             pointing = (model, four, torch.tensor([0, 1, 2, 3], device=FAKE), saliency.saliency_maps)
@@ -129,7 +131,9 @@ def test_no_method_mixes_devices(name, monkeypatch):
             results = compute()
             for result in [results] if isinstance(results, Tensor) else results:
                 assert result.device.type == FAKE, what
-        assert set(worth(model, images[0], torch.tensor(1, device=FAKE), {"plain": maps[0]}, generators()[0])) == {
+        assert set(
+            faithfulness_scores(model, images[0], torch.tensor(1, device=FAKE), {"plain": maps[0]}, generators()[0])
+        ) == {
             "plain_insertion_minus_deletion",
             "random_insertion_minus_deletion",
         }

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 import common
-from explain import faithfulness, maps
+from explain.methods import faithfulness, randomisation
 
 
 class Weights(nn.Module):
@@ -180,7 +180,7 @@ def test_steps_that_are_no_number_of_steps(steps, toy, images):
     with pytest.raises(common.UserError, match=f"steps must be a whole number of at least 1, not {steps!r}"):
         faithfulness.insertion_deletion(toy, images, 0, images.mean(1), steps)
     with pytest.raises(common.UserError, match=f"stages must be a whole number of at least 1, not {steps!r}"):
-        maps.cascading_randomisation(toy, images, 0, None, steps, torch.Generator())
+        randomisation.cascading_randomisation(toy, images, 0, None, steps, torch.Generator())
 
 
 def test_maps_may_be_arrays(toy, images):
@@ -209,12 +209,14 @@ def test_baselines_by_hand():
 def test_the_worth_of_a_pictures_maps(white_pixels):
     image, weights = white_pixels
     maps = {"right": weights, "empty": 0 * weights, "broken": weights * torch.nan}
-    found = faithfulness.worth(Weights(weights), image[0], torch.tensor(0), maps, torch.Generator().manual_seed(0))
+    found = faithfulness.faithfulness_scores(
+        Weights(weights), image[0], torch.tensor(0), maps, torch.Generator().manual_seed(0)
+    )
     assert found["empty_insertion_minus_deletion"] is None and found["broken_insertion_minus_deletion"] is None
     insertion, deletion = faithfulness.insertion_deletion(Weights(weights), image, torch.tensor([0]), weights[None])
     assert found["right_insertion_minus_deletion"] == pytest.approx(float(insertion - deletion), abs=1e-6)
     assert found["right_insertion_minus_deletion"] > found["random_insertion_minus_deletion"]
-    means = faithfulness.summarise_worth([found, found | {"right_insertion_minus_deletion": 0.0}, {}])
+    means = faithfulness.summarise_scores([found, found | {"right_insertion_minus_deletion": 0.0}, {}])
     assert means["right"]["images"] == 2 and means["empty"] == {"mean": None, "standard_error": None, "images": 0}
     a = found["right_insertion_minus_deletion"]
     assert means["right"]["mean"] == pytest.approx(a / 2) and means["right"]["standard_error"] == pytest.approx(a / 2)

@@ -19,14 +19,14 @@ from matplotlib.text import Text
 from PIL import Image
 
 import common
-from explain import figures
+from explain.report import faithfulness, figures, maps, predictions, uncertainty
 
 LONG = "a name of sixty characters, which is as long as names may be"
 PICTURES = 12
 DRAWS = {
     "2d_predict": [],
-    "2e_saliency": ["--copies", "1", "--worth", "1"],
-    "2f_guided_saliency": ["--worth", "1"],
+    "2e_saliency": ["--copies", "1", "--scores", "1"],
+    "2f_guided_saliency": ["--scores", "1"],
     "2g_faithfulness": ["--copies", "1", "--steps", "2", "--randomise", "1", "--stages", "2", "--mosaics", "0"],
     "2h_mc_dropout": ["--passes", "20", "--dropout", "0.5"],
 }
@@ -60,7 +60,7 @@ def test_figures_fit_the_page_whatever_is_in_them(name, tmp_path, monkeypatch):
         save_photo(tmp_path / f"photos/{i} {LONG}.png", i)
     drawn = []
 
-    def draw(self, figure_name, function, *arguments):
+    def draw(output, figure_name, function, *arguments):
         for count in (1, 2, 3, 5, PICTURES):
             rows = next((argument for argument in arguments if isinstance(argument, list)), None)
             fewer = [a[:count] if a is rows else a for a in arguments]
@@ -71,7 +71,8 @@ def test_figures_fit_the_page_whatever_is_in_them(name, tmp_path, monkeypatch):
             assert text[0].startswith("timm/test_resnet, untrained: ")
             drawn.append(figure_name)
 
-    monkeypatch.setattr(common.OutputFolder, "draw", draw)
+    for module in (faithfulness, maps, predictions, uncertainty):
+        monkeypatch.setattr(module, "draw_figure", draw)
     monkeypatch.setattr(figures.Classifier, "categories", [f"{LONG} {i}" for i in range(1000)], raising=False)
     run_main(name, "photos", *TINY, "--show", PICTURES, *DRAWS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     assert len(drawn) >= 5
@@ -127,7 +128,7 @@ def test_what_no_font_has_is_said_once(tmp_path, monkeypatch, capsys):
     def draw():
         return Figure(figsize=(figures.WIDTH, 1), layout="constrained"), ["\u6f22 \u6f22"]
 
-    common.OutputFolder(options, "thing.py").draw("a", draw)
+    figures.draw_figure(common.OutputFolder(options, "thing.py"), "a", draw)
     assert capsys.readouterr().err == "no installed font has \u6f22 of a: install one, such as Noto\n"
 
 
@@ -174,7 +175,7 @@ def test_findings_figures_and_metrics_are_the_last_lines(tmp_path, monkeypatch, 
 
 
 def test_a_line_a_minute_where_there_is_no_terminal(monkeypatch, capsys):
-    progress = importlib.import_module("explain.progress")
+    progress = importlib.import_module("explain.run.progress")
     monkeypatch.setattr(progress, "SECONDS", 0)
     with progress.progress(3, "images", miniters=1) as bar:
         for _ in range(3):
@@ -219,9 +220,10 @@ def test_one_picture_may_have_several_classes(tmp_path, monkeypatch):
 
 def test_signed_maps_are_the_maps_with_the_gradients_sign(toy, images):
     script = load_script("2e_saliency")
-    forward = common.forward_pass(toy, images, [0, 1, 2, 3, 0])
-    signed, gradient = script.signed_saliency(forward), common.class_score_gradient(toy, images, forward.classes)[0]
-    assert torch.equal(signed.abs(), script.saliency_maps(toy, images, forward.classes))
+    classes = [0, 1, 2, 3, 0]
+    signed = script.signed_saliency_maps(toy, images, classes)
+    gradient, _ = common.class_score_gradient(toy, images, classes)
+    assert torch.equal(signed.abs(), script.saliency_maps(toy, images, classes))
     assert torch.equal(signed, torch.where(signed > 0, gradient.amax(1), gradient.amin(1)))
     assert (signed < 0).any() and (signed > 0).any()
 
@@ -253,7 +255,7 @@ def test_standard_errors_are_the_spread_over_seeds(passes):
 
 
 def test_images_that_cannot_be_told_apart_are_named():
-    report = importlib.import_module("explain.uncertainty_report")
+    report = importlib.import_module("explain.report.uncertainty")
     rows = [
         {"index": i, "path": f"{i}.png", "mutual_information": m, "mutual_information_standard_error": 0.01}
         for i, m in enumerate((0.10, 0.161, 0.160))

@@ -1,4 +1,4 @@
-"""explain/files.py: a file's digest, and what lies inside a folder."""
+"""explain/basics/files.py: a file's digest, and what lies inside a folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from explain.files import is_inside, sha256_of
+from explain.basics.files import is_inside, sha256_of
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (2 << 20) + 1])

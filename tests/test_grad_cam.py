@@ -7,17 +7,16 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import assert_same_state, state_of
+from conftest import assert_same_state, load_script, state_of
 from torch import nn
 
 import common
-from explain.grad_cam import GradCAM, with_grad_cam
+
+grad_cam_maps = load_script("2f_guided_saliency").grad_cam_maps
 
 
-def grad_cam(model, images, classes):
-    forward, cam = with_grad_cam(lambda: common.forward_pass(model, images, classes), images)
-    forward.gradient()
-    return cam
+def features(model, images):
+    return common.forward_pass(model, images, 0).features
 
 
 def test_class_activation_maps_by_hand(images):
@@ -26,22 +25,11 @@ def test_class_activation_maps_by_hand(images):
     conv, head = nn.Conv2d(3, 6, 2, stride=2), nn.Linear(6, 4)
     net = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     classes = torch.tensor([0, 1, 2, 3, 0])
-    cam = grad_cam(net, images, classes)
-    features = F.relu(conv(images)).detach()  # (5, 6, 4, 4)
-    coarse = torch.einsum("nc,nchw->nhw", head.weight.detach()[classes] / 16, features).clamp(min=0)
+    places = F.relu(conv(images)).detach()  # (5, 6, 4, 4)
+    coarse = torch.einsum("nc,nchw->nhw", head.weight.detach()[classes] / 16, places).clamp(min=0)
     expected = F.interpolate(coarse[:, None], size=(8, 8), mode="bilinear")[:, 0]
-    torch.testing.assert_close(cam.maps(), expected)
-    assert expected.max() > 0 and cam.features.shape == (5, 6, 4, 4)
-
-
-def test_the_last_backward_pass_counts(images):
-    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 4))
-    forward, cam = with_grad_cam(lambda: common.forward_pass(net, images, torch.zeros(5, dtype=torch.long)), images)
-    assert cam.maps() is None  # before any
-    forward.gradient(retain_graph=True)
-    first = cam.maps()
-    torch.autograd.grad(3 * forward.scores.sum(), forward.images)
-    torch.testing.assert_close(cam.maps(), 3 * first)
+    torch.testing.assert_close(grad_cam_maps(net, images, classes), expected)
+    assert expected.max() > 0 and features(net, images).shape == (5, 6, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -62,8 +50,8 @@ def test_the_layer_is_found_by_running(build, shape):
     model = build(weights=None) if "torchvision" in build.__module__ else build()
     model = model.requires_grad_(False).eval()
     images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    _, cam = with_grad_cam(lambda: common.forward_pass(model, images, [0]), images)
-    assert (None if cam.features is None else tuple(cam.features.shape[1:])) == shape
+    found = features(model, images)
+    assert (None if found is None else tuple(found.shape[1:])) == shape
 
 
 class SecondHead(nn.Module):
@@ -82,13 +70,12 @@ class SecondHead(nn.Module):
 def test_a_head_that_runs_later_does_not_take_the_layer(images):
     """It was the mask's layer, without a gradient; and the pooled one in place of the convolution before the mean."""
     net = SecondHead()
-    cam = grad_cam(net, images, torch.tensor([0, 1, 2, 3, 4]))
-    features = F.relu(net.features[0](images)).detach()
-    torch.testing.assert_close(cam.features, features)
+    places = F.relu(net.features[0](images)).detach()
+    torch.testing.assert_close(features(net, images).detach(), places)
     # the logit is a weighted sum of means over 4 x 4 places: a gradient of weight / 16 at each place, meaned over all
     weights = net.head.weight.detach().view(5, 4, 4).mean(2) / 16  # (classes, channels)
-    expected = (weights[:, :, None, None] * features).sum(1).clamp(min=0)
-    torch.testing.assert_close(cam.maps(), expected)
+    expected = (weights[:, :, None, None] * places).sum(1).clamp(min=0)
+    torch.testing.assert_close(grad_cam_maps(net, images, torch.tensor([0, 1, 2, 3, 4])), expected)
 
 
 def test_a_mean_over_flattened_places_is_no_token_mixer(images):
@@ -100,20 +87,20 @@ def test_a_mean_over_flattened_places_is_no_token_mixer(images):
         def forward(self, x):
             return self.head(self.conv(x).flatten(2).mean(2))
 
-    cam = grad_cam(Flattened(), images, torch.zeros(5, dtype=torch.long))
-    assert cam.features.shape == (5, 5, 6, 6) and cam.maps().shape == (5, 8, 8)
+    net = Flattened()
+    assert features(net, images).shape == (5, 5, 6, 6) and grad_cam_maps(net, images, 0).shape == (5, 8, 8)
 
 
 def test_wide_images():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    cam = grad_cam(net, torch.rand(2, 3, 20, 33), torch.tensor([0, 3]))
-    assert cam.features.shape == (2, 4, 9, 16) and cam.maps().shape == (2, 20, 33)
+    wide = torch.rand(2, 3, 20, 33)
+    assert features(net, wide).shape == (2, 4, 9, 16) and grad_cam_maps(net, wide, [0, 3]).shape == (2, 20, 33)
 
 
 def test_nothing_is_left_behind(toy, images):
     before = state_of(toy)
-    grad_cam(toy, images, torch.zeros(5, dtype=torch.long))
+    grad_cam_maps(toy, images, 0)
     assert_same_state(before, state_of(toy))
-    with pytest.raises(RuntimeError), GradCAM(images):
-        toy(torch.rand(1, 1, 8, 8))
+    with pytest.raises(RuntimeError):
+        grad_cam_maps(toy, torch.rand(1, 1, 8, 8), 0)
     assert_same_state(before, state_of(toy))

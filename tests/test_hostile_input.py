@@ -35,9 +35,11 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 import common
-from explain import checkpoints, pictures, shell
-from explain.errors import UserError
-from explain.labels import read_labels, read_names
+from explain.basics.errors import UserError
+from explain.data import pictures
+from explain.data.labels import read_labels, read_names
+from explain.networks import checkpoints
+from explain.run import shell
 
 process_data = load_script("process_data")
 

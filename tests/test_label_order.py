@@ -1,4 +1,4 @@
-"""explain/label_order.py: labels that are not in the network's order are noticed, and the order is named."""
+"""explain/data/label_order.py: labels that are not in the network's order are noticed, and the order is named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from explain.label_order import invert, orders, other_order
+from explain.data.label_order import invert, orders, other_order
 
 CLASSES = 20
 NAMES = [f"name {chr(ord('a') + (7 * i) % CLASSES)}" for i in range(CLASSES)]  # not in the order of text

@@ -1,4 +1,4 @@
-"""explain/labels.py: the forms that lists of names and of labels may have."""
+"""explain/data/labels.py: the forms that lists of names and of labels may have."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import unicodedata
 
 import pytest
 
-from explain.errors import UserError
-from explain.labels import names_text, read_labels, read_names, split_wnid
+from explain.basics.errors import UserError
+from explain.data.labels import names_text, read_labels, read_names, split_wnid
 
 NAMES = ["tench, Tinca tinca", "goldfish", "great white shark"]
 WNIDS = ["n01440764", "n01443537", "n01484850"]

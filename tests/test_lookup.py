@@ -1,4 +1,4 @@
-"""explain/lookup.py: the class that a name means, by one rule wherever classes are named."""
+"""explain/data/lookup.py: the class that a name means, by one rule wherever classes are named."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from conftest import save_photo
 
 import common
-from explain.datasets import class_folders
-from explain.errors import UserError
-from explain.labels import read_labels
-from explain.lookup import class_lookup
+from explain.basics.errors import UserError
+from explain.data.datasets import class_folders
+from explain.data.labels import read_labels
+from explain.data.lookup import class_lookup
 
 CLASSES = ["A", "a", "tench, Tinca tinca", "crane", "Crane", "crane", "maillot", "maillot, tank suit", "Café au lait"]
 WNIDS = ["", "", "n01440764", "n02012849", "", "n03126707", "", "", ""]

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import common
-from explain import inference, networks
+from explain.networks import classifier as networks
+from explain.networks import inference
 
 
 class Trap:

@@ -22,9 +22,10 @@ from torch.nn.utils import prune
 from torchvision.transforms.functional import resize, to_tensor
 
 import common
-from explain import checkpoints, networks
-from explain.checkpoints import other_sizes, read_state_dict, split_key
-from explain.errors import UserError
+from explain.basics.errors import UserError
+from explain.networks import checkpoints
+from explain.networks import classifier as networks
+from explain.networks.checkpoints import other_sizes, read_state_dict, split_key
 
 NET = "timm/test_resnet"  # 0.5 million parameters
 OWN = """

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import common
-from explain import page
-from explain.errors import UserError
-from explain.figures import draw_title, figure_style, margins
-from explain.sections import SECTIONS
+from explain.basics.errors import UserError
+from explain.report import page
+from explain.report.figures import draw_title, figure_style, margins
+from explain.report.page import EXERCISES
 
 HOSTILE = "<script>document.title='run'</script> \"quo'ted\" &amp; \u202eפוט"
 LONG = "x" * 251 + ".jpg"
@@ -114,8 +114,8 @@ def empty(tmp_path_factory) -> Path:
 
 def test_an_empty_folder_names_each_command(empty):
     text = Page(empty / "report.html").text
-    assert all(f"python {section.script}.py" in text for section in SECTIONS)
-    assert text.count("Not run yet.") == 2 * len(SECTIONS)
+    assert all(f"python {script}.py" in text for script in EXERCISES)
+    assert text.count("Not run yet.") == 2 * len(EXERCISES) == 16
 
 
 def test_a_command_that_is_missing_carries_the_network_of_the_others(tmp_path):
@@ -167,6 +167,7 @@ def test_a_finished_folder_has_a_card_for_each_picture(finished):
     assert len([name for name in drawn if name.endswith("_plain.webp")]) == 2
     alternatives = [given["alt"] for tag, given in found.elements if tag == "img"]
     assert any(re.match(r"guided map of 0.png for .+half in 0\.\d{3} of its pixels", a) for a in alternatives)
+    assert any(re.match(r"plain archetype of .+; own: [01]\.\d{3} \(rank \d+\)", a) for a in alternatives)
 
 
 def test_the_same_folder_gives_the_same_bytes_and_stays_as_it_is(finished):
@@ -203,7 +204,7 @@ def test_different_networks_are_said(tmp_path):
         return {"name": name, "weights": "w", "sha256": name * 8, "input_size": 8, "classes": 4}
 
     write_predictions(tmp_path, ["a.jpg"], model=model("one"))
-    write_run(tmp_path, "2e_saliency", {"mean_half_mass_area": 0.25}, model=model("two"))
+    write_run(tmp_path, "2e_saliency", {"mean_plain_half_mass_area": 0.25}, model=model("two"))
     text = Page(page.write_page(tmp_path)).text
     assert "ran on different networks" in text and "network of 2d" in text and "network of 2e" in text
 
@@ -236,7 +237,7 @@ def test_a_run_that_ends_meanwhile_is_not_lost(tmp_path, monkeypatch):
         calls.append(1)
         text = render(*arguments)
         if len(calls) == 1:
-            write_run(tmp_path, "2e_saliency", {"mean_half_mass_area": 0.25})
+            write_run(tmp_path, "2e_saliency", {"mean_plain_half_mass_area": 0.25})
         return text
 
     monkeypatch.setattr(page, "render", render_late)
@@ -270,8 +271,9 @@ def test_worth_and_judgement_are_shown(tmp_path):
     plain["insertion_minus_deletion_standard_error"] = 0.02
     random = {"insertion": 0.45, "deletion": 0.44, "insertion_minus_deletion": 0.01, "grid_pointing": None}
     results = {"maps": {"plain": plain, "random": random}, "best_baseline": "random", "images_measured": 7}
+    results |= {"kinds": ["plain"], "baselines": ["random"]}
     write_run(tmp_path, "2g_faithfulness", results)
-    write_run(tmp_path, "2e_saliency", {"mean_half_mass_area": 0.25})
+    write_run(tmp_path, "2e_saliency", {"mean_plain_half_mass_area": 0.25})
     mistakes = {"single_pass": {"auroc": 0.8, "auroc_interval": [0.7, 0.9], "area_under_risk_coverage": 0.1}}
     found = {"passes": 5, "mean_mutual_information": 0.1, "mean_predictive_entropy": 1.0, "most_uncertain": "a/b.jpg"}
     found |= {"not_told_apart_from_most_uncertain": ["a/c.jpg"], "mistakes": mistakes}

@@ -14,7 +14,7 @@ from conftest import TINY, run_main, save_photo
 from PIL import Image, ImageCms, ImageFile
 
 import common
-from explain import pictures
+from explain.data import pictures
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 # columns red, green, blue; rows X, Y, Z, adapted to D50 (SMPTE EG 432-1 and IEC 61966-2-1, as in the usual profiles)

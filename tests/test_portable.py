@@ -13,7 +13,8 @@ import pytest
 from conftest import SCRIPTS, contents, load_script, run_main, save_inputs, save_photo
 
 import common
-from explain import files, shell
+from explain.basics import files
+from explain.run import shell
 
 POSIX_ONLY = {
     os: "O_NOFOLLOW O_DIRECTORY sched_getaffinity sched_setaffinity fork forkpty getuid geteuid getgid getpgid killpg "

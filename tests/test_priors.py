@@ -11,7 +11,8 @@ from conftest import assert_same_state, state_of
 from scipy.linalg import sqrtm
 from torch import nn
 
-from explain import inference, priors
+from explain.methods import priors
+from explain.networks import inference
 
 
 def generators(*seeds: int) -> list[torch.Generator]:

@@ -16,8 +16,9 @@ import torchvision
 from conftest import SHARED, load_script, run_main, run_script, save_photo
 from PIL import Image
 
-from explain.datasets import find_parts, read_dataset_names
-from explain.errors import UserError
+from explain.basics.errors import UserError
+from explain.data.datasets import find_parts, read_dataset_names
+from explain.report import classes as report
 
 process_data = load_script("process_data")
 
@@ -820,9 +821,9 @@ def test_dollar_signs_in_a_class_name_are_no_formula(dataset, split):
 def test_figure_shows_as_many_photos_as_asked(tmp_path, classes):
     photo = save_photo(tmp_path / "a.png")
     table = [{"class": 2 * i, "name": f"name {i}", "images": i + 1} for i in range(classes)]
-    figure, _ = process_data.draw_classes(table, {2 * i: photo for i in range(classes)}, show=10)
+    figure, _ = report.draw_classes(table, {2 * i: photo for i in range(classes)}, show=10)
     assert sum(bool(axes.images) for axes in figure.axes) == min(10, classes)
-    figure, _ = process_data.draw_class_sizes(table)
+    figure, _ = report.draw_class_sizes(table)
     assert [bar.get_height() for bar in figure.axes[0].patches] == [line["images"] for line in table]
 
 

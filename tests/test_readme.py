@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_examples_are_found():
-    assert len(PYTHON) == 5
+    assert len(PYTHON) == 6
     assert len(SCRIPTS) >= 14 and {"make", "make test"} <= set(COMMANDS)
 
 
@@ -71,6 +71,7 @@ def test_each_command_is_understood(command, monkeypatch, capsys):
 @pytest.mark.parametrize("command", WITHOUT_A_NETWORK)
 def test_each_command_runs(command, tmp_path):
     save_photo(tmp_path / "photo.jpg", size=(300, 260))
+    (tmp_path / "my_map.py").write_text(next(block for block in PYTHON if "def gradient_times_input" in block))
     finish_script("process_data", "--sample", cwd=tmp_path)
     script, *arguments = shlex.split(command)[1:]
     finish_script(script.removesuffix(".py"), *arguments, cwd=tmp_path)

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +33,8 @@ from conftest import (
 )
 
 import common
-from explain import output, rows, shell
+from explain.report import figures
+from explain.run import rows, shell
 
 # long enough for a state to be kept
 SCRIPTS = {**SCRIPTS, "2c_class_visualization": [*SCRIPTS["2c_class_visualization"], "--steps", "60"]}
@@ -359,11 +361,64 @@ def test_the_code_that_a_run_depends_on_is_what_its_script_imports():
     def names(script: str) -> set[str]:
         return {path.relative_to(ROOT).as_posix() for path in rows.imported_files(ROOT / f"{script}.py")}
 
-    shared = {"common.py", *(f"explain/{noun}.py" for noun in ("rows", "networks", "inference", "pictures", "errors"))}
+    nouns = ("run/rows", "networks/classifier", "networks/inference", "data/pictures", "basics/errors")
+    shared = {"common.py", *(f"explain/{noun}.py" for noun in nouns)}
     assert shared < names("2b_evaluate") and "2b_evaluate.py" in names("2b_evaluate")
-    only_of_2c = {"explain/archetypes.py", "explain/priors.py"}
+    only_of_2c = {"explain/methods/archetypes.py", "explain/methods/priors.py"}
     assert only_of_2c < names("2c_class_visualization") and not only_of_2c & names("2b_evaluate")
+    assert not any(name.startswith("explain/report/") for script in SCRIPTS for name in names(script))
     assert "2e_saliency.py" in names("2f_guided_saliency") and "2e_saliency.py" not in names("2h_mc_dropout")
+
+
+COUNTS = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, images):
+        open("passes", "a").write("x")
+        return self.conv(images).relu().mean((2, 3))
+"""
+
+
+def test_a_caption_is_drawn_anew_and_no_row_is_computed(tmp_path):
+    """It repeated all passes: the digest of the code covered what draws and writes."""
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    shutil.copytree(ROOT / "explain", tmp_path / "explain", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "net.py").write_text(COUNTS)
+    save_photo(tmp_path / "a.png")
+    command = [
+        sys.executable,
+        "2e_saliency.py",
+        "a.png",
+        "--model",
+        "net.py:Net",
+        "--input-size",
+        "32",
+        "--scores",
+        "1",
+    ]
+
+    def run() -> tuple[int, str, bytes]:
+        """Return the number of passes, the caption, and the rows."""
+        (tmp_path / "passes").unlink(missing_ok=True)
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+        folder = tmp_path / "output/pictures/2e_saliency"
+        captions = json.loads((folder / "metrics.json").read_text())["captions"]
+        return len((tmp_path / "passes").read_text()), str(captions), (folder / "rows.jsonl").read_bytes()
+
+    passes, before, rows_before = run()
+    of_loading, *_ = run()
+    drawing = tmp_path / "explain/report/maps.py"
+    drawing.write_text(drawing.read_text().replace("Where the logit of the class", "WHERE the logit of the class"))
+    again, caption, rows_after = run()
+    assert again == of_loading < passes and rows_after == rows_before
+    assert "WHERE the logit" in caption and "WHERE" not in before
 
 
 def test_metrics_json_means_complete(undisturbed, tmp_path, monkeypatch):
@@ -372,9 +427,9 @@ def test_metrics_json_means_complete(undisturbed, tmp_path, monkeypatch):
     save_inputs(tmp_path)
     run_main(name, *SCRIPTS[name], "--seed", "1", cwd=tmp_path, monkeypatch=monkeypatch)
     metrics, seen = tmp_path / "output" / name / "metrics.json", []
-    append, save = common.Rows.append, output.save_figure
+    append, save = common.Rows.append, figures.save_figure
     monkeypatch.setattr(common.Rows, "append", lambda self, rows: seen.append(metrics.exists()) or append(self, rows))
-    monkeypatch.setattr(output, "save_figure", lambda *given: seen.append(metrics.exists()) or save(*given))
+    monkeypatch.setattr(figures, "save_figure", lambda *given: seen.append(metrics.exists()) or save(*given))
     run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     assert seen == [False] * 4 and contents(metrics.parent) == whole(undisturbed, name)
 

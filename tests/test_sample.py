@@ -1,4 +1,4 @@
-"""explain/sample.py: what is written, and what is left alone."""
+"""explain/data/sample.py: what is written, and what is left alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import contents
 
-from explain import sample
-from explain.errors import UserError
+from explain.basics.errors import UserError
+from explain.data import sample
 
 
 def state_below(folder: Path) -> dict[Path, tuple]:

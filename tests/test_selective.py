@@ -10,8 +10,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import common
-from explain import selective
-from explain.disturbances import disturbed
+from explain.methods import selective
+from explain.methods.disturbances import disturbed
 
 
 def test_auroc_is_scikit_learns_also_with_ties():
@@ -99,10 +99,10 @@ def fewer_resamples(monkeypatch):
 def test_with_too_few_mistakes_or_right_answers_nothing_is_said(wrong):
     results, tables = selective.judge(rows_of(60, wrong), seed=0)
     assert all(found["auroc"] is None and "auroc_interval" not in found for found in results["mistakes"].values())
-    said = selective.worth_of_measures(results)
+    said = selective.describe_verdicts(results)
     assert f"{wrong} mistakes in 60 validation images, 5 are needed" in said or wrong == 57
     assert results["mistakes_under_shift"] == {} and [*tables] == ["mistakes.csv"]
-    assert selective.judge([], 0) == ({}, {}) and "was not measured" in selective.worth_of_measures({})
+    assert selective.judge([], 0) == ({}, {}) and "was not measured" in selective.describe_verdicts({})
 
 
 def test_disturbances_are_pooled_without_the_pictures_as_they_are():

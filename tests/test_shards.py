@@ -15,7 +15,8 @@ import pytest
 from conftest import ROOT, SCRIPTS, contents, fork_server, load_script, run_main, save_inputs
 
 import common
-from explain import files, rows
+from explain.basics import files
+from explain.run import rows
 
 
 @pytest.fixture(scope="session")  # a worker of pytest-xdist goes to another file and comes back
@@ -215,7 +216,7 @@ def free_port() -> int:
 
 
 FOUR_PHOTOS = ["photos", "--limit", "4", "--batch-size", "2", "--show", "2"]  # one of them broken
-FOUR_PHOTOS += ["--copies", "2", "--worth", "1"]
+FOUR_PHOTOS += ["--copies", "2", "--scores", "1"]
 
 
 def torchrun(arguments: list[str], cwd: Path) -> None:

@@ -12,7 +12,7 @@ from conftest import load_script, run_main, save_photo
 from torch import nn
 
 import common
-from explain.errors import UserError
+from explain.basics.errors import UserError
 
 NETWORKS = """
     import os
@@ -211,7 +211,7 @@ def test_stochastic_accepts_it_and_every_figure_says_so(own, monkeypatch, name, 
     tables = []
     for _ in range(2):
         for exercise in ("2d_predict", "2e_saliency"):
-            more = ["--copies", "2", "--worth", "1"] if exercise == "2e_saliency" else []
+            more = ["--copies", "2", "--scores", "1"] if exercise == "2e_saliency" else []
             run_main(exercise, *options, *more, "--fresh", cwd=own, monkeypatch=monkeypatch)
             metrics = json.loads((own / "output" / exercise / "metrics.json").read_text())
             assert all(kind in caption[0] for caption in metrics["captions"].values())

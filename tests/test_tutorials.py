@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms as T
 
-from explain.errors import UserError
+from explain.basics.errors import UserError
 
 NAMES = ["ant", "bee", "cat"]
 NETWORKS = """
@@ -90,8 +90,8 @@ EXERCISES = {
     "2b_evaluate": ["photos"],
     "2c_class_visualization": ["--steps", "4", "--judge", "none", "--classes", "bee", "--dataset", "none"],
     "2d_predict": ["photos/ant"],
-    "2e_saliency": ["photos/ant", "--copies", "2", "--worth", "1"],
-    "2f_guided_saliency": ["photos/ant", "--worth", "1"],
+    "2e_saliency": ["photos/ant", "--copies", "2", "--scores", "1"],
+    "2f_guided_saliency": ["photos/ant", "--scores", "1"],
     "2g_faithfulness": ["photos/ant", "--steps", "4", "--copies", "2", "--randomise", "1", "--stages", "2"],
     "2h_mc_dropout": ["photos/ant", "--passes", "5"],
 }

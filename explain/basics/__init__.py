@@ -1,0 +1,1 @@
+"""Errors with their cure, files written all or nothing, results shared between functions; knows nothing else."""

@@ -1,0 +1,1 @@
+"""Pictures, datasets, labels and names; knows the basics."""

@@ -1,0 +1,190 @@
+"""How far can a saliency map be believed? The class's probability as pixels come and go in its order, and baselines.
+
+What is taken from a picture is replaced by a blurred copy, not by grey: a grey patch is an edge that no photo has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from explain.basics.errors import UserError, whole_argument
+from explain.basics.sharing import shared
+from explain.networks.logits import check_images, class_ids
+from explain.networks.running import predict_logits
+
+BLUR_PX = 10.0  # standard deviation of the Gaussian that blurs the copy: objects go, colours of the scene stay
+STEPS = 28  # in which all pixels move: as many as there are points on a curve, less one
+ROWS_TOGETHER = 16  # pictures in a pass
+SEED = 0  # of the order of pixels that a map does not tell apart
+
+
+def blurred(images: Tensor, sigma_px: float = BLUR_PX) -> Tensor:
+    """Return images (N, C, H, W) blurred by a Gaussian of standard deviation `sigma_px`.
+
+    Each axis is one product with a matrix whose rows add up to 1, so that the border does not darken.
+    """
+
+    def kernel(side: int) -> Tensor:
+        places = torch.arange(side, dtype=images.dtype, device=images.device)
+        weights = torch.exp(-0.5 * ((places[:, None] - places) / sigma_px) ** 2)
+        return weights / weights.sum(1, keepdim=True)
+
+    return kernel(images.shape[2]) @ images @ kernel(images.shape[3]).T
+
+
+def pixel_ranks(maps: Tensor) -> Tensor:
+    """Return the place of each pixel (N, H, W) in its map's order, 0 for the largest value; ties in random order."""
+    shuffled = torch.randperm(maps[0].numel(), generator=torch.Generator().manual_seed(SEED)).to(maps.device)
+    order = shuffled[maps.flatten(1)[:, shuffled].argsort(dim=1, descending=True, stable=True)]  # (N, H * W)
+    return order.argsort(1).view(maps.shape)
+
+
+Maps = Tensor | np.ndarray
+ClassIds = Tensor | np.ndarray | Sequence[int] | int  # one for each image, or one for all
+
+
+def class_tensor(classes: ClassIds, images: Tensor) -> Tensor:
+    """Return the classes (N,) of images (N, 3, H, W) on their device; raises UserError for missing ones."""
+    ids = class_ids(classes, len(check_images(images)))
+    if None in ids:
+        raise UserError("classes must be whole numbers, not None: give the most likely class, logits.argmax(1)")
+    return torch.tensor(ids, dtype=torch.long, device=images.device)
+
+
+@shared
+def insertion_deletion_curves(model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int) -> Tensor:
+    """Return the class's probability (2, N, steps + 1) as pixels are put into a blurred copy, and taken from the image.
+
+    images (N, 3, H, W), classes one for each or one for all, maps (N, H, W). After k steps the k / steps of the pixels
+    with the largest values are the image's in the first curve, and the copy's in the second. Petsiuk et al. 2018, RISE,
+    section 3.2. Raises UserError for maps that are not finite or of another size, for a class out of range, and for
+    less than one step.
+    """
+    classes, steps = class_tensor(classes, images), whole_argument("steps", steps)
+    maps = torch.as_tensor(maps, device=images.device)
+    if maps.shape != (len(images), *images.shape[2:]) or not maps.isfinite().all():
+        raise UserError(
+            f"maps must be finite numbers of shape {(len(images), *images.shape[2:])}: they are {tuple(maps.shape)}, "
+            f"{int((~maps.isfinite()).sum())} values not finite"
+        )
+    copies = blurred(images)
+    counts = torch.arange(steps + 1, device=images.device) * maps[0].numel() // steps  # of pixels moved
+
+    def pictures() -> Iterator[Tensor]:  # both curves have both ends: 2 * steps of each image are all there are
+        for image, copy, rank in zip(images, copies, pixel_ranks(maps), strict=True):
+            moved = (rank < counts[:, None, None])[:, None]  # (steps + 1, 1, H, W)
+            yield from torch.where(moved, image, copy)
+            yield from torch.where(moved, copy, image)[1:-1]
+
+    p = class_probabilities(model, pictures(), classes.repeat_interleave(2 * steps)).view(len(images), 2 * steps)
+    insertion, between = p[:, : steps + 1], p[:, steps + 1 :]
+    return torch.stack([insertion, torch.cat([insertion[:, -1:], between, insertion[:, :1]], 1)])
+
+
+def class_probabilities(model: nn.Module, pictures: Iterator[Tensor], classes: Tensor) -> Tensor:
+    """Return each picture's probability (N,) of its class (N,), from passes of `ROWS_TOGETHER` pictures (3, H, W)."""
+    logits = []
+    while rows := list(islice(pictures, ROWS_TOGETHER)):
+        short = ROWS_TOGETHER - len(rows)  # kernels may differ with the batch's shape: all passes have the same
+        logits.append(predict_logits(model, torch.stack([*rows, *rows[-1:] * short]))[: len(rows)])
+    p = torch.cat(logits).softmax(1)
+    if classes.min() < 0 or classes.max() >= p.shape[1]:
+        raise UserError(f"class ids must be 0 to {p.shape[1] - 1}, not {sorted(set(classes.tolist()))}")
+    return p.gather(1, classes[:, None])[:, 0]
+
+
+def insertion_deletion(
+    model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int = STEPS
+) -> tuple[Tensor, Tensor]:
+    """Return the areas (N,) under the insertion curve (larger is better) and the deletion curve (smaller is better).
+
+    Arguments and errors as in `insertion_deletion_curves`; 2 * steps forward passes an image.
+    """
+    insertion, deletion = area(insertion_deletion_curves(model, images, classes, maps, steps).double())
+    return insertion, deletion
+
+
+def faithfulness_scores(
+    model: nn.Module, image: Tensor, c: Tensor, maps: dict[str, Tensor], generator: torch.Generator
+) -> dict[str, float | None]:
+    """Return insertion less deletion of each kind of map (H, W) of an image (3, H, W), and of a random order.
+
+    None for a map that says nothing: all zero, or not finite.
+    """
+    kinds = {**maps, "random": random_maps(image[None], [generator])[0]}
+    good = {kind: saliency for kind, saliency in kinds.items() if saliency.any() and saliency.isfinite().all()}
+    n = len(good)
+    areas = insertion_deletion(model, image.expand(n, -1, -1, -1), c.expand(n), torch.stack([*good.values()]))
+    values = dict(zip(good, (areas[0] - areas[1]).tolist(), strict=True))
+    return {f"{kind}_insertion_minus_deletion": values.get(kind) for kind in kinds}
+
+
+def summarise_scores(rows: Sequence[dict]) -> dict[str, dict]:
+    """Return for each kind of map, and the random order, the mean of `faithfulness_scores` over the rows."""
+    suffix = "_insertion_minus_deletion"
+    kinds = dict.fromkeys(key.removesuffix(suffix) for row in rows for key in row if key.endswith(suffix))
+    return {kind: mean_and_error(row.get(kind + suffix) for row in rows) for kind in kinds}
+
+
+def mean_and_error(values: Iterable[float | None]) -> dict[str, float | int | None]:
+    """Return mean, standard error of the mean, and number of the values that are not None."""
+    known = [value for value in values if value is not None]
+    n = len(known)
+    mean = math.fsum(known) / n if n else None
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (n - 1) / n) if n > 1 else None
+    return {"mean": mean, "standard_error": error, "images": n}
+
+
+def in_cells(maps: Tensor, side: int) -> Tensor:
+    """Return maps (N, H, W) averaged over cells of side x side pixels, which then come and go as one."""
+    means = F.avg_pool2d(maps[:, None], side, ceil_mode=True)[:, 0]
+    return means.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, : maps.shape[1], : maps.shape[2]]
+
+
+def area(curves: Tensor) -> Tensor:
+    """Return the area under curves (..., steps + 1) whose ends are 0 and 1, by trapezoids."""
+    return torch.trapezoid(curves, dx=1 / (curves.shape[-1] - 1))
+
+
+def tiled(images: Tensor) -> Tensor:
+    """Return four images (4, 3, H, W) as one mosaic (3, 2H, 2W): the first two above the others."""
+    return torch.cat([torch.cat([*pair], 2) for pair in images.split(2)], 1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Baselines: maps that know nothing of the network
+
+
+def random_maps(images: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return maps (N, H, W) of uniform noise, each image's by its own generator."""
+    return torch.stack([torch.rand(images.shape[2:], generator=g) for g in generators]).to(images)
+
+
+def middle_maps(images: Tensor) -> Tensor:
+    """Return maps (N, H, W) that fall from the middle outwards: a Gaussian, a quarter of the side wide."""
+    height, width = images.shape[2:]
+    vertical, horizontal = torch.linspace(-2, 2, height).to(images), torch.linspace(-2, 2, width).to(images)
+    return torch.exp(-0.5 * (vertical[:, None] ** 2 + horizontal**2)).expand(len(images), -1, -1)
+
+
+def edge_maps(images: Tensor) -> Tensor:
+    """Return maps (N, H, W) of the strength of edges in brightness, by Sobel's filter."""
+    grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]).to(images)
+    slopes = F.conv2d(grey, torch.stack([across, across.T])[:, None])  # (N, 2, H, W)
+    return slopes.square().sum(1).sqrt()
+
+
+def detail_maps(images: Tensor) -> Tensor:
+    """Return maps (N, H, W) of each pixel's distance from the blurred copy, the strongest baseline.
+
+    What differs most from the copy brings most of the picture back, whatever a network looks at.
+    """
+    return (images - blurred(images)).square().sum(1).sqrt()

@@ -1,0 +1,44 @@
+"""Measures of saliency maps: of a map by itself, and how alike two maps are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+
+def describe_map(saliency: np.ndarray) -> dict[str, Any]:
+    """Measure a saliency map (H, W).
+
+    `half_mass_area`: fraction of the pixels that hold half of the map's sum (0.5: even; small: concentrated).
+    `roughness`: mean difference of neighbours over the mean (0: flat; 2/3: independent uniform noise).
+    `status`: "ok", "zero gradient" or "not finite"; the last two say nothing, and their measures are None.
+    """
+    values = saliency.astype(np.float64)
+    status = "not finite" if not np.isfinite(values).all() else "ok" if values.any() else "zero gradient"
+    if status != "ok":
+        return {"status": status, "largest": None, "half_mass_area": None, "roughness": None}
+    mass = np.cumsum(np.sort(values, axis=None)[::-1])
+    steps = np.concatenate([np.abs(np.diff(values, axis=axis)).ravel() for axis in (0, 1)])
+    return {
+        "status": "ok",
+        "largest": float(values.max()),
+        "half_mass_area": float(np.searchsorted(mass, mass[-1] / 2) + 1) / values.size,
+        "roughness": float(steps.mean() / values.mean()),
+    }
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Return Spearman's rank correlation over all pixels; None where a map is constant or not finite."""
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and np.ptp(a) and np.ptp(b)):
+        return None
+    from scipy.stats import spearmanr  # here, since its import takes a second and only some exercises rank
+
+    return float(spearmanr(a, b, axis=None).statistic)
+
+
+def mean_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not None, if any."""
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None

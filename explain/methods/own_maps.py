@@ -1,0 +1,53 @@
+"""Maps of a user's own, from a Python file: checked, and named by their function."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from explain.basics.errors import NoSuchMap, UserError, one_line
+from explain.networks.own_code import import_function
+
+
+def import_maps(names: Sequence[str]) -> dict[str, Callable[..., Tensor]]:
+    """Return the map functions named FILE.py:FUNCTION, by the names of the functions.
+
+    Raises UserError for a file or a function that is not there, and for two functions of one name.
+    """
+    functions: dict[str, Callable[..., Tensor]] = {}
+    for name in names:
+        kind = name.rpartition(":")[2]
+        if kind in functions:
+            raise UserError(f"--map names two functions {kind!r}: give one of them another name")
+        functions[kind] = _checked(name, import_function(name, "--map"))
+    return functions
+
+
+def _checked(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a map function whose errors and unusable results are UserErrors with its name."""
+
+    def checked(model: nn.Module, images: Tensor, classes: Tensor, **settings: Any) -> Tensor:
+        try:
+            maps = function(model, images, classes, **settings)
+        except NoSuchMap:
+            raise
+        except Exception as error:  # whatever a user's own code may raise
+            raise UserError(f"--map {name} fails ({type(error).__name__}: {one_line(error)}): correct it") from None
+        expected = (len(images), *images.shape[2:])
+        if not isinstance(maps, Tensor) or maps.shape != expected:
+            found = f"a tensor of shape {(*maps.shape,)}" if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
+            raise UserError(f"--map {name} returns {found}: return a tensor (N, H, W), here {expected}")
+        if not maps.isfinite().all():
+            raise UserError(f"--map {name} returns {int((~maps.isfinite()).sum())} values that are not finite: mend it")
+        if maps.min() < 0:
+            raise UserError(
+                f"--map {name} returns values below 0, the smallest {float(maps.min()):.3g}: return maps.abs(), or "
+                "maps.clamp(min=0) where only positive values count"
+            )
+        return maps.detach().to(images)
+
+    checked.__signature__ = inspect.signature(function)  # it may ask for generators, copies and noise
+    return checked

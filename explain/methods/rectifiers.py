@@ -1,0 +1,154 @@
+"""Rectifiers, found in autograd's graph in whatever form a network calls them, with a backward rule of one's own."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from explain.basics.errors import UserError
+
+# The kinds of nodes in autograd's graph whose operations have no flat half: left as they are, and counted
+OTHER_ACTIVATIONS = {
+    *("LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu", "Gelu", "Silu", "Mish", "Hardswish"),
+    *("Softplus", "Sigmoid", "Hardsigmoid", "LogSigmoid", "Tanh", "Glu", "Hardtanh", "Threshold"),
+}
+# What is 0 in a node of these kinds if it is a rectifier
+MUST_BE_ZERO = {"Hardtanh": "_saved_min_val", "Threshold": "_saved_threshold", "LeakyRelu": "_saved_negative_slope"}
+# Functions that may write a rectifier's output over its input
+IN_PLACE = {"relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "threshold"}
+# Nodes that stand for many operations, of which none can be seen: torch.jit, torch.compile, reentrant checkpoints
+OPAQUE = ("torch::jit", "CompiledFunction", "CheckpointFunction")
+
+
+def without_hidden_rectifier(function: Callable, args: tuple, kwargs: dict) -> Any:
+    """Call a function of a forward pass, so that autograd's graph shows the rectifier that it may be.
+
+    Written in place, a view has one node with its base, which hides the operation: a copy is written instead.
+    """
+    name = getattr(function, "__name__", "").strip("_")
+    if name in IN_PLACE and args and args[0].requires_grad and args[0]._is_view():
+        fresh = args[0].clone()
+        output = function(fresh, *args[1:], **kwargs)
+        return args[0].copy_(output) if output is fresh else output
+    return function(*args, **kwargs)
+
+
+class RectifierRule(TorchFunctionMode):
+    """Inside the block, apply `rule` to the signal that comes back to each rectifier, before its own derivative.
+
+    A hook on a module misses `F.relu`, ReLU6 and rectifiers inside functions. Autograd's graph has a node for each
+    rectifier, in whatever form it was called; these nodes get the rule while a gradient is computed. No module changes,
+    and other readers of a rectifier's input keep their gradient. What the signal passed is counted in `rectifiers`, and
+    in `others`: activations and custom autograd.Functions, left as they are.
+    """
+
+    def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.rule = rule
+        self.backward_passes = 0
+        self.rectifiers: Counter[str] = Counter()
+        self.others: Counter[str] = Counter()
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function in (torch.autograd.grad, Tensor.backward):
+            with self.hooked(args[0] if args else kwargs["outputs"]):
+                return function(*args, **kwargs)
+        return without_hidden_rectifier(function, args, kwargs)
+
+    @contextmanager
+    def hooked(self, outputs: Tensor | Sequence[Tensor]) -> Iterator[None]:
+        """Apply the rule to every rectifier behind `outputs`, until the end of the block."""
+        self.backward_passes += 1
+        with ExitStack() as hooks:
+            for node in graph_nodes([outputs] if isinstance(outputs, Tensor) else outputs):
+                kind, name, own = describe_node(node)
+                if kind.startswith(OPAQUE):
+                    raise UserError(
+                        f"the operations inside {kind} cannot be seen: give the network as it was "
+                        "before torch.jit, torch.compile or checkpointing"
+                    )
+                if is_rectifier(kind, node):
+                    hooks.enter_context(node.register_prehook(partial(self.apply, name, kind, node)))
+                elif own or kind in OTHER_ACTIVATIONS:
+                    hooks.enter_context(node.register_prehook(partial(self.count, name)))
+            yield
+
+    def apply(self, name: str, kind: str, node: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return what the rule makes of the signal, the gradient by the rectifier's output."""
+        self.rectifiers[name] += 1  # counted here, where only what lies between the image and the score comes
+        signal = self.rule(gradients[0])
+        # at its ends, where the open interval has none, clamp has a derivative of 1 and maximum of a half
+        if kind.startswith("Clamp"):
+            signal = signal * (node._saved_self > node._saved_min)
+            if (high := getattr(node, "_saved_max", None)) is not None:
+                signal = signal * (node._saved_self < high)
+        elif kind in ("Maximum", "Fmax"):
+            signal = signal * (torch.maximum(node._saved_self, node._saved_other) > 0)
+        return (signal,)
+
+    def count(self, name: str, gradients: tuple[Tensor, ...]) -> None:
+        """Count an activation that is left as it is."""
+        self.others[name] += 1
+
+
+def is_rectifier(kind: str, node: Any) -> bool:
+    """Return whether this node of the graph is a rectifier, that is, flat below 0 and rising from 0."""
+    if kind in MUST_BE_ZERO:
+        return getattr(node, MUST_BE_ZERO[kind]) == 0
+    if kind in ("Clamp", "ClampMin"):
+        low = node._saved_min
+        return low is not None and not (low.any() or low.requires_grad if isinstance(low, Tensor) else low)
+    if kind in ("Maximum", "Fmax"):
+        inputs = zip((node._saved_self, node._saved_other), node.next_functions, strict=True)
+        return any(source is None and not value.any() for value, (source, _) in inputs)
+    return kind == "Relu"
+
+
+def count_activations(outputs: Sequence[Tensor]) -> tuple[Counter[str], Counter[str]]:
+    """Return how many rectifiers of each kind, and other activations, there are behind the outputs."""
+    rectifiers: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    for node in graph_nodes(outputs):
+        kind, name, own = describe_node(node)
+        if is_rectifier(kind, node):
+            rectifiers[name] += 1
+        elif own or kind in OTHER_ACTIVATIONS:
+            others[name] += 1
+    return rectifiers, others
+
+
+def describe_node(node: Any) -> tuple[str, str, bool]:
+    """Return the kind of a node of the graph, its name, and whether it is a custom autograd.Function."""
+    own = isinstance(node, torch.autograd.function.BackwardCFunction)
+    kind = (type(node).__name__ if own else node.name()).split("Backward")[0]
+    return kind, re.sub("(?<!^)(?=[A-Z])", "_", kind).lower(), own
+
+
+def graph_nodes(outputs: Iterable[Tensor]) -> Iterator[Any]:
+    """Yield every node of autograd's graph behind the tensors, once."""
+    queue, visited = [output.grad_fn for output in outputs], {None}
+    while queue:
+        node = queue.pop()
+        if node not in visited:
+            visited.add(node)
+            queue += [source for source, _ in node.next_functions]
+            yield node
+
+
+def refuse_opaque(model: nn.Module) -> None:
+    """Raise UserError for a network with scripted or compiled parts."""
+    for module in model.modules():  # their first passes may leave single nodes, later ones do not
+        if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
+            raise UserError(
+                f"the operations inside a {type(module).__name__} cannot be seen: give the network as it was "
+                "before torch.jit or torch.compile"
+            )

@@ -1,0 +1,299 @@
+"""Checkpoints: weights read from a file as data, never as code, and loaded only where they fit."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pathlib
+import re
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from explain.basics.errors import UserError, one_line, quantity
+from explain.basics.files import sha256_of
+from explain.data.labels import as_names
+
+# Where training loops keep a state dict beside the epoch, the optimiser and so on; the first that is there is taken
+KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "ema", "state_dict_ema", "model_ema")
+# What wrappers put into the middle of names: sharded training, recomputation on the way back, torch.compile
+INFIXES = re.compile("_fsdp_wrapped_module.|_checkpoint_wrapped_module.|_orig_mod.".replace(".", r"\."))
+MAX_PREFIX = 20  # parts of a prefix; a damaged file may have names of any length
+# Where they keep the names of the classes
+NAME_KEYS = ("classes", "class_to_idx", "class_names", "idx_to_class")
+
+# What training loops put beside the weights and can do no harm, by the names that files have for it. Paths become pure
+# ones, which exist on every system.
+PATHS = {f"{pure}{kind}Path": f"Pure{kind}Path" for pure in ("", "Pure") for kind in ("Posix", "Windows")}
+HARMLESS: list[Any] = [argparse.Namespace, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefdFDU"}]
+HARMLESS += [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+HARMLESS += [(getattr(pathlib, to), f"{m}.{name}") for name, to in PATHS.items() for m in ("pathlib", "pathlib._local")]
+
+
+class Checkpoint(NamedTuple):
+    """Weights from a file, the file's SHA-256, the names of classes that it carries, and what was done to it.
+
+    An entry of the state need not be a tensor: a module may keep anything (`get_extra_state`, quantised layers).
+    `warnings` are notes that are printed too.
+    """
+
+    state: dict[str, Any]
+    sha256: str
+    names: list[str] | None = None
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def split_key(text: str) -> tuple[Path, str | None]:
+    """Split FILE:KEY into the file and the key; a file whose own name has the colon comes first."""
+    file, _, key = text.rpartition(":")
+    return (Path(file), key) if file and not Path(text).exists() and Path(file).is_file() else (Path(text), None)
+
+
+def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
+    """Read a state dict, alone in its file or under a key beside other things, as data and never as code.
+
+    Floating-point weights become float32. Raises UserError if there is no state dict, and for an unknown `key`.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give --weights a state dict (.pth, .safetensors)")
+    content, sha256 = _read(path)
+    notes, names = [], None
+    if not _is_state_dict(content) or key is not None:
+        entries = content if isinstance(content, dict) else {}
+        state_dicts = {str(k): v for k, v in entries.items() if isinstance(v, dict) and v and _is_state_dict(v)}
+        names = names_in(entries)
+        entry = key or next((k for k in KEYS if k in state_dicts), next(iter(state_dicts), None))
+        if not state_dicts:
+            raise UserError(f"{path} is not a state dict (a tensor under each name): save model.state_dict()")
+        if entry not in state_dicts:
+            raise UserError(f"{path} has no state dict under {entry!r}: valid are {', '.join(state_dicts)}")
+        if key is None and entry not in KEYS and len(state_dicts) > 1:
+            raise UserError(
+                f"{path} has several state dicts: give --weights {path}:KEY, one of {', '.join(state_dicts)}"
+            )
+        left = [str(k) for k in entries if str(k) != entry]
+        notes.append(f"weights under {entry!r}" + (f"; left: {', '.join(left)}" if left else ""))
+        content = state_dicts[entry]
+    other = {name: t for name, t in content.items() if _is_floating(t) and t.dtype != torch.float32}
+    kinds = Counter(str(tensor.dtype)[6:] for tensor in other.values())
+    notes += [f"{number} tensors converted from {kind} to float32" for kind, number in sorted(kinds.items())]
+    state = {**content, **{name: tensor.float() for name, tensor in other.items()}}
+    return Checkpoint(state, sha256, names, tuple(notes))
+
+
+def _read(path: Path) -> tuple[Any, str]:
+    """Read whatever a file holds, as data; return it with the file's SHA-256."""
+    cure = "save model.state_dict() by torch.save or safetensors"
+    try:
+        if path.name.endswith(".index.json"):
+            return _read_shards(path)
+        if path.suffix == ".safetensors":
+            return load_file(path), sha256_of(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
+            warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True), sha256_of(path)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file makes all raise anything; torch's text advises to run the file as code
+        kind = re.search(r"GLOBAL (\S+)", str(error))
+        holds = f" (it holds a {kind[1].rstrip('.')}, which only code can make)" if kind else ""
+        raise UserError(f"{path} cannot be loaded as data{holds}: {cure}") from None
+
+
+def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Read the shards that an index of safetensors names, all beside it."""
+    shards = sorted({*json.loads(path.read_bytes())["weight_map"].values()})
+    state, digest = {}, hashlib.sha256(path.read_bytes())
+    for name in shards:
+        shard = path.parent / name
+        if Path(name).name != name or not name.endswith(".safetensors") or not shard.is_file():
+            raise UserError(f"{path} names {name!r}, which is not a .safetensors file beside it: put all shards there")
+        state |= load_file(shard)
+        digest.update(bytes.fromhex(sha256_of(shard)))
+    return state, digest.hexdigest()
+
+
+def _is_state_dict(content: Any) -> bool:
+    """Return whether a value is an empty dict, or names tensors and has no entry that names further ones.
+
+    A module's extra state may be anything.
+    """
+    if not _names_tensors(content):
+        return isinstance(content, dict) and not content
+    return not any(_names_tensors(v) for k, v in content.items() if not k.endswith("_extra_state"))
+
+
+def _names_tensors(content: Any) -> bool:
+    is_named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    return is_named and any(isinstance(value, Tensor) for value in content.values())
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def names_in(content: Mapping[Any, Any]) -> list[str] | None:
+    """Return the names of classes that a checkpoint carries under one of NAME_KEYS, in the order of their ids."""
+    return next(filter(None, (as_names(content[key]) for key in NAME_KEYS if key in content)), None)
+
+
+def fit_names(
+    state: Mapping[str, Any], own: Mapping[str, Any], rename: Callable[[dict[str, Any]], dict[str, Any]] = dict
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
+    """Return the entries of a state dict under a network's names, notes on the names, and on the entries left out.
+
+    `own` is the network's state dict; `rename` gives entries the names that the network has for them. DataParallel
+    leaves `module.` before all names, torch.compile `_orig_mod.`, Lightning `model.`: the prefix is taken off under
+    which all names that the network needs are found. Where no prefix does it, INFIXES are removed and pruned weights
+    multiplied by their masks first. Of several prefixes the one with most tensors of the right shape is taken, then one
+    without "ema" in it, then the shortest, then the first in the alphabet.
+
+    Entries that belong to no module of the network are left out. If no form has all names, the nearest is returned, for
+    `load_state` to refuse.
+    """
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+
+    def renamed(form: Mapping[str, Any]) -> tuple[dict[str, dict], list[str]]:
+        """Return the entries by each prefix, and the prefixes under which all names are found."""
+        found = {prefix: rename(_under(prefix, form)) for prefix in _prefixes(form, len(needed))}
+        return found, [prefix for prefix in found if needed <= found[prefix].keys()]
+
+    form, notes = state, ()
+    found, fits = renamed(form)
+    if not fits:
+        form, notes = _unwrap(state)
+        found, fits = renamed(form)
+    if not fits:
+        nearest = min(found.values(), key=lambda s: len(needed - s.keys()) + len(s.keys() - own.keys()))
+        return nearest, (), ()
+
+    def rank(prefix: str) -> tuple:
+        misshapen = sum(_shape(found[prefix][name]) != _shape(own[name]) for name in needed)
+        return misshapen, "ema" in prefix.lower(), len(prefix), prefix
+
+    prefix, *others = sorted(fits, key=rank)
+    taken, foreign = len(_under(prefix, form)), set(_foreign(found[prefix], own))
+    if prefix:
+        notes += (f"prefix {prefix!r} taken off {'all' if taken == len(form) else taken} names",)
+    if others:
+        notes += (f"all names are found under {', '.join(map(repr, others))} too",)
+    left = [name for name in form if not name.startswith(prefix) or name.removeprefix(prefix) in foreign]
+    heads = Counter(name.partition(".")[0] for name in left)
+    listed = ", ".join(f"{head} ({number})" for head, number in heads.items())
+    warnings = (f"{quantity(len(left), 'item')} of the weights left out: {listed}",) if left else ()
+    return {name: value for name, value in found[prefix].items() if name not in foreign}, notes, warnings
+
+
+def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries whose names have a prefix, without it."""
+    return {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _unwrap(state: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return a state dict without INFIXES and with pruned weights multiplied by their masks, and notes on both."""
+    unwrapped = {INFIXES.sub("", name): value for name, value in state.items()}
+    infixes = dict.fromkeys(infix for name in state for infix in INFIXES.findall(name))
+    pruned = 0
+    for name in [name for name in unwrapped if name.endswith("_orig")]:
+        stem = name.removesuffix("_orig")
+        weight, mask = unwrapped[name], unwrapped.get(f"{stem}_mask")
+        if _is_stored(weight) and _is_stored(mask) and weight.shape == mask.shape:
+            unwrapped[stem] = unwrapped.pop(name) * unwrapped.pop(f"{stem}_mask").to(weight.dtype)
+            pruned += 1
+    notes = [f"{infix!r} removed from names" for infix in infixes]
+    notes += [f"{quantity(pruned, 'pruned weight')} multiplied by the mask"] if pruned else []
+    return unwrapped, tuple(notes)
+
+
+def _is_stored(value: Any) -> bool:
+    """Return whether a value is a tensor with memory for all of its numbers: a damaged file may claim any size."""
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    return dense and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+
+
+def _prefixes(names: Iterable[str], needed: int) -> list[str]:
+    """Return the prefixes under which at least half as many names are found as are needed; the empty one is first."""
+    parts = (name.split(".", MAX_PREFIX)[:-1] for name in names)
+    counts = Counter(chain.from_iterable(accumulate(heads, "{}{}.".format, initial="") for heads in parts))
+    return ["", *(prefix for prefix, number in counts.items() if prefix and 2 * number >= needed)]
+
+
+def _foreign(names: Iterable[str], own: Iterable[str]) -> list[str]:
+    """Return the names that belong to no module of a network whose names are `own`.
+
+    A further block of a module that the network has, or a further number in a sequence, is part of a larger network,
+    which must not pass for this one.
+    """
+    heads = {name.partition(".")[0] for name in own}
+    is_sequence = any(map(str.isdecimal, heads))
+    head_of = {name: name.partition(".")[0] for name in names}
+    return [name for name, head in head_of.items() if head not in heads and not (is_sequence and head.isdecimal())]
+
+
+def other_sizes(network: nn.Module, state: Mapping[str, Any], classes: int) -> dict[str, int]:
+    """Return num_classes and in_chans of a file's weights where they are not those of the network.
+
+    Read from the shapes alone: tensors that differ only in a first dimension of as many rows as the network has
+    `classes` belong to its last layer, and those with a third of the input channels to its first.
+    """
+    sizes: dict[str, set[int]] = {"num_classes": set(), "in_chans": set()}
+    for name, tensor in network.state_dict().items():
+        own, other = _shape(tensor), _shape(state.get(name))
+        if own is None or other is None or own == other or len(own) != len(other):
+            continue
+        if own[0] == classes and own[1:] == other[1:]:
+            sizes["num_classes"].add(other[0])
+        elif len(own) > 1 and own[1] == 3 * other[1] and (own[0], own[2:]) == (other[0], other[2:]):
+            sizes["in_chans"].add(1)
+    return {key: values.pop() for key, values in sizes.items() if len(values) == 1 and min(values) > 0}
+
+
+def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: str) -> None:
+    """Load a state dict into a network where it fits in name, shape and kind and is finite; else raise UserError.
+
+    `path` and `name` stand for the file and the network in errors.
+    """
+    own = network.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in own]
+    other = [key for key in own if key in state and _form(own[key]) != _form(state[key])]
+    for key in (other + missing + extra)[:1]:
+        raise UserError(
+            f"{path} does not fit {name}: {len(missing)} tensors missing, {len(extra)} extra, "
+            f"{len(other)} of another shape or kind, {key} first; give the --model that the file was saved from"
+        )
+    fitting = OrderedDict(state)
+    fitting._metadata = getattr(
+        own, "_metadata", None
+    )  # versions of the modules: without them some look for names of long ago
+    try:
+        network.load_state_dict(fitting, strict=False)
+    except Exception as error:  # whatever a module raises whose entry is no tensor, and not what it expects
+        raise UserError(f"{path} does not fit {name} ({one_line(error)}): give the --model of this file") from None
+    bad = [key for key, value in network.state_dict().items() if not _is_finite(value)]
+    for key in bad[:1]:
+        raise UserError(f"{path} has NaN or infinity in {key} ({len(bad)} tensors): it is damaged")
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.is_quantized or bool(value.isfinite().all())
+
+
+def _form(value: Any) -> tuple | None:
+    if not isinstance(value, Tensor):
+        return None
+    return value.shape, value.is_floating_point(), value.layout, value.is_meta, value.is_quantized
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, Tensor) else None

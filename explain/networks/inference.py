@@ -1,0 +1,224 @@
+"""The form in which a network costs least to explain; docs/benchmarks.md has what each part is worth."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from explain.basics.errors import one_line
+from explain.networks.running import predict_logits
+from explain.networks.trial import answer, difference
+
+MANY_ROWS = 256  # from which on a linear layer gains as a convolution
+
+
+def prepare(model: nn.Module, images: Tensor) -> list[str]:
+    """Give a network its inference form, in place: the same logits and gradients to rounding, in less time.
+
+    Evaluation mode and frozen parameters, then STEPS. A step stays only if the network still runs and gives the same
+    logits and gradient for `images` (N, 3, H, W), N at least 2; returns a note on each step that was left out.
+    """
+    model.requires_grad_(False).eval()
+    expected = answer(model, images)
+
+    def attempt(*steps: Callable[[nn.Module, Tensor], Callable[[], None]]) -> str | None:
+        """Take the steps; take them back where the network does not bear them, and return the reason."""
+        undo: list[Callable[[], None]] = []
+        try:
+            for step in steps:
+                undo.append(step(model, images))
+            problem = difference(answer(model, images), expected)
+        except Exception as error:  # whatever a network raises that is not in the form in which it was written
+            problem = f"{type(error).__name__}: {one_line(error)}"
+        for take_back in reversed(undo) if problem else ():
+            take_back()
+        return problem
+
+    if attempt(*STEPS.values()) is None:
+        return []
+    problems = {name: attempt(step) for name, step in STEPS.items()}
+    return [f"left out of the preparation: {name} ({problem})" for name, problem in problems.items() if problem]
+
+
+def fold_batch_norms(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Fold each batch norm that reads nothing but a convolution's output into that convolution; return the way back."""
+    names = {module: name for name, module in model.named_modules()}
+    pairs = _normalised_convolutions(model, images[:1])
+    fused = [fuse_conv_bn_eval(conv, norm) for conv, norm in pairs]
+    for (conv, norm), both in zip(pairs, fused, strict=True):
+        # the statistics of its outputs on the training data: 2c leads its archetypes to them
+        if norm.affine:
+            both.register_buffer("normal_mean", norm.bias.detach().clone(), persistent=False)
+            both.register_buffer("normal_std", norm.weight.detach().abs(), persistent=False)
+        model.set_submodule(names[conv], both)
+        model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
+
+    def take_back() -> None:
+        for module in (module for pair in pairs for module in pair):
+            model.set_submodule(names[module], module)
+
+    return take_back
+
+
+def rearrange_layers(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Give layers the forward passes below, which compute the same by other kernels; return the way back."""
+    before = {}
+    for module in model.modules():
+        for plain, faster, gains in REARRANGED:
+            if type(module) is plain and gains(module):
+                before[module] = plain
+                module.__class__ = faster  # the same parameters and names
+
+    def take_back() -> None:
+        for module, plain in before.items():
+            module.__class__ = plain
+
+    return take_back
+
+
+def use_channels_last(model: nn.Module, images: Tensor) -> Callable[[], None]:
+    """Lay the weights out in channels-last memory, which convolutions pass on to their outputs; return the way back."""
+    model.to(memory_format=torch.channels_last)
+    return lambda: model.to(memory_format=torch.contiguous_format) and None
+
+
+STEPS = {
+    "batch norms folded into convolutions": fold_batch_norms,
+    "layers computed by other kernels": rearrange_layers,
+    "channels-last memory": use_channels_last,
+}
+
+
+def _normalised_convolutions(model: nn.Module, images: Tensor) -> list[tuple[nn.Module, nn.Module]]:
+    """Return the pairs of a convolution and the batch norm that reads its output.
+
+    Found by a forward pass, so that the modules' names and order do not matter. A convolution whose weight is computed
+    (weight norm, spectral norm, pruning) has no parameter to fold into.
+    """
+    calls: Counter[nn.Module] = Counter()
+    pairs: list[tuple[nn.Module, nn.Module]] = []
+
+    def note_output(conv: nn.Module, _: Any, output: Tensor) -> None:
+        calls[conv] += 1
+        output.made_by = conv
+
+    def note_input(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[norm] += 1
+        if hasattr(inputs[0], "made_by"):
+            pairs.append((inputs[0].made_by, norm))
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d) and "weight" in module._parameters:
+                hooks.enter_context(module.register_forward_hook(note_output))
+            elif type(module) in (nn.BatchNorm2d, timm.layers.BatchNormAct2d) and module.track_running_stats:
+                hooks.enter_context(module.register_forward_pre_hook(note_input))
+        predict_logits(model, images)
+    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+
+
+class _ImageConv2d(nn.Conv2d):
+    """A convolution of the image in strides, by space-to-depth where a gradient will be asked for.
+
+    A stride of s over 3 channels is a stride of 1 over the 3 s^2 channels of every s-th pixel. The sums are the same;
+    the backward kernels, made for many channels, take half the time (Shi et al. 2016, Is the deconvolution layer the
+    same as a convolutional layer?).
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return super().forward(images)
+        (stride, _), (size, _), (padding, _) = self.stride, self.kernel_size, self.padding
+        grown = -(-size // stride) * stride  # the kernel's side, filled up with zeros to whole strides
+        ends = [((n + 2 * padding - size) // stride) * stride + grown - n - padding for n in images.shape[2:]]
+        images = F.pad(images, (padding, ends[1], padding, ends[0]))  # negative where the last pixels are not read
+        weight = F.pad(self.weight, (0, grown - size) * 2)
+        images = F.pixel_unshuffle(images, stride).contiguous(memory_format=torch.channels_last)
+        return F.conv2d(images, F.pixel_unshuffle(weight, stride), self.bias)
+
+
+def _reads_image_in_strides(conv: nn.Conv2d) -> bool:
+    """For kernels from 5 on: a 3 x 3 one gains nothing."""
+    square = all(len({*sides}) == 1 for sides in (conv.stride, conv.kernel_size, conv.padding))
+    plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    return plain and square and conv.in_channels == 3 and conv.stride[0] > 1 and conv.kernel_size[0] >= 5
+
+
+class _SameConv2d(timm.layers.Conv2dSame):
+    """A depthwise convolution in strides of 2 with TensorFlow's padding, without the padded copy of its input.
+
+    That padding has one place less before even sides than after them, which a convolution cannot do by itself. With a
+    kernel that begins with a row and a column of zeros, both ends have the same: the same sums, in half of the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        (height, width), padding = x.shape[2:], self.kernel_size[0] // 2
+        if x.device.type != "cpu" or height % 2 != width % 2:
+            return super().forward(x)
+        weight = self.weight if height % 2 else F.pad(self.weight, (1, 0, 1, 0))
+        return F.conv2d(x, weight, self.bias, 2, padding, groups=self.groups)
+
+
+def _halves_channel_by_channel(conv: nn.Conv2d) -> bool:
+    """For a layer that mixes channels the wider kernel costs more than the copy."""
+    (height, width), depthwise = conv.kernel_size, conv.groups == conv.in_channels
+    return depthwise and height == width and height % 2 == 1 and conv.stride == (2, 2) and conv.dilation == (1, 1)
+
+
+class _Linear(nn.Linear):
+    """A linear layer of many rows as a 1 x 1 convolution of so many pixels.
+
+    The same products by oneDNN in place of MKL, which uses half of the width of an AMD processor.
+    """
+
+    def forward(self, rows: Tensor) -> Tensor:
+        if rows.device.type != "cpu" or rows.numel() < MANY_ROWS * self.in_features:
+            return super().forward(rows)
+        pixels = rows.reshape(1, -1, 1, self.in_features).permute(0, 3, 1, 2)  # (1, C, M, 1), channels-last
+        outputs = F.conv2d(pixels, self.weight[:, :, None, None], self.bias)
+        return outputs.permute(0, 2, 3, 1).reshape(*rows.shape[:-1], self.out_features)
+
+
+class _ReLU6(nn.ReLU6):
+    """ReLU6 in place, for whose backward pass PyTorch would keep a copy of the input.
+
+    The output tells as well where the derivative is 1: between 0 and 6. Without the copies, the gradient of
+    EfficientNet-Lite0 takes two thirds of the memory.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and values.requires_grad and not values._is_view():
+            return Hardtanh.apply(values)
+        return super().forward(values)
+
+
+class Hardtanh(torch.autograd.Function):
+    """Named like PyTorch's own node, with the same lower end, so that explain/methods/rectifiers.py sees the same."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx._saved_min_val = 0
+        ctx.mark_dirty(values.clamp_(0, 6))
+        ctx.save_for_backward(values)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradient, values, 0, 6)
+
+
+REARRANGED = (  # plain class, faster class, whether a layer gains
+    (nn.Conv2d, _ImageConv2d, _reads_image_in_strides),
+    (timm.layers.Conv2dSame, _SameConv2d, _halves_channel_by_channel),
+    (nn.Linear, _Linear, lambda _: True),
+    (nn.ReLU6, _ReLU6, lambda activation: activation.inplace),
+)

@@ -1,0 +1,238 @@
+"""Any network as a function from images (N, 3, H, W) to logits, whatever it takes and returns.
+
+All that runs a network for one of the methods goes through here: images and classes are checked, and the tensor that is
+meant is found in the output.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from explain.basics.errors import UserError
+
+# What networks call their logits where they return several tensors, in the order of preference
+OUTPUT_NAMES = ("logits", "output", "out", "pred", "scores", "main")
+SUMS_TO_1 = 1e-3  # how far rounding may take a sum of probabilities from 1
+
+
+def check_images(images: Tensor) -> Tensor:
+    """Return the images; raises UserError where they are not floating-point values (N, channels, H, W)."""
+    if not isinstance(images, Tensor):
+        raise UserError(f"images must be a tensor (N, 3, H, W), not {type(images).__name__}: use torch.as_tensor")
+    if not images.is_floating_point():
+        raise UserError(f"images are {images.dtype}: give values in [0, 1], of 8 bits as images.float() / 255")
+    if images.dim() == 3:
+        raise UserError(f"images of shape {(*images.shape,)} have no batch dimension: give a single one as image[None]")
+    if images.dim() != 4:
+        raise UserError(f"images must be of shape (N, 3, H, W), not {(*images.shape,)}: give pictures, not features")
+    return images
+
+
+def class_ids(classes: Any, images: int | None = None) -> list[int | None]:
+    """Return class ids as a list: of a tensor, an array or a sequence of one for each image, or of one for all.
+
+    None stands for an image's most likely class. Without `images` any number of classes will do. Raises UserError for
+    what is not a whole number, and for another number of classes than of images.
+    """
+    values = classes.tolist() if hasattr(classes, "tolist") else classes  # on whatever device
+    if values is None or not isinstance(values, Iterable):
+        values = [values] * (1 if images is None else images)
+    try:
+        ids = [None if value is None else operator.index(value) for value in values]
+        if any(isinstance(value, bool) for value in values):
+            raise TypeError
+    except TypeError:
+        raise UserError(
+            f"classes must be whole numbers, one for all images or one for each, not {reprlib.repr(values)}"
+        ) from None
+    if images is not None and len(ids) != images:
+        raise UserError(f"{len(ids)} classes for {images} images: give one for each, or a single number for all")
+    return ids
+
+
+def run_network(model: nn.Module, images: Tensor) -> Any:
+    """Return what the network returns for images (N, 3, H, W).
+
+    It gets a copy, since it may write into its input, in the floating-point type that its parameters have.
+    """
+    types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    copied = images.to(types.pop() if len(types) == 1 else images.dtype, copy=True)
+    if torch.is_grad_enabled() and any(t.is_inference() for t in chain(model.parameters(), model.buffers())):
+        # built under torch.inference_mode(): autograd takes only copies of its parameters
+        tensors = chain(model.named_parameters(), model.named_buffers())
+        usable = {name: tensor.detach().clone() for name, tensor in tensors}
+        return torch.func.functional_call(model, usable, (copied,))
+    return model(copied)
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the network's logits (N, classes) of images (N, 3, H, W), or (N, ...); see `as_logits`."""
+    return as_logits(run_network(model, images), len(images))
+
+
+def class_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits (N, classes) of images (N, 3, H, W); raises UserError for a network that returns maps."""
+    logits = logits_of(model, images)
+    if logits.dim() > 2:
+        raise UserError(
+            f"the network returns a tensor of shape {(*logits.shape,)}, not (N, classes): wrap it in a module that "
+            "takes the mean over all other dimensions, or one place of them"
+        )
+    return logits
+
+
+def as_logits(output: Any, images: int) -> Tensor:
+    """Return the logits (N, classes) in a network's output for N images, or (N, ...) where it has more dimensions.
+
+    Of several tensors `find_output` chooses. A single logit z for an image, (N,) or (N, 1), stands for two classes:
+    class 1 where z > 0, class 0 where z < 0. Their logits are (0, z), whose softmax is the sigmoid. The gradient of
+    class 0 is that of -z; 0 itself has no gradient.
+    """
+    _, logits = find_output(output, images)
+    if not logits.is_floating_point():
+        raise UserError(f"the network returns {logits.dtype}, which cannot be logits: return the scores of the classes")
+    if logits.numel() == images and logits.shape in ((), (images,), (images, 1)):
+        z = logits.reshape(images)
+        return torch.stack((z.detach() - z, z), 1)
+    if logits.dim() < 2 or len(logits) != images:
+        raise UserError(
+            f"the network returns a tensor of shape {(*logits.shape,)} for {images} images: return (N, classes)"
+        )
+    return logits
+
+
+def find_output(output: Any, images: int, classes: Collection[int] = ()) -> tuple[str | int | None, Tensor]:
+    """Return the tensor of logits in an output for N images, and its key: a name, a place, or None for a lone tensor.
+
+    Tensors (N, C) come before (N,). Of several, the tensor with one of these numbers of `classes`, then one of
+    OUTPUT_NAMES, then the last: early exits and embeddings come before the classifier. Raises UserError where no tensor
+    has a row for each image, or several have a single value.
+    """
+    if isinstance(output, Tensor):
+        return None, output
+    tensors = {key: value for key, value in _entries(output).items() if isinstance(value, Tensor)}
+    rows = {key: tensor for key, tensor in tensors.items() if tensor.dim() == 2 and len(tensor) == images}
+    fitting = rows or {key: tensor for key, tensor in tensors.items() if tensor.shape == (images,)} or tensors
+    # a single logit stands for two classes
+    sized = {k: t for k, t in fitting.items() if t.dim() and (2 if t.numel() == images else t.shape[1]) in classes}
+    fitting = sized or {key: tensor for key, tensor in tensors.items() if key == "logits"} or fitting
+    named = [key for name in OUTPUT_NAMES for key in fitting if str(key).casefold() == name]
+    if named or rows or len(fitting) == 1:
+        key = named[0] if named else [*fitting][-1]
+        return key, tensors[key]
+    shapes = ", ".join(str((*tensor.shape,)) for tensor in tensors.values()) or "no tensor"
+    raise UserError(
+        f"the network returns a {type(output).__name__} of {shapes}: return the logits (N, classes) alone, "
+        "or name them `logits`"
+    )
+
+
+def _entries(output: Any) -> dict[str | int, Any]:
+    """Return what a network's output holds, by name where it has names, else by place."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    if hasattr(output, "_asdict"):  # a named tuple
+        return output._asdict()
+    return dict(enumerate(output)) if isinstance(output, Sequence) else dict(getattr(output, "__dict__", {}))
+
+
+class SoftmaxInputs(TorchFunctionMode):
+    """Remember what goes into each softmax and log-softmax of a forward pass that returns (N, classes)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: list[tuple[Tensor, Tensor]] = []  # output and input
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        name = getattr(function, "__name__", "").partition(".")[0].strip("_")  # softmax.int in an exported graph
+        if name in ("softmax", "log_softmax") and output.dim() == 2:
+            self.pairs.append((output, args[0] if args else kwargs["input"]))
+        return output
+
+    def input_of(self, output: Tensor) -> Tensor | None:
+        """Return the input of the softmax that returned this very tensor."""
+        return next((before for after, before in self.pairs if after is output), None)
+
+
+class LogitsOf(nn.Module):
+    """A network that returns several tensors, or probabilities, as a network that returns its logits alone.
+
+    `key` names its output among several (None: there is only one); with `before_softmax`, the logits are the input of
+    the softmax, or log-softmax, that made this output.
+    """
+
+    def __init__(self, network: nn.Module, key: str | int | None, before_softmax: bool):
+        super().__init__()
+        self.network, self.key, self.before_softmax = network, key, before_softmax
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.before_softmax:
+            return self.select(self.network(images))
+        with SoftmaxInputs() as softmax:
+            output = self.select(self.network(images))
+        return softmax.input_of(output)
+
+    def select(self, output: Any) -> Tensor:
+        return output if self.key is None else _entries(output)[self.key]
+
+
+def logits_only(network: nn.Module, images: Tensor, classes: Collection[int]) -> tuple[nn.Module, list[str]]:
+    """Return a network whose only output for images (N, C, H, W) is its logits, and notes on what was chosen.
+
+    The network itself comes back where that is so already. `classes`: see `find_output`. The notes also say where the
+    outputs look like probabilities, and nothing could be found that goes into them.
+    """
+    with SoftmaxInputs() as softmax:
+        output = run_network(network, images)
+    key, scores = find_output(output, len(images), classes)
+    notes = []
+    others = [name for name, value in ({} if key is None else _entries(output)).items() if isinstance(value, Tensor)]
+    if len(others) > 1:
+        notes.append(
+            f"its logits are taken from output {key!r} {(*scores.shape,)}, one of {', '.join(map(repr, others))}: "
+            "--model FILE.py:FUNCTION with a network that returns another one alone changes that"
+        )
+    ending = _probabilities(scores)
+    before = softmax.input_of(scores) if ending else None
+    if before is not None:
+        notes.append(f"it ends in a {ending}: its logits, which go into the {ending}, are explained")
+    elif ending:
+        notes.append(
+            f"it ends in a {ending}: the class score is then a (log) probability, on which maps and archetypes suffer "
+            "(Simonyan et al. 2014, section 2, takes the unnormalised score); let it return what comes before"
+        )
+    changed = before is not None or len(others) > 1
+    return (LogitsOf(network, key, before is not None) if changed else network), notes
+
+
+def _probabilities(scores: Tensor) -> str | None:
+    """Return softmax, log-softmax or sigmoid where a network ends in it; None for other outputs (N, ...)."""
+    if scores.max() > 1 or scores.isnan().any():
+        return None
+    if scores.dim() == 2 and scores.shape[1] > 1:
+        if scores.min() >= 0 and (scores.sum(1) - 1).abs().max() < SUMS_TO_1:
+            return "softmax"
+        if scores.max() <= 0 and (scores.exp().sum(1) - 1).abs().max() < SUMS_TO_1:
+            return "log-softmax"
+    steps, seen = [scores.grad_fn], []  # back to the operation that made them, through what only gives them a shape
+    while steps:
+        step = steps.pop()
+        seen.append(step.name() if step else "")
+        if re.match("Squeeze|Unsqueeze|View|UnsafeView|Reshape|Select", seen[-1]):
+            steps += [before for before, _ in step.next_functions]
+    return "sigmoid" if scores.min() >= 0 and any(name.startswith("Sigmoid") for name in seen) else None
+
+
+def at_least_one(images: Tensor) -> Tensor:
+    """Return the images, or a black one in place of none: many networks cannot take an empty batch."""
+    return images if len(images) else images.new_zeros((1, *images.shape[1:]))

@@ -1,0 +1,104 @@
+"""A network is tried before it is believed: is it a function of each picture alone, and the same in another form?"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from explain.basics.errors import UserError
+from explain.networks.logits import class_logits
+from explain.networks.running import evaluation_mode, predict_logits
+
+LOGITS_ROUNDING = 1e-3  # of the largest logit: what other kernels and other batch sizes change (1.3e-4 in maxvit_t)
+GRADIENT_ROUNDING = 0.05  # of the gradient's norm: rounding decides some rectifiers (of googlenet's, 0.012)
+
+
+class Answer(NamedTuple):
+    """What a network says of images: logits (N, classes), and the gradient (N, 3, H, W) of a sum over them.
+
+    The gradient is None where the network computes its logits without gradients.
+    """
+
+    logits: Tensor
+    gradient: Tensor | None
+
+
+def probe_images(channels: int, size: int, count: int = 2) -> Tensor:
+    """Return images (N, channels, S, S) in [0, 1] of noise, each with another mean and contrast."""
+    noise = torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(0))
+    scale = torch.linspace(1, 0.5, count).view(-1, 1, 1, 1)
+    return noise * scale
+
+
+def answer(model: nn.Module, images: Tensor) -> Answer:
+    """Return the network's answer to images (N, 3, H, W), with the same random numbers in every call."""
+    with torch.random.fork_rng(devices=[]), evaluation_mode(model), torch.inference_mode(False):
+        torch.manual_seed(0)
+        leaf = images.clone().requires_grad_()
+        logits = class_logits(model, leaf)
+        gradient = None
+        if logits.requires_grad:
+            weights = torch.arange(logits.shape[1], dtype=logits.dtype).cos()  # so that every class has a share
+            with suppress(RuntimeError):  # a function without a backward pass: 2b and 2d need none
+                (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
+        return Answer(logits.detach(), gradient)
+
+
+def difference(found: Answer, expected: Answer) -> str | None:
+    """Return how an answer differs from the one that was expected, beyond rounding; None where it does not."""
+    if not _close(found.logits, expected.logits):
+        return f"other logits, by up to {_largest(found.logits, expected.logits):.2g}"
+    if (found.gradient is None) != (expected.gradient is None):
+        return "no gradient"
+    if expected.gradient is not None:
+        change = (found.gradient - expected.gradient).norm() / expected.gradient.norm().clamp(min=1e-30)
+        if not change <= GRADIENT_ROUNDING:
+            return f"another gradient, by {change:.2g} of its norm"
+    return None
+
+
+def changes_by_itself(model: nn.Module, images: Tensor) -> tuple[str, str] | None:
+    """Return what a picture's logits depend on beside the picture, and the sentence that says so; None for nothing.
+
+    The first picture of (N, 3, H, W) runs beside the others, then behind their negatives.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)  # other random numbers in each pass
+        once = predict_logits(model, images)
+        beside = predict_logits(model, torch.cat([1 - images[1:], images[:1]]))
+        if _close(beside[-1], once[0]):
+            return None
+        again = predict_logits(model, images)
+    if not _close(again, once):
+        return "random", (
+            f"gives other logits, by up to {_largest(again, once):.2g}, when the same pictures run again: something in "
+            "it is random in evaluation mode too, such as F.dropout(x) or nn.Dropout()(x) inside forward; write "
+            "F.dropout(x, p, self.training), which 2h switches on by itself"
+        )
+    return "dependent on its batch", (
+        f"gives a picture other logits, by up to {_largest(beside[-1], once[0]):.2g}, beside others: a batch norm "
+        "uses the statistics of the batch; call eval() before torch.export, and build batch norms with "
+        "track_running_stats=True"
+    )
+
+
+def refuse_unsteady(name: str, model: nn.Module, images: Tensor, stochastic: bool) -> str | None:
+    """Return what a network depends on beside the picture, where that is accepted as `stochastic`; else UserError."""
+    found = changes_by_itself(model, images)
+    if found is None:
+        return None
+    kind, sentence = found
+    if not stochastic:
+        raise UserError(f"{name} {sentence}, or accept it by --stochastic")
+    return kind
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return _largest(found, expected) <= LOGITS_ROUNDING * float(expected.abs().max())
+
+
+def _largest(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max())

@@ -1,0 +1,65 @@
+"""Options of the command line that come from a dataclass: one for each setting, with its meaning, unit and range."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from explain.basics.errors import UserError, unknown
+
+
+def number(requirement: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
+    """Return an argparse type for finite numbers that meet a requirement, which its error names."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and is_valid(value)):
+            raise argparse.ArgumentTypeError(f"must be a number {requirement}, not {text!r}")
+        return value
+
+    return parse
+
+
+at_least_0 = number("of at least 0", lambda value: value >= 0)
+above_0 = number("above 0", lambda value: value > 0)
+fraction = number("above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def setting(default: Any, meaning: str, kind: Callable[[str], Any] = at_least_0) -> Any:
+    """Return a dataclass field that is also an option."""
+    return dataclasses.field(default=default, metadata={"help": meaning, "type": kind})
+
+
+def add_settings(parser: argparse.ArgumentParser, methods: dict[str, Any]) -> None:
+    """Add an option for each setting, whose help has the default of each method."""
+    for field in dataclasses.fields(next(iter(methods.values()))):
+        if field.metadata:
+            defaults = ", ".join(f"{name} {getattr(settings, field.name):g}" for name, settings in methods.items())
+            help_text = f"{field.metadata['help']} (default: {defaults})"
+            flag = "--" + field.name.replace("_", "-")
+            parser.add_argument(flag, type=field.metadata["type"], metavar="N", help=help_text)
+
+
+def change_settings(settings: Any, values: dict[str, Any]) -> Any:
+    """Return the settings with other values; raises UserError for an unknown one, or a value that no option takes."""
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    for name, value in values.items():
+        if name not in fields:
+            raise UserError(f"{unknown('setting', name, fields)}; valid are {', '.join(fields)}")
+        try:
+            fields[name].metadata.get("type", str)(str(value))
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"{name} {error}") from None
+    return dataclasses.replace(settings, **values)
+
+
+def replace_settings(settings: Any, options: argparse.Namespace) -> Any:
+    """Return the settings with the values that were given as options."""
+    values = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(settings)}
+    return dataclasses.replace(settings, **{name: value for name, value in values.items() if value is not None})

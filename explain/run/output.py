@@ -1,0 +1,219 @@
+"""The output folder of an exercise: figures, arrays, tables and metrics; the same bytes for the same run."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+
+from explain.basics.errors import UserError, quantity
+from explain.basics.files import is_inside, remove_file, write_file
+from explain.networks.classifier import Classifier
+
+# they decide who computes and when files are read, or only say what the others do: no part of the result
+EXECUTION_OPTIONS = ("shard", "fresh", "command", "prefetch")
+# no row depends on them (--names: on the names themselves)
+DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
+FINDINGS = 10  # lines printed of what was found
+PICTURES = "output/pictures"  # where results of pictures given as arguments go, so that the report stays as it is
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Save an array as .npy."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_file(path, buffer.getvalue())
+
+
+def map_name(index: int, kind: str = "") -> str:
+    """Return the name of the file that holds an image's maps (of a kind), in the exercise's folder."""
+    return f"maps/{index:05d}{kind and '_'}{kind}.npy"
+
+
+def json_line(row: dict) -> str:
+    """Return a row as one line of JSON; floats in full, so that what is computed from rows is exact."""
+    return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
+
+
+def csv_text(table: Sequence[dict]) -> str:
+    """Return a table as CSV: the first row's keys are the header, numbers have 6 significant digits.
+
+    Lists and dicts, which fit into no cell, are left out.
+    """
+    cells = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in table]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(cells[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in cells:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+    return text.getvalue()
+
+
+class OutputFolder:
+    """The folder <output>/<name of the script>/: rows and arrays first, then figures and tables, metrics.json last.
+
+    Raises UserError at once where it cannot be written to, not after the work.
+    """
+
+    def __init__(self, options: argparse.Namespace, script: str):
+        if options.output is None:
+            pictures = getattr(options, "images", None) or getattr(options, "folder", None)
+            options.output = PICTURES if pictures else "output"
+        self.options, self.script, self.source = options, Path(script).stem, Path(script)
+        self.path = Path(options.output) / self.script
+        self.metrics = self.path / "metrics.json"
+        self.files: list[str] = []  # written by this run
+        self.figures: list[Path] = []
+        self.captions: dict[str, list[str]] = {}  # title and sentences of each figure
+        self.margins: dict[str, list[float]] = {}  # fractions of its height that they take, above and below
+        self.no_picture = 0  # files in the folders of images that are no pictures by their names
+        self.started = time.perf_counter()
+        existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
+        if not os.path.isdir(existing):
+            raise UserError(f"{existing} is not a folder: remove it or choose another --output")
+        if not is_inside(self.path, Path(options.output)):
+            raise UserError(f"{self.path} is a link that leaves {options.output}: remove it or choose another --output")
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            raise UserError(f"{existing} cannot be written to ({error.strerror}): choose another --output") from None
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file that is about to be written, and have it listed in metrics.json."""
+        path = self.path / name
+        if not is_inside(path.parent, self.path):
+            raise UserError(f"{path.parent} is a link that leaves {self.path}: remove the link")
+        self.files.append(name)
+        return path
+
+    def write_rows(self, rows: Iterable[dict]) -> None:
+        """Write rows.jsonl."""
+        write_file(self.file("rows.jsonl"), "".join(map(json_line, rows)))
+
+    def discard(self, record: Path, names: Iterable[str]) -> None:
+        """Remove a record of an earlier run and the files that it names, but none that is newer than the record.
+
+        What another shard of this run has written by now is newer; a file of the user's own is named nowhere.
+        """
+        written = os.path.getmtime(record) if record.is_file() else 0
+        remove_file(record)
+        for path in (self.path / name for name in names):
+            is_ours = path.suffix in (".png", ".jpg", ".pdf", ".txt", ".npy", ".csv") and os.path.isfile(path)
+            if is_ours and is_inside(path.parent, self.path):
+                with suppress(FileNotFoundError):  # another shard may do the same
+                    if os.path.getmtime(path) <= written:
+                        remove_file(path)
+
+    def earlier(self) -> dict[str, Any]:
+        """Return the metrics that are there; those of nothing where there are none, or not ours."""
+        used, files = 0, []
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            metrics = json.loads(self.metrics.read_bytes()) if self.metrics.is_file() else {}
+            files = [name for name in metrics["files"] if isinstance(name, str)]
+            used = int(metrics["images"]["used"])
+        return {"used": used, "files": files}
+
+    def discard_metrics(self, but: Collection[str] = ()) -> None:
+        """Remove metrics.json, which means complete, and what it lists."""
+        self.discard(self.metrics, [name for name in self.earlier()["files"] if name not in but])
+
+    def describe_run(
+        self, rows: Sequence[dict], skipped: Sequence[dict], used: int, model: Classifier | None
+    ) -> dict[str, Any]:
+        """Return what metrics.json says of the run, beside its results and files."""
+        notes = Counter(note for row in rows for note in row.get("notes", []))
+        nondeterministic = sorted({name for row in rows for name in row.get("nondeterministic", [])})
+        metrics = {
+            "script": self.script,
+            "settings": {key: value for key, value in vars(self.options).items() if key not in EXECUTION_OPTIONS},
+            "seed": getattr(self.options, "seed", None),
+            "device": getattr(self.options, "device", None),
+            "deterministic": not nondeterministic,
+            "versions": {**library_versions(), "commit": project_commit()},
+            "images": {
+                "found": used + len(skipped),
+                "used": used,
+                "skipped": list(skipped),
+                "notes": dict(notes),
+                "no_picture": self.no_picture,
+            },
+            "seconds": round(time.perf_counter() - self.started, 3),
+            "figures": list(self.captions),  # in the order in which they are to be read
+            "captions": self.captions,
+            "margins": self.margins,
+            "command": getattr(self.options, "command", f"python {self.script}.py"),
+        }
+        if nondeterministic:
+            metrics["nondeterministic_operations"] = nondeterministic
+        if model is not None:
+            metrics["model"] = {key: getattr(model, key) for key in ("name", "weights", "sha256", "input_size")}
+            metrics["model"] |= {"classes": len(model.categories), "names": model.names_from}
+            metrics["model"] |= {"preprocessing": model.preprocessing, "notes": [*model.notes, *model.warnings]}
+        return metrics
+
+    def finish(
+        self,
+        rows: Sequence[dict],
+        skipped: Sequence[dict],
+        results: dict[str, Any],
+        tables: dict[str, Sequence[dict]],
+        model: Classifier | None = None,
+        images: int | None = None,
+        findings: Sequence[str] = (),
+    ) -> None:
+        """Write the tables, then metrics.json; print the findings and where all are.
+
+        `images` is the number of images used, where rows are not images. Of more than ten findings, ten are printed.
+        """
+        for name, table in tables.items():
+            write_file(self.file(name), csv_text(table))
+        files = {*self.files, *(name for row in rows for name in row.get("files", []))}
+        used = len(rows) if images is None else images
+        metrics = self.describe_run(rows, skipped, used, model) | {"results": results, "files": sorted(files)}
+        text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        if not files.issuperset(self.earlier()["files"]):  # a figure or a PDF that was not drawn this time
+            self.discard_metrics(but=files)
+        write_file(self.metrics, text)
+        for line in findings[:FINDINGS]:
+            print(line)
+        if len(findings) > FINDINGS:
+            print(f"and {len(findings) - FINDINGS} more, in {', '.join(tables)}")
+        if skipped:
+            print(f"skipped {len(skipped)} of {quantity(used + len(skipped), 'image')}; metrics.json says why")
+        if self.no_picture:
+            print(f"files left out, since their names are not those of pictures: {self.no_picture:,}")
+        for figure in self.figures:
+            print(figure)
+        print(self.metrics)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the interpreter and of the libraries that the numbers depend on."""
+    libraries = {library.__name__: library.__version__ for library in (torch, torchvision, timm)}
+    return {"python": platform.python_version(), **libraries}
+
+
+def project_commit() -> str:
+    """Return this project's git commit, or "unknown"."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
