@@ -24,49 +24,22 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from explain.run.shell import run
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import common
+from explain.basics.options import add_settings, change_settings, replace_settings
 from explain.methods import archetypes, priors
-from explain.methods.ascent_state import State
+from explain.methods.ascent import Settings, State, anneal, growing_sides, random_augmentation, resize, square_side
 from explain.methods.priors import GREY
 from explain.report import archetypes as report
-from explain.run.options import above_0, add_settings, change_settings, fraction, replace_settings, setting
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of an ascent. Each is an option; what has an initial and a final value changes gradually."""
-
-    steps: int = setting(120, "number of steps", common.positive)
-    rate: float = setting(0.04, "initial root mean square change of a pixel in a step (1: black to white)")
-    final_rate: float = setting(0.004, "final root mean square change of a pixel in a step (1: black to white)")
-    first_size: float = setting(1.0, "initial side of the image, as a fraction of its final side", fraction)
-    l2: float = setting(0.002, "weight of the squared distance from grey, in logits")
-    max_grey_distance: float = setting(
-        0.5, "maximum root mean square distance from grey for a network without batch norm (0.5: no limit)", above_0
-    )
-    zoom_from: float = setting(1.0, "smallest random crop, as a fraction of the image's side", above_0)
-    zoom_to: float = setting(1.0, "largest random crop; above 1, the image is shrunk inside its reflection", above_0)
-    rotation_degrees: float = setting(0.0, "maximum random rotation, in degrees")
-    noise: float = setting(0.0, "maximum standard deviation of the random noise added to the image (1: black to white)")
-    augment_until: float = setting(1.0, "fraction of the steps after which crops, rotation and noise are off", fraction)
-    blur_every: int = setting(0, "blur with the Gaussian kernel every N steps (0: never)", common.whole)
-    blur_px: float = setting(0.0, "initial standard deviation of the Gaussian blur, in pixels")
-    final_blur_px: float = setting(0.0, "final standard deviation of the Gaussian blur, in pixels")
-    contrast: float = setting(0.0, "final minimum standard deviation of the blurred image")
-    statistics: float = setting(0.0, "weight of the distance to photos' channel statistics, in logits")
-    precondition: bool = False  # weight the gradient by the amplitudes of photos; not an option
-
 
 # Chosen with efficientnet_lite0 on classes that are neither default ones nor among those reported (docs/archetypes.md
 # has them), by the judgement of efficientnet_lite2 and by eye. Noise almost to the end leaves only what stands out from
@@ -139,14 +112,6 @@ def visualize_classes(
     return current.images
 
 
-def square_side(size: int | Sequence[int]) -> int:
-    """Return the side of an image, in pixels, from its size as a number, (H, W) or (3, H, W)."""
-    sides = list(size)[-2:] if isinstance(size, Iterable) else [size]
-    if len({*sides}) != 1 or not sides[0] >= 1:
-        raise common.UserError(f"archetypes are square: give one size in pixels, not {size}")
-    return int(sides[0])
-
-
 def ascend(
     model: nn.Module,
     classes: Sequence[int],
@@ -197,21 +162,6 @@ def ascend(
     yield state
 
 
-def random_augmentation(
-    settings: Settings, generators: Sequence[torch.Generator], side: int, progress: float
-) -> Callable[[Tensor], Tensor]:
-    """Return the random augmentation of images (N, 3, side, side) in one step; the identity after `augment_until`."""
-    if progress >= settings.augment_until:
-        return nn.Identity()
-    transform, noise = nn.Identity(), torch.zeros(())
-    zoom_and_rotation = settings.zoom_from, settings.zoom_to, settings.rotation_degrees
-    if zoom_and_rotation != (1, 1, 0):
-        transform = priors.random_affine(generators, side, *zoom_and_rotation)
-    if settings.noise:
-        noise = priors.random_noise(generators, side, settings.noise)  # (N, 3, side, side)
-    return lambda images: transform(images) + noise.to(images.device)
-
-
 def logit_gradient(
     model: nn.Module, images: Tensor, classes: Sequence[int], augment: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -221,31 +171,6 @@ def logit_gradient(
         inputs = augment(leaf)
     gradient, scores = common.class_score_gradient(model, inputs.detach(), classes)
     return torch.autograd.grad(inputs, leaf, gradient)[0], scores
-
-
-def growing_sides(model: nn.Module, settings: Settings, size: int) -> list[int]:
-    """Return the side of the images, in pixels, at the start and after each of GROW_AT; the last is `size`.
-
-    All are `size` where the network takes no other (vision transformers).
-    """
-    sides = [min(size, 16 * math.ceil(size * settings.first_size**power / 16)) for power in (1, 0.5, 0)]
-    if sides[0] < size:
-        try:
-            common.predict_logits(model, torch.zeros(1, 3, sides[0], sides[0], device=common.device_of(model)))
-        except (RuntimeError, AssertionError, ValueError):
-            return [size] * 3
-    return sides
-
-
-def resize(images: Tensor, side: int) -> Tensor:
-    """Return images (N, 3, H, W) at the size (N, 3, side, side)."""
-    same = images.shape[-1] == side
-    return images if same else F.interpolate(images, (side, side), mode="bicubic").clamp(0, 1)
-
-
-def anneal(first: float, final: float, progress: float) -> float:
-    """Return a value between first and final, by equal ratios where both are above 0, else by equal differences."""
-    return first * (final / first) ** progress if first > 0 and final > 0 else first + (final - first) * progress
 
 
 def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 import common
+from explain.basics.options import at_least_0
 from explain.methods.disturbances import noise_of
 from explain.methods.faithfulness import detail_maps
 from explain.report import maps as report
-from explain.run.options import at_least_0
 
 COPIES, NOISE = 16, 0.15  # chosen on the sample's photos: docs/faithfulness.md
 PIXELS_TOGETHER = 1 << 20  # of copies in a pass, whose memory they are: 20 of 224 x 224
@@ -39,7 +39,12 @@ def saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> 
     classes: one for each image, or one for all. Simonyan et al. 2014, section 3.1. Raises UserError where
     `common.forward_pass` does.
     """
-    return common.forward_pass(model, images, classes).gradient().abs().amax(1)
+    return over_channels(common.forward_pass(model, images, classes).gradient())
+
+
+def over_channels(gradient: Tensor) -> Tensor:
+    """Reduce a gradient (N, 3, H, W) to maps (N, H, W): the largest absolute value (Simonyan et al. 2014, 3.1)."""
+    return gradient.abs().amax(1)
 
 
 def signed_saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:

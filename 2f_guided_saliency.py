@@ -27,7 +27,7 @@ from explain.methods.maps import rank_correlation
 from explain.methods.rectifiers import RectifierRule, count_activations, refuse_opaque
 from explain.report import maps as report
 
-saliency_maps = importlib.import_module("2e_saliency").saliency_maps  # the plain map is 2e's
+saliency = importlib.import_module("2e_saliency")  # the plain map, and the reduction over channels, are 2e's
 
 
 def guide(signal: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def guided_saliency_maps(model: nn.Module, images: Tensor, classes: common.Class
     """
     refuse_opaque(model)
     with guided_rectifiers():
-        return common.forward_pass(model, images, classes).gradient().abs().amax(1)
+        return saliency.over_channels(common.forward_pass(model, images, classes).gradient())
 
 
 @common.shared
@@ -104,7 +104,7 @@ def guided_grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Class
 
 # The maps of this exercise, in the order of the figures' columns; one entry more is one map more, in 2g too
 MAPS: dict[str, common.MapFunction] = {
-    "plain": saliency_maps,
+    "plain": saliency.saliency_maps,
     "guided": guided_saliency_maps,
     "grad_cam": grad_cam_maps,
     "guided_grad_cam": guided_grad_cam_maps,

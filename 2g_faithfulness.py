@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
+from explain.basics.options import at_least_0
 from explain.methods.faithfulness import (
     STEPS,
     ClassIds,
@@ -48,9 +49,8 @@ from explain.methods.faithfulness import (
 from explain.methods.maps import rank_correlation
 from explain.methods.own_maps import import_maps
 from explain.methods.randomisation import cascading_randomisation
-from explain.networks.running import class_standing
+from explain.networks.running import accepts, class_standing
 from explain.report import faithfulness as report
-from explain.run.options import at_least_0
 
 __all__ = ["insertion_deletion", "grid_pointing", "cascading_randomisation"]
 saliency_of, guided_of = importlib.import_module("2e_saliency"), importlib.import_module("2f_guided_saliency")
@@ -212,15 +212,6 @@ def point(
     return dict(zip(kinds, known, strict=True)), first[0]
 
 
-def takes(model: common.Classifier, images: Tensor) -> bool:
-    """Return whether the network takes images of this size, which need not be its own."""
-    try:
-        common.predict_logits(model, images)
-    except (RuntimeError, AssertionError, ValueError):
-        return False
-    return True
-
-
 def measure_mosaic(
     number: int,
     table: Table,
@@ -248,7 +239,7 @@ def measure_mosaic(
     if len(members) < 4:
         return mosaic | {"left_out": f"no four photos of different classes, each with a probability from {SURE} on"}
     photos = torch.cat([load(file) for file in members.values()])
-    if not takes(model, tiled(photos)[None]):
+    if not accepts(model, tiled(photos)[None]):
         return mosaic | {"left_out": f"the network takes no pictures of {2 * model.input_size} pixels"}
     mosaic["shares"], maps = point(
         table, model, photos, torch.tensor([*members], device=options.device), indices, options

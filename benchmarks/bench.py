@@ -205,7 +205,7 @@ def maps(turns: int) -> Iterator[dict]:
     yield from compared(turns, "2f guided Grad-CAM", "resnet18", *sides_of, 0.05)
 
 
-def worth(turns: int) -> Iterator[dict]:
+def faithfulness(turns: int) -> Iterator[dict]:
     """Time insertion and deletion of four images against a loop over pictures, and against Quantus."""
     for function, peer, steps, most in (
         ("plain_insertion_deletion", "a picture at a time", 28, 1e-4),
@@ -383,7 +383,7 @@ WORK: dict[str, Callable[[int], Iterator[dict]]] = {
     "2e": lambda turns: gradients(turns, guided=False),
     "2f": lambda turns: gradients(turns, guided=True),
     "maps": maps,
-    "2g": worth,
+    "2g": faithfulness,
     "prefetch": prefetch,
     "parts": parts,
     "2b": evaluation,

@@ -93,7 +93,8 @@ def our_gradient(name: str, guided: bool, double: bool = False) -> Callable[[], 
     images, classes = batch(count), targets(count)
     if double:
         images = images.double()
-        model = inference.prepare(eager(name).double(), images[:1])
+        model = eager(name).double()
+        inference.prepare(model, images)
     else:
         model = prepared(name)
 

@@ -18,7 +18,7 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 import common
-from explain.methods import archetypes, ascent_state, priors
+from explain.methods import archetypes, ascent, priors
 from explain.report import archetypes as report
 
 script = load_script("2c_class_visualization")
@@ -51,10 +51,10 @@ def seeds(*classes: int) -> list[torch.Generator]:
 def start_of(c: int) -> torch.Tensor:
     """Where the ascent of class c begins: its own noise around grey."""
     noise = torch.randn(3, SIZE, SIZE, generator=seeds(c)[0])
-    return 0.5 + ascent_state.START_NOISE * noise
+    return 0.5 + ascent.START_NOISE * noise
 
 
-def ascend(model: nn.Module, classes: list[int], method: str, **settings: float) -> Iterator[ascent_state.State]:
+def ascend(model: nn.Module, classes: list[int], method: str, **settings: float) -> Iterator[ascent.State]:
     """The states of an ascent, one object, with class ids as seeds."""
     changed = dataclasses.replace(script.METHODS[method], **settings)
     return script.ascend(model, classes, changed, seeds(*classes), SIZE)
@@ -116,7 +116,7 @@ def test_an_ascent_resumed_from_its_saved_state_ends_in_the_same_image(toy, meth
             torch.save(vars(state), file)
             break
     file.seek(0)
-    saved = ascent_state.State(**torch.load(file, weights_only=True))
+    saved = ascent.State(**torch.load(file, weights_only=True))
     *_, resumed = script.ascend(toy, [0, 2], settings, seeds(5, 6), 64, saved)
     assert torch.equal(resumed.images, undisturbed.images) and resumed.scores == undisturbed.scores
     assert (resumed.step, resumed.starts) == (8, [1, 1])
@@ -549,7 +549,7 @@ def test_options_reach_all_methods(tmp_path, monkeypatch):
 
     def pretend(model, classes, settings, generators, size, state):
         used[next(name for name in script.METHODS if name not in used)] = settings
-        state = ascent_state.State.start(generators, size)
+        state = ascent.State.start(generators, size)
         for _ in range(settings.steps):
             state.scores.append([1.0] * len(classes))
             state.update(torch.rand(len(classes), 3, size, size), generators)

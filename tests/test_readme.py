@@ -40,6 +40,19 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_what_can_be_changed_is_where_the_table_says():
+    rows = re.findall(r"(?m)^\| [^|]+ \| ((?:.*`[\w/.]+\.(?:py|j2)`.*)) \|$", README.split("**Change a method**")[1])
+    assert len(rows) >= 16
+    for row in rows:
+        for names, file in re.findall(r"(.+?) in `([\w/.]+\.(?:py|j2))`", row):
+            text = (ROOT / file).read_text()
+            for name in re.findall(r"`(\w+)`", names.partition("or `")[0]):
+                assert re.search(rf"(?m)^(def {name}\(|{name}\b.*=|.*, {name} = |{{%-? macro {name}\()", text), (
+                    name,
+                    file,
+                )
+
+
 def test_the_examples_are_found():
     assert len(PYTHON) == 6
     assert len(SCRIPTS) >= 14 and {"make", "make test"} <= set(COMMANDS)

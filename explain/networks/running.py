@@ -86,3 +86,12 @@ def class_standing(logits: Tensor, classes: Tensor) -> list[dict]:
     }
     values = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in values]
+
+
+def accepts(model: nn.Module, images: Tensor) -> bool:
+    """Return whether the network runs on images of this size, which need not be its own."""
+    try:
+        predict_logits(model, images)
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    return True

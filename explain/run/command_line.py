@@ -5,28 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from explain.basics.errors import UserError
+from explain.basics.options import above_0, at_least_0, whole_number
 from explain.data.pictures import WHITE
 from explain.networks.preprocessing import INTERPOLATIONS
-from explain.run.options import above_0, at_least_0
 from explain.run.output import EXECUTION_OPTIONS
 from explain.run.rows import shard
-
-
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return an argparse type for whole numbers from `least` to `most`, which its error names."""
-    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
-            raise argparse.ArgumentTypeError(f"must be a whole number {allowed}, not {text!r}")
-        return int(text)
-
-    return parse
-
 
 positive, whole = whole_number(1), whole_number(0)
 seed = whole_number(0, (1 << 31) - 1)  # an image's index is added to a multiple of it

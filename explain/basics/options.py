@@ -11,6 +11,18 @@ from typing import Any
 from explain.basics.errors import UserError, unknown
 
 
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from `least` to `most`, which its error names."""
+    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least or (most is not None and int(text) > most):
+            raise argparse.ArgumentTypeError(f"must be a whole number {allowed}, not {text!r}")
+        return int(text)
+
+    return parse
+
+
 def number(requirement: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
     """Return an argparse type for finite numbers that meet a requirement, which its error names."""
 
