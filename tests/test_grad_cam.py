@@ -78,6 +78,20 @@ def test_a_head_that_runs_later_does_not_take_the_layer(images):
     torch.testing.assert_close(grad_cam_maps(net, images, torch.tensor([0, 1, 2, 3, 4])), expected)
 
 
+@pytest.mark.parametrize(
+    "after",
+    [nn.Identity(), nn.Dropout(0.5), nn.Dropout2d(0.5), nn.ReLU(), nn.Hardtanh(-9, 9)],
+    ids=lambda module: type(module).__name__,
+)
+def test_pooled_places_stay_pooled_whatever_follows(after, images):
+    """A dropout after the mean made its coarse places the layer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(4), after, nn.Flatten(), nn.Linear(16, 5)).eval()
+    assert features(net, images).shape == (5, 4, 8, 8)
+    deeper = nn.Sequential(net[0], net[1], nn.ReLU(), nn.Conv2d(4, 6, 1), nn.Flatten(), nn.Linear(24, 5)).eval()
+    assert features(deeper, images).shape == (5, 6, 2, 2)  # a convolution after it has places of its own
+
+
 def test_a_mean_over_flattened_places_is_no_token_mixer(images):
     class Flattened(nn.Module):
         def __init__(self):

@@ -5,7 +5,7 @@ It is found by running, whatever the network and its modules are called.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from explain.methods.rectifiers import graph_nodes, without_hidden_rectifier
 
 # Operations that only rearrange numbers: feature maps laid out in three dimensions for a mean are no tokens
 REARRANGEMENTS = {"flatten", "view", "reshape", "squeeze", "unsqueeze", "permute", "transpose", "contiguous", "clone"}
-# The places before such a mean are finer, and say the same
+# The places before a mean over neighbours are finer, and say the same
 POOLING = {"avg_pool2d", "adaptive_avg_pool2d"}
 
 
@@ -55,7 +55,11 @@ class FeatureMaps(TorchFunctionMode):
         if not isinstance(output, Tensor) or not output.requires_grad or output.shape[:1] != (len(self.images),):
             return output
         name = getattr(function, "__name__", "").partition(".")[0].strip("_")  # conv2d.default in an exported graph
-        if output.dim() == 4 and min(output.shape[2:]) > 1 and name not in POOLING:
+        # a weight has four dimensions too: what only passes pooled places on has no other input of that kind
+        places = [tensor for tensor in _tensors(args) if tensor.dim() == 4]
+        if name in POOLING or (places and all(hasattr(tensor, "pooled_places") for tensor in places)):
+            output.pooled_places = True
+        elif output.dim() == 4 and min(output.shape[2:]) > 1:
             self.note(output, self.is_feature_map(output))
         elif output.dim() == 3 and output.shape[1] > 1 and name not in REARRANGEMENTS:
             self.note(output, False)
@@ -86,3 +90,11 @@ class FeatureMaps(TorchFunctionMode):
         noted = reversed([*enumerate(self.layers)])
         number = next((number for number, (node, _) in noted if node in on_the_way), None)
         return number if number is not None and self.layers[number][1] else None
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, (list, tuple)):
+            yield from _tensors(argument)

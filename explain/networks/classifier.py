@@ -39,7 +39,7 @@ from explain.networks.preprocessing import (
     timm_preprocessing,
     torchvision_preprocessing,
 )
-from explain.networks.running import evaluation_mode, predict_logits
+from explain.networks.running import DependsOnBatch, evaluation_mode, predict_logits
 from explain.networks.trial import probe_images, refuse_unsteady
 
 Rename = Callable[[dict[str, Any]], dict[str, Any]]
@@ -406,12 +406,18 @@ def _try(name: str, network: nn.Module, size: int, classes: Collection[int]) -> 
                 only, notes = logits_only(network, images.requires_grad_(), classes)
             logits = predict_logits(only, images.detach())
             return channels, only, max(2, logits.shape[1]), notes  # a single output is the logit of the second of two
+        except DependsOnBatch as error:
+            raise UserError(f"{name}: {error}, or accept it by --stochastic") from None
         except UserError:
             raise
         except Exception as error:  # whatever a network raises that takes other inputs
             errors.append((images, error))
-    images, error = errors[0]
-    raise UserError(f"{cannot_run(name, images, error)}: {_cure(str(error))}")
+    # the error of the number of channels that it takes
+    images, error = next((pair for pair in errors if not OTHER_CHANNELS.search(str(pair[1]))), errors[0])
+    raise UserError(f"{cannot_run(name, images, error)}: {_cure(error)}")
+
+
+OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got")  # in a convolution's error
 
 
 def cannot_run(name: str, images: Tensor, error: Exception) -> str:
@@ -419,14 +425,14 @@ def cannot_run(name: str, images: Tensor, error: Exception) -> str:
     return f"{name} cannot run on images {(*images.shape,)} ({type(error).__name__}: {one_line(error)})"
 
 
-def _cure(error: str) -> str:
-    """Return what puts an error of a user's own network right, as far as its text tells."""
-    channels = re.search(r"to have (\d+) channels, but got", error)
-    if channels and channels[1] not in ("1", "3"):
+def _cure(error: Exception) -> str:
+    """Return what puts an error of a user's own network right, as far as its kind and its text tell."""
+    if channels := OTHER_CHANNELS.search(str(error)):
         return f"it takes {channels[1]} channels, and pictures have 3, or 1 where they are grey"
-    if re.search(r"forward\(\).* (missing|takes)", error):
+    if re.search(r"forward\(\).* (missing|takes)", str(error)):
         return "its forward must take the images alone"
-    if re.search("(?i)size|shape|dimension|height|width", error):
+    of_torch = isinstance(error, (RuntimeError, ValueError, AssertionError))
+    if of_torch and re.search("(?i)size|shape|dimension|height|width", str(error)):
         return "give its --input-size"
     return "correct it"
 

@@ -19,6 +19,10 @@ _lock = threading.Lock()
 _held: Counter[nn.Module] = Counter()
 
 
+class DependsOnBatch(UserError):  # noqa: N818
+    """An image's result depends on the other images of its batch."""
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Hold every module in evaluation mode; each gets its own mode back, also after an error.
@@ -30,7 +34,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     accepted = any(getattr(module, "stochastic", False) for module in modules)  # by --stochastic
     for module in modules if not accepted else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise UserError(
+            raise DependsOnBatch(
                 "a batch norm of this network keeps no averages, so that an image's result depends on its batch: "
                 "build it with track_running_stats=True"
             )
