@@ -42,6 +42,7 @@ from explain.methods.faithfulness import (
     in_cells,
     insertion_deletion,
     insertion_deletion_curves,
+    map_tensor,
     middle_maps,
     random_maps,
     tiled,
@@ -77,7 +78,7 @@ def grid_pointing(
     images (N, 3, H, W), classes one for each or one for all: each four images make a mosaic (3, 2H, 2W), whose map is
     made for the class of each cell; `maps_of(model, mosaics (4, 3, 2H, 2W), classes (4,))` -> maps (..., 4, 2H, 2W), of
     at least 0. NaN for a map of zeros. Rao et al. 2022, section 4 (GridPG). Raises UserError where N is not a multiple
-    of 4, and for maps with values below 0.
+    of 4, and for maps of another shape, that are not finite, or with values below 0.
     """
     classes = class_tensor(classes, images)
     if not len(images) or len(images) % 4:
@@ -86,7 +87,8 @@ def grid_pointing(
     shares = []
     for four, c in zip(images.split(4), classes.split(4), strict=True):
         mosaic = tiled(four)
-        maps = torch.as_tensor(maps_of(model, mosaic.expand(4, -1, -1, -1), c))  # (..., 4, 2H, 2W)
+        made = maps_of(model, mosaic.expand(4, -1, -1, -1), c)
+        maps = map_tensor(made, (4, 2 * height, 2 * width), images.device, kinds=True)  # (..., 4, 2H, 2W)
         if maps.min() < 0:
             raise common.UserError(
                 f"maps must be at least 0, and the smallest value is {float(maps.min()):.3g}: give maps.abs(), or "
@@ -205,7 +207,8 @@ def point(
         first.append(F.avg_pool2d(torch.stack([of_kind[0] for of_kind in maps.values()]), 2))
         maps |= baseline_maps(mosaics, indices, options)
         kinds.extend(maps)
-        return torch.stack([*maps.values()])
+        made = torch.stack([*maps.values()])
+        return made.where(made.isfinite().all(-1, True).all(-2, True), 0)  # a map of zeros points nowhere
 
     shares = grid_pointing(model, photos, classes, maps_of).tolist()
     known = [[None if np.isnan(share) else share for share in of_kind] for of_kind in shares]

@@ -185,7 +185,7 @@ def describe_images(role: str, paths: Sequence[Path], base: Path, white: int | N
     """Return a row for each image: what identifies its content, or the `reason` why it cannot be used.
 
     Each role is numbered from 0, as `common.validation_images` and `common.test_images` number their files. Says so if
-    most 16-bit pictures come out nearly black; `white` as in `read_image`.
+    16-bit pictures come out nearly black; `white` as in `read_image`.
     """
     upright = role == "test"  # 2b takes validation images as they are stored
     with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock

@@ -370,6 +370,9 @@ def test_squashed_pictures(own, capsys):
     assert squashed["results"]["top1_accuracy"] == 1 and squashed["model"]["preprocessing"]["squash"] is True
     assert (squashed["results"]["median_cropped"], squashed["results"]["mostly_cropped"]) == (0, 0)
     assert "the centre crop" not in capsys.readouterr().err and squashed["command"].endswith(" --squash")
+    assert own("photos", "--squash", "--resize", "40")["results"]["mostly_cropped"] == 1
+    said = capsys.readouterr().err
+    assert "of the median picture; give --resize 8 to show it all of them" in said and "give --squash" not in said
     assert own("photos", "--whole")["results"]["mostly_cropped"] == 0
     with pytest.raises(common.UserError, match="--squash and --whole are two ways"):
         own("photos", "--whole", "--squash")

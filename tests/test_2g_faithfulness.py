@@ -6,6 +6,7 @@ import argparse
 import copy
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +59,30 @@ def test_grid_pointing_takes_lists_and_arrays_and_refuses_signs():
         script.grid_pointing(None, images, [0, 1, 2], None)
     with pytest.raises(common.UserError, match="0 images make no mosaics"):
         script.grid_pointing(None, images[:0], [], None)
+
+
+def test_grid_pointing_takes_any_array_and_refuses_what_are_no_maps():
+    images = torch.arange(1, 5.0)[:, None, None, None].expand(4, 3, 5, 7).clone()
+    flipped = script.grid_pointing(None, images, 0, lambda model, mosaics, c: mosaics[:, 0].numpy()[:, ::-1, ::-1])
+    assert flipped.tolist() == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    wrong = {
+        "they are .4, 5, 7.": torch.ones(4, 5, 7),
+        "they are .10, 14.": torch.ones(10, 14),
+        "of this NoneType no tensor": None,
+        "560 values not finite": torch.full((4, 10, 14), torch.nan),
+    }
+    for says, made in wrong.items():
+        with pytest.raises(common.UserError, match=rf"shape \(..., 4, 10, 14\): .*{says}"):
+            script.grid_pointing(None, images, 0, lambda *_, made=made: made)
+
+
+def test_own_maps_leave_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text(
+        "import os\ndef ones(model, images, classes):\n    os.chdir('/')\n    return images[:, 0]\n"
+    )
+    maps = script.import_maps(["m.py:ones"])["ones"](None, torch.ones(1, 3, 4, 4), torch.zeros(1))
+    assert maps.shape == (1, 4, 4) and Path.cwd() == tmp_path
 
 
 def test_a_network_that_looks_at_one_corner_only():

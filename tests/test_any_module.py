@@ -304,6 +304,7 @@ def test_the_two_classes_of_one_logit(images):
         ),
         (lambda x: (x[:, 0], x[:, 1]), "a tuple of .*: return the logits .* alone, or name them"),
         (lambda x: {"name": "x"}, "a dict of no tensor"),
+        (lambda x: {"res": {"logits": x}}, "a dict of no tensor at the top level: give --model FILE.py:FUNCTION"),
         (lambda x: None, "a NoneType of no tensor"),
         (lambda x: x.argmax(1), "torch.int64, which cannot be logits"),
         (lambda x: x.T, r"shape \(3, \d\) for \d image"),

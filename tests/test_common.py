@@ -134,15 +134,41 @@ def test_a_ppm_says_itself_what_is_white(tmp_path):
     assert np.asarray(common.read_image(tmp_path / "b.pgm", white=4095))[0, :, 0].tolist() == WITH_WHITE
 
 
+@pytest.mark.parametrize("kind", ["P6", "P2"])
+def test_a_ppm_of_sixteen_bits_is_read_as_a_png(kind, tmp_path):
+    values = np.stack([TWELVE_BITS, TWELVE_BITS[:, ::-1], TWELVE_BITS * 0 + 1000], -1)  # (1, 5, 3)
+    head = f"{kind} 5 1 65535\n".encode()
+    pixels = values.astype(">u2").tobytes() if kind == "P6" else " ".join(map(str, TWELVE_BITS[0])).encode()
+    (tmp_path / "a.ppm").write_bytes(head + pixels)
+    dark, image = (common.read_image(tmp_path / "a.ppm", white=white) for white in (None, 4095))
+    assert dark.info["largest_16_bit"] == image.info["largest_16_bit"] == 5000
+    assert np.asarray(image)[0, :, 0].tolist() == WITH_WHITE and dark.info["notes"][0] == "16-bit to 8-bit"
+    if kind == "P6":
+        assert np.asarray(image)[0, :, 1].tolist() == WITH_WHITE[::-1]
+        (tmp_path / "a.ppm").write_bytes(head + pixels[:-2])
+        with pytest.raises(common.UserError, match="cannot be read"):
+            common.read_image(tmp_path / "a.ppm")
+
+
 @pytest.mark.parametrize(
     ("largest", "white", "says"),
     [
-        ([3800], None, "1 of 1 have no value above 3,800, and white is 65,535; give --white 4095"),
-        ([1000, 4095, 60_000], None, "2 of 3 have no value above 4,095, and white is 65,535; give --white 4095"),
+        ([3800], None, "1 of 1 has no value above 3,800, and white is 65,535; give --white 4095"),
+        (
+            [1000, 4095, 60_000],
+            None,
+            "2 of 3 have no value above 4,095, and white is 65,535; "
+            "give --white 4095 in a run without the brighter ones",
+        ),
         ([16_383], None, "give --white 16383"),
         ([200, 250], 4095, "2 of 2 have no value above 250, and white is 4,095; give --white 255"),
         ([16_384], None, None),  # a quarter of white
-        ([1000, 60_000], None, None),  # one of two may be dark
+        (
+            [60_000, 1000, 65_535],
+            None,
+            "1 of 3 has no value above 1,000, and white is 65,535; "
+            "give --white 1023 in a run without the brighter ones",
+        ),
         ([4095], 4095, None),
         ([0], None, None),
         ([], None, None),

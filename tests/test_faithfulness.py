@@ -167,7 +167,16 @@ def test_nothing_is_left_behind_and_an_image_is_its_own(toy, images):
 
 @pytest.mark.parametrize(
     ("saliency", "says"),
-    [(torch.full((5, 8, 8), torch.nan), "320 values not finite"), (torch.zeros(5, 4, 4), r"they are \(5, 4, 4\)")],
+    [
+        (torch.full((5, 8, 8), torch.nan), "320 values not finite"),
+        (torch.zeros(5, 4, 4), r"they are \(5, 4, 4\)"),
+        (torch.zeros(2, 5, 8, 8), r"they are \(2, 5, 8, 8\)"),
+        (np.zeros((5, 8, 8), object), "of this ndarray of object no tensor of real numbers"),
+        (np.full((5, 8, 8), "a"), "of this ndarray of <U1 no tensor"),
+        (torch.zeros(5, 8, 8, dtype=torch.complex64), "of this Tensor of torch.complex64 no tensor"),
+        ([torch.zeros(8, 8), torch.zeros(4, 8)], "of this list no tensor"),
+        (None, "of this NoneType no tensor"),
+    ],
 )
 def test_maps_that_have_no_order(saliency, says, toy, images):
     with pytest.raises(common.UserError, match=says):
@@ -186,11 +195,19 @@ def test_steps_that_are_no_number_of_steps(steps, toy, images):
 def test_maps_may_be_arrays(toy, images):
     saliency = images.mean(1)
     expected = faithfulness.insertion_deletion(toy, images, [0, 1, 2, 3, 0], saliency, 4)
-    for other in (saliency.numpy(), saliency.double().numpy(), saliency.tolist()):
+    array = saliency.numpy()
+    fixed = array.copy()
+    fixed.flags.writeable = False
+    flipped = array[:, ::-1, ::-1].copy()[:, ::-1, ::-1]  # negative strides
+    others = [flipped, array.astype(">f4"), fixed, [*saliency], [*array]]
+    warnings.simplefilter("error")
+    for other in (array, saliency.double().numpy(), saliency.tolist(), *others):
         found = faithfulness.insertion_deletion(toy, images, np.array([0, 1, 2, 3, 0]), other, np.int64(4))
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     with pytest.raises(common.UserError, match="classes must be whole numbers, not None"):
         faithfulness.insertion_deletion(toy, images, [0, 1, 2, 3, None], saliency)
+    with pytest.raises(common.UserError, match="0 images have no curves"):
+        faithfulness.insertion_deletion(toy, images[:0], [], saliency[:0])
 
 
 def test_baselines_by_hand():

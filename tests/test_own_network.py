@@ -425,6 +425,19 @@ def test_its_weights_come_from_a_checkpoint(own):
     assert common.load_model("net.py:three", str(own / "w.pth"), input_size=32).sha256 != code
 
 
+def test_lazy_modules_get_their_sizes_from_the_weights_or_the_first_pass(own):
+    lazy = "nn.Sequential(nn.LazyConv2d(5, 3, stride=16), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(4))"
+    (own / "lazy.py").write_text(f"from torch import nn\ndef make(): return {lazy}\n")
+    assert common.load_model("lazy.py:make", input_size=32).network[3].in_features == 20
+    plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(20, 4))
+    state = {f"module.{k}": torch.full_like(v, 0.25) for k, v in plain.state_dict().items()}
+    network = common.load_model("lazy.py:make", saved(own / "w.pth", state), input_size=32).network
+    assert network[3].in_features == 20 and network[3].weight.eq(0.25).all()
+    wrong = {**state, "module.3.bias": torch.zeros(5), "module.3.weight": torch.zeros(5, 20, dtype=torch.long)}
+    with pytest.raises(UserError, match="0 tensors missing, 0 extra, 1 of another shape or kind, 3.weight first"):
+        common.load_model("lazy.py:make", saved(own / "w.pth", wrong), input_size=32)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

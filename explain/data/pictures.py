@@ -89,7 +89,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 def decode_image(data: bytes, name: str, upright: bool = True, white: int | None = None) -> Image.Image:
     """Decode the content of a file as `read_image` does; errors call it `name`."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_heic_format(name) if _is_heic(data) else IMAGE_FORMATS)
+        image = _open(data, _heic_format(name) if _is_heic(data) else IMAGE_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise UserError(
                 f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first"
@@ -101,7 +101,7 @@ def decode_image(data: bytes, name: str, upright: bool = True, white: int | None
         _check_whole(image, data)
         notes = ["first frame of several"] if getattr(image, "is_animated", False) else []
         bits, low = _bits(image, data), _low_bytes(image, data)
-        has_own_white = _maxval(image) is not None
+        has_own_white = _maxval(image) not in (None, WHITE)  # the latter is any 16-bit picture's
         # the EXIF tag Orientation, taken away before Pillow turns a TIFF by itself
         turn = TURNS.get(image.getexif().pop(0x0112, 1))
         image.load()
@@ -131,15 +131,26 @@ def decode_image(data: bytes, name: str, upright: bool = True, white: int | None
 
 
 def nearly_black(largest: Sequence[int], white: int | None) -> str | None:
-    """Return a sentence with a cure if most 16-bit pictures, whose largest values these are, come out nearly black."""
+    """Return a sentence with a cure if any 16-bit picture, of all whose largest values these are, is nearly black."""
     white = white or WHITE
     dark = [value for value in largest if 0 < value < white / 4]
-    if 2 * len(dark) <= len(largest):
+    if not dark:
         return None
+    better = 2 ** max(dark).bit_length() - 1
+    alone = " in a run without the brighter ones" if max(largest) > better else ""
+    have = "has" if len(dark) == 1 else "have"
     return (
-        f"16-bit pictures come out nearly black: {len(dark):,} of {len(largest):,} have no value above {max(dark):,}, "
-        f"and white is {white:,}; give --white {2 ** max(dark).bit_length() - 1}"
+        f"16-bit pictures come out nearly black: {len(dark):,} of {len(largest):,} {have} no value above "
+        f"{max(dark):,}, and white is {white:,}; give --white {better}{alone}"
     )
+
+
+def _open(data: bytes, formats: Sequence[str]) -> Image.Image:
+    """Open a picture; a PPM of 16-bit colours so that `_low_bytes` finds the bytes that Pillow's decoder drops."""
+    image = Image.open(io.BytesIO(data), formats=formats)
+    if image.mode == "RGB" and _maxval(image) == WHITE and image.tile[0].codec_name == "ppm":
+        image.tile = [image.tile[0]._replace(codec_name="raw", args=("RGB;16B", 0, 1))]
+    return image
 
 
 def _check_whole(image: Image.Image, data: bytes) -> None:
@@ -206,7 +217,7 @@ def _low_bytes(image: Image.Image, data: bytes) -> np.ndarray | None:
     def opposite(mode: Any) -> Any:
         return re.sub("(?<=;16)[BLN]", lambda order: BYTE_ORDERS[order[0]], mode) if isinstance(mode, str) else mode
 
-    low = Image.open(io.BytesIO(data), formats=[image.format])
+    low = _open(data, [image.format])
     low.tile = [
         tile._replace(args=opposite(tile.args) if isinstance(tile.args, str) else tuple(map(opposite, tile.args)))
         for tile in low.tile

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def pixel_ranks(maps: Tensor) -> Tensor:
     return order.argsort(1).view(maps.shape)
 
 
-Maps = Tensor | np.ndarray
+Maps = Tensor | np.ndarray | Sequence[Tensor | np.ndarray]
 ClassIds = Tensor | np.ndarray | Sequence[int] | int  # one for each image, or one for all
 
 
@@ -58,22 +59,48 @@ def class_tensor(classes: ClassIds, images: Tensor) -> Tensor:
     return torch.tensor(ids, dtype=torch.long, device=images.device)
 
 
+def map_tensor(maps: Maps, shape: tuple[int, int, int], device: torch.device, kinds: bool = False) -> Tensor:
+    """Return maps (N, H, W) of this shape as a tensor, with `kinds` (..., N, H, W); raises UserError for others.
+
+    An array may have any strides and byte order, and may be read-only; maps may be listed one by one.
+    """
+    wanted = f"maps must be finite numbers of shape ({'..., ' if kinds else ''}{', '.join(map(str, shape))})"
+    try:
+        tensor = _as_tensor(maps).to(device)
+    except (TypeError, ValueError, RuntimeError):  # of numpy and torch, for what is not numbers, or of several shapes
+        tensor = None
+    if tensor is None or tensor.is_complex():
+        kind = type(maps).__name__ + (f" of {maps.dtype}" if hasattr(maps, "dtype") else "")
+        raise UserError(f"{wanted}: of this {kind} no tensor of real numbers can be made")
+    if tensor.shape[-3:] != shape or tensor.dim() > 3 and not kinds or not tensor.isfinite().all():
+        raise UserError(
+            f"{wanted}: they are {tuple(tensor.shape)}, {int((~tensor.isfinite()).sum())} values not finite"
+        )
+    return tensor if tensor.is_floating_point() else tensor.float()
+
+
+def _as_tensor(maps: Any) -> Tensor:
+    if isinstance(maps, Tensor):
+        return maps
+    if isinstance(maps, Sequence) and any(isinstance(own, Tensor) for own in maps):
+        return torch.stack([_as_tensor(own) for own in maps])
+    array = np.asarray(maps)
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))  # a copy
+
+
 @shared
 def insertion_deletion_curves(model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int) -> Tensor:
     """Return the class's probability (2, N, steps + 1) as pixels are put into a blurred copy, and taken from the image.
 
     images (N, 3, H, W), classes one for each or one for all, maps (N, H, W). After k steps the k / steps of the pixels
     with the largest values are the image's in the first curve, and the copy's in the second. Petsiuk et al. 2018, RISE,
-    section 3.2. Raises UserError for maps that are not finite or of another size, for a class out of range, and for
-    less than one step.
+    section 3.2. Raises UserError for maps that are not finite or of another size, for a class out of range, for no
+    images, and for less than one step.
     """
     classes, steps = class_tensor(classes, images), whole_argument("steps", steps)
-    maps = torch.as_tensor(maps, device=images.device)
-    if maps.shape != (len(images), *images.shape[2:]) or not maps.isfinite().all():
-        raise UserError(
-            f"maps must be finite numbers of shape {(len(images), *images.shape[2:])}: they are {tuple(maps.shape)}, "
-            f"{int((~maps.isfinite()).sum())} values not finite"
-        )
+    if not len(images):
+        raise UserError("0 images have no curves: give at least one")
+    maps = map_tensor(maps, (len(images), *images.shape[2:]), images.device)
     copies = blurred(images)
     counts = torch.arange(steps + 1, device=images.device) * maps[0].numel() // steps  # of pixels moved
 

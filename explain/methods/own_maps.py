@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from explain.basics.errors import NoSuchMap, UserError, one_line
-from explain.networks.own_code import import_function
+from explain.networks.own_code import import_function, same_surroundings
 
 
 def import_maps(names: Sequence[str]) -> dict[str, Callable[..., Tensor]]:
@@ -31,7 +31,8 @@ def _checked(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor
 
     def checked(model: nn.Module, images: Tensor, classes: Tensor, **settings: Any) -> Tensor:
         try:
-            maps = function(model, images, classes, **settings)
+            with same_surroundings():
+                maps = function(model, images, classes, **settings)
         except NoSuchMap:
             raise
         except Exception as error:  # whatever a user's own code may raise

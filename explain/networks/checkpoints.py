@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from explain.basics.errors import UserError, one_line, quantity
 from explain.basics.files import sha256_of
@@ -178,7 +179,8 @@ def fit_names(
         return nearest, (), ()
 
     def rank(prefix: str) -> tuple:
-        misshapen = sum(_shape(found[prefix][name]) != _shape(own[name]) for name in needed)
+        shaped = [name for name in needed if not is_lazy(own[name])]
+        misshapen = sum(_shape(found[prefix][name]) != _shape(own[name]) for name in shaped)
         return misshapen, "ema" in prefix.lower(), len(prefix), prefix
 
     prefix, *others = sorted(fits, key=rank)
@@ -217,7 +219,7 @@ def _unwrap(state: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def _is_stored(value: Any) -> bool:
     """Return whether a value is a tensor with memory for all of its numbers: a damaged file may claim any size."""
-    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta and not is_lazy(value)
     return dense and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
 
 
@@ -266,7 +268,7 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: s
     own = network.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     extra = [key for key in state if key not in own]
-    other = [key for key in own if key in state and _form(own[key]) != _form(state[key])]
+    other = [key for key in own if key in state and not _takes(own[key], state[key])]
     for key in (other + missing + extra)[:1]:
         raise UserError(
             f"{path} does not fit {name}: {len(missing)} tensors missing, {len(extra)} extra, "
@@ -286,14 +288,21 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: s
 
 
 def _is_finite(value: Any) -> bool:
-    return not isinstance(value, Tensor) or value.is_quantized or bool(value.isfinite().all())
+    return not isinstance(value, Tensor) or is_lazy(value) or value.is_quantized or bool(value.isfinite().all())
+
+
+def _takes(own: Any, value: Any) -> bool:
+    """Return whether an entry of a network can become `value`; a lazy module's has no shape yet, and takes any."""
+    if is_lazy(own) and _is_stored(value):
+        return _form(own)[1:] == _form(value)[1:]
+    return _form(own) == _form(value)
 
 
 def _form(value: Any) -> tuple | None:
     if not isinstance(value, Tensor):
         return None
-    return value.shape, value.is_floating_point(), value.layout, value.is_meta, value.is_quantized
+    return _shape(value), value.is_floating_point(), value.layout, value.is_meta, value.is_quantized
 
 
 def _shape(value: Any) -> torch.Size | None:
-    return value.shape if isinstance(value, Tensor) else None
+    return value.shape if isinstance(value, Tensor) and not is_lazy(value) else None

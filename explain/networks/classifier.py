@@ -16,6 +16,7 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from explain.basics.errors import UserError, one_line, unknown
 from explain.basics.files import sha256_of
@@ -254,7 +255,7 @@ def _digest(network: nn.Module) -> str:
     digest, left_out, values = hashlib.sha256(), 0, list(network.state_dict().values())
     while values:
         value = values.pop(0)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not is_lazy(value):  # of a lazy module that the network never calls
             value = value.detach().dequantize() if value.is_quantized else value.detach()
             digest.update(value.contiguous().numpy().tobytes())
         elif isinstance(value, (list, tuple)):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from explain.basics.errors import UserError
@@ -66,10 +67,11 @@ def run_network(model: nn.Module, images: Tensor) -> Any:
     """
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     copied = images.to(types.pop() if len(types) == 1 else images.dtype, copy=True)
-    if torch.is_grad_enabled() and any(t.is_inference() for t in chain(model.parameters(), model.buffers())):
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    made = {name: tensor for name, tensor in tensors if not is_lazy(tensor)}  # a lazy module makes the others itself
+    if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in made.values()):
         # built under torch.inference_mode(): autograd takes only copies of its parameters
-        tensors = chain(model.named_parameters(), model.named_buffers())
-        usable = {name: tensor.detach().clone() for name, tensor in tensors}
+        usable = {name: tensor.detach().clone() for name, tensor in made.items()}
         return torch.func.functional_call(model, usable, (copied,))
     return model(copied)
 
@@ -129,6 +131,12 @@ def find_output(output: Any, images: int, classes: Collection[int] = ()) -> tupl
     if named or rows or len(fitting) == 1:
         key = named[0] if named else [*fitting][-1]
         return key, tensors[key]
+    if not tensors and _entries(output):
+        raise UserError(
+            f"the network returns a {type(output).__name__} of no tensor at the top level: give --model "
+            "FILE.py:FUNCTION with a function that returns a network giving the logits alone (from Python: wrap it in "
+            "a module that does)"
+        )
     shapes = ", ".join(str((*tensor.shape,)) for tensor in tensors.values()) or "no tensor"
     raise UserError(
         f"the network returns a {type(output).__name__} of {shapes}: return the logits (N, classes) alone, "

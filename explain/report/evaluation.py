@@ -44,7 +44,7 @@ def write(
     results["temperature_scaling"], bins_after = rescale(rows, output.path)
     results |= crops(rows)
     if results["mostly_cropped"] > 0.5:
-        print(f"note: {crop_sentence(results)}", file=sys.stderr)
+        print(f"note: {crop_sentence(results, model)}", file=sys.stderr)
     if other := other_order(rows, model.categories):
         results["labels"] = other
         print(f"warning: {other['says']}", file=sys.stderr)
@@ -118,12 +118,14 @@ def crops(rows: list[dict]) -> dict[str, float]:
     return {"median_cropped": float(np.median(cropped)), "mostly_cropped": float((cropped > CROPPED).mean())}
 
 
-def crop_sentence(results: dict) -> str:
+def crop_sentence(results: dict, model: Classifier) -> str:
     """Return a sentence on pictures of which the network does not see much, and its cure."""
+    cure = "if the network was trained on squashed pictures, give --squash"
+    if model.preprocessing["squash"]:
+        cure = f"give --resize {model.input_size} to show it all of them"
     return (
         f"the centre crop takes away more than {CROPPED} of the area of {results['mostly_cropped']:.3f} of the "
-        f"pictures, {results['median_cropped']:.3f} of the median picture; if the network was trained on squashed "
-        "pictures, give --squash"
+        f"pictures, {results['median_cropped']:.3f} of the median picture; {cure}"
     )
 
 
