@@ -38,6 +38,12 @@ def network(categories: list[str], wnids: list[str] = (), names_from: str = "nam
         (["crane", "x", "crane"], ["crane", "x", "crane"], [[0], [1], [2]]),  # two names for two classes, in order
         (["x", "crane"], ["crane", "x", "crane"], [[1], [0, 2]]),
         (["crane", "x", "crane"], ["x", "crane"], [[0, 2], [0], [0, 2]]),
+        # the place of a folder in the order of text says nothing of the class
+        (["ant", "crane"], ["crane, bird", "crane, machine", "ant"], [[2], [0, 1]]),
+        (["ant", "crane", "elk"], ["ant", "crane, bird", "crane, machine"], [[0], [1, 2], []]),
+        (["ant", "crane", "dog"], ["ant", "crane, bird", "crane, machine", "dog"], [[0], [1, 2], [3]]),
+        (["ant", "crane", "x"], ["x", "crane, bird", "crane, machine"], [[], [1, 2], [0]]),
+        (["x", "crane", "crane"], ["x", "crane", "crane bird"], [[0], [1], [1, 2]]),
         (["A", "a"], ["a", "A"], [[1], [0]]),
         (["a", "A"], ["A", "b"], [[0, 1], [0]]),  # a may be A in any case, but A is
         (["tench", "Tinca tinca"], ["tench, Tinca tinca"], [[0], [0]]),
@@ -93,7 +99,7 @@ def test_ambiguous_labels_and_labels_without_a_name_are_skipped(dataset):
     save_photo(folder / "DL_data_p/7/7.png", 7, (8, 8))
     found, skipped = labels_of(model, folder)
     assert found == {"0.png": 1}
-    assert "its class 'crane' names two classes: 0 and 2: give both lists" in skipped[0]["reason"]
+    assert "its class 'crane' names two classes: 0 and 2: give its whole name" in skipped[0]["reason"]
     assert "its class 7 has no name in" in skipped[1]["reason"]
 
 
