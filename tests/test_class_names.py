@@ -59,6 +59,19 @@ def test_wnids_decide_where_both_have_them():
     assert match_names(names, imagenet) == [[2], [0], [1], []]
 
 
+def test_imagenets_names_of_two_classes_are_told_apart_by_their_order():
+    """As package timm and torchvision spell them."""
+    import timm
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    timms = timm.data.ImageNetInfo("imagenet-1k")
+    names = [("", name) for name in _IMAGENET_CATEGORIES]
+    for wnids in (timms.label_names(), []):
+        classes = match_names(names, network(timms.label_descriptions(), wnids))
+        # torchvision's "crane bird" and "maillot tank suit" are no names there, and its two cardigans differ in case
+        assert {c: found for c, found in enumerate(classes) if found != [c]} == {134: [], 264: [264, 474], 639: []}
+
+
 @pytest.fixture
 def dataset(tmp_path):
     """A function that makes a split dataset with a picture of each class, and returns its folder."""

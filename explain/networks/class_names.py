@@ -16,6 +16,7 @@ from explain.data.labels import read_names, split_wnid
 from explain.data.lookup import caseless, class_lookup, names_several, other_numbers, synonyms
 from explain.networks.classifier import Classifier
 
+SAME = 0.99  # of the names of ImageNet's classes are spelled alike wherever they come from; of few classes, all must be
 Names = Sequence[tuple[str, str]]  # (wnid, name) of each class
 
 
@@ -72,17 +73,14 @@ def _are_its_own(names: Names, model: Classifier) -> bool:
     ImageNet's are spelled in many ways: half of them are enough, if none of the others is the name of another class.
     """
     classes = match_names(names, model)
-    return _are_in_order(classes, len(classes), model)
+    return _are_in_order(classes, len(classes) / 2 if model.wnids else len(classes))
 
 
-def _are_in_order(classes: Sequence[Sequence[int]], of: int, model: Classifier) -> bool:
-    """Return whether a dataset's classes are those of the network in its order, as far as `of` of its names can tell.
-
-    No name may be that of a class elsewhere, and all must be in place; half of them, of ImageNet's.
-    """
+def _are_in_order(classes: Sequence[Sequence[int]], enough: float) -> bool:
+    """Return whether no name is that of a class elsewhere, and enough of them are in place."""
     in_place = sum(found == [c] for c, found in enumerate(classes))
     elsewhere = any(len(found) == 1 and found != [c] for c, found in enumerate(classes))
-    return not elsewhere and in_place >= max(1, of / 2 if model.wnids else of)
+    return not elsewhere and in_place >= enough
 
 
 # ------------------------------------------------------------------------------------------------
@@ -187,14 +185,14 @@ def match_names(names: Names, model: Classifier) -> list[list[int]]:
 
     repeated: set[int] = set()  # labels whose name is of several classes, one of which has the label's id
     classes = [match(label, wnid, name) for label, (wnid, name) in enumerate(names)]
-    others = sum(len(found) < 2 for found in classes)
-    if len(names) == len(model.categories) and _are_in_order(classes, others, model):
-        classes = [[label] if label in repeated else found for label, found in enumerate(classes)]
     single = {label: found[0] for label, found in enumerate(classes) if len(found) == 1}
     exact = {c: label for label, c in single.items() if names[label][1] == model.categories[c]}
     for label, c in single.items():
         if exact.get(c, label) != label and names[label][0] not in by_wnid:
             classes[label] = sorted([label, exact[c]])
+    enough = max(1, (0.5 if model.wnids else SAME) * sum(len(found) < 2 for found in classes))
+    if len(names) == len(model.categories) and _are_in_order(classes, enough):
+        classes = [[label] if label in repeated else found for label, found in enumerate(classes)]
     return classes
 
 
