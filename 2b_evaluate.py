@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import common
 from explain.basics.errors import printable
 from explain.data.datasets import class_folders, note_empty
+from explain.networks.class_names import note_missing
 from explain.report import evaluation as report
 
 
@@ -90,6 +91,7 @@ def labelled_images(folder: str, model: common.Classifier, limit: int | None) ->
             files.append(common.ImageFile(len(files), printable(path), path, ids[parts[0]]))
     if not files:
         raise common.UserError(f"the folders in {printable(base)} have no files: put images there")
+    notes += note_missing(model.categories, ids.values(), printable(base))
     common.add_notes(model, [*notes, *note_empty(ids, (path.relative_to(base).as_posix() for path in paths))])
     return common.ImageFiles(files[:limit], no_picture, skipped)
 

@@ -117,7 +117,7 @@ def check_images(
     and counts for metrics.json. Raises UserError with all problems at once, or prints them with --skip-bad.
     """
     base = Path(options.dataset)
-    files, problems, no_picture = match_names(folder, read)
+    files, problems, no_picture = match_names(folder, read, bool(options.folders))
     labels = read.labels
 
     # decode the images that are left
@@ -152,11 +152,11 @@ def check_images(
     return {files[name]: rows[name] for name in good}, skipped, counts
 
 
-def match_names(folder: Path, read: Labels) -> tuple[dict[str, Path], dict[str, str], int]:
+def match_names(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Path], dict[str, str], int]:
     """Return the files in the folder that are listed or pictures, by name, the problems, and how many are neither.
 
     A link to a folder is followed: whoever prepared the dataset made it, and only pictures that can be decoded come
-    from there. A link to a file must stay in the dataset's folder, or in the folder that holds it.
+    from there. A link to a file must stay in the dataset's folder, or in the folder that holds it, unless `follow`.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
     listed, problems = {*read.labels, *read.problems}, dict(read.problems)
@@ -166,7 +166,9 @@ def match_names(folder: Path, read: Labels) -> tuple[dict[str, Path], dict[str, 
             problems[name] = f"{name!r} is in the list, but no picture by its name: rename it or take it out"
         elif name not in listed:
             problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
-        elif name in read.labels and not is_inside(path, folder) and not is_inside(path, path.parent):
+        elif name in read.labels and path.is_symlink() and not os.path.lexists(os.path.realpath(path)):
+            problems[name] = f"{name!r} is a dangling link to {os.readlink(path)!r}: fetch that file or remove the link"
+        elif name in read.labels and not follow and not is_inside(path, folder) and not is_inside(path, path.parent):
             problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
     return files, problems, len(paths) - len(files)
 

@@ -297,6 +297,7 @@ def test_a_folder_of_no_class_is_named_and_loose_files_are_listed(own):
     metrics = own("photos")
     skipped = metrics["images"]["skipped"]
     assert [row["path"] for row in skipped] == ["photos/loose.png", "photos/0/broken.png"]
+    assert any(note.startswith("2 classes of the network not in photos: ") for note in metrics["model"]["notes"])
     assert "lies in no class's folder" in skipped[0]["reason"] and metrics["images"]["found"] == 8
     for name, says in (("none", "none is not a folder"), ("photos/0", "has no subfolders")):
         with pytest.raises(common.UserError, match=says):

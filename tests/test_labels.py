@@ -207,7 +207,8 @@ def test_the_config_of_a_network_on_the_hub(tmp_path):
 @pytest.mark.parametrize(
     "lines",
     [
-        ["1 tench", "2 goldfish"],  # ids are those from 0 on
+        ["1 tench", "3 goldfish"],  # ids are those from 0 on
+        ["1 star", "2 stars", "3 stars", "4 stars"],
         ["0 tench", "goldfish"],
         ["0 tench", "0 goldfish"],
         ["0 tench", "2 goldfish"],
@@ -220,6 +221,14 @@ def test_numbers_that_are_no_ids_stay_in_the_names(tmp_path, lines):
     (tmp_path / "names.txt").write_text("\n".join(lines))
     names = read_names(tmp_path / "names.txt")
     assert names == [("", line) for line in lines] and names.read_as == ""
+
+
+@pytest.mark.parametrize("lines", [["1 cat", "2 dog", "3 elk"], ["id name", "2,dog", "1,cat"]])
+def test_names_with_ids_from_one_are_refused(tmp_path, lines):
+    """They were classes by the names of "1 cat", "2 dog" and "3 elk"."""
+    (tmp_path / "names.txt").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="names.txt has ids from 1 on .* start at 0: remove the ids or subtract 1"):
+        read_names(tmp_path / "names.txt")
 
 
 def test_a_wnid_may_come_after_the_id_and_be_the_name(tmp_path):
@@ -252,6 +261,7 @@ def test_a_dictionary_without_names_by_id_is_one_sentence(tmp_path, text):
             "8 k",
             "9 l",
         ],  # folders, as text sorts them
+        ["1 cat", "2 dog"],
         ["{0: cat", "dog"],
         ["n01440764", "n01443537 goldfish", "cat, Felis catus"],
         ["0 stars", "1 star", "2 stars"],

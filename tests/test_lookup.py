@@ -83,6 +83,26 @@ def test_a_name_of_two_classes_is_never_no_class(tmp_path):
         common.find_class("x", ["x"] * 12)
 
 
+def test_numbers_that_are_names_are_no_ids(tmp_path, capsys):
+    """A network trained by ImageFolder: 10 sorts before 2, and `--classes 2` was the class by the name of 10."""
+    names = ["0", "10", "2"]
+    assert common.find_classes(["2", "10", "0"], names) == [2, 1, 0] and "10 is class 1" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no class is named '1'"):
+        common.find_class("1", names)
+    save_photo(tmp_path / "photos/2/a.png", size=(8, 8))
+    assert class_folders(tmp_path / "photos", [("", name) for name in names])[0] == {"2": 2}
+    save_photo(tmp_path / "photos/1/a.png", size=(8, 8))
+    with pytest.raises(UserError, match="'1' first"):
+        class_folders(tmp_path / "photos", [("", name) for name in names])
+
+
+def test_other_numbers_are_ids(capsys):
+    assert common.find_classes(["1", "0"], ["00", "01"]) == [1, 0]
+    assert common.find_classes(["1"], ["cat", "dog"]) == [1] and capsys.readouterr().err == ""
+    assert common.find_classes(["1"], ["1", "dog"]) == [0]
+    assert capsys.readouterr().err == ("note: numbers are taken as the names of classes, not as ids: 1 is class 0\n")
+
+
 def test_the_cranes_and_maillots_of_imagenet():
     """As package timm spells them; torchvision adds a word to one of each."""
     import timm

@@ -462,6 +462,10 @@ def test_wrong_folders(dataset, split, make, says):
         (("TRAIN", "eval 2"), "eval 2"),
         (("trainset",), "trainset"),
         (("train", "test", "chest_xray"), "test"),
+        (("seg_train", "seg_test", "seg_pred"), "seg_test"),
+        (("train_dir", "val_dir"), "val_dir"),
+        (("TRAIN", "TEST_SIMPLE"), "TEST_SIMPLE"),
+        (("val", "meta"), "val"),
     ],
 )
 def test_the_parts_of_a_dataset_are_no_classes(dataset, split, folders, first):
@@ -479,6 +483,8 @@ def test_a_class_may_be_named_like_a_part_of_a_dataset(dataset, split):
         "1.png": (1, "trainers"),
         "2.png": (2, "vale"),
     }
+    class_folders(dataset.parent / "things", "bullet train", "test tube", "labels")
+    assert len(classes_of(split("--folders", "things", "--dataset", "things_p")[0])) == 3
     class_folders(dataset.parent / "roots", "train", "test")
     (dataset.parent / "names.txt").write_text("test\ntrain\n")
     rows, _ = split("--folders", "roots", "--names", "names.txt", "--dataset", "other")
@@ -500,7 +506,7 @@ def test_folders_of_systems_are_no_classes(dataset, split):
 
 
 def test_links_to_class_folders_are_followed(dataset, split, capsys):
-    """They were dropped, and "0 of 1 listed file missing" said; a link to a file must stay where it is."""
+    """They were dropped, and "0 of 1 listed file missing" said."""
     elsewhere, mine = dataset.parent / "elsewhere", class_folders(dataset.parent / "mine", "cat")
     class_folders(elsewhere, "dogs", "private")
     (mine / "dog").symlink_to("../elsewhere/dogs")
@@ -514,10 +520,28 @@ def test_links_to_class_folders_are_followed(dataset, split, capsys):
     assert metrics["results"]["listed"] == metrics["results"]["validation_images"] == 2
     note = "1 class folder without a picture: feline"
     assert metrics["results"]["read_as"] == [note] and note in capsys.readouterr().err
-    (elsewhere / "dogs/near.png").symlink_to("0.png")
-    (elsewhere / "dogs/far.png").symlink_to("../private/1.png")
-    with pytest.raises(UserError, match="has 1 problem.*\n.*'dog/far.png' is a link that leaves mine"):
-        split("--folders", "mine")
+
+
+def test_links_to_pictures_in_class_folders_are_followed(dataset, split):
+    """As DVC makes them, to files by the names of their content."""
+    mine, store = class_folders(dataset.parent / "mine", "cat"), dataset.parent / "store"
+    store.mkdir()
+    (mine / "cat/0.png").rename(store / "5f1d")
+    (mine / "cat/0.png").symlink_to(store / "5f1d")
+    assert classes_of(split("--folders", "mine")[0]) == {"0.png": (0, "cat")}
+    assert not (dataset / "DL_data_p/0/cat/0.png").is_symlink()
+    (store / "5f1d").unlink()
+    with pytest.raises(UserError, match="'cat/0.png' is a dangling link to '.*5f1d': fetch that file or remove"):
+        split("--folders", "mine", "--dataset", "new")
+
+
+def test_files_in_class_folders_that_are_no_pictures_are_counted(dataset, split):
+    mine = class_folders(dataset.parent / "mine", "cat")
+    for name in ("Thumbs.db", "readme.txt"):
+        (mine / "cat" / name).write_text("x")
+    rows, metrics = split("--folders", "mine")
+    assert classes_of(rows) == {"0.png": (0, "cat")}
+    assert metrics["results"]["problems"] == 0 and metrics["images"]["no_picture"] == 2
 
 
 def test_no_file_is_pruned_from_behind_a_link(dataset, split):
@@ -676,7 +700,7 @@ PROBLEMS = {
     "link out": (lambda d: link_out(d / "DL_data/validation_images/a.jpg"), "'a.jpg' is a link that leaves", "a.jpg"),
     "dangling link": (
         lambda d: relink(d / "DL_data/validation_images/a.jpg", "nothing"),
-        "a.jpg cannot be read",
+        "'a.jpg' is a dangling link to 'nothing'",
         "a.jpg",
     ),
     "link loop": (lambda d: relink(d / "DL_data/validation_images/a.jpg", "a.jpg"), "a.jpg cannot be read", "a.jpg"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from explain.basics.errors import UserError, printable, quantity
 from explain.basics.files import is_system_name, list_files
 from explain.data.labels import Labels, Names, read_labels, read_names, split_wnid
-from explain.data.lookup import class_lookup, names_several
+from explain.data.lookup import class_lookup, names_several, other_numbers
 from explain.data.pictures import is_picture_name
 
 # Spellings met in the wild, the last of each in Kaggle's archive
@@ -23,6 +23,8 @@ NAME_LISTS = ("synset_words.txt", "synset_words", "LOC_synset_mapping.txt", "ima
 SPLIT_NAMES = "synset_words.txt"  # in DL_data_p, where the names are not those of DL_data
 # The parts that datasets come in, those to evaluate on first: val, Validation, test_images, training-set, dev2, ...
 PARTS = ("val(id(ation)?)?", "test(ing)?", "dev(el(opment)?)?", "eval(uation)?", "train(ing)?")
+PART_TOKEN = re.compile(rf"(?<![^ _-])({'|'.join(PARTS)})[0-9]*(?![^ _-])")  # also seg_train, test_simple, val_dir
+BESIDE_PARTS = {"meta", "metadata", "annotations", "labels", "devkit", "lists"}  # folders that lie there too
 PART_NAME = re.compile(rf"({'|'.join(PARTS)})[ _-]*((data)?set|data|images?|imgs?|photos|split|folder)?[ _-]*\d*")
 MAX_NAMES = 10  # names of classes that a note lists
 KIT = ("", "data", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data")  # where its files may be
@@ -136,11 +138,12 @@ def _ids_by_name(
 ) -> tuple[dict[str, int], Sequence[tuple[str, str]], list[str]]:
     """Return what `class_folders` does, of subfolders that are named by names, wnids or ids."""
     look_up = class_lookup([name for _, name in names], [wnid for wnid, _ in names])
+    numbers = other_numbers([name for _, name in names])
     ids: dict[str, int] = {}
     unknown: list[str] = []
     for name in subfolders:
         found = look_up(name)
-        if not found and re.fullmatch("[0-9]{1,9}", name) and int(name) < len(names):
+        if not found and re.fullmatch("[0-9]{1,9}", name) and int(name) < len(names) and not numbers:
             found = [int(name)]
         if len(found) > 1:
             raise UserError(
@@ -164,14 +167,27 @@ def _ids_by_name(
 
 def refuse_parts(folder: Path, subfolders: Sequence[str]) -> None:
     """Raise UserError where the subfolders are train, val, test and the like, and not classes."""
-    parts = {name: match for name in subfolders if (match := PART_NAME.fullmatch(name.casefold()))}
-    kinds = {match[1].startswith("train") for match in parts.values()}
-    if len(parts) == len(subfolders) or len(kinds) == 2:
-        first = min(parts, key=lambda name: [bool(re.match(part, name.casefold())) for part in PARTS].index(True))
+    # TRAIN and TEST_SIMPLE, or seg_train and seg_test, are parts; bullet train and test tube are not
+    folders = [name for name in subfolders if name.casefold() not in BESIDE_PARTS]
+    tokens = {name: match for name in folders if (match := PART_TOKEN.search(name.casefold()))}
+    parts = {name: match for name in folders if (match := PART_NAME.fullmatch(name.casefold()))}
+    if parts and len(tokens | parts) == len(folders) and len(_kinds(tokens | parts)) == 2:
+        parts = tokens | parts
+    around: dict[tuple[str, str], dict[str, re.Match]] = {}
+    for name, match in tokens.items():
+        around.setdefault((match.string[: match.start()], match.string[match.end() :]), {})[name] = match
+    parts |= next((alike for alike in around.values() if len(_kinds(alike)) == 2), {})
+    if parts and (len(parts) == len(folders) or len(_kinds(parts)) == 2):
+        first = min(parts, key=lambda name: [bool(re.fullmatch(part, parts[name][1])) for part in PARTS].index(True))
         raise UserError(
             f"{printable(folder)} has the folders {', '.join(parts)}, which are parts of a dataset and not classes: "
             f"give one of them, such as {printable(folder / first)}"
         )
+
+
+def _kinds(parts: Mapping[str, re.Match]) -> set[bool]:
+    """Return whether there are parts to train on, and others."""
+    return {match[1].startswith("train") for match in parts.values()}
 
 
 def shown(names: Collection[str]) -> str:
@@ -213,7 +229,8 @@ def read_lists(
         ids, names, notes = class_folders(folder, names, numeric)
     files = [path.relative_to(folder).as_posix() for path in list_files(folder)]
     if label_list is None:
-        labels = {file: ids[file.split("/")[0]] for file in files if "/" in file}
+        in_folders = [file for file in files if "/" in file and is_picture_name(Path(file))]
+        labels = {file: ids[file.split("/")[0]] for file in in_folders}
         notes = [*read_as(names), *notes, *note_empty(ids, files)]
         return folder, tests, names, Labels(labels, {}, notes, ""), folder
     if label_list.name == GROUND_TRUTH:

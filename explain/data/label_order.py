@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from explain.data.datasets import shown
+
 SURE = 1e-4  # probability below which chance, or the network's own confidence, explains the number of hits no longer
 
 MOVED = 3  # labels that must have moved, for a shift to be suspected
@@ -39,16 +41,16 @@ def invert(order: Sequence[int]) -> list[int]:
 def other_order(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Any] | None:
     """Return the likely fault of the labels, and its cure; None where they may belong to the network.
 
-    Suspect are labels by which top-1 is at chance, for all images (`another_order`) or from some id on (`shift`),
-    although the network's mean confidence there is a quarter of the way from chance to certainty, and the number of
-    hits that it promises is refuted (both by binomial tests).
+    Suspect are labels by which top-1 is at chance, for all images (`another_order`), from some id on (`shift`) or in
+    some classes (`never_right`), although the network's mean confidence there is a quarter of the way from chance to
+    certainty, and the number of hits that it promises is refuted (both by binomial tests).
     """
     n, chance = len(rows), 1 / len(names)
     hits = sum(row["rank"] == 1 for row in rows)
     confidence = sum(row["confidence"] for row in rows) / n
     if breaks_promise(hits, n, confidence, chance, SURE):
         return another_order(rows, hits, confidence, names)
-    return shift(rows, chance)
+    return shift(rows, chance) or never_right(rows, names)
 
 
 def breaks_promise(hits: Any, n: Any, confidence: Any, chance: float, sure: float) -> Any:
@@ -133,6 +135,41 @@ def shift(rows: Sequence[dict], chance: float) -> dict[str, Any] | None:
         "is a class missing there, among the labels or in the network?"
     )
     return {"suspect": True, "shifted_from": int(labels[k]), "shift": by, "agreement_shifted": agreement, "says": says}
+
+
+def never_right(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Any] | None:
+    """Return the classes that are never right although the others are, at least two; None where there are no such.
+
+    They must break the promise of their confidence, or of the other classes' accuracy where that is lower, by the test
+    of `other_order` at SURE over the number of classes (Bonferroni). Those that the network takes for one and the same
+    class are its own mistake.
+    """
+    groups: dict[int, list[dict]] = defaultdict(list)
+    for row in rows:
+        groups[row["class"]].append(row)
+    missed = {c: group for c, group in groups.items() if all(row["rank"] > 1 for row in group)}
+    others = [row for row in rows if row["class"] not in missed]
+    if len(missed) < 2 or not others:
+        return None
+    chance, hits = 1 / len(names), sum(row["rank"] == 1 for row in others)
+    if not explains(hits, len(others), sum(row["confidence"] for row in others) / len(others), chance, SURE):
+        return None
+    taken_for = {c: Counter(row["predicted"] for row in group).most_common(1)[0][0] for c, group in missed.items()}
+    times = Counter(taken_for.values())
+    suspect = []
+    for c, group in sorted(missed.items()):
+        promised = min(sum(row["confidence"] for row in group) / len(group), hits / len(others))
+        if times[taken_for[c]] == 1 and breaks_promise(0, len(group), promised, chance, SURE / len(groups)):
+            suspect.append(c)
+    if len(suspect) < 2:
+        return None
+    wrong = [row for c in suspect for row in groups[c]]
+    says = (
+        f"{len(suspect)} classes are never right (0 of {len(wrong)} images) at a mean confidence of "
+        f"{sum(row['confidence'] for row in wrong) / len(wrong):.2f}, and of those of other classes {hits} of "
+        f"{len(others)} are: are their labels or names exchanged? They are {shown([names[c] for c in suspect])}"
+    )
+    return {"suspect": True, "never_right": suspect, "says": says}
 
 
 def majority_agreement(rows: Sequence[dict]) -> float | None:

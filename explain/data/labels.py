@@ -90,7 +90,7 @@ def read_names(path: Path) -> Names:
     One class a line, where a wnid alone is the name too, and an id may come first if all lines have it (`0 cat`,
     `0,cat`, `0: cat`). Or JSON, or a dictionary or list as Python prints it: names in order, {name: id}, {id: name},
     {id: [wnid, name]}, or these under id2label, as in config.json of the Hugging Face hub. Raises UserError for a blank
-    line: to skip it would shift the class ids of all names after it.
+    line, since to skip it would shift the class ids of all names after it, and for ids from 1 on.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a list of class names, one a line")
@@ -99,6 +99,11 @@ def read_names(path: Path) -> Names:
         lines.pop()
     text = "\n".join(lines)
     structured = path.suffix.lower() == ".json" or STRUCTURE.match(text)
+    if not structured and _start_at_one(lines):
+        raise UserError(
+            f"{path} has ids from 1 on before the names, but class ids start at 0: remove the ids or subtract 1, or, "
+            "if the numbers belong to the names, write an id from 0 on before each"
+        )
     names = _structured_names(text, path) if structured else _names_of_lines(lines)
     for number, (_, name) in enumerate(names, start=1):
         if not 0 < len(name) <= MAX_NAME:
@@ -114,7 +119,7 @@ def read_names(path: Path) -> Names:
 def names_text(names: Sequence[tuple[str, str]]) -> str:
     """Return the text of a list that `read_names` reads as these names, with ids where it would misread it without."""
     lines = [name if name == wnid else f"{wnid} {name}".strip() for wnid, name in names]
-    if STRUCTURE.match(lines[0]) or _names_of_lines(lines) != names:
+    if STRUCTURE.match(lines[0]) or _start_at_one(lines) or _names_of_lines(lines) != names:
         lines = [f"{c} {line}" for c, line in enumerate(lines)]
     return "".join(line + "\n" for line in lines)
 
@@ -123,6 +128,14 @@ def split_wnid(text: str) -> tuple[str, str]:
     """Return (wnid, name) of a line such as `n01440764 tench`; a wnid alone is the name too."""
     wnid, name = re.fullmatch(r"(n[0-9]{8}(?!\S))?\s*(.*)", clean(text)).groups(default="")
     return wnid, name or wnid
+
+
+def _start_at_one(lines: Sequence[str]) -> bool:
+    """Return whether each of several lines has an id and a name, as in `_names_of_lines`, but ids from 1 on."""
+    lines = lines[bool(lines) and _is_header(lines[0]) :]
+    found = [match for match in map(ID_AND_NAME.fullmatch, lines) if match]
+    ids, names = sorted(int(match[1]) for match in found), {match[2] for match in found}
+    return len(lines) > 1 and ids == [*range(1, len(lines) + 1)] and 2 * len(names) > len(lines)
 
 
 def _names_of_lines(lines: Sequence[str]) -> Names:

@@ -50,6 +50,11 @@ def class_lookup(names: Sequence[str], wnids: Sequence[str] = ()) -> Callable[[s
     return look_up
 
 
+def other_numbers(names: Sequence[str]) -> bool:
+    """Return whether all names are numbers, but not the ids: then a number is a name and never an id."""
+    return all(name.isdecimal() for name in names) and any(int(name) != c for c, name in enumerate(names))
+
+
 def names_several(ids: Sequence[int]) -> str:
     """Return the predicate of a sentence about an ambiguous name: names two classes: 134 and 517."""
     number = "two" if len(ids) == 2 else f"{len(ids):,}"

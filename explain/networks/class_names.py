@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -12,9 +13,10 @@ from typing import NamedTuple
 from explain.basics.errors import UserError, quantity, unknown
 from explain.data.datasets import read_as, read_dataset_names, shown
 from explain.data.labels import read_names, split_wnid
-from explain.data.lookup import caseless, class_lookup, names_several, synonyms
+from explain.data.lookup import caseless, class_lookup, names_several, other_numbers, synonyms
 from explain.networks.classifier import Classifier
 
+SAME = 0.99  # of the names of ImageNet's classes are spelled alike wherever they come from; of few classes, all must be
 Names = Sequence[tuple[str, str]]  # (wnid, name) of each class
 
 
@@ -71,9 +73,14 @@ def _are_its_own(names: Names, model: Classifier) -> bool:
     ImageNet's are spelled in many ways: half of them are enough, if none of the others is the name of another class.
     """
     classes = match_names(names, model)
+    return _are_in_order(classes, len(classes) / 2 if model.wnids else len(classes))
+
+
+def _are_in_order(classes: Sequence[Sequence[int]], enough: float) -> bool:
+    """Return whether no name is that of a class elsewhere, and enough of them are in place."""
     in_place = sum(found == [c] for c, found in enumerate(classes))
     elsewhere = any(len(found) == 1 and found != [c] for c, found in enumerate(classes))
-    return not elsewhere and in_place >= (len(classes) / 2 if model.wnids else len(classes))
+    return not elsewhere and in_place >= enough
 
 
 # ------------------------------------------------------------------------------------------------
@@ -100,7 +107,7 @@ class LabelNames(NamedTuple):
         if len(found) == 1:
             return found[0]
         if found:
-            return f"its class {name!r} {names_several(found)}: give both lists of names with wnids"
+            return f"its class {name!r} {names_several(found)}: give its whole name, or both lists with wnids"
         return (
             f"its class {name!r} is none of the network's {len(self.categories)} (names: {self.source}): "
             "correct the name, or give the network's names by --names"
@@ -114,7 +121,6 @@ class LabelNames(NamedTuple):
         unmatched = [name for (_, name), found in zip(self.names, self.classes, strict=True) if len(found) != 1]
         matched = {label: found[0] for label, found in enumerate(self.classes) if len(found) == 1}
         times = Counter(matched.values())
-        missing = [name for c, name in enumerate(self.categories) if c not in times]
         shared = [self.names[label][1] for label, c in matched.items() if times[c] > 1]
         notes = []
         if any(label != c for label, c in matched.items()):
@@ -122,12 +128,17 @@ class LabelNames(NamedTuple):
         if unmatched:
             images = f"{quantity(len(unmatched), 'class')} of {self.file} not matched with the network's"
             notes.append(f"{images}, {quantity(skipped, 'image')} skipped: {shown(unmatched)}")
-        if missing:
-            notes.append(f"{quantity(len(missing), 'class')} of the network not in {self.file}: {shown(missing)}")
+        notes += note_missing(self.categories, times, str(self.file))
         if shared:
             shares = f"{quantity(len(shared), 'class')} of {self.file} share classes of the network"
             notes.append(f"{shares}: {shown(shared)}")
         return notes
+
+
+def note_missing(categories: Sequence[str], there: Container[int], place: str) -> list[str]:
+    """Return a note on the network's classes that are not there, in a list or folder by the name of `place`."""
+    missing = [name for c, name in enumerate(categories) if c not in there]
+    return [f"{quantity(len(missing), 'class')} of the network not in {place}: {shown(missing)}"] if missing else []
 
 
 def match_labels(model: Classifier, dataset: Path) -> LabelNames | None:
@@ -152,9 +163,9 @@ def match_names(names: Names, model: Classifier) -> list[list[int]]:
     """Return the network's class for each (wnid, name), by wnid where both have one, else by name.
 
     The list is empty for a class that the network lacks, and has several for an ambiguous name. A name counts, or one
-    of its parts between commas, if it names that class in its own list. If it names several classes of the network,
-    the class with the same id is meant. If one of several names for a class is spelled as the network spells it, the
-    others are ambiguous.
+    of its parts between commas, if it names that class in its own list. If it names several classes, that with the
+    same id is meant where both lists have as many names and the others are in the same order. If one of several names
+    for a class is spelled as the network spells it, the others are ambiguous.
     """
     wnids = model.wnids or [""] * len(model.categories)
     by_wnid = {wnid: c for c, wnid in enumerate(wnids) if wnid}
@@ -166,20 +177,29 @@ def match_names(names: Names, model: Classifier) -> list[list[int]]:
         for text in (name, *name.split(",")):
             labels, found = own(text), [c for c in networks(text) if not (wnid and wnids[c])]
             if label in labels and found:
-                return [label] if label in found else found if labels == [label] else labels
+                at_its_id = label in found and (len(found) > 1 or len(labels) > 1)
+                if at_its_id:
+                    repeated.add(label)
+                return found if labels == [label] or len(found) > 1 else labels
         return []
 
+    repeated: set[int] = set()  # labels whose name is of several classes, one of which has the label's id
     classes = [match(label, wnid, name) for label, (wnid, name) in enumerate(names)]
     single = {label: found[0] for label, found in enumerate(classes) if len(found) == 1}
     exact = {c: label for label, c in single.items() if names[label][1] == model.categories[c]}
     for label, c in single.items():
         if exact.get(c, label) != label and names[label][0] not in by_wnid:
             classes[label] = sorted([label, exact[c]])
+    enough = max(1, (0.5 if model.wnids else SAME) * sum(len(found) < 2 for found in classes))
+    if len(names) == len(model.categories) and _are_in_order(classes, enough):
+        classes = [[label] if label in repeated else found for label, found in enumerate(classes)]
     return classes
 
 
 # ------------------------------------------------------------------------------------------------
 # The class that a text means
+
+NUMBER = re.compile(r"[+-]?\d+")
 
 
 def find_class(text: str, categories: Sequence[str], wnids: Sequence[str] = ()) -> int:
@@ -188,33 +208,42 @@ def find_class(text: str, categories: Sequence[str], wnids: Sequence[str] = ()) 
 
 
 def find_classes(texts: Sequence[str], categories: Sequence[str], wnids: Sequence[str] = ()) -> list[int]:
-    """Return the class ids of several ids, names or wnids; raises UserError, also for a name that wants quotes."""
+    """Return the class ids of several ids, names or wnids; raises UserError, also for a name that wants quotes.
+
+    Says so where a number is taken as the name of a class that has another id.
+    """
     look_up = class_lookup(categories, wnids)
     try:
-        return [_find(text, categories, look_up) for text in texts]
+        classes = [_find(text, categories, look_up) for text in texts]
     except UserError:
         for start, end in combinations(range(len(texts) + 1), 2):
             name = " ".join(texts[start:end])
             if end > start + 1 and look_up(name):
                 raise UserError(f'{name!r} is one class: put it in quotes, as in --classes "{name}"') from None
         raise
+    ids = zip(texts, classes, strict=True)
+    if named := [f"{text} is class {c}" for text, c in ids if NUMBER.fullmatch(text) and int(text) != c]:
+        print(f"note: numbers are taken as the names of classes, not as ids: {shown(named)}", file=sys.stderr)
+    return classes
 
 
 def _find(text: str, categories: Sequence[str], look_up: Callable[[str], list[int]]) -> int:
-    if re.fullmatch(r"[+-]?\d+", text):
+    ids = look_up(text)
+    if not ids and NUMBER.fullmatch(text) and not other_numbers(categories):
         if not 0 <= int(text) < len(categories):
             raise UserError(f"class {text} does not exist: ids go from 0 to {len(categories) - 1}")
         return int(text)
-    ids = look_up(text)
     if len(ids) > 1:
-        raise UserError(f"{text!r} {names_several(ids)}: give the id")
+        cure = "give each class a name of its own by --names" if NUMBER.fullmatch(text) else "give the id"
+        raise UserError(f"{text!r} {names_several(ids)}: {cure}")
     if not ids:
         # "stork" means one of "white stork" and "black stork" rather than "stole"
         name, known = caseless(text), [synonyms(names) for names in categories]
         word = re.compile(rf"\b{re.escape(name)}\b")
         with_it = [f"{n} {i}" for i, names in enumerate(known) for n in names if name and word.search(n)]
         if not with_it:
-            raise UserError(unknown("class", name, [n for names in known for n in names]) + " (ids work too)")
+            ids_too = "" if other_numbers(categories) else " (ids work too)"
+            raise UserError(unknown("class", name, [n for names in known for n in names]) + ids_too)
         more = f" and {len(with_it) - 10} more" if len(with_it) > 10 else ""
         raise UserError(f"no class is named {name!r}: choose from {', '.join(with_it[:10])}{more}")
     return ids[0]
