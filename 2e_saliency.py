@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 from collections.abc import Iterator, Sequence
 
 from explain.run.shell import run
@@ -146,7 +147,7 @@ def main() -> None:
     files, classes = common.classes_to_explain(options.classes, files, model.categories, model.wnids)
     table = MAPS | ({"plain": signed_saliency_maps} if options.signed else {})
     if not options.copies:
-        table = {"plain": table["plain"]}
+        table = {kind: method for kind, method in table.items() if "copies" not in inspect.signature(method).parameters}
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         ids = [classes[file.index] for file in batch]

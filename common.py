@@ -294,7 +294,7 @@ def call_with(function: Callable, *arguments: Any, **settings: Any) -> Any:
 
     Where its file has defined a function of its name again since (in a notebook, say), that one is called.
     """
-    function = getattr(sys.modules[function.__module__], function.__name__, function)
+    function = getattr(sys.modules.get(function.__module__), getattr(function, "__name__", ""), function)
     known = inspect.signature(function).parameters
     return function(*arguments, **{name: value for name, value in settings.items() if name in known})
 

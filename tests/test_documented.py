@@ -157,6 +157,22 @@ def raises(model, images, classes):
 )
 
 
+def test_a_map_more_is_kept_whatever_the_options(workplace, tmp_path, monkeypatch):
+    """Without copies only the maps that need copies go; an entry may be any callable, with values of either sign."""
+    path = workplace / "2e_saliency.py"
+    text = path.read_text()
+    entry = 'MAPS["mine"] = functools.partial(lambda sign, model, images, classes: sign * (images[:, 0] - 0.5), 2)'
+    cut = text.index("def parse_options")
+    try:
+        path.write_text(f"{text[:cut]}import functools\n{entry}\n\n\n{text[cut:]}")
+        own = run(workplace, "2e_saliency", tmp_path / "o", monkeypatch, "--copies", "0")
+    finally:
+        path.write_text(text)
+    assert json.loads((own / "metrics.json").read_text())["results"]["kinds"] == ["plain", "mine"]
+    assert np.load(own / "maps/00000_mine.npy").min() < 0
+    assert (tmp_path / "o/report/2e_saliency_00000_mine.webp").is_file()
+
+
 @pytest.fixture
 def own_maps(tmp_path) -> str:
     (tmp_path / "own.py").write_text(OWN)

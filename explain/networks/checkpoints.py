@@ -275,9 +275,8 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: s
             f"{len(other)} of another shape or kind, {key} first; give the --model that the file was saved from"
         )
     fitting = OrderedDict(state)
-    fitting._metadata = getattr(
-        own, "_metadata", None
-    )  # versions of the modules: without them some look for names of long ago
+    # versions of the modules: without them some look for names of long ago
+    fitting._metadata = getattr(own, "_metadata", None)
     try:
         network.load_state_dict(fitting, strict=False)
     except Exception as error:  # whatever a module raises whose entry is no tensor, and not what it expects

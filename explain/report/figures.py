@@ -158,24 +158,25 @@ def brightest(maps: Sequence[np.ndarray]) -> float:
     return float(max((np.percentile(m, MAP_PERCENTILE) or m.max() for m in maps), default=1.0))
 
 
-def map_colours(limit: float, signed: bool = False) -> dict[str, Any]:
-    """Return the colours of a map as matplotlib takes them: linear from 0 to `limit`, or from -limit if `signed`."""
+def map_colours(saliency: np.ndarray, limit: float) -> dict[str, Any]:
+    """Return a map's colours as matplotlib takes them: linear from 0 to `limit`, or from -limit if it has a sign."""
+    signed = saliency.min() < 0
     return {"cmap": "RdBu_r" if signed else "inferno", "norm": Normalize(-limit if signed else 0, limit)}
 
 
-def map_pixels(saliency: np.ndarray, signed: bool = False) -> np.ndarray:
+def map_pixels(saliency: np.ndarray) -> np.ndarray:
     """Return a saliency map (H, W) in colours (H, W, 3), 0 to 255, on a scale of its own."""
-    colours = map_colours(brightest([abs(saliency)]), signed)
+    colours = map_colours(saliency, brightest([abs(saliency)]))
     return ScalarMappable(**colours).to_rgba(saliency, bytes=True)[..., :3]
 
 
-def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok", signed: bool = False) -> Any:
-    """Draw a saliency map (H, W): linear from 0 to `limit`, or from -limit to limit where it is `signed`.
+def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok") -> Any:
+    """Draw a saliency map (H, W) in `map_colours`.
 
     A map that says nothing is named, not drawn.
     """
     if status == "ok":
-        return draw_image(axes, saliency, **map_colours(limit, signed))
+        return draw_image(axes, saliency, **map_colours(saliency, limit))
     text = "\n".join(textwrap.wrap(status, 20))
     axes.text(0.5, 0.5, text, color="white", ha="center", va="center", transform=axes.transAxes)
     return draw_image(axes, np.zeros_like(saliency), cmap="gray")

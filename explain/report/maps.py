@@ -49,12 +49,13 @@ class Column(NamedTuple):
 def write_saliency(
     rows: list[dict], skipped: list[dict], photos: Sequence[Path], model: Classifier, output: OutputFolder
 ) -> None:
-    """Write the report of 2e: every kind of map, the last one over the picture."""
+    """Write the report of 2e: every kind of map, the combined one over the picture."""
     kinds, signed = kinds_of_maps(rows), output.options.signed
-    columns = [Column(kind, f"{'signed ' if signed and kind == 'plain' else ''}{head(kind)}") for kind in kinds]
-    if len(kinds) > 1:
-        columns[-1] = columns[-1]._replace(over_picture=True)
-    else:
+    columns = [
+        Column(kind, f"{'signed ' if signed and kind == 'plain' else ''}{head(kind)}", over_picture=kind == "combined")
+        for kind in kinds
+    ]
+    if "combined" not in kinds:
         columns.append(Column(kinds[0], "map over picture", over_picture=True))
     shown = rows[: output.options.show]
     best = "Grad-CAM x smoothed map x detail" if rows[0]["grad_cam_in_combined"] else "smoothed map x detail"
@@ -181,7 +182,7 @@ def draw(
             limit = brightest([abs(maps[r["index"], k]) for r, k in together if r[f"{k}_status"] == "ok"])
             if over_picture:  # the larger the value, the more of the colour covers the grey picture
                 draw_image(panel, picture.mean(0).numpy(), cmap="gray", vmin=0, vmax=1)
-            image = draw_map(panel, array, limit, status, signed=array.min() < 0)
+            image = draw_map(panel, array, limit, status)
             if over_picture and status == "ok":
                 image.set_alpha(np.clip(abs(array) / limit, 0, 1))
             write_score(panel, row, kind)

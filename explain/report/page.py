@@ -263,9 +263,8 @@ def draw_map(run: Run, row: dict, kind: str, saliency: np.ndarray) -> dict[str, 
     said += [] if area is None else [f"half in {numbers.number(area)} of its pixels"]
     file = f"report/{run.script}_{row['index']:05d}_{kind}.webp"
     if status == "ok":
-        signed = kind == "plain" and bool(run.metrics["settings"].get("signed"))
         buffer = io.BytesIO()
-        Image.fromarray(map_pixels(saliency, signed)).save(buffer, "WEBP", quality=85)
+        Image.fromarray(map_pixels(saliency)).save(buffer, "WEBP", quality=85)
         write_file(run.output / file, buffer.getvalue())
     drawn = picture(run.output, file) if status == "ok" else None
     return {"label": label(kind), "said": said, "status": status, "picture": drawn}
