@@ -14,10 +14,28 @@ published accuracies.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.run.command_line import exercise_parser
+
+
+def parse_options() -> argparse.Namespace:
+    parser = exercise_parser(__doc__, "--limit", "--prefetch", "--strict")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        metavar="FOLDER",
+        help="folder with a subfolder for each class, named by the class's name, wnid or id, in place of the dataset",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import torch
 import torch.nn.functional as F
@@ -97,14 +115,7 @@ def labelled_images(folder: str, model: common.Classifier, limit: int | None) ->
 
 
 def main() -> None:
-    parser = common.exercise_parser(__doc__, "--limit", "--prefetch", "--strict")
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        metavar="FOLDER",
-        help="folder with a subfolder for each class, named by the class's name, wnid or id, in place of the dataset",
-    )
-    options = parser.parse_args()
+    options = parse_options()
     split = None if options.folder else common.validation_images(options.dataset)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)

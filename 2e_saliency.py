@@ -19,18 +19,30 @@ import importlib
 import inspect
 from collections.abc import Iterator, Sequence
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.basics.options import COPIES, NOISE
+from explain.run.command_line import exercise_parser
+
+
+def parse_options() -> argparse.Namespace:
+    images = ("images", "--classes", "--limit", "--prefetch", "--strict", "--scores")
+    parser = exercise_parser(__doc__, *images, "--copies", "--noise")
+    parser.add_argument("--signed", action="store_true", help="show whether more of a pixel raises or lowers the logit")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import torch
 from torch import Tensor, nn
 
 import common
-from explain.basics.options import at_least_0
 from explain.methods.disturbances import noise_of
 from explain.methods.faithfulness import detail_maps
 from explain.report import maps as report
 
-COPIES, NOISE = 16, 0.15  # chosen on the sample's photos: docs/faithfulness.md
 PIXELS_TOGETHER = 1 << 20  # of copies in a pass, whose memory they are: 20 of 224 x 224
 
 
@@ -116,27 +128,6 @@ MAPS: dict[str, common.MapFunction] = {
     "smoothed": smoothed_saliency_maps,
     "combined": combined_maps,
 }
-
-
-def parse_options() -> argparse.Namespace:
-    """Read the command line."""
-    parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--scores")
-    parser.add_argument("--signed", action="store_true", help="show whether more of a pixel raises or lowers the logit")
-    parser.add_argument(
-        "--copies",
-        default=COPIES,
-        type=common.whole,
-        metavar="N",
-        help="noisy copies of the smoothed map (0: no such map)",
-    )
-    parser.add_argument(
-        "--noise",
-        default=NOISE,
-        type=at_least_0,
-        metavar="SD",
-        help="standard deviation of their noise, in pixel values",
-    )
-    return parser.parse_args()
 
 
 def main() -> None:

@@ -13,11 +13,22 @@ Grad-CAM says where the last layer sees the class, and guided Grad-CAM, the prod
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.run.command_line import exercise_parser
+
+
+def parse_options() -> argparse.Namespace:
+    return exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--scores").parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -112,9 +123,7 @@ MAPS: dict[str, common.MapFunction] = {
 
 
 def main() -> None:
-    options = common.exercise_parser(
-        __doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--scores"
-    ).parse_args()
+    options = parse_options()
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)

@@ -23,7 +23,37 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.basics.options import CURVE_STEPS
+from explain.run.command_line import exercise_parser, positive, whole
+
+
+def parse_options() -> argparse.Namespace:
+    parser = exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--copies", "--noise")
+    numbers = {  # of what, by default
+        "steps": (CURVE_STEPS, positive, "steps in which pixels come and go"),
+        "cells": (1, positive, "side in pixels of the cells that come and go as one, in the map's mean order"),
+        "mosaics": (1, whole, "mosaics of four photos for grid pointing"),
+        "randomise": (3, whole, "randomise layers, add noise and change the class for the first N images"),
+        "stages": (6, positive, "steps in which layers are randomised"),
+    }
+    for name, (default, kind, meaning) in numbers.items():
+        parser.add_argument(f"--{name}", default=default, type=kind, metavar="N", help=meaning)
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="FILE.py:FUNCTION",
+        help="judge a map of your own beside the others: function(model, images (N, 3, H, W), classes (N,)) -> "
+        "(N, H, W); can be repeated",
+    )
+    parser.set_defaults(limit=32)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import numpy as np
 import torch
@@ -31,9 +61,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from explain.basics.options import at_least_0
 from explain.methods.faithfulness import (
-    STEPS,
     ClassIds,
     Maps,
     class_tensor,
@@ -278,34 +306,6 @@ def measure_batch(
                 other = leading[leading != c][:1]  # the likeliest of the others
                 row |= check_image(table, model, image, c, other, file.index, options)
         yield row
-
-
-def parse_options() -> argparse.Namespace:
-    """Read the command line."""
-    parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict")
-    numbers = {  # of what, by default
-        "steps": (STEPS, common.positive, "steps in which pixels come and go"),
-        "cells": (1, common.positive, "side in pixels of the cells that come and go as one, in the map's mean order"),
-        "mosaics": (1, common.whole, "mosaics of four photos for grid pointing"),
-        "randomise": (3, common.whole, "randomise layers, add noise and change the class for the first N images"),
-        "stages": (6, common.positive, "steps in which layers are randomised"),
-        "copies": (saliency_of.COPIES, common.positive, "noisy copies for the smoothed map"),
-    }
-    for name, (default, kind, meaning) in numbers.items():
-        parser.add_argument(f"--{name}", default=default, type=kind, metavar="N", help=meaning)
-    parser.add_argument(
-        "--noise", default=saliency_of.NOISE, type=at_least_0, metavar="SD", help="standard deviation of their noise"
-    )
-    parser.add_argument(
-        "--map",
-        action="append",
-        default=[],
-        metavar="FILE.py:FUNCTION",
-        help="judge a map of your own beside the others: function(model, images (N, 3, H, W), classes (N,)) -> "
-        "(N, H, W); can be repeated",
-    )
-    parser.set_defaults(limit=32)
-    return parser.parse_args()
 
 
 def main() -> None:

@@ -19,7 +19,45 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.basics.errors import UserError
+from explain.run.command_line import exercise_parser, positive, whole
+
+PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
+COMPARED = 16  # images whose passes --bfloat16 computes in full precision, too
+
+
+def parse_options() -> argparse.Namespace:
+    parser = exercise_parser(__doc__, "images", "--limit", "--prefetch", "--strict")
+    parser.add_argument(
+        "--passes",
+        type=positive,
+        metavar="T",
+        help=f"number of forward passes with dropout on (default: {PASSES_SHARED}, or {PASSES_WHOLE} where they cannot "
+        "share what comes before the first dropout)",
+    )
+    parser.add_argument(
+        "--dropout", type=float, metavar="P", help="dropout probability (0 < P < 1) for dropout layers whose own is 0"
+    )
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="round the factors of the products after the first dropout to bfloat16, 8 bits: half of their time on a "
+        f"processor with instructions for it; the first {COMPARED} images tell how far that changes the means",
+    )
+    help_text = "disturb the first N validation images too: noise, blur, a turn, low contrast (0: none)"
+    parser.add_argument("--shift-limit", default=100, type=whole, metavar="N", help=help_text)
+    options = parser.parse_args()
+    if options.dropout is not None and not 0 < options.dropout < 1:
+        raise UserError(f"--dropout must be above 0 and below 1, not {options.dropout}")
+    if options.bfloat16 and options.passes == 1:
+        raise UserError("--bfloat16 is compared with the spread of the passes, not with 1: leave it out")
+    return options
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import numpy as np
 import torch
@@ -31,13 +69,11 @@ from explain.methods.disturbances import disturbed
 from explain.report import uncertainty as report
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
-PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
 SETTLING = (3, 10, 30, 100, 300, 1000)  # numbers of passes at which the spread is kept, beside the last
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a box plot
 # Passes run together, as many as keep the first dropout's input of one image below this many numbers
 # (16 MB). A rule without the batch in it: an image's masks must not depend on its company.
 NUMBERS_TOGETHER = 1 << 22
-COMPARED = 16  # images whose passes --bfloat16 computes in full precision, too
 Generators = Generator | Sequence[Generator] | None
 
 
@@ -202,35 +238,6 @@ def split_images(options: argparse.Namespace) -> common.ImageFiles:
         return common.ImageFiles([], 0) if options.images else common.validation_images(options.dataset)
     except common.UserError:
         return common.ImageFiles([], 0)
-
-
-def parse_options() -> argparse.Namespace:
-    """Read the command line."""
-    parser = common.exercise_parser(__doc__, "images", "--limit", "--prefetch", "--strict")
-    parser.add_argument(
-        "--passes",
-        type=common.positive,
-        metavar="T",
-        help=f"number of forward passes with dropout on (default: {PASSES_SHARED}, or {PASSES_WHOLE} where they cannot "
-        "share what comes before the first dropout)",
-    )
-    parser.add_argument(
-        "--dropout", type=float, metavar="P", help="dropout probability (0 < P < 1) for dropout layers whose own is 0"
-    )
-    parser.add_argument(
-        "--bfloat16",
-        action="store_true",
-        help="round the factors of the products after the first dropout to bfloat16, 8 bits: half of their time on a "
-        f"processor with instructions for it; the first {COMPARED} images tell how far that changes the means",
-    )
-    help_text = "disturb the first N validation images too: noise, blur, a turn, low contrast (0: none)"
-    parser.add_argument("--shift-limit", default=100, type=common.whole, metavar="N", help=help_text)
-    options = parser.parse_args()
-    if options.dropout is not None and not 0 < options.dropout < 1:
-        raise common.UserError(f"--dropout must be above 0 and below 1, not {options.dropout}")
-    if options.bfloat16 and options.passes == 1:
-        raise common.UserError("--bfloat16 is compared with the spread of the passes, not with 1: leave it out")
-    return options
 
 
 def main() -> None:

@@ -22,7 +22,31 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.run.command_line import option_parser
+
+
+def parse_options() -> argparse.Namespace:
+    parser = option_parser(__doc__, "--dataset", "--names", "--output", "--white", "--show", "--no-title", "--pdf")
+    parser.set_defaults(show=24)
+    parser.add_argument(
+        "--folders",
+        metavar="DIR",
+        help="split DIR, which has a folder for each class, named by its name, wnid or id; without --names the ids "
+        "follow the order of the folders' names, as in torchvision's ImageFolder",
+    )
+    parser.add_argument("--numeric", action="store_true", help="order folders named by numbers as numbers, not as text")
+    parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
+    parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space, not copies")
+    parser.add_argument("--prune", action="store_true", help="move files no longer in the dataset to DL_data_p_pruned")
+    parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
+    parser.add_argument("--strict", action="store_true", help="treat a listed file that is absent as a problem")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import common
 from explain.basics.errors import UserError
@@ -223,23 +247,7 @@ def list_lines(head: str, lines: Collection[str]) -> str:
 
 
 def main() -> None:
-    parser = common.option_parser(
-        __doc__, "--dataset", "--names", "--output", "--white", "--show", "--no-title", "--pdf"
-    )
-    parser.set_defaults(show=24)
-    parser.add_argument(
-        "--folders",
-        metavar="DIR",
-        help="split DIR, which has a folder for each class, named by its name, wnid or id; without --names the ids "
-        "follow the order of the folders' names, as in torchvision's ImageFolder",
-    )
-    parser.add_argument("--numeric", action="store_true", help="order folders named by numbers as numbers, not as text")
-    parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
-    parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space, not copies")
-    parser.add_argument("--prune", action="store_true", help="move files no longer in the dataset to DL_data_p_pruned")
-    parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
-    parser.add_argument("--strict", action="store_true", help="treat a listed file that is absent as a problem")
-    options = parser.parse_args()
+    options = parse_options()
     output = common.OutputFolder(options, __file__)
     if options.sample:
         write_sample(Path(options.dataset) / "DL_data")

@@ -120,7 +120,7 @@ def test_a_redefined_function_changes_the_result(script, function, new, part, ru
     path = workplace / f"{script}.py"
     text = path.read_text()
     before = result(run(workplace, runs, tmp_path / "before", monkeypatch), part)
-    cut = text.index('if __name__ == "__main__"')
+    cut = text.rindex('if __name__ == "__main__"')
     try:
         path.write_text(f"{text[:cut]}old = {function}\n{function} = {new}\n\n\n{text[cut:]}")
         after = result(run(workplace, runs, tmp_path / "after", monkeypatch), part)
@@ -162,7 +162,7 @@ def test_a_map_more_is_kept_whatever_the_options(workplace, tmp_path, monkeypatc
     path = workplace / "2e_saliency.py"
     text = path.read_text()
     entry = 'MAPS["mine"] = functools.partial(lambda sign, model, images, classes: sign * (images[:, 0] - 0.5), 2)'
-    cut = text.index("def parse_options")
+    cut = text.index("def main")
     try:
         path.write_text(f"{text[:cut]}import functools\n{entry}\n\n\n{text[cut:]}")
         own = run(workplace, "2e_saliency", tmp_path / "o", monkeypatch, "--copies", "0")

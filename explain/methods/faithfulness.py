@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explain.basics.errors import UserError, whole_argument
+from explain.basics.options import CURVE_STEPS
 from explain.basics.sharing import shared
 from explain.networks.logits import check_images, class_ids
 from explain.networks.running import predict_logits
 
 BLUR_PX = 10.0  # standard deviation of the Gaussian that blurs the copy: objects go, colours of the scene stay
-STEPS = 28  # in which all pixels move: as many as there are points on a curve, less one
 ROWS_TOGETHER = 16  # pictures in a pass
 SEED = 0  # of the order of pixels that a map does not tell apart
 
@@ -128,7 +128,7 @@ def class_probabilities(model: nn.Module, pictures: Iterator[Tensor], classes: T
 
 
 def insertion_deletion(
-    model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int = STEPS
+    model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int = CURVE_STEPS
 ) -> tuple[Tensor, Tensor]:
     """Return the areas (N,) under the insertion curve (larger is better) and the deletion curve (smaller is better).
 

@@ -1,4 +1,7 @@
-"""The command line of every script: one name, one meaning and one default for an option, wherever it is."""
+"""The command line of every script: one name, one meaning and one default for an option, wherever it is.
+
+Imports nothing that takes seconds: scripts parse their options before they import torch.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,15 @@ import shlex
 from typing import Any, NoReturn
 
 from explain.basics.errors import UserError
-from explain.basics.options import above_0, at_least_0, whole_number
-from explain.data.pictures import WHITE
-from explain.networks.preprocessing import INTERPOLATIONS
-from explain.run.output import EXECUTION_OPTIONS
-from explain.run.rows import shard
+from explain.basics.options import COPIES, INTERPOLATIONS, NOISE, WHITE, above_0, at_least_0, shard, whole_number
 
 positive, whole = whole_number(1), whole_number(0)
 seed = whole_number(0, (1 << 31) - 1)  # an image's index is added to a multiple of it
 
+# they decide who computes and when files are read, or only say what the others do: no part of the result
+EXECUTION_OPTIONS = ("shard", "fresh", "command", "prefetch")
+# no row depends on them (--names: on the names themselves)
+DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
 # One name, one meaning, one default in every script that has them.
 SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "images": dict(nargs="*", metavar="IMAGE", help="image files or folders instead of the dataset's test images"),
@@ -56,7 +59,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         type=at_least_0, nargs="+", metavar="X", help="mean of the training images' pixel values, 0 to 1, by channel"
     ),
     "--std": dict(type=above_0, nargs="+", metavar="X", help="their standard deviation, by channel"),
-    "--interpolation": dict(choices=list(INTERPOLATIONS), help="interpolation of the resizing"),
+    "--interpolation": dict(choices=INTERPOLATIONS, help="interpolation of the resizing"),
     "--squash": dict(
         action="store_true",
         default=None,
@@ -84,6 +87,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         type=whole,
         metavar="N",
         help="batches read ahead while others are explained (default: 0 on the CPU, which has both to do, 2 elsewhere)",
+    ),
+    "--copies": dict(
+        default=COPIES, type=whole, metavar="N", help="noisy copies for the smoothed map (0: no such map)"
+    ),
+    "--noise": dict(
+        default=NOISE, type=at_least_0, metavar="SD", help="standard deviation of their noise, in pixel values"
     ),
     "--seed": dict(default=0, type=seed, metavar="N", help="seed of the random generators, one per image or class"),
     "--show": dict(default=12, type=positive, metavar="N", help="maximum number of pictures in a figure"),

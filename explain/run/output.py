@@ -25,11 +25,8 @@ import torchvision
 from explain.basics.errors import UserError, quantity
 from explain.basics.files import is_inside, remove_file, write_file
 from explain.networks.classifier import Classifier
+from explain.run.command_line import EXECUTION_OPTIONS
 
-# they decide who computes and when files are read, or only say what the others do: no part of the result
-EXECUTION_OPTIONS = ("shard", "fresh", "command", "prefetch")
-# no row depends on them (--names: on the names themselves)
-DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
 FINDINGS = 10  # lines printed of what was found
 PICTURES = "output/pictures"  # where results of pictures given as arguments go, so that the report stays as it is
 

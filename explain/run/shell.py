@@ -1,7 +1,7 @@
 """The command-line shell around an exercise: however a run ends, it ends with one line.
 
-Exercises import this file before the libraries that take seconds, so that Ctrl-C is answered from then on. Imported by
-anything else, it does nothing by itself.
+Exercises import this file before the libraries that take seconds, so that Ctrl-C, --help and a wrong option are
+answered at once. Imported by anything else, it does nothing by itself.
 """
 
 from __future__ import annotations
@@ -37,6 +37,14 @@ def stop_on_signals() -> None:
     for number in STOP_SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)
+
+
+def answer_early(parse_options: Callable[[], Any]) -> None:
+    """Answer --help and end at a wrong option, before the libraries that take seconds are imported."""
+    try:
+        parse_options()
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def keep_freed_memory() -> None:
