@@ -712,7 +712,7 @@ def test_names_in_any_script_and_with_any_sign_through_all_exercises(photos, mon
 
 
 # ------------------------------------------------------------------------------------------------
-# End to end, as in the README under "Your own network"
+# End to end, as in docs/own_network.md
 
 
 def save_classes(folder: Path) -> None:
@@ -732,11 +732,11 @@ def save_classes(folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_readmes_own_network_from_training_to_figures(tmp_path, monkeypatch):
-    """The README's training code is run as it stands there, then all exercises on what it saved."""
+def test_the_documented_network_from_training_to_figures(tmp_path, monkeypatch):
+    """The page's training code is run as written, then all exercises on what it saved."""
     monkeypatch.chdir(tmp_path)
     save_classes(tmp_path / "photos")
-    section = (ROOT / "README.md").read_text().split("## Your own network")[1].split("\n## ")[0]
+    section = (ROOT / "docs/own_network.md").read_text()
     variables: dict = {}
     exec(section.split("```python")[1].split("```")[0], variables)
     mine = re.search('MINE="(.*)"', section)[1].split() + ["--threads", "1", "--show", "4", "--output", "output"]
