@@ -19,6 +19,9 @@ def test_help_and_a_wrong_option_need_no_torch(script, argument, status, text):
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     said = done.stdout + done.stderr.splitlines()[-1]
     assert done.returncode == status and text in said and "Traceback" not in done.stderr
+    if status == 0:  # the question and the commands first, then what few need
+        places = [said.index(part) for part in (f"    python {script}.py", "the output:", "rarely needed:", "--white")]
+        assert places == sorted(places)
     assert "argparse" in imported and not {"torch", "numpy", "PIL", "matplotlib"} & imported
 
 
