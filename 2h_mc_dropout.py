@@ -86,7 +86,7 @@ def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
     spreads = {n: spread(p[:n], leading[0]) for n in numbers}
     return {
         "class": leading[0],
-        "deterministic_class": int(p_single.argmax()),
+        "deterministic_class": int(common.most_likely(single[None])),
         "deterministic_probability": float(p_single.max()),
         "deterministic_entropy": float(entropy(p_single)),
         "mean_probability": float(mean[leading[0]]),

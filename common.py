@@ -50,7 +50,14 @@ from explain.networks.logits import (
     run_network,
 )
 from explain.networks.preprocessing import OPTIONS
-from explain.networks.running import check_finite, class_standing, device_of, evaluation_mode, predict_logits
+from explain.networks.running import (
+    check_finite,
+    class_standing,
+    device_of,
+    evaluation_mode,
+    most_likely,
+    predict_logits,
+)
 from explain.run.command_line import exercise_parser, option_parser, positive, whole
 from explain.run.output import OutputFolder, map_name, write_array
 from explain.run.progress import progress
@@ -61,8 +68,16 @@ __all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "
 __all__ += ["test_images", "validation_images", "Classes", "class_ids", "class_score_gradient"]
 __all__ += ["classes_to_explain", "find_class", "find_classes", "forward_pass", "shared", "shared_results"]
 __all__ += ["MapFunction", "NoSuchMap", "call_with", "make_maps", "map_name", "map_rows", "as_logits"]
-__all__ += ["check_finite", "check_images", "device_of", "evaluation_mode", "logits_of", "predict_logits"]
-__all__ += ["run_network", "explain_images", "pad", "read_image", "record_nondeterminism", "seeded_generators"]
+__all__ += ["check_finite", "check_images", "device_of", "evaluation_mode", "logits_of", "most_likely"]
+__all__ += [
+    "predict_logits",
+    "run_network",
+    "explain_images",
+    "pad",
+    "read_image",
+    "record_nondeterminism",
+    "seeded_generators",
+]
 __all__ += ["Rows", "run_settings", "Classifier", "exercise_parser", "load_from_options", "load_model"]
 __all__ += ["option_parser", "positive", "whole", "OutputFolder", "UserError", "progress", "quantity", "to_pixels"]
 __all__ += ["write_array", "keep_freed_memory", "whole_argument", "explain_batches", "printable"]
@@ -254,7 +269,7 @@ def forward_pass(model: nn.Module, images: Tensor, classes: Classes) -> ForwardP
         logits, features = run_with_features(lambda: class_logits(model, leaf), leaf)
         logits = logits[: len(images)]
         if None in ids:
-            ids = [best if c is None else c for c, best in zip(ids, logits.argmax(1).tolist(), strict=True)]
+            ids = [best if c is None else c for c, best in zip(ids, most_likely(logits)[:, 0].tolist(), strict=True)]
         if any(not 0 <= c < logits.shape[1] for c in ids):
             raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {ids}")
         return ForwardPass(model, leaf, logits, torch.tensor(ids, dtype=torch.long, device=logits.device), features)
