@@ -242,7 +242,7 @@ def main() -> None:
     labelled = common.label_images(split, model, options.dataset, options.limit)
     if options.dropout is not None and not dropout.set_dropout(model, options.dropout):
         raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
-    example = torch.empty(1, 3, model.input_size, model.input_size, device=options.device)
+    example = torch.zeros(1, 3, model.input_size, model.input_size, device=options.device)
     share = dropout.passes_can_be_shared(model, example)  # one trial, so that all images are treated alike
     options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
 

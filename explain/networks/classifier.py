@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -44,6 +46,9 @@ from explain.networks.running import DependsOnBatch, evaluation_mode, predict_lo
 from explain.networks.trial import probe_images, refuse_unsteady
 
 Rename = Callable[[dict[str, Any]], dict[str, Any]]
+# How far, on average, an image's values may lie outside [0, 1]: noise with a standard deviation of 0.2 takes a black
+# image 0.08 outside, while one normalised to [-1, 1] lies about 0.25 outside, and one of ImageNet's normalisation 0.5
+OUTSIDE = 0.15
 
 
 class Classifier(nn.Module):
@@ -80,14 +85,30 @@ class Classifier(nn.Module):
         self.label = name  # in figures, where weights that are not the published ones are named too
         # of a picture
         self.view = f"{'squashed to a square' if preprocessing.squash else 'central crop'}, as the network sees it"
-        self.network = network
+        self.network, self.warns_of_pixels = network, True
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        self.check_pixels(images.detach())
         if self.channels == 1:
             images = images.mean(1, keepdim=True)
         return self.network((images - self.mean) / self.std)
+
+    def check_pixels(self, images: Tensor) -> None:
+        """Raise UserError for a value that is not finite; warn once about values far outside [0, 1]."""
+        low, high = map(float, images.aminmax()) if len(images) else (0.0, 1.0)
+        if not math.isfinite(high - low):
+            bad = images[~images.isfinite()]
+            raise UserError(f"the images have {len(bad):,} values such as {float(bad[0])}: give pixels in [0, 1]")
+        leaves = self.warns_of_pixels and (low < -0.5 or high > 1.5)
+        if leaves and (images - images.clamp(0, 1)).abs().flatten(1).mean(1).max() > OUTSIDE:
+            self.warns_of_pixels = False
+            warnings.warn(
+                f"the images have values from {low:.3g} to {high:.3g}, and this classifier takes pixels in [0, 1], which "
+                "it normalises itself: undo your normalisation (images * std + mean), or divide 8 bits by 255",
+                stacklevel=2,
+            )
 
     def see_whole(self) -> None:
         """Have `preprocess` fit the whole picture into the square, with grey around it, in place of a crop."""
@@ -142,7 +163,7 @@ def load_model(
         model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
     images = probe_images(3, model.input_size)
     try:
-        model.notes += prepare(model, images)
+        model.notes += prepare(model, images[:1])
         kind = refuse_unsteady(name, model, images, stochastic)
     except UserError:
         raise
