@@ -34,7 +34,7 @@ from explain.networks.checkpoints import (
 )
 from explain.networks.inference import prepare
 from explain.networks.logits import logits_only
-from explain.networks.own_code import import_network, is_own, own_file
+from explain.networks.own_code import is_own, network_maker, own_file, try_weights
 from explain.networks.preprocessing import (
     IMAGENET,
     Preprocessing,
@@ -105,8 +105,8 @@ class Classifier(nn.Module):
         if leaves and (images - images.clamp(0, 1)).abs().flatten(1).mean(1).max() > OUTSIDE:
             self.warns_of_pixels = False
             warnings.warn(
-                f"the images have values from {low:.3g} to {high:.3g}, and this classifier takes pixels in [0, 1], which "
-                "it normalises itself: undo your normalisation (images * std + mean), or divide 8 bits by 255",
+                f"the images have values from {low:.3g} to {high:.3g}, and this classifier takes pixels in [0, 1], "
+                "which it normalises itself: undo your normalisation (images * std + mean), or divide 8 bits by 255",
                 stacklevel=2,
             )
 
@@ -372,7 +372,9 @@ def _build_own(
     """Wrap a network of the user's own file; its sizes, and its logits among its outputs, are found by running it."""
     if weights == "random":
         raise UserError(f"--weights random is for networks of a library: leave it out, {name} has the weights it makes")
-    network = import_network(name)
+    make = network_maker(name)
+    network = make()
+    untrained, said = try_weights(name, network, make) if weights is None else (False, [])
     kinds = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()} - {torch.float32}
     if getattr(network, "pretrained_cfg", None):
         preprocessing = timm_preprocessing(network, options)
@@ -387,7 +389,7 @@ def _build_own(
         network.stochastic = True  # for evaluation_mode
     names = names_in(vars(network))
     numbers = {*classes, *map(len, filter(None, (names, checkpoint and checkpoint.names)))}
-    channels, network, count, said = _try(name, network, preprocessing.input_size, numbers)
+    channels, network, count, notes = _try(name, network, preprocessing.input_size, numbers)
     model = Classifier(name, network, preprocessing, None, channels, count)
     model.notes += sorted(f"weights converted from {str(kind)[6:]} to float32" for kind in kinds)
     if names and len(names) == count:
@@ -395,12 +397,13 @@ def _build_own(
     if checkpoint:
         _loaded(model, weights, checkpoint)
     else:
-        model.weights = f"those of {name}"
+        model.weights = f"those of {name}" + (", untrained" if untrained else "")
         model.sha256 = _digest(network)
     model.sha256 += f", code {sha256_of(own_file(name))}"
     if preprocessing.source.startswith(IMAGENET.source):
         _say_guess(model, options)
-    model.warnings += [f"{name}: {note}" for note in said]
+    model.label += ", untrained" if untrained else ""
+    model.warnings += [f"{name}: {note}" for note in (*said, *notes)]
     if getattr(network, "before_softmax", False):
         model.label += ", before its softmax"
     return model
