@@ -72,8 +72,9 @@ def test_run(tmp_path, monkeypatch):
     assert metrics["settings"]["show"] == 2 and metrics["settings"]["device"] == "cpu"
     assert set(metrics) == {
         *("script", "settings", "model", "seed", "device", "deterministic", "versions", "images", "seconds"),
-        *("results", "files", "figures", "captions", "margins", "command"),
+        *("results", "files", "figures", "captions", "margins", "command", "dataset"),
     }
+    assert metrics["dataset"] is None  # pictures given as arguments have none
     assert (folder / "predictions.png").stat().st_size > 10_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -249,3 +250,12 @@ def read_dataset_names(dataset: Path) -> tuple[Names, Path] | None:
     split = dataset / "DL_data_p" / SPLIT_NAMES
     path = split if split.is_file() else find_file(dataset / "DL_data", NAME_LISTS)
     return (read_names(path), path) if path else None
+
+
+def dataset_digest(dataset: Path) -> str | None:
+    """Return a digest of the names of a dataset's split and test pictures; None where there are none."""
+    tests = find_folder(dataset / "DL_data", TEST_FOLDERS)
+    folders = [folder for folder in (dataset / "DL_data_p", tests) if folder and folder.is_dir()]
+    pictures = [path for folder in folders for path in list_files(folder) if is_picture_name(path)]
+    names = "\n".join(printable(path.relative_to(dataset)) for path in pictures)
+    return hashlib.sha256(names.encode()).hexdigest()[:12] if names else None
