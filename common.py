@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 
 from explain.run.shell import keep_freed_memory
 
-import joblib
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from explain.basics.errors import NoSuchMap, UserError, one_line, printable, quantity, whole_argument
+from explain.basics.errors import NoSuchMap, UserError, printable, quantity, whole_argument
 from explain.basics.files import is_system_name, list_files, size_of
 from explain.basics.sharing import is_shared, shared, shared_results
 from explain.data.datasets import TEST_FOLDERS, find_folder, read_dataset_names
@@ -59,7 +58,8 @@ from explain.networks.running import (
     predict_logits,
 )
 from explain.run.command_line import exercise_parser, option_parser, positive, whole
-from explain.run.output import OutputFolder, map_name, write_array
+from explain.run.machine import resolve_options
+from explain.run.output import OutputFolder, dataset_of, map_name, write_array
 from explain.run.progress import progress
 from explain.run.rows import Rows, run_settings
 
@@ -327,7 +327,8 @@ def map_rows(
 
     `maps` and `reasons` are those of `make_maps`. The first images also get the faithfulness of their maps (--scores).
     """
-    for n, (file, row) in enumerate(zip(files, describe_classes(forward), strict=True)):
+    standings = class_standing(check_finite(forward.logits.detach()), forward.classes)
+    for n, (file, row) in enumerate(zip(files, standings, strict=True)):
         row |= {"maps": [*maps, *reasons], "files": []}
         for kind, of_all in maps.items():
             array = of_all[n].cpu().numpy()
@@ -360,14 +361,6 @@ def classes_to_explain(
             "several for one image"
         )
     return files, classes * (len(files) // len(classes))
-
-
-def describe_classes(forward: ForwardPass) -> list[dict]:
-    """Return class, logit, probability and rank of the class explained for each image, as columns of its row.
-
-    Raises UserError where the logits are not finite.
-    """
-    return class_standing(check_finite(forward.logits.detach()), forward.classes)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -540,48 +533,33 @@ def seeded_generators(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
 
 
 def load_from_options(options: argparse.Namespace) -> Classifier:
-    """Load the model that the options describe, with its classes' names; resolve `auto`, set --threads and --tf32.
+    """Load the model that the options describe, with its classes' names, on the device that `resolve_options` finds.
 
     What had to be guessed is said on stderr.
     """
-    # two threads on one core only wait for each other
-    options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
-    torch.set_num_threads(options.threads)
-    if options.device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        options.device = accelerator.type if accelerator else "cpu"
-    if getattr(options, "prefetch", 0) is None:
-        options.prefetch = 0 if options.device == "cpu" else 2
-    # deterministic matrix products on a GPU; read once, when it is first used
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    try:
-        if options.device == "cuda" and os.environ.get("LOCAL_RANK"):  # each of torchrun's processes has its own GPU
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.zeros(1, device=options.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-        raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
+    resolve_options(options)
+    if options.squash and options.whole:
+        raise UserError("--squash and --whole are two ways to show whole pictures: give only one")
     settings = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
-    # pictures given as arguments have nothing to do with the dataset
-    dataset = None if getattr(options, "images", None) or getattr(options, "folder", None) else Path(options.dataset)
+    dataset, names = dataset_of(options), None
     if options.names:
-        settings["classes"] = [len(read_names(Path(options.names)))]
-    elif dataset and (found := read_dataset_names(dataset)):
-        settings["classes"] = [len(found[0])]
+        names = read_names(Path(options.names)), Path(options.names)
+    elif dataset:
+        names = read_dataset_names(dataset)
     if options.stochastic:
         torch.manual_seed(options.seed)
-        settings["stochastic"] = True
-    model = load_model(options.model, options.weights, options.device, **settings)
+    classes = [len(names[0])] if names else []
+    model = load_model(options.model, options.weights, options.device, classes, options.stochastic, **settings)
     # After loading, since a network's own file may set them too. With the newer switches, which some releases of torch
     # recommend here in a warning, torch.backends.cudnn.flags fails, which a network may use.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32
-    name_classes(model, options.names, dataset)
+    model.dataset_names = None if options.names else names
+    name_classes(model, names, given=bool(options.names))
     for warning in model.warnings:
         print(f"note: {warning}", file=sys.stderr)
     model.white = options.white
-    if options.squash and options.whole:
-        raise UserError("--squash and --whole are two ways to show whole pictures: give only one")
     if options.whole:
         model.see_whole()
     return model

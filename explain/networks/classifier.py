@@ -82,6 +82,7 @@ class Classifier(nn.Module):
         self.channels, self.notes, self.warnings = channels, [], [*preprocessing.notes]
         self.weights, self.sha256 = "random (seed 0)", "unknown"
         self.checkpoint_names: list[str] | None = None
+        self.dataset_names: tuple[Sequence[tuple[str, str]], Path] | None = None  # and their file, once it is read
         self.label = name  # in figures, where weights that are not the published ones are named too
         # of a picture
         self.view = f"{'squashed to a square' if preprocessing.squash else 'central crop'}, as the network sees it"
