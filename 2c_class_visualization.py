@@ -39,6 +39,7 @@ from explain.basics.options import add_settings, change_settings, replace_settin
 from explain.methods import archetypes, priors
 from explain.methods.ascent import Settings, State, anneal, growing_sides, random_augmentation, resize, square_side
 from explain.methods.priors import GREY
+from explain.networks.running import device_of
 from explain.report import archetypes as report
 
 # Chosen with efficientnet_lite0 on classes that are neither default ones nor among those reported (docs/archetypes.md
@@ -124,7 +125,7 @@ def ascend(
 
     A `state` is resumed, to the same images. Raises UserError where a gradient is not finite, or zero too often.
     """
-    device = common.device_of(model)
+    device = device_of(model)
     sides = growing_sides(model, settings, size)
     limit = priors.grey_distance_limit(model, settings.max_grey_distance)
     layers = priors.channel_statistics(model) if settings.statistics else []

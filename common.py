@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from explain.basics.errors import NoSuchMap, UserError, printable, quantity, whole_argument
+from explain.basics.errors import NoSuchMap, UserError, printable, whole_argument
 from explain.basics.files import is_system_name, list_files, size_of
 from explain.basics.sharing import is_shared, shared, shared_results
 from explain.data.datasets import TEST_FOLDERS, find_folder, read_dataset_names
@@ -39,24 +39,9 @@ from explain.methods.feature_maps import run_with_features
 from explain.methods.maps import describe_map
 from explain.networks.class_names import find_class, find_classes, match_labels, name_classes
 from explain.networks.classifier import Classifier, load_model
-from explain.networks.logits import (
-    as_logits,
-    at_least_one,
-    check_images,
-    class_ids,
-    class_logits,
-    logits_of,
-    run_network,
-)
+from explain.networks.logits import at_least_one, check_images, class_ids, class_logits
 from explain.networks.preprocessing import OPTIONS
-from explain.networks.running import (
-    check_finite,
-    class_standing,
-    device_of,
-    evaluation_mode,
-    most_likely,
-    predict_logits,
-)
+from explain.networks.running import check_finite, class_standing, evaluation_mode, most_likely, predict_logits
 from explain.run.command_line import exercise_parser, option_parser, positive, whole
 from explain.run.machine import resolve_options
 from explain.run.output import OutputFolder, dataset_of, map_name, write_array
@@ -65,22 +50,13 @@ from explain.run.rows import Rows, run_settings
 
 # What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
 __all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]
-__all__ += ["test_images", "validation_images", "Classes", "class_ids", "class_score_gradient"]
-__all__ += ["classes_to_explain", "find_class", "find_classes", "forward_pass", "shared", "shared_results"]
-__all__ += ["MapFunction", "NoSuchMap", "call_with", "make_maps", "map_name", "map_rows", "as_logits"]
-__all__ += ["check_finite", "check_images", "device_of", "evaluation_mode", "logits_of", "most_likely"]
-__all__ += [
-    "predict_logits",
-    "run_network",
-    "explain_images",
-    "pad",
-    "read_image",
-    "record_nondeterminism",
-    "seeded_generators",
-]
-__all__ += ["Rows", "run_settings", "Classifier", "exercise_parser", "load_from_options", "load_model"]
-__all__ += ["option_parser", "positive", "whole", "OutputFolder", "UserError", "progress", "quantity", "to_pixels"]
-__all__ += ["write_array", "keep_freed_memory", "whole_argument", "explain_batches", "printable"]
+__all__ += ["test_images", "validation_images", "Classes", "class_ids", "class_score_gradient", "classes_to_explain"]
+__all__ += ["find_class", "find_classes", "forward_pass", "most_likely", "shared", "shared_results", "MapFunction"]
+__all__ += ["NoSuchMap", "call_with", "make_maps", "map_name", "map_rows", "check_finite", "check_images"]
+__all__ += ["evaluation_mode", "predict_logits", "explain_batches", "explain_images", "pad", "read_image"]
+__all__ += ["record_nondeterminism", "seeded_generators", "Rows", "run_settings", "Classifier", "exercise_parser"]
+__all__ += ["load_from_options", "load_model", "option_parser", "positive", "whole", "whole_argument"]
+__all__ += ["OutputFolder", "UserError", "keep_freed_memory", "progress", "to_pixels", "write_array"]
 
 # Class ids, one for each image, or one for all; None: an image's most likely class
 Classes = Tensor | np.ndarray | Sequence[int | None] | int

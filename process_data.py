@@ -25,8 +25,8 @@ from typing import Any
 from explain.run.shell import run
 
 import common
-from explain.basics.errors import UserError
-from explain.basics.files import copy_or_link, is_inside, move_out, sha256_of, write_file
+from explain.basics.errors import UserError, printable, quantity
+from explain.basics.files import copy_or_link, is_file_of, is_inside, move_out, write_file
 from explain.data import pictures
 from explain.data.datasets import SPLIT_NAMES, TEST_FOLDERS, find_folder, key_of, read_lists
 from explain.data.labels import Labels, names_text
@@ -64,8 +64,8 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     if options.prune:
         for path in leftovers:
             move_out(path, split)
-    elif leftovers and not any(is_split(base / row["path"], row["sha256"]) for row in images.values()):
-        there = common.quantity(len(leftovers), "image")
+    elif leftovers and not any(is_file_of(base / row["path"], row["sha256"]) for row in images.values()):
+        there = quantity(len(leftovers), "image")
         raise UserError(
             f"{split} has {there} of another dataset or other labels, and none of {image_folder}: "
             f"give --fresh to move them to {split}_pruned, or another --dataset"
@@ -102,21 +102,16 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     return rows, skipped, results
 
 
-def is_split(path: Path, digest: str) -> bool:
-    """Return whether an image with this SHA-256 is where it would be split to."""
-    return path.is_file() and sha256_of(path) == digest
-
-
 def print_changes(results: Mapping[str, int], split: Path, leftovers: Sequence[str]) -> None:
     """Print how many images were split, what is missing, and what no longer belongs there."""
-    images = common.quantity(results["validation_images"], "image")
-    classes = common.quantity(results["classes"], "class")
+    images = quantity(results["validation_images"], "image")
+    classes = quantity(results["classes"], "class")
     print(f"{images} of {classes} -> {split} ({results['written']} written, {results['unchanged']} unchanged)")
-    listed = common.quantity(results["listed"], "listed file")
-    tests = common.quantity(results["test_images"], "test image")
+    listed = quantity(results["listed"], "listed file")
+    tests = quantity(results["test_images"], "test image")
     print(f"{tests}; {results['listed_but_absent']} of {listed} missing")
     if leftovers:
-        files = common.quantity(len(leftovers), "leftover file")
+        files = quantity(len(leftovers), "leftover file")
         pruned = results["pruned"]
         head = f"moved {files} to {split}_pruned:" if pruned else f"{files} in {split} (see --prune):"
         print(list_lines(head, [repr(name) for name in leftovers]))
@@ -189,7 +184,7 @@ def match_names(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Pat
 
 def report_problems(problems: Mapping[str, str], base: Path, skip: bool) -> None:
     """Raise UserError with all problems of a dataset, or print them where they are to be skipped."""
-    total = common.quantity(len(problems), "problem")
+    total = quantity(len(problems), "problem")
     if problems and not skip:
         head = f"{base} has {total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
         raise UserError(list_lines(head, problems.values()))
@@ -223,7 +218,7 @@ def inspect_image(path: Path, upright: bool, white: int | None = None) -> dict[s
     """Decode a whole image; return what identifies its content, or the `reason` why it cannot be used."""
     try:
         data = pictures.read_bytes(path)  # once: the bytes that are decoded are those that are hashed
-        info = pictures.decode_image(data, common.printable(path), upright, white).info
+        info = pictures.decode_image(data, printable(path), upright, white).info
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
     findings = {key: info[key] for key in pictures.FINDINGS if key in info}

@@ -494,7 +494,7 @@ def test_wrong_folders(dataset, split, make, says):
         (("train", "test", "chest_xray"), "test"),
         (("seg_train", "seg_test", "seg_pred"), "seg_test"),
         (("train_dir", "val_dir"), "val_dir"),
-        (("TRAIN", "TEST_SIMPLE"), "TEST_SIMPLE"),
+        (("TRAIN", "TEST", "TEST_SIMPLE"), "TEST"),
         (("val", "meta"), "val"),
     ],
 )

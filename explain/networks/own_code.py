@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from explain.basics.errors import UserError, one_line, quantity
@@ -95,15 +95,11 @@ def try_weights(name: str, network: nn.Module, make: Callable[[], nn.Module]) ->
     except UserError as error:
         return False, [f"whether its weights are trained is unknown, since a second call fails: {error}"]
     own, others = dict(network.named_parameters()), dict(again.named_parameters())
-    random = [key for key, p in own.items() if is_lazy(p) or key not in others or not _equal(p, others[key])]
+    random = [key for key, p in own.items() if is_lazy(p) or not (key in others and p.equal(others[key]))]
     if not random:
         return False, []
     differ = f"{len(random)} of {quantity(len(own), 'parameter')} ({random[0]} first) differ when it is called again"
     return True, [f"{differ}, so they are untrained: give --weights FILE"]
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.equal(b)
 
 
 def import_function(name: str, option: str) -> Callable:
