@@ -68,7 +68,8 @@ def evaluate_logits(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
     # a tie counts against the network: a constant output has no accuracy above chance
     rank = (logits >= logits.gather(1, classes[:, None])).sum(1)
     p = logits.softmax(1)
-    confidence, predicted = p.max(1)
+    predicted = common.most_likely(logits)[:, 0]
+    confidence = p.amax(1)
     loss = F.cross_entropy(logits, classes, reduction="none")
     brier = (p - F.one_hot(classes, p.shape[1])).square().sum(1)
     return {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence, "brier": brier}

@@ -96,6 +96,7 @@ import common
 from explain.methods import archetypes, priors
 from explain.methods.ascent import State, anneal, growing_sides, random_augmentation, resize, square_side
 from explain.methods.priors import GREY
+from explain.networks.running import device_of
 from explain.report import archetypes as report
 
 GROW_AT = (0.5, 0.75)  # fractions of the steps after which the image is enlarged
@@ -152,7 +153,7 @@ def ascend(
 
     A `state` is resumed, to the same images. Raises UserError where a gradient is not finite, or zero too often.
     """
-    device = common.device_of(model)
+    device = device_of(model)
     sides = growing_sides(model, settings, size)
     limit = priors.grey_distance_limit(model, settings.max_grey_distance)
     layers = priors.channel_statistics(model) if settings.statistics else []

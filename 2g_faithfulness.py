@@ -258,11 +258,11 @@ def measure_mosaic(
 
     def sure_class(file: common.ImageFile) -> int | None:
         try:
-            p = common.predict_logits(model, load(file)).softmax(1)[0]
+            logits = common.predict_logits(model, load(file))
         except common.UserError:  # one that cannot be read is listed in its own row
             return None
-        c = int(p.argmax())
-        return c if p[c] >= SURE and file.label in (None, c) else None
+        c = int(common.most_likely(logits))
+        return c if logits.softmax(1)[0, c] >= SURE and file.label in (None, c) else None
 
     members = choose_mosaic(number, options.mosaics, files, sure_class)
     indices = [file.index for file in members.values()]
@@ -293,7 +293,7 @@ def measure_batch(
     `classes` are the labels or the classes that were asked for; None stands for the most likely one.
     """
     logits = common.predict_logits(model, images)
-    best = logits.argmax(1).tolist()
+    best = common.most_likely(logits)[:, 0].tolist()
     ids = [c if asked is None else asked for asked, c in zip(classes, best, strict=True)]
     explained = torch.tensor(ids, device=images.device)
     for n, (file, row) in enumerate(zip(batch, class_standing(logits, explained), strict=True)):
@@ -302,7 +302,7 @@ def measure_batch(
         if row["right"]:
             row |= measure_image(table, model, image, c, file.index, options)
             if file.index < options.randomise:
-                leading = logits[n].topk(2).indices
+                leading = common.most_likely(logits[n : n + 1], 2)[0]
                 other = leading[leading != c][:1]  # the likeliest of the others
                 row |= check_image(table, model, image, c, other, file.index, options)
         yield row

@@ -66,6 +66,7 @@ from torch import Generator, Tensor, nn
 import common
 from explain.methods import dropout, selective
 from explain.methods.disturbances import disturbed
+from explain.networks.logits import as_logits, logits_of, run_network
 from explain.report import uncertainty as report
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
@@ -88,7 +89,7 @@ def mc_dropout_logits(
 ) -> Tensor:
     """Return the logits (passes, N, classes) of images (N, 3, H, W) with every dropout on, and only dropout.
 
-    (passes, N, ...) for a network whose output has more dimensions (a segmentation); see `common.as_logits`.
+    (passes, N, ...) for a network whose output has more dimensions (a segmentation); see `as_logits`.
     With `deterministic`, a pass without dropout comes first: (1 + passes, N, classes).
 
     With a list of generators, one for each image, an image's passes do not depend on the others in the batch; from a
@@ -122,7 +123,7 @@ def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
     spreads = {n: spread(p[:n], leading[0]) for n in numbers}
     return {
         "class": leading[0],
-        "deterministic_class": int(p_single.argmax()),
+        "deterministic_class": int(common.most_likely(single[None])),
         "deterministic_probability": float(p_single.max()),
         "deterministic_entropy": float(entropy(p_single)),
         "mean_probability": float(mean[leading[0]]),
@@ -210,8 +211,8 @@ def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: lis
     while (missing := 1 + passes - sum(map(len, logits))) > 0:
         intact = 0 if logits else 1
         with dropout.SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact, bfloat16) as mode:
-            output = common.run_network(model, images)
-        rows = common.as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
+            output = run_network(model, images)
+        rows = as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
         logits.append(rows.unflatten(0, (mode.passes, len(images))))
     with torch.inference_mode(False):  # the caller may compute with them under autograd
         return torch.cat(logits)
@@ -220,13 +221,13 @@ def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: lis
 def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list[Generator], bfloat16: bool) -> Tensor:
     """Run the passes one by one for each image: right for every network, whatever its dropouts are applied to."""
     with dropout.DropoutMode(bfloat16=bfloat16):
-        single = common.logits_of(model, images)
+        single = logits_of(model, images)
     columns = []  # (1 + passes, classes) of each image
     for n, g in enumerate(generators):
         sampled = []
         for _ in range(passes):
             with dropout.DropoutMode(partial(torch.rand, generator=g, device=g.device), bfloat16):
-                sampled.append(common.logits_of(model, images[n : n + 1]))
+                sampled.append(logits_of(model, images[n : n + 1]))
         columns.append(torch.cat([single[n : n + 1], *sampled]))
     with torch.inference_mode(False):  # as in shared_passes
         return torch.stack(columns, 1)
@@ -249,7 +250,7 @@ def main() -> None:
     labelled = common.label_images(split, model, options.dataset, options.limit)
     if options.dropout is not None and not dropout.set_dropout(model, options.dropout):
         raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
-    example = torch.empty(1, 3, model.input_size, model.input_size, device=options.device)
+    example = torch.zeros(1, 3, model.input_size, model.input_size, device=options.device)
     share = dropout.passes_can_be_shared(model, example)  # one trial, so that all images are treated alike
     options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
 

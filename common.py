@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 
 from explain.run.shell import keep_freed_memory
 
-import joblib
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from explain.basics.errors import NoSuchMap, UserError, one_line, printable, quantity, whole_argument
+from explain.basics.errors import NoSuchMap, UserError, printable, whole_argument
 from explain.basics.files import is_system_name, list_files, size_of
 from explain.basics.sharing import is_shared, shared, shared_results
 from explain.data.datasets import TEST_FOLDERS, find_folder, read_dataset_names
@@ -40,32 +39,24 @@ from explain.methods.feature_maps import run_with_features
 from explain.methods.maps import describe_map
 from explain.networks.class_names import find_class, find_classes, match_labels, name_classes
 from explain.networks.classifier import Classifier, load_model
-from explain.networks.logits import (
-    as_logits,
-    at_least_one,
-    check_images,
-    class_ids,
-    class_logits,
-    logits_of,
-    run_network,
-)
+from explain.networks.logits import at_least_one, check_images, class_ids, class_logits
 from explain.networks.preprocessing import OPTIONS
-from explain.networks.running import check_finite, class_standing, device_of, evaluation_mode, predict_logits
+from explain.networks.running import check_finite, class_standing, evaluation_mode, most_likely, predict_logits
 from explain.run.command_line import exercise_parser, option_parser, positive, whole
-from explain.run.output import OutputFolder, map_name, write_array
+from explain.run.machine import resolve_options
+from explain.run.output import OutputFolder, dataset_of, map_name, write_array
 from explain.run.progress import progress
 from explain.run.rows import Rows, run_settings
 
 # What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
 __all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]
-__all__ += ["test_images", "validation_images", "Classes", "class_ids", "class_score_gradient"]
-__all__ += ["classes_to_explain", "find_class", "find_classes", "forward_pass", "shared", "shared_results"]
-__all__ += ["MapFunction", "NoSuchMap", "call_with", "make_maps", "map_name", "map_rows", "as_logits"]
-__all__ += ["check_finite", "check_images", "device_of", "evaluation_mode", "logits_of", "predict_logits"]
-__all__ += ["run_network", "explain_images", "pad", "read_image", "record_nondeterminism", "seeded_generators"]
-__all__ += ["Rows", "run_settings", "Classifier", "exercise_parser", "load_from_options", "load_model"]
-__all__ += ["option_parser", "positive", "whole", "OutputFolder", "UserError", "progress", "quantity", "to_pixels"]
-__all__ += ["write_array", "keep_freed_memory", "whole_argument", "explain_batches", "printable"]
+__all__ += ["test_images", "validation_images", "Classes", "class_ids", "class_score_gradient", "classes_to_explain"]
+__all__ += ["find_class", "find_classes", "forward_pass", "most_likely", "shared", "shared_results", "MapFunction"]
+__all__ += ["NoSuchMap", "call_with", "make_maps", "map_name", "map_rows", "check_finite", "check_images"]
+__all__ += ["evaluation_mode", "predict_logits", "explain_batches", "explain_images", "pad", "read_image"]
+__all__ += ["record_nondeterminism", "seeded_generators", "Rows", "run_settings", "Classifier", "exercise_parser"]
+__all__ += ["load_from_options", "load_model", "option_parser", "positive", "whole", "whole_argument"]
+__all__ += ["OutputFolder", "UserError", "keep_freed_memory", "progress", "to_pixels", "write_array"]
 
 # Class ids, one for each image, or one for all; None: an image's most likely class
 Classes = Tensor | np.ndarray | Sequence[int | None] | int
@@ -254,7 +245,7 @@ def forward_pass(model: nn.Module, images: Tensor, classes: Classes) -> ForwardP
         logits, features = run_with_features(lambda: class_logits(model, leaf), leaf)
         logits = logits[: len(images)]
         if None in ids:
-            ids = [best if c is None else c for c, best in zip(ids, logits.argmax(1).tolist(), strict=True)]
+            ids = [best if c is None else c for c, best in zip(ids, most_likely(logits)[:, 0].tolist(), strict=True)]
         if any(not 0 <= c < logits.shape[1] for c in ids):
             raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {ids}")
         return ForwardPass(model, leaf, logits, torch.tensor(ids, dtype=torch.long, device=logits.device), features)
@@ -312,7 +303,8 @@ def map_rows(
 
     `maps` and `reasons` are those of `make_maps`. The first images also get the faithfulness of their maps (--scores).
     """
-    for n, (file, row) in enumerate(zip(files, describe_classes(forward), strict=True)):
+    standings = class_standing(check_finite(forward.logits.detach()), forward.classes)
+    for n, (file, row) in enumerate(zip(files, standings, strict=True)):
         row |= {"maps": [*maps, *reasons], "files": []}
         for kind, of_all in maps.items():
             array = of_all[n].cpu().numpy()
@@ -345,14 +337,6 @@ def classes_to_explain(
             "several for one image"
         )
     return files, classes * (len(files) // len(classes))
-
-
-def describe_classes(forward: ForwardPass) -> list[dict]:
-    """Return class, logit, probability and rank of the class explained for each image, as columns of its row.
-
-    Raises UserError where the logits are not finite.
-    """
-    return class_standing(check_finite(forward.logits.detach()), forward.classes)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -525,48 +509,33 @@ def seeded_generators(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
 
 
 def load_from_options(options: argparse.Namespace) -> Classifier:
-    """Load the model that the options describe, with its classes' names; resolve `auto`, set --threads and --tf32.
+    """Load the model that the options describe, with its classes' names, on the device that `resolve_options` finds.
 
     What had to be guessed is said on stderr.
     """
-    # two threads on one core only wait for each other
-    options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
-    torch.set_num_threads(options.threads)
-    if options.device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        options.device = accelerator.type if accelerator else "cpu"
-    if getattr(options, "prefetch", 0) is None:
-        options.prefetch = 0 if options.device == "cpu" else 2
-    # deterministic matrix products on a GPU; read once, when it is first used
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    try:
-        if options.device == "cuda" and os.environ.get("LOCAL_RANK"):  # each of torchrun's processes has its own GPU
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.zeros(1, device=options.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-        raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
+    resolve_options(options)
+    if options.squash and options.whole:
+        raise UserError("--squash and --whole are two ways to show whole pictures: give only one")
     settings = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
-    # pictures given as arguments have nothing to do with the dataset
-    dataset = None if getattr(options, "images", None) or getattr(options, "folder", None) else Path(options.dataset)
+    dataset, names = dataset_of(options), None
     if options.names:
-        settings["classes"] = [len(read_names(Path(options.names)))]
-    elif dataset and (found := read_dataset_names(dataset)):
-        settings["classes"] = [len(found[0])]
+        names = read_names(Path(options.names)), Path(options.names)
+    elif dataset:
+        names = read_dataset_names(dataset)
     if options.stochastic:
         torch.manual_seed(options.seed)
-        settings["stochastic"] = True
-    model = load_model(options.model, options.weights, options.device, **settings)
+    classes = [len(names[0])] if names else []
+    model = load_model(options.model, options.weights, options.device, classes, options.stochastic, **settings)
     # After loading, since a network's own file may set them too. With the newer switches, which some releases of torch
     # recommend here in a warning, torch.backends.cudnn.flags fails, which a network may use.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32
-    name_classes(model, options.names, dataset)
+    model.dataset_names = None if options.names else names
+    name_classes(model, names, given=bool(options.names))
     for warning in model.warnings:
         print(f"note: {warning}", file=sys.stderr)
     model.white = options.white
-    if options.squash and options.whole:
-        raise UserError("--squash and --whole are two ways to show whole pictures: give only one")
     if options.whole:
         model.see_whole()
     return model

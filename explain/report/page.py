@@ -145,6 +145,11 @@ class Run(NamedTuple):
     rows: list[dict[str, Any]]
     network: str  # in words; "" where there is none
 
+    @property
+    def dataset(self) -> str | None:
+        """The digest of the data that it ran on; None where pictures were given as arguments."""
+        return self.metrics.get("dataset")
+
     def picture(self, name: str) -> dict[str, Any] | None:
         return picture(self.output, f"{self.script}/{name}")
 

@@ -24,11 +24,18 @@ import torchvision
 
 from explain.basics.errors import UserError, quantity
 from explain.basics.files import is_inside, remove_file, write_file
+from explain.data.datasets import dataset_digest
 from explain.networks.classifier import Classifier
 from explain.run.command_line import EXECUTION_OPTIONS
 
 FINDINGS = 10  # lines printed of what was found
 PICTURES = "output/pictures"  # where results of pictures given as arguments go, so that the report stays as it is
+
+
+def dataset_of(options: argparse.Namespace) -> Path | None:
+    """Return the folder of the dataset that a run is about; None for pictures given as arguments, which have none."""
+    pictures = getattr(options, "images", None) or getattr(options, "folder", None)
+    return Path(options.dataset) if hasattr(options, "dataset") and not pictures else None
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -69,9 +76,7 @@ class OutputFolder:
     """
 
     def __init__(self, options: argparse.Namespace, script: str):
-        if options.output is None:
-            pictures = getattr(options, "images", None) or getattr(options, "folder", None)
-            options.output = PICTURES if pictures else "output"
+        options.output = options.output or ("output" if dataset_of(options) else PICTURES)
         self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"
@@ -142,6 +147,7 @@ class OutputFolder:
             "settings": {key: value for key, value in vars(self.options).items() if key not in EXECUTION_OPTIONS},
             "seed": getattr(self.options, "seed", None),
             "device": getattr(self.options, "device", None),
+            "dataset": dataset_digest(dataset) if (dataset := dataset_of(self.options)) else None,
             "deterministic": not nondeterministic,
             "versions": {**library_versions(), "commit": project_commit()},
             "images": {
