@@ -25,6 +25,7 @@ from explain.report.figures import (
     draw_legend,
     draw_picture,
     file_name,
+    images_and_classes,
     panel_grid,
     save_pictures,
     short,
@@ -67,15 +68,21 @@ def write(
     if options.passes > 1:
         draw_figure(output, "settling", draw_settling, ordered[:SETTLING_SHOWN], model)
     if judged and any("auroc_interval" in measure for measure in judged["mistakes"].values()):
-        draw_figure(output, "mistakes", draw_mistakes, labelled, judged["mistakes"], judged["predictions"], model)
+        sample = images_and_classes(len(labelled), len({row["label"] for row in labelled}), output.classes)
+        arguments = labelled, sample, judged["mistakes"], judged["predictions"], model
+        draw_figure(output, "mistakes", draw_mistakes, *arguments)
         lines.append(selective.verdict(judged["mistakes"]))
     elif not options.images:
         lines.append(verdicts)
     if judged.get("mistakes_under_shift"):
-        images = min(len(labelled), options.shift_limit)
-        draw_figure(output, "shift", draw_shift, judged["mistakes_under_shift"], images, model)
+        labels = [row["label"] for row in labelled if "disturbed" in row]
+        sample = images_and_classes(len(labels), len({*labels}), output.classes)
+        draw_figure(output, "shift", draw_shift, judged["mistakes_under_shift"], sample, model)
     results = summary(tested, options.passes, len(model.categories)) | judged
     results |= {"bfloat16": rounded} if rounded else {}
+    if labelled:
+        measured = len({row["label"] for row in labelled})
+        results |= {"classes_measured": measured, "classes_in_data": output.classes}
     all_tables = tables(tested, ordered, model.categories) | judged_tables
     finish(output, rows, skipped, results, all_tables, model, findings=lines + of_rounding)
 
@@ -278,7 +285,7 @@ COLOURS = dict(zip(selective.MEASURES, [*CYCLE[:4], CYCLE[4], BLACK, GREY, SKY],
 
 
 def draw_mistakes(
-    rows: list[dict], judged: dict[str, dict], predictions: dict[str, dict], model: Classifier
+    rows: list[dict], sample: str, judged: dict[str, dict], predictions: dict[str, dict], model: Classifier
 ) -> tuple[Figure, list[str]]:
     """Draw the risk-coverage curves of all measures, and their AUROC for mistakes with its 95% interval."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
@@ -301,7 +308,7 @@ def draw_mistakes(
     mean, single = predictions["mean"], predictions["single"]
     return figure, [
         f"{model.label}: {selective.verdict(judged)}",
-        f"{quantity(len(rows), 'validation image')}. Bars: 95 % bootstrap intervals over images; lines in the colours "
+        f"{sample}. Bars: 95 % bootstrap intervals over images; lines in the colours "
         "of the dots, the single pass's probability thick. "
         f"Mean of the passes: accuracy {mean['accuracy']:.3f}, loss {mean['loss']:.3f}, calibration error "
         f"{mean['expected_calibration_error']:.3f}; single pass: {single['accuracy']:.3f}, {single['loss']:.3f}, "
@@ -309,7 +316,7 @@ def draw_mistakes(
     ]
 
 
-def draw_shift(shift: dict[str, dict], images: int, model: Classifier) -> tuple[Figure, list[str]]:
+def draw_shift(shift: dict[str, dict], sample: str, model: Classifier) -> tuple[Figure, list[str]]:
     """Draw accuracy and confidence under each disturbance, and each measure's AUROC for mistakes."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.22))
@@ -331,6 +338,6 @@ def draw_shift(shift: dict[str, dict], images: int, model: Classifier) -> tuple[
     draw_legend(figure.add_subplot(grid[1, :]), right, columns=3)
     return figure, [
         f"{model.label}: does it know that it errs on disturbed pictures?",
-        f"{quantity(images, 'validation image')}, each as it is (none) and under every disturbance; pooled: "
+        f"{sample}, each as it is (none) and under every disturbance; pooled: "
         "all disturbances together. Nothing is said where fewer than five are wrong, or right. Dashed: a coin's.",
     ]
