@@ -44,7 +44,7 @@ def draw_classes(
     for (panel,), row in zip(axes, examples, strict=True):
         photo = read_image(photos[row["class"]], white=white)
         draw_image(panel, np.asarray(ImageOps.fit(photo, (200, 200))))
-        draw_heading([panel], short(row["name"], 18), str(row["class"]))
+        draw_heading([panel], row["name"], str(row["class"]))
     classes = "each class" if total == len(table) else f"{total} of {len(table)} classes"
     return figure, [f"Validation set: the first image of {classes}, with the class id", "Pictures: central crops."]
 

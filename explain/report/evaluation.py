@@ -128,8 +128,8 @@ def rescale(rows: list[dict], before: dict, folder: Path) -> tuple[dict, list[di
         for name, key in (("loss", "loss"), ("calibration error", "expected_calibration_error"))
         for b, a in [(round(before[key], 3), round(after[key], 3))]
     ]
-    how = f"{temperature_text(after)}, cross-fitted in {len(after['temperatures_of_folds'])} folds"
-    return {**after, "says": f"Scaling the logits by one {how} (Guo et al. 2017): {'; '.join(changes)}."}, bins
+    how = f"{temperature_text(after)}, cross-fitted in {len(after['temperatures_of_folds'])} folds; Guo et al. 2017"
+    return {**after, "says": f"Temperature scaling ({how}): {'; '.join(changes)}."}, bins
 
 
 def crops(rows: list[dict]) -> dict[str, float]:
@@ -166,12 +166,12 @@ def draw_reliability(
     edges = [*(b["from"] for b in bins), 1]
     curves = {"accuracy, with its 95 % interval": (bins, BLUE, "o")}
     if bins_after:
-        curves[f"after {temperature_text(results['temperature_scaling'])}"] = (bins_after, ORANGE, "s")
+        curves[f"after temperature {temperature_text(results['temperature_scaling'])}"] = (bins_after, ORANGE, "s")
     for label, (table, colour, marker) in curves.items():
         full = [b for b in table if b["images"]]
         accuracy, confidence = ([b[key] for b in full] for key in ("accuracy", "confidence"))
         intervals = np.array([wilson_interval(b["accuracy"] * b["images"], b["images"]) for b in full]).T  # (2, bins)
-        style = dict(fmt=marker, color=colour, markersize=4, linewidth=2.5 if marker == "o" else 0.8, label=label)
+        style = dict(fmt=marker, color=colour, markersize=4, linewidth=1.8 if marker == "o" else 0.8, label=label)
         above.errorbar(confidence, accuracy, np.abs(intervals - accuracy), **style)
         below.stairs([b["images"] for b in table], edges, color=colour, fill=marker == "o", alpha=0.6)
     above.set(ylabel="accuracy in the bin", xlim=(0, 1), ylim=(-0.03, 1.03))
@@ -208,7 +208,7 @@ def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> tuple[
     shares = matrix / matrix.sum(1, keepdims=True) * np.where(right, 1, -1)
     cell = min(0.3, (WIDTH - 2.5) / len(labels))  # inches
     room = 0.7 + 0.06 * max(map(len, labels))  # for the colour bar and the labels below
-    figure = Figure(figsize=(WIDTH, room + cell * len(classes)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, room + max(0.6, cell * len(classes))), layout="constrained")
     axes = figure.subplots()
     mesh = axes.pcolormesh(shares, cmap="RdBu", vmin=-1, vmax=1, edgecolors="0.85", linewidth=0.5)
     bar = figure.colorbar(mesh, ax=axes, location="top", aspect=40, shrink=0.4, pad=0.03, ticks=[-1, 0, 1])
@@ -223,13 +223,12 @@ def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> tuple[
     axes.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=90)
     axes.set(xlabel="predicted class", ylabel="true class", aspect="equal")
     axes.invert_yaxis()
-    rows_shown = quantity(len(classes), "class") + (
-        f" missed most of {len(missed)}" if len(missed) > len(classes) else ""
-    )
+    cut = f" ({len(classes)} of {len(missed)})" if len(classes) < len(missed) else ""
     return figure, [
         f"{model.label}: what the missed classes are mistaken for",
-        f"{measured(results)}. Rows: the {rows_shown}, with {quantity(len(drawn), 'image')}. Numbers count images; the "
-        "colour is their share of the row, blue where they are right and red where not. confusion.csv has every class.",
+        f"{measured(results)}. Rows: classes with mistakes, most missed first{cut}: {quantity(len(drawn), 'image')}. "
+        "Numbers count images; the colour is their share of the row, blue where they are right and red where they are "
+        "mistaken. confusion.csv has every class.",
     ]
 
 
@@ -259,12 +258,12 @@ def draw_mistakes(
 
 
 def temperature_text(scaled: dict) -> str:
-    """Return the range of the folds in words: temperature 0.74 to 0.79; at an end of the search, at most 0.01."""
+    """Return the range of the folds' temperatures: 0.74 to 0.79; where the search ended there, at most 0.01."""
     texts = [
         f"{'at most ' if t == COLDEST else 'at least ' if t == HOTTEST else ''}{t:.2f}"
         for t in (min(scaled["temperatures_of_folds"]), max(scaled["temperatures_of_folds"]))
     ]
-    return f"temperature {' to '.join(dict.fromkeys(texts))}"
+    return " to ".join(dict.fromkeys(texts))
 
 
 def findings(results: dict) -> list[str]:
