@@ -24,7 +24,7 @@ TOP = 5  # classes listed for an image
 def top_classes(model: nn.Module, images: Tensor, count: int = TOP) -> tuple[Tensor, Tensor]:
     """Return the most likely classes (N, count) of images (N, 3, H, W), and their probabilities (N, count)."""
     logits = common.predict_logits(model, images)  # (N, classes)
-    classes = logits.sort(1, descending=True, stable=True).indices[:, :count]  # of tied logits the lowest id first
+    classes = logits.sort(dim=1, descending=True, stable=True).indices[:, :count]  # of tied logits the lowest id first
     return classes, logits.softmax(1).gather(1, classes)
 
 
