@@ -38,11 +38,6 @@ def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Ten
     have.
     """
     logits = common.predict_logits(model, images)
-    return {"logits": logits, **evaluate_logits(logits, classes)}
-
-
-def evaluate_logits(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Return the measures of `evaluate`, from logits (N, classes)."""
     if classes.max() >= logits.shape[1]:
         raise common.UserError(
             f"class {int(classes.max())} is unknown to a model of {logits.shape[1]} classes: do the ids start at 1?"
@@ -53,7 +48,8 @@ def evaluate_logits(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
     confidence, predicted = p.amax(1), logits.argmax(1)  # of tied logits the lowest id, as everywhere
     loss = F.cross_entropy(logits, classes, reduction="none")
     brier = (p - F.one_hot(classes, p.shape[1])).square().sum(1)
-    return {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence, "brier": brier}
+    columns = {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence, "brier": brier}
+    return {"logits": logits, **columns}
 
 
 def labelled_images(folder: str, model: common.Classifier) -> common.ImageFiles:

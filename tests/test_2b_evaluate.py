@@ -19,6 +19,7 @@ from torch import nn
 import common
 from explain.methods import calibration
 from explain.report import evaluation as report
+from explain.report.figures import measured_on
 
 script = load_script("2b_evaluate")
 
@@ -121,13 +122,16 @@ def test_the_temperature_that_made_the_logits_overconfident_is_found(monkeypatch
     generator = torch.Generator().manual_seed(0)
     honest = 2 * torch.randn(4000, 5, generator=generator)
     classes = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
-    found = script.evaluate_logits(2 * honest, classes)
-    scaled, bins = calibration.temperature_scaling(2 * honest, classes, (found["rank"] == 1).tolist())
+    right, p = honest.argmax(1) == classes, (2 * honest).softmax(1).amax(1)
+    scaled, bins = calibration.temperature_scaling(2 * honest, classes, right.tolist())
     assert len(scaled["temperatures_of_folds"]) == 10
     assert all(abs(np.log(t / 2)) < 0.15 for t in (scaled["temperature"], *scaled["temperatures_of_folds"]))
-    before, _ = calibration.calibration(found["confidence"].numpy(), (found["rank"] == 1).numpy())
+    before, _ = calibration.calibration(p.numpy(), right.numpy())
     assert before > 0.1 > 0.03 > scaled["expected_calibration_error"]
-    assert scaled["loss"] < float(found["loss"].mean()) - 0.1 and sum(b["images"] for b in bins) == 4000
+    assert (
+        scaled["loss"] < float(nn.functional.cross_entropy(2 * honest, classes)) - 0.1
+        and sum(b["images"] for b in bins) == 4000
+    )
     expected = calibration.at_temperature(honest, classes, 0.5)
     monkeypatch.setattr(calibration, "CHUNK", 35)  # seven images at a time
     for values, same in zip(calibration.at_temperature(honest, classes, 0.5), expected, strict=True):
@@ -199,7 +203,7 @@ def test_each_curve_of_the_reliability_diagram_has_its_points_and_its_images():
     table = [{"from": k / 4, "to": (k + 1) / 4, "images": n, "confidence": k / 4 + 0.1, "accuracy": 0.5}
              for k, n in enumerate([0, 4, 2, 0])]  # fmt: skip
     says = {"says": "", "temperatures_of_folds": [0.5, 0.52]}
-    results = {"images": 6, "classes_measured": 2, "classes_in_data": 3, "temperature_scaling": says}
+    results = {"images": 6, "temperature_scaling": says, **measured_on([0, 0, 1, 1, 1, 1], 3)}
     results |= {"expected_calibration_error": 0.1, "top1_accuracy": 0.5, "mean_confidence": 0.4}
     for after, names in (([], 2), (table, 3)):
         figure, text = report.draw_reliability(table, after, results, SimpleNamespace(label="net"))

@@ -25,7 +25,7 @@ from explain.report.figures import (
     draw_legend,
     draw_picture,
     file_name,
-    images_and_classes,
+    measured_on,
     panel_grid,
     short,
 )
@@ -42,7 +42,7 @@ def write(
 ) -> None:
     """Write figures, tables and metrics of the rows."""
     results, bins = summary(rows, len(model.categories))
-    results |= {"classes_in_data": output.classes}
+    results |= measured_on([row["class"] for row in rows], output.classes)
     results["temperature_scaling"], bins_after = rescale(rows, results, output.path)
     results |= crops(rows)
     if results["mostly_cropped"] > 0.5:
@@ -86,7 +86,6 @@ def summary(rows: list[dict], classes: int) -> tuple[dict, list[dict]]:
         "brier_score": sum(row["brier"] for row in rows) / n,
         "mean_confidence": float(np.mean(confidence)),
         "expected_calibration_error": calibration_error,
-        "classes_measured": len({row["class"] for row in rows}),
     }, bins
 
 
@@ -149,11 +148,6 @@ def crop_sentence(results: dict, model: Classifier) -> str:
     )
 
 
-def measured(results: dict) -> str:
-    """Return the number of images and classes that the metrics are of."""
-    return images_and_classes(*(results[key] for key in ("images", "classes_measured", "classes_in_data")))
-
-
 def draw_reliability(
     bins: list[dict], bins_after: list[dict], results: dict, model: Classifier
 ) -> tuple[Figure, list[str]]:
@@ -180,9 +174,9 @@ def draw_reliability(
     below.yaxis.get_major_locator().set_params(integer=True)
     return figure, [
         f"{model.label}: can its confidence be believed?",
-        f"{measured(results)}: expected calibration error {results['expected_calibration_error']:.3f} ({len(bins)} "
-        f"bins), accuracy {results['top1_accuracy']:.3f}, mean confidence {results['mean_confidence']:.3f}. "
-        "Intervals: Wilson 1927.",
+        f"{results['measured_on']}. Expected calibration error {results['expected_calibration_error']:.3f} "
+        f"({len(bins)} bins), accuracy {results['top1_accuracy']:.3f}, mean confidence "
+        f"{results['mean_confidence']:.3f}. Intervals: Wilson 1927.",
         results["temperature_scaling"]["says"],
     ]
 
@@ -226,9 +220,9 @@ def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> tuple[
     cut = f" ({len(classes)} of {len(missed)})" if len(classes) < len(missed) else ""
     return figure, [
         f"{model.label}: what the missed classes are mistaken for",
-        f"{measured(results)}. Rows: classes with mistakes, most missed first{cut}: {quantity(len(drawn), 'image')}. "
-        "Numbers count images; the colour is their share of the row, blue where they are right and red where they are "
-        "mistaken. confusion.csv has every class.",
+        f"{results['measured_on']}. Rows: classes with mistakes, most missed first{cut}, and their "
+        f"{quantity(len(drawn), 'image')}. Numbers count images; the colour is their share of the row, blue where they "
+        "are right and red where they are mistaken. confusion.csv has every class.",
     ]
 
 
@@ -247,13 +241,12 @@ def draw_mistakes(
             f"taken for {model.categories[row['predicted']]}",
             f"p {row['confidence']:.2f}, loss {row['loss']:.2f}, rank {row['rank']}",
         )
-    images = quantity(len(costliest), "image")
-    title = f"the only mistake in {images}" if len(wrong) == 1 else f"{len(wrong)} mistakes in {images}"
+    title = f"{quantity(len(wrong), 'mistake')} in {quantity(len(costliest), 'image')}"
     shown = f", the {len(axes)} with the highest loss" if len(axes) < len(wrong) else ""
     return figure, [
         f"{model.label}: {title}{shown}",
-        f"{measured(results)}. Highest loss first. p: probability of the predicted class; loss and rank: of the true "
-        f"class. Pictures: {model.view}.",
+        f"{results['measured_on']}. Highest loss first. p: probability of the predicted class; loss and rank: of the "
+        f"true class. Pictures: {model.view}.",
     ]
 
 
@@ -270,7 +263,7 @@ def findings(results: dict) -> list[str]:
     """Return a line on accuracy and calibration, and one on what a temperature does to them."""
     among_five = f"top-5 {results['top5_accuracy']:.4f}, " if "top5_accuracy" in results else ""
     return [
-        f"{measured(results)}: loss {results['loss']:.4f}, top-1 {results['top1_accuracy']:.4f}, {among_five}"
+        f"{results['measured_on']}: loss {results['loss']:.4f}, top-1 {results['top1_accuracy']:.4f}, {among_five}"
         f"calibration error {results['expected_calibration_error']:.4f}",
         results["temperature_scaling"]["says"],
     ]

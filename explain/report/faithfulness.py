@@ -24,10 +24,10 @@ from explain.report.figures import (
     draw_legend,
     draw_map,
     draw_picture,
-    images_and_classes,
     kind_colours,
     kinds_of_maps,
     label,
+    measured_on,
     short,
 )
 from explain.report.page import finish
@@ -41,7 +41,7 @@ def write(
     results, used = summary(rows), [row for row in rows if row["right"]]
     if not used:
         raise UserError(f"the network gets none of {len(rows)} images right: give it other images or weights")
-    results |= {"classes_measured": len({row["class"] for row in used}), "classes_in_data": output.classes}
+    results |= measured_on([row["class"] for row in used], output.classes)
     draw_figure(output, "insertion_deletion", draw_curves, used, results, model, output.options.steps)
     draw_figure(output, "faithfulness", draw_measures, results, model)
     if results["randomised"]:
@@ -141,11 +141,6 @@ def findings(results: dict) -> list[str]:
     return lines
 
 
-def measured(results: dict) -> str:
-    """Return the number of images and classes that the metrics are of."""
-    return images_and_classes(*(results[key] for key in ("images_measured", "classes_measured", "classes_in_data")))
-
-
 def draw_curves(rows: list[dict], results: dict, model: Classifier, steps: int) -> tuple[Figure, list[str]]:
     """Draw the mean insertion and deletion curves of every kind of map."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
@@ -165,7 +160,7 @@ def draw_curves(rows: list[dict], results: dict, model: Classifier, steps: int) 
     draw_legend(figure.add_subplot(grid[1, :]), left, columns=5)
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",
-        f"Mean over {measured(results)}; grey: baselines that know nothing of the network. Pixels "
+        f"Mean over {results['measured_on']}; grey: baselines that know nothing of the network. Pixels "
         "come and go in the map's order, the largest first (Petsiuk et al. 2018).",
     ]
 
@@ -200,7 +195,7 @@ def draw_measures(results: dict, model: Classifier) -> tuple[Figure, list[str]]:
     best = results["best_baseline"]
     return figure, [
         f"{model.label}: how far can each map be believed?",
-        f"{measured(results)}, {quantity(results['mosaics'], 'mosaic')}; bars: one standard "
+        f"{results['measured_on']}, {quantity(results['mosaics'], 'mosaic')}; bars: one standard "
         f"error; lines: baselines, the best of which is {best}. A map that is no better than they are says nothing of "
         "the network; one that does not change with the class explains no class.",
     ]

@@ -250,10 +250,16 @@ def fitted(text: str, inches: float) -> str:
     return short(text, length)
 
 
-def images_and_classes(images: int, classes: int, of_classes: int) -> str:
-    """Return how much was measured: 16 images from 4 of 4 classes; of images without labels, their number alone."""
-    text = quantity(images, "image")
-    return f"{text} from {classes:,} of {quantity(of_classes, 'class')}" if of_classes else text
+def measured_on(classes: Sequence[int], in_data: int) -> dict[str, Any]:
+    """Return how many classes the measured images are of, and in words: 16 images from 4 of 4 classes.
+
+    `classes` are those of each image, `in_data` is the number of classes in the data; 0 for images without labels.
+    """
+    images, measured = quantity(len(classes), "image"), len({*classes})
+    if not in_data:
+        return {"measured_on": images}
+    text = f"{images} from {measured:,} of {quantity(in_data, 'class')}"
+    return {"classes_measured": measured, "classes_in_data": in_data, "measured_on": text}
 
 
 def label(kind: str) -> str:

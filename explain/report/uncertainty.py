@@ -25,7 +25,7 @@ from explain.report.figures import (
     draw_legend,
     draw_picture,
     file_name,
-    images_and_classes,
+    measured_on,
     panel_grid,
     save_pictures,
     short,
@@ -50,6 +50,7 @@ def write(
     ordered = by_uncertainty(tested)
     rounded = mean_rounding([row["bfloat16"] for row in rows if "bfloat16" in row])
     judged, judged_tables = selective.judge(labelled, options.seed)
+    judged_on = measured_on([row["label"] for row in labelled], output.classes)
     verdicts, lines = selective.describe_verdicts(judged), findings(ordered)
     of_rounding = rounding_in_words(rounded)
     save_pictures(output, tested[: options.show], photos, model)
@@ -68,21 +69,17 @@ def write(
     if options.passes > 1:
         draw_figure(output, "settling", draw_settling, ordered[:SETTLING_SHOWN], model)
     if judged and any("auroc_interval" in measure for measure in judged["mistakes"].values()):
-        sample = images_and_classes(len(labelled), len({row["label"] for row in labelled}), output.classes)
-        arguments = labelled, sample, judged["mistakes"], judged["predictions"], model
+        arguments = labelled, judged_on["measured_on"], judged["mistakes"], judged["predictions"], model
         draw_figure(output, "mistakes", draw_mistakes, *arguments)
         lines.append(selective.verdict(judged["mistakes"]))
     elif not options.images:
         lines.append(verdicts)
     if judged.get("mistakes_under_shift"):
-        labels = [row["label"] for row in labelled if "disturbed" in row]
-        sample = images_and_classes(len(labels), len({*labels}), output.classes)
-        draw_figure(output, "shift", draw_shift, judged["mistakes_under_shift"], sample, model)
+        disturbed = measured_on([row["label"] for row in labelled if "disturbed" in row], output.classes)
+        draw_figure(output, "shift", draw_shift, judged["mistakes_under_shift"], disturbed["measured_on"], model)
     results = summary(tested, options.passes, len(model.categories)) | judged
     results |= {"bfloat16": rounded} if rounded else {}
-    if labelled:
-        measured = len({row["label"] for row in labelled})
-        results |= {"classes_measured": measured, "classes_in_data": output.classes}
+    results |= judged_on if labelled else {}
     all_tables = tables(tested, ordered, model.categories) | judged_tables
     finish(output, rows, skipped, results, all_tables, model, findings=lines + of_rounding)
 
