@@ -4,7 +4,7 @@ Cross-entropy loss, mean of -log p(y | x), and the fractions of images whose cla
 among the five most likely (top-5), on the split validation images. Can its confidence be believed? The expected
 calibration error, sum over 15 bins of (n_b / n) |accuracy_b - confidence_b| (Guo et al. 2017, On Calibration of Modern
 Neural Networks, section 2), with its reliability diagram; and what is left of it after one temperature (section 4.2),
-fitted on one half of the images and judged on the other. Images are read as they are stored (EXIF ignored), as for
+fitted and judged on different images. Images are read as they are stored (EXIF ignored), as for
 published accuracies.
 
     python 2b_evaluate.py                 # all validation images, after process_data.py
@@ -56,11 +56,6 @@ def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Ten
     have.
     """
     logits = common.predict_logits(model, images)
-    return {"logits": logits, **evaluate_logits(logits, classes)}
-
-
-def evaluate_logits(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Return the measures of `evaluate`, from logits (N, classes)."""
     if classes.max() >= logits.shape[1]:
         raise common.UserError(
             f"class {int(classes.max())} is unknown to a model of {logits.shape[1]} classes: do the ids start at 1?"
@@ -72,11 +67,12 @@ def evaluate_logits(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
     confidence = p.amax(1)
     loss = F.cross_entropy(logits, classes, reduction="none")
     brier = (p - F.one_hot(classes, p.shape[1])).square().sum(1)
-    return {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence, "brier": brier}
+    columns = {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence, "brier": brier}
+    return {"logits": logits, **columns}
 
 
-def labelled_images(folder: str, model: common.Classifier, limit: int | None) -> common.ImageFiles:
-    """List the images in a folder with a subfolder for each class, the first `limit` of them.
+def labelled_images(folder: str, model: common.Classifier) -> common.ImageFiles:
+    """List the images in a folder with a subfolder for each class.
 
     Images outside the subfolders are `skipped`; notes on the classes are printed, and kept with the model.
 
@@ -112,7 +108,7 @@ def labelled_images(folder: str, model: common.Classifier, limit: int | None) ->
         raise common.UserError(f"the folders in {printable(base)} have no files: put images there")
     notes += note_missing(model.categories, ids.values(), printable(base))
     common.add_notes(model, [*notes, *note_empty(ids, (path.relative_to(base).as_posix() for path in paths))])
-    return common.ImageFiles(files[:limit], no_picture, skipped)
+    return common.ImageFiles(files, no_picture, skipped)
 
 
 def main() -> None:
@@ -121,9 +117,10 @@ def main() -> None:
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     if split is None:
-        files = labelled_images(options.folder, model, options.limit)
+        files = labelled_images(options.folder, model)
     else:
-        files = common.label_images(split, model, options.dataset, options.limit)
+        files = common.label_images(split, model, options.dataset)
+    files = common.spread_over_classes(files, options.limit, options.seed)
 
     def evaluate_batch(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         classes = torch.tensor([common.class_of(file) for file in batch], device=images.device)

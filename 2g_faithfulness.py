@@ -200,18 +200,16 @@ def correlation(a: Tensor, b: Tensor) -> float | None:
 def choose_mosaic(
     number: int, of: int, files: Sequence[common.ImageFile], sure_class: Callable[[common.ImageFile], int | None]
 ) -> dict[int, common.ImageFile]:
-    """Return four images of different classes that the network is sure of by their class, one from each quarter.
+    """Return the first four images of different classes that the network is sure of, by their class.
 
-    In each quarter of the files every `of`-th is this mosaic's, so that no photo is in two; fewer than four where one
-    has none.
+    They are from this mosaic's part, one `of`-th, of the files, so that no photo is in two; fewer than four where it
+    has no more.
     """
-    side, members = len(files) // 4, {}
-    for quarter in range(4):
-        for file in files[quarter * side : (quarter + 1) * side][number::of]:
-            c = sure_class(file)
-            if c is not None and c not in members:
-                members[c] = file
-                break
+    part, members = len(files) // of, {}
+    for file in files[number * part : (number + 1) * part]:
+        c = sure_class(file) if len(members) < 4 else None
+        if c is not None:
+            members.setdefault(c, file)
     return members
 
 
@@ -311,13 +309,15 @@ def measure_batch(
 def main() -> None:
     options = parse_options()
     labelled = not options.images and not options.classes
-    limit = None if labelled else options.limit  # of the labelled ones, those count whose class the network has
-    files = common.test_images(options) if options.images else common.validation_images(options.dataset, limit)
+    files = common.test_images(options) if options.images else common.validation_images(options.dataset)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     table = MAPS | import_maps(options.map)
     if labelled:
-        files = common.label_images(files, model, options.dataset, options.limit)
+        files = common.label_images(files, model, options.dataset)
+        files = common.spread_over_classes(files, options.limit, options.seed)
+    else:
+        files = common.ImageFiles(files[: options.limit], files.no_picture)
     files, classes = common.classes_to_explain(options.classes, files, model.categories, model.wnids)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict[str, Any]]:

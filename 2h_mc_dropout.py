@@ -46,7 +46,7 @@ def parse_options() -> argparse.Namespace:
         help="round the factors of the products after the first dropout to bfloat16, 8 bits: half of their time on a "
         f"processor with instructions for it; the first {COMPARED} images tell how far that changes the means",
     )
-    help_text = "disturb the first N validation images too: noise, blur, a turn, low contrast (0: none)"
+    help_text = "disturb N validation images too, spread as by --limit: noise, blur, a turn, low contrast (0: none)"
     parser.add_argument("--shift-limit", default=100, type=whole, metavar="N", help=help_text)
     options = parser.parse_args()
     if options.dropout is not None and not 0 < options.dropout < 1:
@@ -247,7 +247,9 @@ def main() -> None:
     split = split_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
-    labelled = common.label_images(split, model, options.dataset, options.limit)
+    labelled = common.label_images(split, model, options.dataset)
+    labelled = common.spread_over_classes(labelled, options.limit, options.seed)
+    to_disturb = {file.key for file in common.spread_over_classes(labelled, options.shift_limit, options.seed)}
     if options.dropout is not None and not dropout.set_dropout(model, options.dropout):
         raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
     example = torch.zeros(1, 3, model.input_size, model.input_size, device=options.device)
@@ -272,7 +274,7 @@ def main() -> None:
         full = passes_of(images, batch, bfloat16=False)[1] if compared else logits
         for n in compared:
             rows[n]["bfloat16"] = report.rounding(logits[:, n], full[:, n])
-        shifted = [n for n, file in enumerate(files) if 0 <= file.index - len(tested) < options.shift_limit]
+        shifted = [n for n, file in enumerate(files) if file.label is not None and file.key in to_disturb]
         if shifted:
             generators = common.seeded_generators(options.seed, (file.index for file in batch))
             for name, pictures in disturbed(images, generators).items():
@@ -283,7 +285,7 @@ def main() -> None:
         return rows
 
     numbered = [file._replace(index=len(tested) + file.index) for file in labelled]
-    files = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped)
+    files = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped, labelled.classes)
     rows, skipped = common.explain_images(model, files, explain, options, output)
     report.write(rows, skipped, [file.path for file in files], model, output)
 

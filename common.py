@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -50,6 +50,7 @@ from explain.run.rows import Rows, run_settings
 
 # What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
 __all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]
+__all__ += ["spread_over_classes"]
 __all__ += ["test_images", "validation_images", "Classes", "class_ids", "class_score_gradient", "classes_to_explain"]
 __all__ += ["find_class", "find_classes", "forward_pass", "most_likely", "shared", "shared_results", "MapFunction"]
 __all__ += ["NoSuchMap", "call_with", "make_maps", "map_name", "map_rows", "check_finite", "check_images"]
@@ -75,11 +76,14 @@ class ImageFile(NamedTuple):
 
 
 class ImageFiles(list[ImageFile]):
-    """The images of a run, the number of other files beside them, and labelled images left out, as path and reason."""
+    """The images of a run, the number of other files beside them, and labelled images left out, as path and reason.
 
-    def __init__(self, files: Iterable[ImageFile], no_picture: int, skipped: Iterable[dict] = ()):
+    `classes` is the number of classes that the data have, of which a --limit may leave some out; 0 without labels.
+    """
+
+    def __init__(self, files: Iterable[ImageFile], no_picture: int, skipped: Iterable[dict] = (), classes: int = 0):
         super().__init__(files)
-        self.no_picture, self.skipped = no_picture, list(skipped)
+        self.no_picture, self.skipped, self.classes = no_picture, list(skipped), classes
 
 
 def list_pictures(folder: Path) -> tuple[list[Path], int]:
@@ -126,11 +130,8 @@ def _argument_files(arguments: Sequence[str]) -> tuple[list[Path], int]:
     return paths, no_picture
 
 
-def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> ImageFiles:
-    """List the validation images as `process_data.py` split them, by class id, then name; see `class_of`.
-
-    With `limit` only the first ones.
-    """
+def validation_images(dataset: str | os.PathLike) -> ImageFiles:
+    """List the validation images as `process_data.py` split them, by class id, then name; see `class_of`."""
     base = Path(dataset)
     split = base / "DL_data_p"
     folders = [p for p in split.glob("*") if p.is_dir() and not is_system_name(p.name)]
@@ -149,7 +150,7 @@ def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> I
             "with --sample where there is no dataset"
         )
     files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
-    return ImageFiles(files[:limit], sum(others for _, others in listings))
+    return ImageFiles(files, sum(others for _, others in listings))
 
 
 def class_of(file: ImageFile) -> int:
@@ -157,10 +158,26 @@ def class_of(file: ImageFile) -> int:
     return int(file.key.split("/")[1]) if file.label is None else file.label
 
 
-def label_images(
-    files: ImageFiles, model: Classifier, dataset: str | os.PathLike, limit: int | None = None
-) -> ImageFiles:
-    """Label the split validation images with the network's classes; the first `limit` of those that have one.
+def spread_over_classes(files: ImageFiles, limit: int | None, seed: int) -> ImageFiles:
+    """Return `limit` labelled images in a random order in which each class comes before any second image of one.
+
+    Without a limit, all of them as they are. The indices are the places in the new list.
+    """
+    images_of: Counter[int] = Counter()
+
+    def turn(file: ImageFile) -> int:  # 1 for the first image of a class, 2 for the second, ...
+        images_of[class_of(file)] += 1
+        return images_of[class_of(file)]
+
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
+    spread = sorted((files[place] for place in order), key=turn)
+    chosen = files if limit is None else spread[:limit]
+    numbered = (file._replace(index=index) for index, file in enumerate(chosen))
+    return ImageFiles(numbered, files.no_picture, files.skipped, len(images_of))
+
+
+def label_images(files: ImageFiles, model: Classifier, dataset: str | os.PathLike) -> ImageFiles:
+    """Label the split validation images with the network's classes.
 
     A dataset's classes are matched with the network's by name where both have names, else by id; see `match_labels`.
     Images of other classes are `skipped`, and classes that only one side has are noted.
@@ -176,7 +193,7 @@ def label_images(
             labelled.append(file._replace(index=len(labelled), label=c))
     if matched:
         add_notes(model, matched.notes(len(skipped)))
-    return ImageFiles(labelled[:limit], files.no_picture, skipped)
+    return ImageFiles(labelled, files.no_picture, skipped)
 
 
 def add_notes(model: Classifier, notes: Iterable[str]) -> None:
@@ -356,7 +373,7 @@ def explain_images(
     `explain` as in `explain_batches`. Raises OthersAtWork where rows of other shards are missing, UserError where no
     image can be used.
     """
-    output.no_picture = getattr(files, "no_picture", 0)
+    output.no_picture, output.classes = getattr(files, "no_picture", 0), getattr(files, "classes", 0)
     skipped = list(getattr(files, "skipped", []))
     if not files:
         raise UserError(_unusable(skipped))

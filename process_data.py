@@ -128,14 +128,18 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     return rows, skipped, results
 
 
-def print_changes(results: Mapping[str, int], split: Path, leftovers: Sequence[str]) -> None:
+def print_changes(results: Mapping[str, Any], split: Path, leftovers: Sequence[str]) -> None:
     """Print how many images were split, what is missing, and what no longer belongs there."""
     images = quantity(results["validation_images"], "image")
     classes = quantity(results["classes"], "class")
     print(f"{images} of {classes} -> {split} ({results['written']} written, {results['unchanged']} unchanged)")
     listed = quantity(results["listed"], "listed file")
     tests = quantity(results["test_images"], "test image")
-    print(f"{tests}; {results['listed_but_absent']} of {listed} missing")
+    print(
+        list_lines(
+            f"{tests}; {results['listed_but_absent']} of {listed} missing", [repr(name) for name in results["absent"]]
+        )
+    )
     if leftovers:
         files = quantity(len(leftovers), "leftover file")
         pruned = results["pruned"]
@@ -179,7 +183,7 @@ def check_images(
     bad = [name for name in files if name in problems]
     skipped = [{"path": key_of(files[name], base), "reason": problems[name]} for name in bad]
     counts: dict[str, Any] = {"listed": len({*labels, *read.problems}), "listed_but_absent": len(absent)}
-    counts |= {"problems": len(problems), "no_picture": no_picture}
+    counts |= {"absent": absent, "problems": len(problems), "no_picture": no_picture}
     counts["bad_lines"] = [problem for name, problem in problems.items() if name not in files]
     if read.notes:
         counts["read_as"] = read.notes

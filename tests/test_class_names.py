@@ -153,8 +153,10 @@ def test_a_dataset_without_names_is_labelled_by_ids(tmp_path):
 
 def test_the_limit_counts_images_that_have_a_class(dataset):
     folder = dataset("emu", "dog", "cat", "elk")
-    files = common.label_images(common.validation_images(folder), network(["cat", "dog", "elk"]), folder, limit=2)
-    assert [(file.index, file.key[-5:], file.label) for file in files] == [(0, "1.png", 1), (1, "2.png", 0)]
+    files = common.label_images(common.validation_images(folder), network(["cat", "dog", "elk"]), folder)
+    two = common.spread_over_classes(files, 2, seed=0)
+    assert [file.index for file in two] == [0, 1] and {file.label for file in two} < {0, 1, 2}
+    assert two.classes == 3 and len(two.skipped) == 1
 
 
 def named(model: SimpleNamespace, folder) -> tuple[list[str], str]:

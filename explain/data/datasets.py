@@ -184,7 +184,7 @@ def refuse_parts(folder: Path, subfolders: Sequence[str]) -> None:
         if both or (not around and len(parts) == len(folders)):
             first = min(parts, key=lambda name: [bool(re.fullmatch(part, parts[name])) for part in PARTS].index(True))
             raise UserError(
-                f"{printable(folder)} has the folders {', '.join(parts)}, which are parts of a dataset and not classes: "
+                f"{printable(folder)} has the folders {', '.join(parts)}, which are parts of a dataset, not classes: "
                 f"give one of them, such as {printable(folder / first)}"
             )
 

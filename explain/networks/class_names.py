@@ -161,7 +161,7 @@ def match_names(names: Names, model: Classifier) -> list[list[int]]:
     """
     wnids = model.wnids or [""] * len(model.categories)
     by_wnid = {wnid: c for c, wnid in enumerate(wnids) if wnid}
-    own, networks = class_lookup([name for _, name in names]), class_lookup(model.categories)
+    own, networks = class_lookup([name for _, name in names]), class_lookup(model.categories, model.wnids)
 
     def match(label: int, wnid: str, name: str) -> list[int]:
         if wnid in by_wnid:

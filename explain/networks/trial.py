@@ -83,7 +83,7 @@ def refuse_unsteady(name: str, model: nn.Module, images: Tensor, stochastic: boo
     if not stochastic:
         raise UserError(
             f"{name} gives a picture other logits, by up to {_largest(alone, once[:1]):.2g}, beside others than alone: "
-            "a batch norm uses the statistics of the batch (call eval() before torch.export; track_running_stats=True), "
+            "a batch norm uses the batch's statistics (call eval() before torch.export; track_running_stats=True), "
             "or activations are quantised by the range of the batch, or accept it by --stochastic"
         )
     return "random" if is_random else "dependent on its batch"

@@ -27,6 +27,7 @@ from explain.report.figures import (
     kind_colours,
     kinds_of_maps,
     label,
+    measured_on,
     short,
 )
 from explain.report.page import finish
@@ -40,6 +41,7 @@ def write(
     results, used = summary(rows), [row for row in rows if row["right"]]
     if not used:
         raise UserError(f"the network gets none of {len(rows)} images right: give it other images or weights")
+    results |= measured_on([row["class"] for row in used], output.classes)
     draw_figure(output, "insertion_deletion", draw_curves, used, results, model, output.options.steps)
     draw_figure(output, "faithfulness", draw_measures, results, model)
     if results["randomised"]:
@@ -158,7 +160,7 @@ def draw_curves(rows: list[dict], results: dict, model: Classifier, steps: int) 
     draw_legend(figure.add_subplot(grid[1, :]), left, columns=5)
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",
-        f"Mean over {quantity(len(rows), 'image')}; grey: baselines that know nothing of the network. Pixels "
+        f"Mean over {results['measured_on']}; grey: baselines that know nothing of the network. Pixels "
         "come and go in the map's order, the largest first (Petsiuk et al. 2018).",
     ]
 
@@ -190,10 +192,10 @@ def draw_measures(results: dict, model: Classifier) -> tuple[Figure, list[str]]:
         axes.set_yticks(range(len(kinds)), [label(kind) if axes is panels[0] else "" for kind in kinds])
         axes.set_ylim(len(kinds) - 0.4, -0.6)
     draw_legend(figure.add_subplot(grid[1, :]), panels[0], columns=4)
-    measured, best = results["images_measured"], results["best_baseline"]
+    best = results["best_baseline"]
     return figure, [
         f"{model.label}: how far can each map be believed?",
-        f"{quantity(measured, 'image')}, {quantity(results['mosaics'], 'mosaic')}; bars: one standard "
+        f"{results['measured_on']}, {quantity(results['mosaics'], 'mosaic')}; bars: one standard "
         f"error; lines: baselines, the best of which is {best}. A map that is no better than they are says nothing of "
         "the network; one that does not change with the class explains no class.",
     ]

@@ -23,10 +23,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
+from matplotlib.textpath import TextPath
 from PIL import Image
 from torch import Tensor
 
-from explain.basics.errors import UserError
+from explain.basics.errors import UserError, quantity
 from explain.basics.files import write_file
 from explain.data.pictures import read_image, to_pixels
 from explain.networks.classifier import Classifier
@@ -139,7 +140,11 @@ def draw_picture(axes: Axes, model: Classifier, path: Path, upright: bool = True
 
 
 def draw_heading(panels: Sequence[Axes], *lines: str) -> None:
-    """Write lines above an item's panels, over their whole width."""
+    """Write lines above an item's panels, each cut with an ellipsis to their whole width."""
+    grid, columns = panels[0].get_gridspec(), [panel.get_subplotspec().colspan[0] for panel in panels]
+    ratios = grid.get_width_ratios()
+    width = WIDTH * sum(ratios[min(columns) : max(columns) + 1]) / sum(ratios) - 0.06  # without the layout's padding
+    lines = tuple(fitted(line, width) for line in lines)
     above = dict(xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", va="bottom", linespacing=1.15)
     text = panels[0].annotate("\n".join(lines), (0, 1), **above, annotation_clip=False)
     text.set_in_layout(False)  # or its width would push the panels apart
@@ -235,6 +240,26 @@ def margins(figure: Figure, title: Text, caption: Text) -> list[float]:
 def short(text: str, length: int = 24) -> str:
     """Return a name cut to `length` characters, for a title."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def fitted(text: str, inches: float) -> str:
+    """Return a text cut with an ellipsis so that it is at most so wide in the figures' size of letters."""
+    length = len(text)
+    while length > 1 and TextPath((0, 0), short(text, length), STYLE["font.size"]).get_extents().width > 72 * inches:
+        length -= 1
+    return short(text, length)
+
+
+def measured_on(classes: Sequence[int], in_data: int) -> dict[str, Any]:
+    """Return how many classes the measured images are of, and in words: 16 images from 4 of 4 classes.
+
+    `classes` are those of each image, `in_data` is the number of classes in the data; 0 for images without labels.
+    """
+    images, measured = quantity(len(classes), "image"), len({*classes})
+    if not in_data:
+        return {"measured_on": images}
+    text = f"{images} from {measured:,} of {quantity(in_data, 'class')}"
+    return {"classes_measured": measured, "classes_in_data": in_data, "measured_on": text}
 
 
 def label(kind: str) -> str:

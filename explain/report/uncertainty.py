@@ -25,6 +25,7 @@ from explain.report.figures import (
     draw_legend,
     draw_picture,
     file_name,
+    measured_on,
     panel_grid,
     save_pictures,
     short,
@@ -49,6 +50,7 @@ def write(
     ordered = by_uncertainty(tested)
     rounded = mean_rounding([row["bfloat16"] for row in rows if "bfloat16" in row])
     judged, judged_tables = selective.judge(labelled, options.seed)
+    judged_on = measured_on([row["label"] for row in labelled], output.classes)
     verdicts, lines = selective.describe_verdicts(judged), findings(ordered)
     of_rounding = rounding_in_words(rounded)
     save_pictures(output, tested[: options.show], photos, model)
@@ -67,15 +69,17 @@ def write(
     if options.passes > 1:
         draw_figure(output, "settling", draw_settling, ordered[:SETTLING_SHOWN], model)
     if judged and any("auroc_interval" in measure for measure in judged["mistakes"].values()):
-        draw_figure(output, "mistakes", draw_mistakes, labelled, judged["mistakes"], judged["predictions"], model)
+        arguments = labelled, judged_on["measured_on"], judged["mistakes"], judged["predictions"], model
+        draw_figure(output, "mistakes", draw_mistakes, *arguments)
         lines.append(selective.verdict(judged["mistakes"]))
     elif not options.images:
         lines.append(verdicts)
     if judged.get("mistakes_under_shift"):
-        images = min(len(labelled), options.shift_limit)
-        draw_figure(output, "shift", draw_shift, judged["mistakes_under_shift"], images, model)
+        disturbed = measured_on([row["label"] for row in labelled if "disturbed" in row], output.classes)
+        draw_figure(output, "shift", draw_shift, judged["mistakes_under_shift"], disturbed["measured_on"], model)
     results = summary(tested, options.passes, len(model.categories)) | judged
     results |= {"bfloat16": rounded} if rounded else {}
+    results |= judged_on if labelled else {}
     all_tables = tables(tested, ordered, model.categories) | judged_tables
     finish(output, rows, skipped, results, all_tables, model, findings=lines + of_rounding)
 
@@ -278,7 +282,7 @@ COLOURS = dict(zip(selective.MEASURES, [*CYCLE[:4], CYCLE[4], BLACK, GREY, SKY],
 
 
 def draw_mistakes(
-    rows: list[dict], judged: dict[str, dict], predictions: dict[str, dict], model: Classifier
+    rows: list[dict], sample: str, judged: dict[str, dict], predictions: dict[str, dict], model: Classifier
 ) -> tuple[Figure, list[str]]:
     """Draw the risk-coverage curves of all measures, and their AUROC for mistakes with its 95% interval."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
@@ -301,7 +305,7 @@ def draw_mistakes(
     mean, single = predictions["mean"], predictions["single"]
     return figure, [
         f"{model.label}: {selective.verdict(judged)}",
-        f"{quantity(len(rows), 'validation image')}. Bars: 95 % bootstrap intervals over images; lines in the colours "
+        f"{sample}. Bars: 95 % bootstrap intervals over images; lines in the colours "
         "of the dots, the single pass's probability thick. "
         f"Mean of the passes: accuracy {mean['accuracy']:.3f}, loss {mean['loss']:.3f}, calibration error "
         f"{mean['expected_calibration_error']:.3f}; single pass: {single['accuracy']:.3f}, {single['loss']:.3f}, "
@@ -309,7 +313,7 @@ def draw_mistakes(
     ]
 
 
-def draw_shift(shift: dict[str, dict], images: int, model: Classifier) -> tuple[Figure, list[str]]:
+def draw_shift(shift: dict[str, dict], sample: str, model: Classifier) -> tuple[Figure, list[str]]:
     """Draw accuracy and confidence under each disturbance, and each measure's AUROC for mistakes."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.22))
@@ -331,6 +335,6 @@ def draw_shift(shift: dict[str, dict], images: int, model: Classifier) -> tuple[
     draw_legend(figure.add_subplot(grid[1, :]), right, columns=3)
     return figure, [
         f"{model.label}: does it know that it errs on disturbed pictures?",
-        f"{quantity(images, 'validation image')}, each as it is (none) and under every disturbance; pooled: "
+        f"{sample}, each as it is (none) and under every disturbance; pooled: "
         "all disturbances together. Nothing is said where fewer than five are wrong, or right. Dashed: a coin's.",
     ]

@@ -29,7 +29,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         help="class to explain, by id or name: one for all images, one for each, or several for one image (default: "
         "each image's most likely class)",
     ),
-    "--limit": dict(type=positive, metavar="N", help="use only the first N images"),
+    "--limit": dict(
+        type=positive,
+        metavar="N",
+        help="use only N images: the first ones, or of labelled images N spread over the classes, in a random order "
+        "(--seed) with each class before any second image of one",
+    ),
     "--strict": dict(action="store_true", help="stop at an image that cannot be read instead of skipping it"),
     "--dataset": dict(default="dataset", metavar="DIR", help="folder that contains DL_data and DL_data_p"),
     "--output": dict(

@@ -85,6 +85,7 @@ class OutputFolder:
         self.captions: dict[str, list[str]] = {}  # title and sentences of each figure
         self.margins: dict[str, list[float]] = {}  # fractions of its height that they take, above and below
         self.no_picture = 0  # files in the folders of images that are no pictures by their names
+        self.classes = 0  # that the labelled data have, of which --limit may leave some out
         self.started = time.perf_counter()
         existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
         if not os.path.isdir(existing):
