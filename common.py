@@ -31,13 +31,13 @@ from torch.utils.checkpoint import CheckpointError
 from explain.basics.errors import NoSuchMap, UserError, printable, whole_argument
 from explain.basics.files import is_system_name, list_files, size_of
 from explain.basics.sharing import is_shared, shared, shared_results
-from explain.data.datasets import TEST_FOLDERS, find_folder, read_dataset_names
+from explain.data.datasets import TEST_FOLDERS, class_folders, find_folder, note_empty, read_dataset_names
 from explain.data.labels import read_names
 from explain.data.pictures import FINDINGS, is_picture_name, nearly_black, read_image, to_pixels
 from explain.methods.faithfulness import faithfulness_scores
 from explain.methods.feature_maps import run_with_features
 from explain.methods.maps import describe_map
-from explain.networks.class_names import find_class, find_classes, match_labels, name_classes
+from explain.networks.class_names import find_class, find_classes, match_labels, name_classes, note_missing
 from explain.networks.classifier import Classifier, load_model
 from explain.networks.logits import at_least_one, check_images, class_ids, class_logits
 from explain.networks.preprocessing import OPTIONS
@@ -50,7 +50,7 @@ from explain.run.rows import Rows, run_settings
 
 # What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
 __all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]
-__all__ += ["spread_over_classes"]
+__all__ += ["spread_over_classes", "labelled_images"]
 __all__ += ["test_images", "validation_images", "Classes", "class_ids", "class_score_gradient", "classes_to_explain"]
 __all__ += ["find_class", "find_classes", "forward_pass", "most_likely", "shared", "shared_results", "MapFunction"]
 __all__ += ["NoSuchMap", "call_with", "make_maps", "map_name", "map_rows", "check_finite", "check_images"]
@@ -194,6 +194,46 @@ def label_images(files: ImageFiles, model: Classifier, dataset: str | os.PathLik
     if matched:
         add_notes(model, matched.notes(len(skipped)))
     return ImageFiles(labelled, files.no_picture, skipped)
+
+
+def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
+    """List the images in a folder with a subfolder for each class.
+
+    Images outside the subfolders are `skipped`; notes on the classes are printed, and kept with the model.
+
+    A subfolder is named by the class's name, wnid or id. Where the model has only numbers for names, as many subfolders
+    as it has classes may have any names, in the order of torchvision's ImageFolder; they are then the model's.
+    """
+    base = Path(folder)
+    names = list(zip(model.wnids or [""] * len(model.categories), model.categories, strict=True))
+    try:
+        ids, _, notes = class_folders(base, names)
+    except UserError:
+        ids, names, notes = class_folders(base) if model.names_from == "numbers" else ({}, [], [])
+        if len(ids) != len(model.categories):
+            raise
+        model.categories, model.names_from = [name for _, name in names], f"the folders in {printable(base)}, in order"
+    in_order = sorted(ids) == sorted(ids, key=ids.get)
+    if len(ids) == len(names) and not in_order and all(name.isdecimal() and int(name) == c for name, c in ids.items()):
+        notes.append(
+            "the folders' names are numbers, taken as class ids; a network trained with torchvision's ImageFolder has "
+            "its classes in the order of text (10 before 2): give their names in that order by --names"
+        )
+    files: list[ImageFile] = []
+    skipped: list[dict] = []
+    paths, no_picture = list_pictures(base)
+    for path in paths:
+        parts = path.relative_to(base).parts
+        if len(parts) == 1:
+            reason = f"it lies in no class's folder in {printable(base)}"
+            skipped.append({"path": printable(path), "reason": reason})
+        else:
+            files.append(ImageFile(len(files), printable(path), path, ids[parts[0]]))
+    if not files:
+        raise UserError(f"the folders in {printable(base)} have no files: put images there")
+    notes += note_missing(model.categories, ids.values(), printable(base))
+    add_notes(model, [*notes, *note_empty(ids, (path.relative_to(base).as_posix() for path in paths))])
+    return ImageFiles(files, no_picture, skipped)
 
 
 def add_notes(model: Classifier, notes: Iterable[str]) -> None:

@@ -296,7 +296,7 @@ def test_worth_and_judgement_are_shown(tmp_path):
     assert "believed is plain: insertion less deletion 0.100 ± 0.020, the best baseline (random) 0.010." in text
     assert "Measured in 2g: The map most to be believed is plain" in text
     assert "single pass 0.800 (0.700 to 0.900) 0.100" in text
-    assert "least sure: b.jpg, not told apart from 1 other." in text
+    assert "least sure by mutual information: b.jpg, not told apart from 1 other." in text
 
 
 def test_margins_are_those_of_title_and_caption():

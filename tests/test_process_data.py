@@ -486,7 +486,7 @@ def test_the_parts_of_a_dataset_are_no_classes(dataset, split, folders, first):
     class_folders(dataset.parent / "mine", *folders, "__MACOSX")
     message = refused(split, dataset, "--folders", "mine")
     assert re.search(f"has the folders .*{first}", message)
-    assert "parts of a dataset and not classes" in message and message.endswith(f"such as mine/{first}")
+    assert "parts of a dataset, not classes" in message and message.endswith(f"such as mine/{first}")
 
 
 def test_a_class_may_be_named_like_a_part_of_a_dataset(dataset, split):
