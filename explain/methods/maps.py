@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+
+
+def latest(function: Callable) -> Callable:
+    """Return the function that has a function's name in its file by now: a new one, where a notebook redefined it."""
+    return getattr(sys.modules.get(function.__module__), getattr(function, "__name__", ""), function)
 
 
 def describe_map(saliency: np.ndarray) -> dict[str, Any]:

@@ -86,8 +86,9 @@ def panel_grid(
 ) -> tuple[Figure | SubFigure, np.ndarray]:
     """Return a figure as wide as a page and its axes (items, columns), `per_line` items side by side.
 
-    `heads` are the names of the columns, printed once on top ("" for none); `widths` are the columns' relative widths
-    (1: a square panel). There is room for `text_lines` lines of text with each item; a colour bar takes two.
+    `heads` are the names of the columns, printed once on top ("" for none), with their units on a second line; `widths`
+    are the columns' relative widths (1: a square panel). There is room for `text_lines` lines of text with each item; a
+    colour bar takes two.
     `inside` is the part of a figure to use in place of a new one.
     """
     widths = [1.0] * len(heads) if widths is None else list(widths)
@@ -96,27 +97,27 @@ def panel_grid(
     ratios = [*widths, *([0.1, *widths] * (per_line - 1))]  # a narrow gap between items
     # a panel is at most as wide as half of the page: the width that is left stays empty
     side = min(WIDTH / sum(ratios), WIDTH / 2)
-    heads = ["\n".join(textwrap.wrap(name, int(side * 15))) for name in heads]
-    head = 0.03 + 0.13 * max(name.count("\n") + bool(name) for name in heads)  # inches
+    wrapped = [[textwrap.wrap(line, int(side * 15)) for line in f"{name}\n".split("\n")] for name in heads]
+    head = 0.06 + 0.13 * max(len(name) + len(unit) for name, unit, *_ in wrapped)  # inches
     line_height = side + 0.13 * text_lines + 0.06
     figure = inside or Figure(figsize=(WIDTH, head + lines * line_height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     slack = WIDTH / side - sum(ratios)
     # no row or column without an extent: the layout's solver ends the process at some of them
     columns = [*ratios, slack] if slack > 0.01 else ratios
-    rows = [*([head] if any(heads) else []), *[line_height] * lines]
+    rows = [*([head] if any(heads) else []), *[side] * lines]  # of axes alone: the layout adds the room of texts
     grid = figure.add_gridspec(len(rows), len(columns), width_ratios=columns, height_ratios=rows)
     axes = np.empty((items, len(heads)), dtype=object)
     for item in range(items):
         line, place = divmod(item, per_line)
-        for column, name in enumerate(heads):
+        for column, (name, unit, *_) in enumerate(wrapped):
             x = place * (len(heads) + 1) + column
             axes[item, column] = figure.add_subplot(grid[line + any(heads), x])
             if line == 0 and any(heads):
                 panel = figure.add_subplot(grid[0, x])
                 panel.axis("off")
-                text = panel.text(0.5, 0, name, ha="center", va="bottom", fontweight="bold", linespacing=1.15)
-                text.set_in_layout(False)
+                for text, weight in (("\n".join([*name, *" " * len(unit)]), "bold"), ("\n".join(unit), "normal")):
+                    panel.text(0.5, 0, text, ha="center", va="bottom", fontweight=weight).set_in_layout(False)
     return figure, axes
 
 
@@ -147,15 +148,17 @@ def draw_heading(panels: Sequence[Axes], *lines: str) -> None:
 
 
 MAP_PERCENTILE = 99.5  # drawn brightest: a few pixels stand out so far that the rest would be black beside them
-MAP_SCALE = (
-    f"The scale is linear from 0 to the {MAP_PERCENTILE}th percentile of the map (its brightest "
-    f"{100 - MAP_PERCENTILE:.1f} % are beyond), in logits per unit of pixel value."
-)
 
 
 def brightest(maps: Sequence[np.ndarray]) -> float:
     """Return the value drawn brightest on the one scale of these maps; the largest where their percentile is 0."""
     return float(max((np.percentile(m, MAP_PERCENTILE) or m.max() for m in maps), default=1.0))
+
+
+def scale_caption(sharing: str = "") -> str:
+    """Return the sentence on the scales of maps; `sharing` names those of a picture that share one."""
+    scale = f"Each scale is linear up to the {MAP_PERCENTILE}th percentile of its map, or its maximum if that is 0"
+    return scale + (f"; a picture's {sharing} share the largest of theirs." if sharing else ".")
 
 
 def map_colours(saliency: np.ndarray, limit: float) -> dict[str, Any]:
