@@ -36,16 +36,16 @@ PIXELS_TOGETHER = 1 << 20  # of copies in a pass, whose memory they are: 20 of 2
 def saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
     """Return the gradient of the class's logit, reduced to `over_channels`, in logits per unit of pixel value.
 
-    images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W). Simonyan et al. 2014,
-    section 3.1. Raises UserError where `common.forward_pass` does.
+    images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W). Raises UserError where
+    `common.forward_pass` does.
     """
     return over_channels(common.forward_pass(model, images, classes).gradient())
 
 
 def over_channels(gradient: Tensor) -> Tensor:
-    """Return the largest absolute value over the channels (Simonyan et al. 2014).
+    """Return the largest absolute value over the channels (Simonyan et al. 2014, section 3.1).
 
-    gradient (N, 3, H, W) -> maps (N, H, W); section 3.1.
+    gradient (N, 3, H, W) -> maps (N, H, W)
     """
     return gradient.abs().amax(1)
 
@@ -71,9 +71,8 @@ def smoothed_saliency_maps(
     """Return the mean of the saliency maps of `copies` copies with Gaussian noise of standard deviation `noise`
     (Smilkov et al. 2017), in logits per unit of pixel value.
 
-    Arguments and maps as in `saliency_maps`; generators: one for each image; noise is in pixel values. SmoothGrad,
-    section 3, of absolute values. Raises UserError where `common.forward_pass` does, and for another number of
-    generators.
+    Arguments and maps as in `saliency_maps`; generators: one for each image; noise is in pixel values. Section 3, of
+    absolute values. Raises UserError where `common.forward_pass` does, and for another number of generators.
     """
     ids = common.class_ids(classes, len(common.check_images(images)))
     if None in ids:  # without a graph, which would stay beside those of the copies
@@ -156,10 +155,8 @@ def main() -> None:
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         ids = [classes[file.index] for file in batch]
-        generators = common.seeded_generators(options.seed, (file.index for file in batch))
-        settings = {"generators": generators, "copies": options.copies, "noise": options.noise}
         with common.shared_results():
-            maps, reasons = common.make_maps(table, model, images, ids, **settings)
+            maps, reasons = common.make_maps(table, model, images, ids, options, [file.index for file in batch])
             forward = common.forward_pass(model, images, ids)
         for row in common.map_rows(forward, images, batch, maps, reasons, options, output):
             yield row | {"grad_cam_in_combined": "combined" in maps and forward.features is not None}

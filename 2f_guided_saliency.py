@@ -14,6 +14,7 @@ Grad-CAM says where the last layer sees the class, and guided Grad-CAM, the prod
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,17 +25,16 @@ from torch import Tensor, nn
 
 import common
 from explain.methods.maps import rank_correlation
-from explain.methods.rectifiers import RectifierRule, count_activations, refuse_opaque
+from explain.methods.rectifiers import RectifierRule, activations, refuse_opaque
 from explain.report import maps as report
 
 saliency = importlib.import_module("2e_saliency")  # the plain map, and the reduction over channels, are 2e's
 
 
 def guide(signal: Tensor) -> Tensor:
-    """Return the positive part of the signal that comes back to it (Springenberg et al. 2015).
+    """Return the positive part of the signal that comes back to it (Springenberg et al. 2015, section 3.4).
 
     Of a signal R_out, 1[0 < R_out] * R_out; the rectifier's own derivative makes the rule complete, with 1[0 < x].
-    Section 3.4.
     """
     return signal.clamp(min=0)
 
@@ -128,13 +128,16 @@ def main() -> None:
         ids = [classes[file.index] for file in batch]
         with common.shared_results():
             forward = common.forward_pass(model, images, ids)
-            maps, reasons = common.make_maps(MAPS, model, images, ids)
-            rectifiers, others = count_activations([forward.scores])
+            maps, reasons = common.make_maps(MAPS, model, images, ids, options, [file.index for file in batch])
+            seen = [*activations([forward.scores])]
+        counts = {
+            "rectifiers": Counter(name for *_, name, rectifies in seen if rectifies),
+            "left_as_they_are": Counter(name for *_, name, rectifies in seen if not rectifies),
+        }
         for n, row in enumerate(common.map_rows(forward, images, batch, maps, reasons, options, output)):
             if "guided" in maps:
-                pair = (maps[kind][n].cpu().numpy() for kind in ("plain", "guided"))
-                row["rank_correlation"] = rank_correlation(*pair)
-            yield row | {"rectifiers": dict(rectifiers), "left_as_they_are": dict(others)}
+                row["rank_correlation"] = rank_correlation(maps["plain"][n], maps["guided"][n])
+            yield row | counts
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
     report.write_guided(rows, skipped, [file.path for file in files], model, output, MAPS)

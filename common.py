@@ -275,26 +275,35 @@ MapFunction = Callable[..., Tensor]
 
 
 def make_maps(
-    table: Mapping[str, MapFunction], model: nn.Module, images: Tensor, classes: Classes, **settings: Any
+    table: Mapping[str, MapFunction],
+    model: nn.Module,
+    images: Tensor,
+    classes: Classes,
+    options: argparse.Namespace,
+    indices: Iterable[int],
 ) -> tuple[dict[str, Tensor], dict[str, NoSuchMap]]:
     """Return the maps (N, H, W) of each kind in a table, and of the kinds that the network cannot have, the reason.
 
-    A function gets those of the `settings` (generators, copies, noise) that it has parameters for. Those that take
-    copies are called first, while no graph of a shared forward pass takes memory beside theirs.
+    A function gets what it has parameters for: generators, one for each of the images' indices, the same in every call,
+    and copies and noise of the options. Those that take copies are called first, while no graph of a shared forward
+    pass takes memory beside theirs.
     """
+    settings = {name: value for name, value in vars(options).items() if name in ("copies", "noise")}
+    settings["generators"] = seeded_generators(options.seed, indices)
     maps, reasons = {}, {}
-    for kind in sorted(table, key=lambda kind: "copies" not in parameters_of(table[kind])):
-        try:
-            maps[kind] = call_with(table[kind], model, images, classes, **settings)
-        except NoSuchMap as reason:
-            reasons[kind] = reason
+    with shared_results():
+        for kind in sorted(table, key=lambda kind: "copies" not in parameters_of(table[kind])):
+            try:
+                maps[kind] = call_with(table[kind], model, images, classes, **settings)
+            except NoSuchMap as reason:
+                reasons[kind] = reason
     return {kind: maps[kind] for kind in table if kind in maps}, reasons
 
 
 def call_with(function: Callable, *arguments: Any, **settings: Any) -> Any:
     """Call the latest form of a table's function with those of the settings that it has parameters for."""
-    known = parameters_of(function)
-    return latest(function)(*arguments, **{name: value for name, value in settings.items() if name in known})
+    known = {name: settings[name] for name in parameters_of(function) if name in settings}
+    return latest(function)(*arguments, **known)
 
 
 def parameters_of(function: Callable) -> Collection[str]:
@@ -314,8 +323,10 @@ def map_rows(
     """Yield the row of each image (N, 3, H, W): its class, and of each kind of map (N, H, W) its measures and its file.
 
     `maps` and `reasons` are those of `make_maps`. The first images also get the faithfulness of their maps (--scores).
+    Raises UserError where the logits are not finite.
     """
-    for n, (file, row) in enumerate(zip(files, describe_classes(forward), strict=True)):
+    standing = class_standing(check_finite(forward.logits.detach()), forward.classes)
+    for n, (file, row) in enumerate(zip(files, standing, strict=True)):
         row |= {"maps": [*maps, *reasons], "files": []}
         for kind, of_all in maps.items():
             array = of_all[n].cpu().numpy()
@@ -348,14 +359,6 @@ def classes_to_explain(
             "several for one image"
         )
     return files, classes * (len(files) // len(classes))
-
-
-def describe_classes(forward: ForwardPass) -> list[dict]:
-    """Return class, logit, probability and rank of the class explained for each image, as columns of its row.
-
-    Raises UserError where the logits are not finite.
-    """
-    return class_standing(check_finite(forward.logits.detach()), forward.classes)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -445,8 +448,8 @@ def explain_batches(
                 if "skipped" not in row:
                     with record_nondeterminism(device) as more:
                         row |= next(columns)
-                    operations |= more
-                    row |= {"nondeterministic": sorted(operations)} if operations else {}
+                    if operations := operations | more:
+                        row["nondeterministic"] = sorted(operations)
                 bar.update()
                 if n == len(rows) or time.monotonic() - since > SECONDS_UNSAVED:
                     yield rows[first:n]

@@ -12,22 +12,21 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from explain.basics.errors import UserError, quantity
+from explain.basics.errors import UserError
 from explain.methods.faithfulness import mean_and_error, tiled
 from explain.networks.classifier import Classifier
 from explain.report.figures import (
     GREY,
     WIDTH,
-    baseline_lines,
     brightest,
     draw_figure,
     draw_image,
     draw_legend,
     draw_map,
     draw_picture,
-    kind_colours,
     kinds_of_maps,
     label,
+    map_styles,
     scale_caption,
     short,
 )
@@ -36,7 +35,9 @@ from explain.report.page import finish
 from explain.run.output import OutputFolder
 
 SCORE = "insertion_minus_deletion"
-CHECKS = ("stability", "other_class")  # of the first images, where they are not baselines
+ABOVE = "above_best_baseline"  # by how much the score is, over the images that have both
+CHECKS = ("stability", "other_class")  # of the first images, and not of baselines
+MEANS = "Means over images, their number in brackets; maps that are zero at every pixel are left out."
 
 
 def write(
@@ -49,8 +50,7 @@ def write(
     draw_figure(output, "insertion_deletion", draw_curves, used, results, model, output.options)
     draw_figure(output, "faithfulness", draw_measures, results, model, output.options)
     if results["randomised"]:
-        images = sum("randomised" in row for row in used)
-        draw_figure(output, "randomisation", draw_randomised, results["randomised"], images, model)
+        draw_figure(output, "randomisation", draw_randomised, results["randomised"], model)
     for row in [row for row in rows if row.get("mosaic", {}).get("shares")][:1]:
         maps = np.load(output.path / row["files"][0])
         paths = [photos[index] for index in row["mosaic"]["members"]]
@@ -65,18 +65,20 @@ def summary(rows: list[dict]) -> dict:
     used = [row for row in rows if row["right"]]
     mosaics = [row["mosaic"] for row in rows if "mosaic" in row]
     shares = [mosaic["shares"] for mosaic in mosaics if mosaic["shares"]]
-    areas = [with_difference(row["areas"]) for row in used]
+    areas = [
+        {kind: both | {SCORE: both["insertion"] - both["deletion"]} for kind, both in row["areas"].items()}
+        for row in used
+    ]
     measured = {kind for of_image in areas for kind in of_image}
     own, baselines = ([kind for kind in kinds_of_maps(used, key) if kind in measured] for key in ("maps", "baselines"))
-    kinds = [*own, *baselines]
-    maps = {kind: measures_of(kind, areas, shares, used) for kind in kinds}
-    best_baseline = max(baselines, key=lambda kind: maps[kind][SCORE], default=None)
-    for kind in kinds:
-        pairs = [of_image for of_image in areas if {kind, best_baseline} <= of_image.keys()]
-        above = mean_and_error(of_image[kind][SCORE] - of_image[best_baseline][SCORE] for of_image in pairs)
-        maps[kind] |= {"above_best_baseline": above["mean"]}
-        maps[kind] |= {"above_best_baseline_standard_error": above["standard_error"]}
-    better = [kind for kind in own if is_better(maps[kind])]
+    scores = {kind: [of_image[kind][SCORE] for of_image in areas if kind in of_image] for kind in baselines}
+    best_baseline = max(baselines, key=lambda kind: sum(scores[kind]) / len(scores[kind]), default=None)
+    for of_image in areas:
+        for of_map in of_image.values() if best_baseline in of_image else ():
+            of_map[ABOVE] = of_map[SCORE] - of_image[best_baseline][SCORE]
+    maps = {kind: measures_of(kind, areas, shares, used) for kind in (*own, *baselines)}
+    errors = {kind: maps[kind][f"{ABOVE}_standard_error"] for kind in own}
+    better = [kind for kind, error in errors.items() if error is not None and maps[kind][ABOVE] > 2 * error]
     best_map = max(better or own, key=lambda kind: maps[kind][SCORE], default=None)
     ends = [next(iter(row["curves"].values()))["insertion"] for row in used]  # the same for every map
     return {
@@ -86,8 +88,8 @@ def summary(rows: list[dict]) -> dict:
         "best_map": best_map,
         "best_baseline": best_baseline,
         "map_is_better": bool(better),
-        "difference": maps[best_map]["above_best_baseline"] if best_map else None,
-        "difference_standard_error": maps[best_map]["above_best_baseline_standard_error"] if best_map else None,
+        "difference": maps[best_map][ABOVE] if best_map else None,
+        "difference_standard_error": errors.get(best_map),
         "kinds": own,
         "baselines": baselines,
         "left_out": {kind: reason for row in used for kind, reason in row["left_out"].items()},
@@ -100,24 +102,10 @@ def summary(rows: list[dict]) -> dict:
     }
 
 
-def is_better(measures: dict) -> bool:
-    """Return whether a map is above the best baseline by more than twice the standard error of their difference."""
-    error = measures["above_best_baseline_standard_error"]
-    return error is not None and measures["above_best_baseline"] > 2 * error
-
-
-def with_difference(areas: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return the areas of each kind of map of an image with insertion less deletion beside them."""
-    return {
-        kind: both | {"insertion_minus_deletion": both["insertion"] - both["deletion"]} for kind, both in areas.items()
-    }
-
-
 def measures_of(kind: str, areas: list[dict], shares: list[dict], rows: list[dict]) -> dict:
     """Return the measures of a kind of map, each beside its standard error over images (grid pointing: over cells)."""
     own = [of_image[kind] for of_image in areas if kind in of_image]
-    names = ("insertion", "deletion", "insertion_minus_deletion")
-    values = {name: [of_image[name] for of_image in own] for name in names}
+    values = {name: [of_image.get(name) for of_image in own] for name in ("insertion", "deletion", SCORE, ABOVE)}
     values["grid_pointing"] = [share for mosaic in shares for share in mosaic.get(kind, [])]
     for name in CHECKS if any(kind in row["maps"] for row in rows) else ():
         values[name] = [row[name].get(kind) for row in rows if name in row]
@@ -125,9 +113,7 @@ def measures_of(kind: str, areas: list[dict], shares: list[dict], rows: list[dic
     measures = {"images": len(own), "cells": estimates["grid_pointing"]["images"]}
     for name, estimate in estimates.items():
         measures |= {name: estimate["mean"], f"{name}_standard_error": estimate["standard_error"]}
-        if name in CHECKS:
-            measures[f"{name}_images"] = estimate["images"]
-    return measures
+    return measures | {f"{name}_images": estimates[name]["images"] for name in CHECKS if name in estimates}
 
 
 def survival(rows: list[dict]) -> list[dict]:
@@ -165,16 +151,10 @@ def findings(results: dict) -> list[str]:
     return lines
 
 
-def labels_with_n(counts: dict[str, str]) -> dict[str, str]:
-    """Return the labels of kinds of maps, each with what it is the mean of unless that is the same for all."""
-    differ = len({*counts.values()}) > 1
-    return {kind: f"{label(kind)} ({n})" if differ else label(kind) for kind, n in counts.items()}
-
-
-def span(numbers: Iterable[int], noun: str = "") -> str:
-    """Return numbers as a text, with what they count: 1 image, 1 to 3 images."""
+def span(numbers: Iterable[int]) -> str:
+    """Return numbers as a text: 3, or 1 to 3."""
     low, *_, high = sorted([*numbers] * 2)
-    return f"{low} to {quantity(high, noun)}" if low < high else quantity(low, noun)
+    return f"{low} to {high}" if low < high else f"{low}"
 
 
 def draw_curves(
@@ -185,27 +165,22 @@ def draw_curves(
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.2))
     left = figure.add_subplot(grid[0, 0])
     panels = left, figure.add_subplot(grid[0, 1], sharey=left)
-    x, styles = np.linspace(0, 1, options.steps + 1), {}
-    styles |= {kind: dict(color=colour) for kind, colour in kind_colours(results["kinds"]).items()}
-    styles |= {kind: dict(color=GREY, linestyle=line) for kind, line in baseline_lines(results["baselines"]).items()}
-    counts = {kind: measures["images"] for kind, measures in results["maps"].items()}
-    labels = labels_with_n({kind: quantity(n, "image") for kind, n in counts.items()})
+    x, styles = np.linspace(0, 1, options.steps + 1), map_styles(results["kinds"], results["baselines"])
     for axes, name in zip(panels, ("insertion", "deletion"), strict=True):
-        for kind in counts:
+        for kind, measures in results["maps"].items():
             mean = np.mean([row["curves"][kind][name] for row in rows if kind in row["curves"]], 0)
-            axes.plot(x, mean, label=labels[kind], **styles[kind])
+            axes.plot(x, mean, label=f"{label(kind)} ({measures['images']})", **styles[kind])
         axes.set(xlabel=f"share of the pixels {'put into the blurred copy' if name == 'insertion' else 'taken'}")
         axes.set_title(f"{name}: {'higher' if name == 'insertion' else 'lower'} is better")
     panels[0].set_ylabel("probability of the class")
     draw_legend(figure.add_subplot(grid[1, :]), left, columns=5)
-    n = span(counts.values(), "image")
     cells = f", in cells of {options.cells} x {options.cells} pixels" if options.cells > 1 else ""
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",
-        f"Mean over {n}" + (", without maps that are zero." if "to" in n else "."),
+        MEANS,
         f"Grey: baselines that know nothing of the network. Pixels come and go in {options.steps} steps{cells}, in the "
         "map's order, the largest value first (Petsiuk et al. 2018).",
-        f"Smoothed map: {options.copies} copies, noise {options.noise:g}." if "smoothed" in counts else "",
+        f"Smoothed map: {options.copies} copies, noise {options.noise:g}." if "smoothed" in results["maps"] else "",
     ]
 
 
@@ -225,21 +200,20 @@ def draw_measures(results: dict, model: Classifier, options: argparse.Namespace)
     figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     grid = figure.add_gridspec(2, len(names), height_ratios=(1, 0.1))
     panels = [figure.add_subplot(grid[0, k]) for k in range(len(names))]
-    colours = kind_colours(kinds)
+    styles = map_styles(kinds, results["baselines"])
     for axes, name in zip(panels, names, strict=True):
         head, better, counted = PANELS[name]
         values = [maps[kind][name] for kind in known[name]]
         errors = [maps[kind][f"{name}_standard_error"] or 0 for kind in known[name]]
         places = [kinds.index(kind) for kind in known[name]]
-        bars = [colours[kind] for kind in known[name]]
+        bars = [styles[kind]["color"] for kind in known[name]]
         axes.barh(places, values, xerr=errors, color=bars, error_kw={"linewidth": 0.8})
-        lines = baseline_lines(results["baselines"]) if name == SCORE else {}
-        for kind, line in lines.items():
-            axes.axvline(maps[kind][name], color=GREY, linestyle=line, linewidth=1, label=kind)
+        for kind in results["baselines"] if name == SCORE else ():
+            axes.axvline(maps[kind][name], **styles[kind], linewidth=1, label=kind)
         if name == "grid_pointing":
             axes.axvline(0.25, color=GREY, linestyle=":", linewidth=1)
-        n = span((maps[kind][counted] for kind in known[name]), counted.rpartition("_")[2][:-1])
-        axes.set_title(f"{head}\n({better} is better)\nn = {n}")
+        n = span(maps[kind][counted] for kind in known[name])
+        axes.set_title(f"{head}\n({better} is better)\n{counted.rpartition('_')[2]}: {n}")
         axes.set_yticks(range(len(kinds)) if axes is panels[0] else [])
         axes.set_ylim(len(kinds) - 0.4, -0.6)
     panels[0].set_yticklabels([label(kind) for kind in kinds])
@@ -248,7 +222,7 @@ def draw_measures(results: dict, model: Classifier, options: argparse.Namespace)
     return figure, [
         f"{model.label}: how far can each map be believed?",
         verdict(results),
-        "Error bars: one standard error, none where n is 1. Lines: baselines that know nothing of the network"
+        "Error bars: one standard error, none of one value. Lines: baselines that know nothing of the network"
         + ("; of grid pointing: chance." if known["grid_pointing"] else "."),
         "A map that does not change with the class explains no class." if known["other_class"] else "",
         "" if known["grid_pointing"] else f"No grid pointing: {no_mosaic}.",
@@ -256,22 +230,18 @@ def draw_measures(results: dict, model: Classifier, options: argparse.Namespace)
     ]
 
 
-def draw_randomised(stages: list[dict], images: int, model: Classifier) -> tuple[Figure, list[str]]:
+def draw_randomised(stages: list[dict], model: Classifier) -> tuple[Figure, list[str]]:
     """Draw the rank correlation with the intact network's maps as its layers are randomised from the top down."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes, below = figure.subplots(2, 1, height_ratios=(1, 0.15))
-    kinds = [key.removesuffix("_maps") for key in stages[0] if key.endswith("_maps")]
-    colours = kind_colours(kinds)
-    labels = labels_with_n({kind: span((stage[f"{kind}_maps"] for stage in stages), "image") for kind in kinds})
-    n = span((stage[f"{kind}_maps"] for stage in stages for kind in kinds), "image")
-    zero = sum(images - stage[f"{kind}_maps"] for stage in stages for kind in kinds)
+    counts = {key[:-5]: [stage[key] for stage in stages] for key in stages[0] if key.endswith("_maps")}
+    kinds = [kind for kind, of_stages in counts.items() if any(of_stages)]
+    styles = map_styles(kinds, [])
     for kind in kinds:
         means = np.array([1.0, *(np.nan if stage[kind] is None else stage[kind] for stage in stages)])
         errors = np.array([0.0, *(stage[f"{kind}_standard_error"] or 0 for stage in stages)])
-        axes.plot(means, "o-", color=colours[kind], label=labels[kind], markersize=3.5)
-        axes.fill_between(
-            range(len(means)), means - errors, means + errors, color=colours[kind], alpha=0.15, linewidth=0
-        )
+        axes.plot(means, "o-", **styles[kind], label=f"{label(kind)} ({span(counts[kind])})", markersize=3.5)
+        axes.fill_between(range(len(means)), means - errors, means + errors, **styles[kind], alpha=0.15, linewidth=0)
     axes.axhline(0, color=GREY, linewidth=0.8, linestyle="--", label="chance")
     places = [f"{stage['layers']}\n{stage_of(stage['down_to'])}" for stage in stages]
     axes.set_xticks(range(len(stages) + 1), ["none", *places], rotation=45 if len(stages) > 8 else 0)
@@ -280,12 +250,9 @@ def draw_randomised(stages: list[dict], images: int, model: Classifier) -> tuple
     draw_legend(below, axes, columns=4)
     return figure, [
         f"{model.label}: what is left of the maps when layers are randomised",
-        f"Mean over {n}" + ("" if images == 1 else "; band: one standard error, none where n is 1") + ".",
+        f"{MEANS} Band: one standard error, none of one value.",
         "A map that stays does not depend on what the layers have learned. To fall is necessary for a faithful map, "
         "not sufficient (Adebayo et al. 2018). metrics.json names the layers.",
-        f"Maps left out, since they are zero at every pixel: {zero} of {len(stages) * len(kinds) * images}."
-        if zero
-        else "",
     ]
 
 

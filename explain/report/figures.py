@@ -8,7 +8,7 @@ import itertools
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,7 @@ def panel_grid(
 
     `heads` are the names of the columns, printed once on top ("" for none), with their units on a second line; `widths`
     are the columns' relative widths (1: a square panel). There is room for `text_lines` lines of text with each item; a
-    colour bar takes two.
-    `inside` is the part of a figure to use in place of a new one.
+    colour bar takes two. `inside` is the part of a figure to use in place of a new one.
     """
     widths = [1.0] * len(heads) if widths is None else list(widths)
     per_line = min(per_line, items)
@@ -174,10 +173,7 @@ def map_pixels(saliency: np.ndarray) -> np.ndarray:
 
 
 def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok") -> Any:
-    """Draw a saliency map (H, W) in `map_colours`.
-
-    A map that says nothing is named, not drawn.
-    """
+    """Draw a saliency map (H, W) in `map_colours`; of a map that says nothing, draw the status."""
     if status == "ok":
         return draw_image(axes, saliency, **map_colours(saliency, limit))
     text = "\n".join(textwrap.wrap(status, 20))
@@ -250,19 +246,13 @@ def kinds_of_maps(rows: Iterable[dict], key: str = "maps") -> list[str]:
     return list(dict.fromkeys(kind for row in rows for kind in row[key]))
 
 
-def kind_colours(kinds: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each kind of map: its own, or the next free one."""
-    return _own_or_next(kinds, MAP_COLOURS, OTHER_COLOURS)
-
-
-def baseline_lines(kinds: Sequence[str]) -> dict[str, Any]:
-    """Return a line style for each baseline: its own, or the next free one."""
-    return _own_or_next(kinds, BASELINE_LINES, OTHER_LINES)
-
-
-def _own_or_next(kinds: Sequence[str], own: Mapping[str, Any], others: Sequence[Any]) -> dict[str, Any]:
-    free = itertools.cycle(others)
-    return {kind: own[kind] if kind in own else next(free) for kind in kinds}
+def map_styles(kinds: Sequence[str], baselines: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the line of each kind of map and baseline, as matplotlib takes it: its own style, or the next free one."""
+    colours, lines = itertools.cycle(OTHER_COLOURS), itertools.cycle(OTHER_LINES)
+    of_kinds = {kind: {"color": MAP_COLOURS.get(kind) or next(colours)} for kind in kinds}
+    return of_kinds | {
+        kind: {"color": GREY, "linestyle": BASELINE_LINES.get(kind) or next(lines)} for kind in baselines
+    }
 
 
 def file_name(row: dict) -> str:
@@ -272,18 +262,12 @@ def file_name(row: dict) -> str:
 
 def find_fonts(figure: Figure) -> str:
     """Let each text take installed fonts for what matplotlib's own lacks; return the characters that none has."""
-    missing: set[str] = set()
-    for text in figure.findobj(Text):
-        families = text.get_fontfamily()
-        lacking = {c for c in text.get_text() if c.isprintable() and ord(c) not in _characters(None)}
-        for c in lacking:
-            font = next((entry for entry in _installed_fonts() if ord(c) in _characters(entry.fname)), None)
-            if font is None:
-                missing.add(c)
-            elif font.name not in families:
-                families = [*families, font.name]
-        text.set_fontfamily(families)
-    return "".join(sorted(missing))
+    texts = figure.findobj(Text)
+    lacking = {c for text in texts for c in text.get_text() if c.isprintable() and ord(c) not in _characters(None)}
+    fonts = {c: next((f.name for f in _installed_fonts() if ord(c) in _characters(f.fname)), "") for c in lacking}
+    for text in texts if lacking else ():
+        text.set_fontfamily([*text.get_fontfamily(), *sorted({*fonts.values()} - {""})])
+    return "".join(sorted(c for c, font in fonts.items() if not font))
 
 
 def _installed_fonts() -> list[font_manager.FontEntry]:
