@@ -12,12 +12,13 @@ import inspect
 import os
 import re
 import sys
+import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ from explain.data.labels import read_names
 from explain.data.pictures import FINDINGS, is_picture_name, nearly_black, read_image, to_pixels
 from explain.methods.faithfulness import faithfulness_scores
 from explain.methods.feature_maps import run_with_features
-from explain.methods.maps import describe_map
+from explain.methods.maps import describe_map, latest
 from explain.networks.class_names import find_class, find_classes, match_labels, name_classes, note_missing
 from explain.networks.classifier import Classifier, load_model
 from explain.networks.logits import at_least_one, check_images, class_ids, class_logits
@@ -50,10 +51,18 @@ from explain.run.rows import Rows, run_settings
 
 # What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
 __all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]
-__all__ += ["spread_over_classes", "labelled_images"]
-__all__ += ["test_images", "validation_images", "Classes", "class_ids", "class_score_gradient", "classes_to_explain"]
-__all__ += ["find_class", "find_classes", "forward_pass", "most_likely", "shared", "shared_results", "MapFunction"]
-__all__ += ["NoSuchMap", "call_with", "make_maps", "map_name", "map_rows", "check_finite", "check_images"]
+__all__ += ["spread_over_classes", "labelled_images", "test_images", "validation_images", "Classes", "class_ids"]
+__all__ += ["class_score_gradient", "classes_to_explain", "find_class", "find_classes", "forward_pass", "most_likely"]
+__all__ += ["shared", "shared_results", "MapFunction"]
+    "NoSuchMap",
+    "call_with",
+    "make_maps",
+    "parameters_of",
+    "map_name",
+    "map_rows",
+    "check_finite",
+    "check_images",
+]
 __all__ += ["evaluation_mode", "predict_logits", "explain_batches", "explain_images", "pad", "read_image"]
 __all__ += ["record_nondeterminism", "seeded_generators", "Rows", "run_settings", "Classifier", "exercise_parser"]
 __all__ += ["load_from_options", "load_model", "option_parser", "positive", "whole", "whole_argument"]
@@ -322,29 +331,40 @@ MapFunction = Callable[..., Tensor]
 
 
 def make_maps(
-    table: Mapping[str, MapFunction], model: nn.Module, images: Tensor, classes: Classes, **settings: Any
+    table: Mapping[str, MapFunction],
+    model: nn.Module,
+    images: Tensor,
+    classes: Classes,
+    options: argparse.Namespace,
+    indices: Iterable[int],
 ) -> tuple[dict[str, Tensor], dict[str, NoSuchMap]]:
     """Return the maps (N, H, W) of each kind in a table, and of the kinds that the network cannot have, the reason.
 
-    A function gets those of the `settings` (generators, copies, noise) that it has parameters for.
+    A function gets what it has parameters for: generators, one for each of the images' indices, the same in every call,
+    and copies and noise of the options. Those that take copies are called first, while no graph of a shared forward
+    pass takes memory beside theirs.
     """
+    settings = {name: value for name, value in vars(options).items() if name in ("copies", "noise")}
+    settings["generators"] = seeded_generators(options.seed, indices)
     maps, reasons = {}, {}
-    for kind, function in table.items():
-        try:
-            maps[kind] = call_with(function, model, images, classes, **settings)
-        except NoSuchMap as reason:
-            reasons[kind] = reason
-    return maps, reasons
+    with shared_results():
+        for kind in sorted(table, key=lambda kind: "copies" not in parameters_of(table[kind])):
+            try:
+                maps[kind] = call_with(table[kind], model, images, classes, **settings)
+            except NoSuchMap as reason:
+                reasons[kind] = reason
+    return {kind: maps[kind] for kind in table if kind in maps}, reasons
 
 
 def call_with(function: Callable, *arguments: Any, **settings: Any) -> Any:
-    """Call a function of a table with those of the settings that it has parameters for.
+    """Call the latest form of a table's function with those of the settings that it has parameters for."""
+    known = {name: settings[name] for name in parameters_of(function) if name in settings}
+    return latest(function)(*arguments, **known)
 
-    Where its file has defined a function of its name again since (in a notebook, say), that one is called.
-    """
-    function = getattr(sys.modules.get(function.__module__), getattr(function, "__name__", ""), function)
-    known = inspect.signature(function).parameters
-    return function(*arguments, **{name: value for name, value in settings.items() if name in known})
+
+def parameters_of(function: Callable) -> Collection[str]:
+    """Return the names of the parameters of the latest form of a function."""
+    return inspect.signature(latest(function)).parameters.keys()
 
 
 def map_rows(
@@ -359,6 +379,7 @@ def map_rows(
     """Yield the row of each image (N, 3, H, W): its class, and of each kind of map (N, H, W) its measures and its file.
 
     `maps` and `reasons` are those of `make_maps`. The first images also get the faithfulness of their maps (--scores).
+    Raises UserError where the logits are not finite.
     """
     standings = class_standing(check_finite(forward.logits.detach()), forward.classes)
     for n, (file, row) in enumerate(zip(files, standings, strict=True)):
@@ -398,6 +419,8 @@ def classes_to_explain(
 
 # ------------------------------------------------------------------------------------------------
 # From image files to rows
+
+SECONDS_UNSAVED = 1.0  # of computing that a kill may lose, beside the image that is computed then
 
 
 def explain_images(
@@ -446,9 +469,10 @@ def explain_batches(
     upright: bool = True,
     prefetch: int = 0,
 ) -> Iterator[list[dict]]:
-    """Run `explain` over the images, `batch` at a time; yield the rows of each batch in the order of the files.
+    """Run `explain` over the images, `batch` at a time; yield their rows, in the order of the files.
 
-    `explain(images (batch, 3, S, S), files)` returns a dict of plain values for each image. Kernels may differ with the
+    `explain(images (batch, 3, S, S), files)` yields a dict of plain values for each image. The rows of a batch come
+    together, or one by one where an image takes more than SECONDS_UNSAVED. Kernels may differ with the
     batch's shape, and so a short batch is padded with copies of its last image, whose rows are dropped. A file that
     cannot be read gets a row that says why, and is a UserError where the run is `strict`. `prefetch` batches are read
     while others are explained.
@@ -467,18 +491,25 @@ def explain_batches(
                     raise result
                 else:
                     row["skipped"] = str(result)
-            if readable := [n for n, row in enumerate(rows) if "notes" in row]:
+            columns: Iterator[dict] = iter(())
+            if readable := [n for n, row in enumerate(rows) if "skipped" not in row]:
                 padded = pad(readable, batch)
                 images = images if len(readable) == batch else images[padded]
                 images = images.to(device, non_blocking=images.is_pinned())
-                with record_nondeterminism(device) as operations:
-                    values = islice(explain(images, [chunk[n] for n in padded]), len(readable))
-                    for n, columns in zip(readable, values, strict=True):
-                        rows[n].update(columns)
-                for n in readable if operations else ():
-                    rows[n]["nondeterministic"] = sorted(operations)
-            yield rows
-            bar.update(len(rows))
+                # called at the first next() below, inside record_nondeterminism
+                columns = chain.from_iterable(map(explain, [images], [[chunk[n] for n in padded]]))
+            operations: set[str] = set()  # of the batch so far
+            first, since = 0, time.monotonic()
+            for n, row in enumerate(rows, start=1):
+                if "skipped" not in row:
+                    with record_nondeterminism(device) as more:
+                        row |= next(columns)
+                    if operations := operations | more:
+                        row["nondeterministic"] = sorted(operations)
+                bar.update()
+                if n == len(rows) or time.monotonic() - since > SECONDS_UNSAVED:
+                    yield rows[first:n]
+                    first, since = n, time.monotonic()
 
 
 def read_batches(

@@ -212,9 +212,12 @@ def test_its_code_is_part_of_the_settings(own_maps, workplace, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        ("wrong_shape", r"own.py:wrong_shape returns a tensor of shape \(1, 3, 64, 64\): return a tensor \(N, H, W\)"),
-        ("not_finite", "own.py:not_finite returns 4096 values that are not finite"),
-        ("negative", "own.py:negative returns values below 0, the smallest -.*: return maps.abs"),
+        ("wrong_shape", r"own.py:wrong_shape must be finite .* shape \(1, 64, 64\): they are \(1, 3, 64, 64\)"),
+        ("not_finite", "own.py:not_finite must be finite .*, 4096 values not finite"),
+        (
+            "negative",
+            "maps of --map .*own.py:negative must be at least 0, and the smallest value is -.*: give maps.abs",
+        ),
         ("raises", "own.py:raises fails .KeyError: 'no such key'.: correct it"),
         ("nothing", "own.py has no function 'nothing': valid are gradient_times_input"),
     ],
