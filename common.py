@@ -53,16 +53,8 @@ from explain.run.rows import Rows, run_settings
 __all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]
 __all__ += ["spread_over_classes", "labelled_images", "test_images", "validation_images", "Classes", "class_ids"]
 __all__ += ["class_score_gradient", "classes_to_explain", "find_class", "find_classes", "forward_pass", "most_likely"]
-__all__ += ["shared", "shared_results", "MapFunction"]
-    "NoSuchMap",
-    "call_with",
-    "make_maps",
-    "parameters_of",
-    "map_name",
-    "map_rows",
-    "check_finite",
-    "check_images",
-]
+__all__ += ["shared", "shared_results", "MapFunction", "NoSuchMap", "call_with", "make_maps", "parameters_of"]
+__all__ += ["map_name", "map_rows", "check_finite", "check_images"]
 __all__ += ["evaluation_mode", "predict_logits", "explain_batches", "explain_images", "pad", "read_image"]
 __all__ += ["record_nondeterminism", "seeded_generators", "Rows", "run_settings", "Classifier", "exercise_parser"]
 __all__ += ["load_from_options", "load_model", "option_parser", "positive", "whole", "whole_argument"]
