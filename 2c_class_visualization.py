@@ -37,7 +37,8 @@ from tqdm import tqdm
 import common
 from explain.basics.options import add_settings, change_settings, replace_settings
 from explain.methods import archetypes, priors
-from explain.methods.ascent import Settings, State, anneal, growing_sides, random_augmentation, resize, square_side
+from explain.methods.ascent import State, anneal, growing_sides, random_augmentation, resize, square_side
+from explain.methods.ascent_settings import Settings
 from explain.methods.priors import GREY
 from explain.report import archetypes as report
 
