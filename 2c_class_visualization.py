@@ -73,7 +73,7 @@ METHODS: dict[str, Settings] = {
 def describe(settings: Settings) -> str:
     """Return what an ascent with these settings does, as captions and metrics say it."""
     blurs = settings.blurs() or {0: (0, 0)}
-    (first, _), (final, _) = blurs[min(blurs)], blurs[max(blurs)]
+    sigmas = dict.fromkeys(f"{blurs[step][0]:.2g}" for step in (min(blurs), max(blurs)))
     parts = {
         f"gradient ascent, {common.quantity(settings.steps, 'step')}": True,
         "mostly of low frequency": settings.precondition,
@@ -81,7 +81,7 @@ def describe(settings: Settings) -> str:
         "random rotation": settings.rotation_degrees,
         "random noise": settings.noise,
         f"Gaussian blur every {common.quantity(settings.blur_every, 'step')} until step {max(blurs) + 1} "
-        f"(standard deviation {first:.2g} to {final:.2g} px)": first or final,
+        f"(standard deviation {' to '.join(sigmas)} px)": any(sigma for sigma, _ in blurs.values()),
         "channel statistics pulled towards those of photos": settings.statistics,
     }
     return ", ".join(part for part, is_on in parts.items() if is_on)

@@ -486,6 +486,7 @@ FULL += "Gaussian blur every 4 steps until step 448 (standard deviation 1 to 0.5
             "gradient ascent, 11 steps, Gaussian blur every 1 step until step 8 (standard deviation 4 to 0 px)",
         ),
         ("gaussian", {}, FULL),
+        ("gaussian", {"blur_px": 0.5}, FULL.replace("1 to 0.5", "0.5")),
         ("gaussian", {"blur_every": 0}, FULL[: FULL.index(", Gaussian")]),
         ("gaussian", {"steps": 3}, FULL[: FULL.index(", Gaussian")].replace("560", "3")),
         ("gaussian", {"statistics": 1}, FULL + ", channel statistics pulled towards those of photos"),

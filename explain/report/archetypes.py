@@ -208,7 +208,8 @@ def draw_archetypes(
 def what_changes(settings: Settings, model: Classifier) -> dict[int, list[str]]:
     """Return the steps from which an ascent is another one than before, and what changed."""
     sides = growing_sides(model, settings, model.input_size)
-    times = [(at, "larger image") for at, side, larger in zip(GROW_AT, sides, sides[1:], strict=True) if side < larger]
+    grown = zip(GROW_AT, itertools.pairwise(sides), strict=True)
+    times = [(at, "larger image") for at, (before, after) in grown if before < after]
     times += [(settings.augment_until, "augmentation off")] if settings.augments() else []
     events = [(math.ceil(at * (settings.steps - 1)), name) for at, name in times]
     events += [(max(settings.blurs()) + 1, "last blur")] if settings.blurs() else []
