@@ -122,7 +122,7 @@ def write(
     classes = list(dict.fromkeys(row["class"] for row in rows))
     shown = [row for row in rows if row["class"] in classes[: output.options.show]]
     note = "" if len(classes) <= output.options.show else f", {output.options.show} of {len(classes)} classes"
-    pair = {method: descriptions[method] for method in ("plain", "gaussian") if method in descriptions}
+    pair = {method: text for method, text in descriptions.items() if method in ("plain", "gaussian")}
     if len(pair) == 2:
         own = [row for row in shown if row["method"] in pair]
         title = f"{model.label}: classes and their archetypes{note}"
