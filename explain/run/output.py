@@ -124,18 +124,15 @@ class OutputFolder:
                     if os.path.getmtime(path) <= written:
                         remove_file(path)
 
-    def earlier(self) -> dict[str, Any]:
-        """Return the metrics that are there; those of nothing where there are none, or not ours."""
-        used, files = 0, []
+    def earlier_files(self) -> list[str]:
+        """Return the files that the metrics in the folder list; none where the metrics are missing or damaged."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            metrics = json.loads(self.metrics.read_bytes()) if self.metrics.is_file() else {}
-            files = [name for name in metrics["files"] if isinstance(name, str)]
-            used = int(metrics["images"]["used"])
-        return {"used": used, "files": files}
+            return [name for name in json.loads(self.metrics.read_bytes())["files"] if isinstance(name, str)]
+        return []
 
     def discard_metrics(self, but: Collection[str] = ()) -> None:
         """Remove metrics.json, which means complete, and what it lists."""
-        self.discard(self.metrics, [name for name in self.earlier()["files"] if name not in but])
+        self.discard(self.metrics, [name for name in self.earlier_files() if name not in but])
 
     def describe_run(
         self, rows: Sequence[dict], skipped: Sequence[dict], used: int, model: Classifier | None
@@ -192,7 +189,7 @@ class OutputFolder:
         used = len(rows) if images is None else images
         metrics = self.describe_run(rows, skipped, used, model) | {"results": results, "files": sorted(files)}
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        if not files.issuperset(self.earlier()["files"]):  # a figure or a PDF that was not drawn this time
+        if not files.issuperset(self.earlier_files()):  # a figure or a PDF that was not drawn this time
             self.discard_metrics(but=files)
         write_file(self.metrics, text)
         for line in findings[:FINDINGS]:

@@ -153,8 +153,11 @@ class Rows:
                 "give the same settings to resume it, or --fresh to discard it"
             )
         if stored and self.output.metrics.is_file() and not fresh:
-            used = quantity(self.output.earlier()["used"], "image")
-            print(f"replaces the results of {used} with {self._stored_difference(stored)}", file=sys.stderr)
+            used = {row["path"] for row in read_rows(self.complete_file) if "skipped" not in row}
+            print(
+                f"replaces the results of {quantity(len(used), 'image')} with {self._stored_difference(stored)}",
+                file=sys.stderr,
+            )
         # Stopped anywhere here, the next start finds CLEARING and begins again. What belongs to this run stays:
         # another shard may have come this way already, and be at work.
         self._store_settings({**self.settings, CLEARING: True})
