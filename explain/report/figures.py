@@ -171,10 +171,9 @@ def map_colours(saliency: np.ndarray, limit: float) -> dict[str, Any]:
     return {"cmap": "RdBu_r" if signed else "inferno", "norm": Normalize(-limit if signed else 0, limit)}
 
 
-def map_pixels(saliency: np.ndarray) -> np.ndarray:
-    """Return a saliency map (H, W) in colours (H, W, 3), 0 to 255, on a scale of its own."""
-    colours = map_colours(saliency, brightest([abs(saliency)]))
-    return ScalarMappable(**colours).to_rgba(saliency, bytes=True)[..., :3]
+def map_pixels(saliency: np.ndarray, limit: float) -> np.ndarray:
+    """Return a saliency map (H, W) in `map_colours` (H, W, 3), 0 to 255."""
+    return ScalarMappable(**map_colours(saliency, limit)).to_rgba(saliency, bytes=True)[..., :3]
 
 
 def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok") -> Any:
