@@ -182,12 +182,15 @@ def draw_archetypes(
     for heads, groups in parts:
         per_line = 1 if len(by_class) <= 2 and len(heads) > 1 else max(1, 6 // len(heads))
         layouts += [(len(groups), heads, per_line, 2 + len(rows[0]["judges"]))] if groups else []
-    heights = [panel_grid(*layout)[0].get_figheight() for layout in layouts]
-    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    places = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    lines = [
-        panels for layout, place in zip(layouts, places, strict=True) for panels in panel_grid(*layout, inside=place)[1]
-    ]
+    grids = [panel_grid(*layout) for layout in layouts]
+    figure = grids[0][0]
+    if len(grids) > 1:
+        heights = [part.get_figheight() for part, _ in grids]
+        figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+        places = figure.subfigures(len(heights), 1, height_ratios=heights)
+        grids = [panel_grid(*layout, inside=place) for layout, place in zip(layouts, places, strict=True)]
+    figure.set_figheight(figure.get_figheight() + 0.1)  # or the last line of text would be cut without a caption
+    lines = [panels for _, axes in grids for panels in axes]
     for panels, group in zip(lines, with_photo + without, strict=True):
         c = group[0]["class"]
         if c in photos:
