@@ -667,7 +667,7 @@ def test_the_real_photo_stands_beside_the_archetype(run, tmp_path):
         ("--judge timm/test_vit=random --judge timm/test_vit=random", "given twice"),
         ("--judge timm/swin_tiny_patch4_window7_224.ms_in22k=random", "has 21841 classes"),
         ("--max-grey-distance 0.2", "--max-grey-distance 0.2 has no effect, since efficientnet_lite0 has batch norm"),
-        ("--model timm/test_vit --first-size 0.5", "--first-size 0.5 has no effect, since timm/test_vit takes images"),
+        ("--model timm/test_resnet --input-size 16 --first-size 0.5", "--first-size 0.5 has no effect, .* of 16 px in"),
     ],
 )
 def test_wrong_options(run, tmp_path, arguments, message):

@@ -175,34 +175,25 @@ def draw_archetypes(
 ) -> tuple[Figure, list[str]]:
     """Draw the archetypes of each class, a column for each method, after the class's photo where `photos` has it."""
     by_class = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["class"])]
-    with_photo = [group for group in by_class if group[0]["class"] in photos]
-    without = [group for group in by_class if group[0]["class"] not in photos]
-    parts = [(["class image", *descriptions], with_photo), ([*descriptions], without)]
-    layouts = []  # classes, names of the columns, classes side by side, lines of text
-    for heads, groups in parts:
-        per_line = 1 if len(by_class) <= 2 and len(heads) > 1 else max(1, 6 // len(heads))
-        layouts += [(len(groups), heads, per_line, 2 + len(rows[0]["judges"]))] if groups else []
-    heights = [panel_grid(*layout)[0].get_figheight() for layout in layouts]
-    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    places = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    lines = [
-        panels for layout, place in zip(layouts, places, strict=True) for panels in panel_grid(*layout, inside=place)[1]
-    ]
-    for panels, group in zip(lines, with_photo + without, strict=True):
+    with_photo = photos.keys() & {row["class"] for row in rows}
+    heads = [*(["class image"] if with_photo else []), *descriptions]
+    per_line = 1 if len(by_class) <= 2 and len(heads) > 1 else max(1, 6 // len(heads))
+    figure, axes = panel_grid(len(by_class), heads, per_line, text_lines=2 + len(rows[0]["judges"]))
+    figure.set_figheight(figure.get_figheight() + 0.1)  # or the last line of text would be cut without a caption
+    for panels, group in zip(axes, by_class, strict=True):
         c = group[0]["class"]
-        if c in photos:
+        if c in with_photo:
             draw_picture(panels[0], model, photos[c]["path"])
             panels[0].set_xlabel(standing_lines(photos[c]), linespacing=1.15)
+        elif with_photo:
+            draw_image(panels[0], np.ones((1, 1, 3)))
+            panels[0].text(0, 0, "no readable\nphoto in\nthe dataset", ha="center", va="center")
         for panel, row in zip(panels[-len(group) :], group, strict=True):
             draw_image(panel, np.asarray(read_image(output.path / row["path"])))
             panel.set_xlabel(standing_lines(row), linespacing=1.15)
-        draw_heading(panels, f"{short(group[0]['name'], 14 * len(panels))} {c}")
-    return figure, [
-        title,
-        *(f"{method}: {description}." for method, description in descriptions.items()),
-        standing_caption(rows[0], model),
-        f"The dataset has no photo of {quantity(len(without), 'class')}." if without and with_photo else "",
-    ]
+        draw_heading(panels, f"{short(group[0]['name'], 14 * len(heads))} {c}")
+    captions = [f"{method}: {description}." for method, description in descriptions.items()]
+    return figure, [title, *captions, standing_caption(rows[0], model)]
 
 
 def what_changes(settings: Settings, model: Classifier) -> dict[int, list[str]]:
