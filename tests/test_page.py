@@ -206,10 +206,11 @@ def test_different_networks_and_data_are_said(tmp_path, same):
     write_predictions(tmp_path, ["a.jpg"], model=network("one"), dataset="1")
     other = "one" if same else "two"
     write_run(tmp_path, "2e_saliency", MAPS_OF_TWO, model=network(other), dataset=other.replace("one", "1"))
+    write_run(tmp_path, "2b_evaluate", {}, dataset=None)  # of photos that were given as an argument
     text = Page(page.write_page(tmp_path)).text
     assert ("ran on different networks" in text) is not same
     assert ("The network of 2e_saliency: two" in text) is not same
-    assert ("ran on different data: compare them with care. 2d_predict; 2e_saliency." in text) is not same
+    assert ("ran on different data (2d_predict; 2e_saliency): compare them with care." in text) is not same
 
 
 def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path):
@@ -287,7 +288,8 @@ def test_the_best_map_and_the_best_baseline_are_said_once(tmp_path, difference, 
     plain |= {"insertion_minus_deletion_standard_error": 0.02, "grid_pointing": 0.3}
     edges = plain | {"insertion_minus_deletion": 0.01, "grid_pointing": None}
     results = {"maps": {"edges": edges, "plain": plain}, "kinds": ["plain"], "baselines": ["edges"]}
-    results |= {"images_measured": 7, "images_wrong": 1, "best_map": "plain", "best_baseline": "edges"}
+    results |= {"images_measured": 7, "images_wrong": 1, "best_map": "plain" if difference else None}
+    results["best_baseline"] = "edges"
     if difference is not None:
         results |= {"difference": difference, "difference_standard_error": 0.0004, "map_is_better": difference > 0}
     write_run(tmp_path, "2g_faithfulness", results)
@@ -301,12 +303,15 @@ def test_the_best_map_and_the_best_baseline_are_said_once(tmp_path, difference, 
 
 def test_measures_of_uncertainty_are_shown_with_their_intervals(tmp_path):
     mistakes = {"single_pass": {"auroc": 0.8, "auroc_interval": [0.7, 0.9], "area_under_risk_coverage": 0.1}}
+    mistakes["single_pass"]["mistakes"] = 6
     found = {"passes": 5, "mean_mutual_information": 0.1, "mean_predictive_entropy": 1.0, "most_uncertain": "a/b.jpg"}
     found |= {"not_told_apart_from_most_uncertain": ["a/c.jpg"], "mistakes": mistakes, "images": 2}
+    found["predictions"] = {"images": 20}
     write_run(tmp_path, "2h_mc_dropout", found)
     text = Page(page.write_page(tmp_path)).text
     assert "Main numbers of 2 images" in text
-    assert "single pass 0.800 (0.700 to 0.900) 0.100" in text
+    assert "the network's mistakes on 20 labelled images?" in text
+    assert "single pass 6 0.800 (0.700 to 0.900) 0.100" in text
     assert "least sure by mutual information: b.jpg, not told apart from 1 other." in text
 
 

@@ -206,17 +206,15 @@ def command_of_others(script: str, runs: dict[str, Run]) -> str:
 
 def image_cards(runs: dict[str, Run]) -> list[dict[str, Any]]:
     """Return a card for each test image that is shown: picture, most likely classes, spread over passes, maps."""
-    of_a_picture = [runs[script] for script in OF_A_PICTURE if script in runs]
     names: dict[int, str] = {}
     rows: dict[str, list[tuple[Run, dict]]] = {}
-    for run in of_a_picture:
+    for run in (runs[script] for script in OF_A_PICTURE if script in runs):
         for table in sorted(run.folder.glob("*.csv")):
             names |= attempt(class_names, table, 20 * len(run.rows)) or {}
         # the images that only judge 2h's measures come after those that it explains
         for row in itertools.takewhile(lambda row: "leading" in row or "label" not in row, run.rows):
             rows.setdefault(row["path"], []).append((run, row))
-    cards = (attempt(image_card, path, own, names) for path, own in rows.items())
-    return [card for card in cards if card]
+    return list(filter(None, (attempt(image_card, path, own, names) for path, own in rows.items())))
 
 
 def class_names(table: Path, lines: int) -> dict[int, str]:
