@@ -322,19 +322,22 @@ def test_measures_are_judged_on_the_validation_images(tmp_path, monkeypatch):
     assert {*shift} == {"none", "pooled", *disturbed(torch.rand(1, 3, 8, 8), generators(0))}
     assert shift["pooled"]["variance"]["mistakes"] >= 0 and 0 <= shift["blur_4_px"]["confidence"] <= 1
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    assert [("label" in row, "disturbed" in row) for row in rows] == [(False, False)] + [(True, True)] * 2 + [
-        (True, False)
-    ] * 10
+    assert [row["index"] for row in rows if "label" not in row] == [0]
+    row, other = (row for row in rows if "disturbed" in row)  # of two classes
+    assert row["label"] != other["label"]
+    assert results["classes_measured"] == results["classes_in_data"] == len({r["label"] for r in rows[1:]})
+    caption = json.loads((folder / "metrics.json").read_text())["captions"]["shift.png"][1]
+    assert caption.startswith(f"2 images from 2 of {results['classes_in_data']} classes")
     names = {"mc_dropout", "uncertainty", "settling", "mistakes", "shift"}
     assert {path.stem for path in folder.glob("*.png")} == names
     # a disturbed picture's row is that of the disturbed picture
-    image = model.preprocess(common.read_image(tmp_path / "data" / rows[2]["path"]))
+    image = model.preprocess(common.read_image(tmp_path / "data" / row["path"]))
     dropout.set_dropout(model, 0.1)
     turned = image[None].rot90(1, (2, 3))
-    single, *passes = script.mc_dropout_logits(model, turned, 6, generators(2), deterministic=True)
+    single, *passes = script.mc_dropout_logits(model, turned, 6, generators(row["index"]), deterministic=True)
     logits = torch.stack(passes)
-    expected = script.known_uncertainty(logits[:, 0], single[0], rows[2]["label"])
-    assert rows[2]["disturbed"]["quarter_turn"]["predictive_entropy"] == pytest.approx(
+    expected = script.known_uncertainty(logits[:, 0], single[0], row["label"])
+    assert row["disturbed"]["quarter_turn"]["predictive_entropy"] == pytest.approx(
         expected["predictive_entropy"], rel=1e-5
     )
 
