@@ -14,19 +14,33 @@ published accuracies.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.run.command_line import exercise_parser
+
+
+def parse_options() -> argparse.Namespace:
+    parser = exercise_parser(__doc__, "--limit", "--prefetch", "--strict")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        metavar="FOLDER",
+        help="folder with a subfolder for each class, named by the class's name, wnid or id, in place of the dataset",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from explain.basics.errors import printable
-from explain.data.datasets import class_folders, note_empty
-from explain.networks.class_names import note_missing
 from explain.report import evaluation as report
 
 
@@ -45,67 +59,21 @@ def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Ten
     # a tie counts against the network: a constant output has no accuracy above chance
     rank = (logits >= logits.gather(1, classes[:, None])).sum(1)
     p = logits.softmax(1)
-    confidence, predicted = p.amax(1), logits.argmax(1)  # of tied logits the lowest id, as everywhere
+    predicted = common.most_likely(logits)[:, 0]
+    confidence = p.amax(1)
     loss = F.cross_entropy(logits, classes, reduction="none")
     brier = (p - F.one_hot(classes, p.shape[1])).square().sum(1)
     columns = {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence, "brier": brier}
     return {"logits": logits, **columns}
 
 
-def labelled_images(folder: str, model: common.Classifier) -> common.ImageFiles:
-    """List the images in a folder with a subfolder for each class.
-
-    Images outside the subfolders are `skipped`; notes on the classes are printed, and kept with the model.
-
-    A subfolder is named by the class's name, wnid or id. Where the model has only numbers for names, as many subfolders
-    as it has classes may have any names, in the order of torchvision's ImageFolder; they are then the model's.
-    """
-    base = Path(folder)
-    names = list(zip(model.wnids or [""] * len(model.categories), model.categories, strict=True))
-    try:
-        ids, _, notes = class_folders(base, names)
-    except common.UserError:
-        ids, names, notes = class_folders(base) if model.names_from == "numbers" else ({}, [], [])
-        if len(ids) != len(model.categories):
-            raise
-        model.categories, model.names_from = [name for _, name in names], f"the folders in {printable(base)}, in order"
-    in_order = sorted(ids) == sorted(ids, key=ids.get)
-    if len(ids) == len(names) and not in_order and all(name.isdecimal() and int(name) == c for name, c in ids.items()):
-        notes.append(
-            "the folders' names are numbers, taken as class ids; a network trained with torchvision's ImageFolder has "
-            "its classes in the order of text (10 before 2): give their names in that order by --names"
-        )
-    files: list[common.ImageFile] = []
-    skipped: list[dict] = []
-    paths, no_picture = common.list_pictures(base)
-    for path in paths:
-        parts = path.relative_to(base).parts
-        if len(parts) == 1:
-            reason = f"it lies in no class's folder in {printable(base)}"
-            skipped.append({"path": printable(path), "reason": reason})
-        else:
-            files.append(common.ImageFile(len(files), printable(path), path, ids[parts[0]]))
-    if not files:
-        raise common.UserError(f"the folders in {printable(base)} have no files: put images there")
-    notes += note_missing(model.categories, ids.values(), printable(base))
-    common.add_notes(model, [*notes, *note_empty(ids, (path.relative_to(base).as_posix() for path in paths))])
-    return common.ImageFiles(files, no_picture, skipped)
-
-
 def main() -> None:
-    parser = common.exercise_parser(__doc__, "--limit", "--prefetch", "--strict")
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        metavar="FOLDER",
-        help="folder with a subfolder for each class, named by the class's name, wnid or id, in place of the dataset",
-    )
-    options = parser.parse_args()
+    options = parse_options()
     split = None if options.folder else common.validation_images(options.dataset)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     if split is None:
-        files = labelled_images(options.folder, model)
+        files = common.labelled_images(options.folder, model)
     else:
         files = common.label_images(split, model, options.dataset)
     files = common.spread_over_classes(files, options.limit, options.seed)

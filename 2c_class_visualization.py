@@ -21,26 +21,21 @@ had no part in making it: explain/methods/archetypes.py.
 
 from __future__ import annotations
 
+import argparse
 import bisect
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
 
-import torch
-from PIL import Image
-from torch import Tensor, nn
-from tqdm import tqdm
+from explain.basics.options import JUDGES, add_settings, change_settings, replace_settings
+from explain.methods.ascent_settings import Settings
+from explain.run.command_line import exercise_parser
 
-import common
-from explain.basics.options import add_settings, change_settings, replace_settings
-from explain.methods import archetypes, priors
-from explain.methods.ascent import Settings, State, anneal, growing_sides, random_augmentation, resize, square_side
-from explain.methods.priors import GREY
-from explain.report import archetypes as report
-
+# green snake, tarantula, strawberry, dalmatian, spoonbill, bald eagle
+CLASSES = ["55", "76", "949", "251", "129", "22"]
 # Chosen with efficientnet_lite0 on classes that are neither default ones nor among those reported (docs/archetypes.md
 # has them), by the judgement of efficientnet_lite2 and by eye. Noise almost to the end leaves only what stands out from
 # it; low frequencies, and a small image at first, give that a shape; close crops give detail, distant ones the whole.
@@ -70,6 +65,40 @@ METHODS: dict[str, Settings] = {
     # the statistics smooth the image and give it contrast; a weaker kernel leaves more detail, and fewer steps do
     "natural": dataclasses.replace(GAUSSIAN, steps=400, statistics=30, blur_every=8, blur_px=0.5, contrast=0),
 }
+
+
+def parse_options() -> argparse.Namespace:
+    parser = exercise_parser(__doc__)
+    parser.add_argument(
+        "--classes", nargs="+", default=CLASSES, metavar="CLASS", help="classes to visualize, by id or name, or `all`"
+    )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="methods to use")
+    parser.add_argument(
+        "--judge",
+        action="append",
+        metavar="MODEL",
+        help="network that has no part in making the archetypes and judges them: a name as for --model, or NAME=FILE "
+        f"with its weights; can be repeated; `none` for no judge (default: {JUDGES[0]})",
+    )
+    add_settings(parser, METHODS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import common
+from explain.methods import archetypes, priors
+from explain.methods.ascent import State, anneal, growing_sides, random_augmentation, resize, square_side
+from explain.methods.priors import GREY
+from explain.networks.running import device_of
+from explain.report import archetypes as report
+
 GROW_AT = (0.5, 0.75)  # fractions of the steps after which the image is enlarged
 BLUR_UNTIL = 0.8  # fraction of the steps after which the kernel rests, or high frequencies would be missing
 
@@ -124,7 +153,7 @@ def ascend(
 
     A `state` is resumed, to the same images. Raises UserError where a gradient is not finite, or zero too often.
     """
-    device = common.device_of(model)
+    device = device_of(model)
     sides = growing_sides(model, settings, size)
     limit = priors.grey_distance_limit(model, settings.max_grey_distance)
     layers = priors.channel_statistics(model) if settings.statistics else []
@@ -195,8 +224,6 @@ def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
 # ------------------------------------------------------------------------------------------------
 # The script
 
-# green snake, tarantula, strawberry, dalmatian, spoonbill, bald eagle
-CLASSES = ["55", "76", "949", "251", "129", "22"]
 SCORE_EVERY = 5  # steps between the scores in a row
 KEEP_EVERY = 50  # steps between the states that are saved for resuming
 
@@ -293,20 +320,7 @@ def make_archetypes(
 
 
 def main() -> None:
-    parser = common.exercise_parser(__doc__)
-    parser.add_argument(
-        "--classes", nargs="+", default=CLASSES, metavar="CLASS", help="classes to visualize, by id or name, or `all`"
-    )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="methods to use")
-    parser.add_argument(
-        "--judge",
-        action="append",
-        metavar="MODEL",
-        help="network that has no part in making the archetypes and judges them: a name as for --model, or NAME=FILE "
-        f"with its weights; can be repeated; `none` for no judge (default: {archetypes.JUDGES[0]})",
-    )
-    add_settings(parser, METHODS)
-    options = parser.parse_args()
+    options = parse_options()
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     if options.classes is CLASSES and len(model.categories) != 1000:  # they are ImageNet's

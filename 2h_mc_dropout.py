@@ -10,16 +10,44 @@ measure find the mistakes, and does it find more than the largest probability of
 
     python 2h_mc_dropout.py                         # the dataset's test images, T = 1,000
     python 2h_mc_dropout.py photo.jpg --passes 20   # your own picture, no dataset needed; the fast one
+    python 2h_mc_dropout.py FOLDER                  # labelled pictures, one subfolder for each class
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.basics.errors import printable
+from explain.basics.options import number
+from explain.run.command_line import exercise_parser, positive, whole
+
+PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
+
+
+def parse_options() -> argparse.Namespace:
+    parser = exercise_parser(__doc__, "images", "--limit", "--prefetch", "--strict")
+    parser.add_argument(
+        "--passes",
+        type=positive,
+        metavar="T",
+        help=f"number of forward passes with dropout on (default: {PASSES_SHARED}, or {PASSES_WHOLE} where they cannot "
+        "share what comes before the first dropout)",
+    )
+    probability = number("above 0 and below 1", lambda p: 0 < p < 1)
+    help_text = "probability of every dropout of the network (default: each has its own)"
+    parser.add_argument("--dropout", type=probability, metavar="P", help=help_text)
+    help_text = "disturb N labelled images too, spread as by --limit: noise, blur, a turn, low contrast (0: none)"
+    parser.add_argument("--shift-limit", default=100, type=whole, metavar="N", help=help_text)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import numpy as np
 import torch
@@ -31,36 +59,29 @@ from explain.methods.disturbances import disturbed
 from explain.report import uncertainty as report
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
-PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
 SETTLING = (3, 10, 30, 100, 300, 1000)  # numbers of passes at which the spread is kept, beside the last
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a box plot
-# Passes run together, as many as keep the first dropout's input of one image below this many numbers
-# (16 MB). A rule without the batch in it: an image's masks must not depend on its company.
-NUMBERS_TOGETHER = 1 << 22
-COMPARED = 16  # images whose passes --bfloat16 computes in full precision, too
-Generators = Generator | Sequence[Generator] | None
 
 
 def mc_dropout_logits(
     model: nn.Module,
     images: Tensor,
     passes: int,
-    generator: Generators = None,
+    generator: Generator | Sequence[Generator] | None = None,
     share: bool | None = None,
-    bfloat16: bool = False,
     deterministic: bool = False,
+    p: float | None = None,
 ) -> Tensor:
     """Return the logits (passes, N, classes) of images (N, 3, H, W) with every dropout on, and only dropout.
 
-    (passes, N, ...) for a network whose output has more dimensions (a segmentation); see `common.as_logits`.
+    (passes, N, ...) for a network whose output has more dimensions (a segmentation); see `as_logits`.
     With `deterministic`, a pass without dropout comes first: (1 + passes, N, classes).
 
     With a list of generators, one for each image, an image's passes do not depend on the others in the batch; from a
     single generator, one for each image is seeded. `share` says whether the passes share what comes before the first
-    dropout; by default a trial decides. `bfloat16` rounds the factors of the products after the first dropout to 8
-    bits: half of their time where the processor has instructions for it. Raises UserError for a network without active
-    dropout, with some that cannot be reached, or whose logits are not finite, and for no images. Gal and Ghahramani
-    2016, section 4.
+    dropout; by default a trial decides. `p` replaces the probability of every dropout that the network calls. Raises
+    UserError for a network without active dropout, with some that cannot be reached, or whose logits are not finite,
+    and for no images. Gal and Ghahramani 2016, section 4.
     """
     passes = common.whole_argument("passes", passes)
     if not len(common.check_images(images)):
@@ -68,10 +89,9 @@ def mc_dropout_logits(
     generators = dropout.one_generator_each(generator, len(images))
     dropout.refuse_unreachable(model)
     if share is None:
-        share = dropout.passes_can_be_shared(model, images)
+        share = dropout.passes_can_be_shared(model, images, p)
     with common.evaluation_mode(model), torch.inference_mode():
-        logits = (shared_passes if share else whole_passes)(model, images, passes, generators, bfloat16)
-    logits = logits.float() if bfloat16 and logits.dtype == torch.bfloat16 else logits
+        logits = (dropout.shared_passes if share else dropout.whole_passes)(model, images, passes, generators, p)
     common.check_finite(logits[0])
     return logits if deterministic else logits[1:]
 
@@ -86,7 +106,7 @@ def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
     spreads = {n: spread(p[:n], leading[0]) for n in numbers}
     return {
         "class": leading[0],
-        "deterministic_class": int(p_single.argmax()),
+        "deterministic_class": int(common.most_likely(single[None])),
         "deterministic_probability": float(p_single.max()),
         "deterministic_entropy": float(entropy(p_single)),
         "mean_probability": float(mean[leading[0]]),
@@ -154,8 +174,8 @@ def known_uncertainty(logits: Tensor, single: Tensor, label: int) -> dict[str, A
         "single_probability": float(first),
         "single_margin": float(first - second),
         "single_entropy": float(entropy(p_single)),
-        "mean": selective.judge_prediction(mean, label),
-        "single": selective.judge_prediction(p_single, label),
+        "mean": selective.score_prediction(mean, label),
+        "single": selective.score_prediction(p_single, label),
     }
 
 
@@ -164,120 +184,71 @@ def entropy(p: np.ndarray) -> np.ndarray:
     return -(p * np.log(np.maximum(p, 1e-300))).sum(-1)
 
 
-def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: list[Generator], bfloat16: bool) -> Tensor:
-    """Run the network up to the first dropout for the N images, and the rest of it for (1 + passes) * N rows."""
+def images_to_judge(
+    tested: common.ImageFiles, model: common.Classifier, options: argparse.Namespace
+) -> common.ImageFiles:
+    """List the labelled images by which the measures are judged; an empty list where there are none.
 
-    def draw(shape: tuple[int, ...]) -> Tensor:  # (passes, N, ...)
-        return dropout.uniform_numbers(shape, generators, mode.intact)
-
-    logits: list[Tensor] = []  # (passes, N, classes) that ran together, the deterministic pass first
-    while (missing := 1 + passes - sum(map(len, logits))) > 0:
-        intact = 0 if logits else 1
-        with dropout.SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact, bfloat16) as mode:
-            output = common.run_network(model, images)
-        rows = common.as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
-        logits.append(rows.unflatten(0, (mode.passes, len(images))))
-    with torch.inference_mode(False):  # the caller may compute with them under autograd
-        return torch.cat(logits)
-
-
-def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: list[Generator], bfloat16: bool) -> Tensor:
-    """Run the passes one by one for each image: right for every network, whatever its dropouts are applied to."""
-    with dropout.DropoutMode(bfloat16=bfloat16):
-        single = common.logits_of(model, images)
-    columns = []  # (1 + passes, classes) of each image
-    for n, g in enumerate(generators):
-        sampled = []
-        for _ in range(passes):
-            with dropout.DropoutMode(partial(torch.rand, generator=g, device=g.device), bfloat16):
-                sampled.append(common.logits_of(model, images[n : n + 1]))
-        columns.append(torch.cat([single[n : n + 1], *sampled]))
-    with torch.inference_mode(False):  # as in shared_passes
-        return torch.stack(columns, 1)
-
-
-def split_images(options: argparse.Namespace) -> common.ImageFiles:
-    """List the validation images; an empty list where there is no split, or pictures were given."""
+    They are the dataset's validation images, or the pictures of a single folder given as argument, if all of them lie
+    in subfolders that are named by classes. A note says whether they do.
+    """
+    none = common.ImageFiles([], 0)
+    if not options.images:
+        try:
+            split = common.validation_images(options.dataset)
+        except common.UserError:
+            return none
+        return common.label_images(split, model, options.dataset)
+    folder = Path(options.images[0])
+    if len(options.images) > 1 or not folder.is_dir() or any(file.path.parent == folder for file in tested):
+        return none
     try:
-        return common.ImageFiles([], 0) if options.images else common.validation_images(options.dataset)
-    except common.UserError:
-        return common.ImageFiles([], 0)
-
-
-def parse_options() -> argparse.Namespace:
-    """Read the command line."""
-    parser = common.exercise_parser(__doc__, "images", "--limit", "--prefetch", "--strict")
-    parser.add_argument(
-        "--passes",
-        type=common.positive,
-        metavar="T",
-        help=f"number of forward passes with dropout on (default: {PASSES_SHARED}, or {PASSES_WHOLE} where they cannot "
-        "share what comes before the first dropout)",
-    )
-    parser.add_argument(
-        "--dropout", type=float, metavar="P", help="dropout probability (0 < P < 1) for dropout layers whose own is 0"
-    )
-    parser.add_argument(
-        "--bfloat16",
-        action="store_true",
-        help="round the factors of the products after the first dropout to bfloat16, 8 bits: half of their time on a "
-        f"processor with instructions for it; the first {COMPARED} images tell how far that changes the means",
-    )
-    help_text = "disturb N validation images too, spread as by --limit: noise, blur, a turn, low contrast (0: none)"
-    parser.add_argument("--shift-limit", default=100, type=common.whole, metavar="N", help=help_text)
-    options = parser.parse_args()
-    if options.dropout is not None and not 0 < options.dropout < 1:
-        raise common.UserError(f"--dropout must be above 0 and below 1, not {options.dropout}")
-    if options.bfloat16 and options.passes == 1:
-        raise common.UserError("--bfloat16 is compared with the spread of the passes, not with 1: leave it out")
-    return options
+        labelled = common.labelled_images(folder, model)
+    except common.UserError as error:
+        common.add_notes(model, [f"the pictures are taken as unlabelled, since {error}"])
+        return none
+    common.add_notes(model, [f"the folders in {printable(folder)} are taken as the classes of their pictures"])
+    return labelled
 
 
 def main() -> None:
     options = parse_options()
     tested = common.test_images(options)
-    split = split_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
-    labelled = common.label_images(split, model, options.dataset)
-    labelled = common.spread_over_classes(labelled, options.limit, options.seed)
-    to_disturb = {file.key for file in common.spread_over_classes(labelled, options.shift_limit, options.seed)}
-    if options.dropout is not None and not dropout.set_dropout(model, options.dropout):
-        raise common.UserError(f"{model.name} has no dropout with p = 0 for --dropout to set: leave the option out")
-    example = torch.empty(1, 3, model.input_size, model.input_size, device=options.device)
-    share = dropout.passes_can_be_shared(model, example)  # one trial, so that all images are treated alike
+    share = dropout.prepare(model, options.dropout, options.model)  # one trial, so that all images are treated alike
     options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
+    labelled = common.spread_over_classes(images_to_judge(tested, model, options), options.limit, options.seed)
+    to_disturb = {file.key for file in common.spread_over_classes(labelled, options.shift_limit, options.seed)}
+    shown, files = len(tested), labelled
+    if options.images and labelled:  # all are explained, and judge the measures
+        shown = len(labelled)
+    else:
+        numbered = [file._replace(index=shown + file.index) for file in labelled]
+        files = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped, labelled.classes)
 
-    def passes_of(images: Tensor, batch: list[common.ImageFile], bfloat16: bool) -> tuple[Tensor, Tensor]:
+    def passes_of(images: Tensor, batch: list[common.ImageFile]) -> tuple[Tensor, Tensor]:
         generators = common.seeded_generators(options.seed, (file.index for file in batch))
-        logits = mc_dropout_logits(model, images, options.passes, generators, share, bfloat16, deterministic=True)
+        logits = mc_dropout_logits(model, images, options.passes, generators, share, True, options.dropout)
         return logits[0], logits[1:]  # (N, classes), (T, N, classes)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
-        single, logits = passes_of(images, batch, options.bfloat16)
-        files = batch[: len({file.index for file in batch})]  # without the copies that fill the last batch
-        rows = [
-            uncertainty(logits[:, n], single[n])
-            if file.label is None
-            else {"label": file.label, **known_uncertainty(logits[:, n], single[n], file.label)}
-            for n, file in enumerate(files)
-        ]
-        compared = [n for n, file in enumerate(files) if options.bfloat16 and file.index < COMPARED]
-        full = passes_of(images, batch, bfloat16=False)[1] if compared else logits
-        for n in compared:
-            rows[n]["bfloat16"] = report.rounding(logits[:, n], full[:, n])
-        shifted = [n for n, file in enumerate(files) if file.label is not None and file.key in to_disturb]
+        single, logits = passes_of(images, batch)
+        rows = []
+        for n, file in enumerate(batch):
+            rows.append(uncertainty(logits[:, n], single[n]) if file.index < shown else {})
+            if file.label is not None:
+                rows[n] |= {"label": file.label, **known_uncertainty(logits[:, n], single[n], file.label)}
+        shifted = [n for n, file in enumerate(batch) if file.label is not None and file.key in to_disturb]
         if shifted:
             generators = common.seeded_generators(options.seed, (file.index for file in batch))
             for name, pictures in disturbed(images, generators).items():
-                single, logits = passes_of(pictures, batch, options.bfloat16)
+                single, logits = passes_of(pictures, batch)
                 for n in shifted:
-                    judged = known_uncertainty(logits[:, n], single[n], files[n].label)
-                    rows[n].setdefault("disturbed", {})[name] = judged
+                    known = known_uncertainty(logits[:, n], single[n], batch[n].label)
+                    rows[n].setdefault("disturbed", {})[name] = known
         return rows
 
-    numbered = [file._replace(index=len(tested) + file.index) for file in labelled]
-    files = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped, labelled.classes)
     rows, skipped = common.explain_images(model, files, explain, options, output)
     report.write(rows, skipped, [file.path for file in files], model, output)
 

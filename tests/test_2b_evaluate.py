@@ -463,7 +463,7 @@ def test_names_of_folders_that_are_numbers(own, capsys):
     for i in range(4, 12):
         save_photo(own.folder / f"photos/{i}/a.png", i)
     model = common.load_model(str(own.folder / "twelve.py") + ":Net", input_size=8)
-    script.labelled_images(str(own.folder / "photos"), model)
+    common.labelled_images(str(own.folder / "photos"), model)
     (note,) = model.notes
     assert "10 before 2" in note and f"note: {note}" in capsys.readouterr().err
 

@@ -25,20 +25,22 @@ def test_top_classes_by_hand():
     assert script.top_classes(net, logits.view(2, 3, 1, 1), 5)[0].shape == (2, 3)  # no more than there are
 
 
-@pytest.mark.parametrize("classes", [4, 1000])
-def test_of_tied_logits_the_lowest_id_comes_first_in_every_exercise(images, classes):
-    """As of an untrained network that ends in a rectifier: 2d named one class, and 2e explained another."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(192, classes)).requires_grad_(False)
-    net[1].weight.zero_(), net[1].bias.zero_()
-    net[1].bias[[1, 3]] = torch.tensor([-1.0, 2.0])
-    found, _ = script.top_classes(net, images, 3)
-    assert found.tolist() == [[3, 0, 2]] * 5
-    net[1].bias[3] = 0
-    first = script.top_classes(net, images)[0][:, 0].tolist()
-    assert first == [0] * 5 == common.forward_pass(net.requires_grad_(), images, None).classes.tolist()
-    assert load_script("2b_evaluate").evaluate(net, images, torch.zeros(5).long())["predicted"].tolist() == first
-    logits = torch.zeros(2, classes)
-    assert load_script("2h_mc_dropout").uncertainty(logits, logits[0])["class"] == 0
+@pytest.mark.parametrize("gap", [0, 1e-9])
+def test_classes_that_tie_are_ranked_alike_by_all_exercises(gap):
+    """An untrained network's logits: the same, or so near that their probabilities are; class 300 or the lowest id."""
+    scores = torch.zeros(1000)
+    scores[300], images = gap, torch.rand(2, 3, 4, 4)
+    net = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(3, 1000))
+    net[2].weight.data.zero_(), net[2].bias.data.copy_(scores)
+    expected = 300 if gap else 0
+    assert net(images).softmax(1).unique().numel() == 1
+    assert script.top_classes(net, images)[0].tolist() == [[expected, *[c for c in range(6) if c != expected][:4]]] * 2
+    assert common.forward_pass(net, images, None).classes.tolist() == [expected] * 2
+    evaluated = load_script("2b_evaluate").evaluate(net, images, torch.tensor([0, 300]))
+    assert evaluated["predicted"].tolist() == [expected] * 2
+    (logits,) = net(images[:1]).detach()
+    row = load_script("2h_mc_dropout").uncertainty(logits[None], logits)
+    assert row["class"] == row["deterministic_class"] == expected
 
 
 def test_run(tmp_path, monkeypatch):
@@ -61,8 +63,9 @@ def test_run(tmp_path, monkeypatch):
     assert metrics["settings"]["show"] == 2 and metrics["settings"]["device"] == "cpu"
     assert set(metrics) == {
         *("script", "settings", "model", "seed", "device", "deterministic", "versions", "images", "seconds"),
-        *("results", "files", "figures", "captions", "margins", "command"),
+        *("results", "files", "figures", "captions", "margins", "command", "dataset"),
     }
+    assert metrics["dataset"] is None  # pictures given as arguments have none
     assert (folder / "predictions.png").stat().st_size > 10_000
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, load_script, run_main, run_script, save_photo
+from conftest import TINY, load_script, run_main, save_photo
 from scipy.stats import ks_2samp
 from torch import nn
 
@@ -18,7 +19,7 @@ from explain.methods.disturbances import disturbed
 from explain.report import uncertainty as uncertainty_report
 
 script = load_script("2h_mc_dropout")
-T = 20_000
+T = 10_000
 
 
 def generators(*seeds):
@@ -38,12 +39,13 @@ class Head(nn.Module):
         return self.linear(F.dropout(f, self.p, training=False) + (f if self.skip else 0))
 
 
+@pytest.mark.parametrize(("own", "given"), [(0.3, None), (0.6, 0.3), (0.0, 0.3)], ids=["own p", "another", "from 0"])
 @pytest.mark.parametrize("skip", [False, True], ids=["shared features", "whole passes"])
-def test_two_moments_in_closed_form(skip, images):
-    """Mean W f + b, variance p / (1 - p) * W^2 f^2, each within 4.5 standard errors of T passes."""
-    net, x = Head(skip=skip), images[:2].double()
-    assert dropout.passes_can_be_shared(net, x) != skip
-    logits = script.mc_dropout_logits(net, x, T, generators(1, 2))
+def test_two_moments_in_closed_form(skip, own, given, images):
+    """Mean W f + b, variance p / (1 - p) * W^2 f^2, each within 4.5 standard errors of T passes; F.dropout(f, own)."""
+    net, x = Head(own, skip), images[:2].double()
+    assert dropout.passes_can_be_shared(net, x, given) != skip
+    logits = script.mc_dropout_logits(net, x, T, generators(1, 2), p=given)
     f, weight = x.flatten(1), net.linear.weight.detach()
     mean = (1 + skip) * f @ weight.T + net.linear.bias.detach()
     terms = weight**2 * f[:, None] ** 2  # (N, classes, features)
@@ -78,7 +80,7 @@ def test_the_deterministic_pass_comes_with_the_sampled_ones(images, share, monke
     """Also where the passes come in several batches: the masks are those of the passes alone."""
     net = nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.3), nn.Linear(192, 8), nn.Dropout(0.4), nn.Linear(8, 3))
     for together in (1 << 22, 192 * 20):
-        monkeypatch.setattr(script, "NUMBERS_TOGETHER", together)
+        monkeypatch.setattr(dropout, "NUMBERS_TOGETHER", together)
         logits = script.mc_dropout_logits(net, images, 50, generators(*range(5)), share, deterministic=True)
         single, passes = logits[0], logits[1:]
         torch.testing.assert_close(single, common.predict_logits(net, images))
@@ -90,16 +92,16 @@ def test_the_rows_are_of_the_public_functions_logits(share, tmp_path, monkeypatc
     """Bit for bit."""
     row_of, rows_of = script.uncertainty, []
     monkeypatch.setattr(script, "uncertainty", lambda *logits: rows_of.append(logits) or row_of(*logits))
-    monkeypatch.setattr(dropout, "passes_can_be_shared", lambda model, images: share)
+    monkeypatch.setattr(dropout, "passes_can_be_shared", lambda *_: share)
     photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
     arguments = [*photos, *TINY, "--passes", "4", "--dropout", "0.5", "--show", "1"]
     run_main("2h_mc_dropout", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
 
     model = common.load_model("timm/test_resnet", "random", input_size=64)
-    dropout.set_dropout(model, 0.5)
+    dropout.prepare(model, 0.5, "timm/test_resnet")
     batch = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
-    logits = script.mc_dropout_logits(model, batch, 4, generators(0, 1, 2))
-    single = script.mc_dropout_logits(model, batch, 4, generators(0, 1, 2), share, deterministic=True)[0]
+    single, *logits = script.mc_dropout_logits(model, batch, 4, generators(0, 1, 2), share, True, p=0.5)
+    logits = torch.stack(logits)
     rows = (tmp_path / "output/2h_mc_dropout/rows.jsonl").read_text().splitlines()
     for n, row in enumerate(map(json.loads, rows)):
         assert torch.equal(rows_of[n][0], logits[:, n])
@@ -166,33 +168,17 @@ def test_two_dropouts_have_the_distribution_of_pytorchs_own(whole, images):
         assert ks_2samp(ours[:, c].numpy(), (theirs[:, c] * 0.7 + 0.3 * single[c]).detach().numpy()).pvalue < 1e-6
 
 
-def test_an_images_passes_are_its_own(images):
+@pytest.mark.parametrize("numbers", [dropout.NUMBERS_TOGETHER, 144 * 7])
+def test_an_images_passes_are_its_own(numbers, images, monkeypatch):
     """The same alone, in any batch, in any order; also where passes are split into groups."""
+    monkeypatch.setattr(dropout, "NUMBERS_TOGETHER", numbers)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout2d(0.5), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, 3))
-    for numbers in (script.NUMBERS_TOGETHER, 144 * 7):
-        script.NUMBERS_TOGETHER, usual = numbers, script.NUMBERS_TOGETHER
-        try:
-            together = script.mc_dropout_logits(net, images, 20, generators(*range(5)))
-            order = [3, 0, 4]
-            some = script.mc_dropout_logits(net, images[order], 20, generators(*order))
-            alone = script.mc_dropout_logits(net, images[2:3], 20, generators(2))
-        finally:
-            script.NUMBERS_TOGETHER = usual
-        assert together.shape == (20, 5, 3)
-        torch.testing.assert_close(together[:, order], some)
-        torch.testing.assert_close(together[:, 2], alone[:, 0])
-        assert len(together[:, 0].unique(dim=0)) > 15  # groups of passes do not repeat each other
-
-
-def test_number_of_generators(images):
+    together = script.mc_dropout_logits(net, images, 20, generators(*range(5)))
+    order = [3, 0, 4]
+    torch.testing.assert_close(together[:, order], script.mc_dropout_logits(net, images[order], 20, generators(*order)))
+    assert together.shape == (20, 5, 3) and len(together[:, 0].unique(dim=0)) > 15  # groups do not repeat each other
     with pytest.raises(common.UserError, match="2 generators for 5 images"):
-        script.mc_dropout_logits(Head(), images, 2, generators(0, 1))
-
-
-@pytest.mark.parametrize("passes", [0, -1, 2.5])
-def test_number_of_passes(passes, images):
-    with pytest.raises(common.UserError, match=f"passes must be a whole number of at least 1, not {passes}"):
-        script.mc_dropout_logits(Head(), images, passes)
+        script.mc_dropout_logits(net, images, 2, generators(0, 1))
 
 
 def test_uncertainty_by_hand():
@@ -212,80 +198,35 @@ def test_uncertainty_by_hand():
     assert once["variance"] is None and once["leading"][2]["standard_deviation"] is None
 
 
-def test_run(tmp_path, monkeypatch):
+def run_2h(folder, monkeypatch, *arguments, output="output"):
+    """Run 2h on a tiny network; return its metrics and rows, and the names of its figures and tables."""
+    run_main("2h_mc_dropout", *arguments, *TINY, "--output", output, cwd=folder, monkeypatch=monkeypatch)
+    path = folder / output / "2h_mc_dropout"
+    rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
+    return json.loads((path / "metrics.json").read_text()), rows, {p.name for p in path.glob("*.*g")}
+
+
+def test_run(tmp_path, monkeypatch, capsys):
     for i in range(3):
         save_photo(tmp_path / f"{i}.png", i)
-    settings = [*TINY, "--dropout", "0.5", "--passes", "12"]
-    arguments = ["0.png", "1.png", "2.png", *settings, "--batch-size", "2"]
-    run_main("2h_mc_dropout", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output/2h_mc_dropout"
-    metrics = json.loads((folder / "metrics.json").read_text())
+    settings = ["--dropout", "0.5", "--passes", "12"]
+    names = ["0.png", "1.png", "2.png"]
+    metrics, rows, figures = run_2h(tmp_path, monkeypatch, *names, *settings, "--batch-size", "2")
     assert metrics["images"]["used"] == 3 and metrics["settings"]["passes"] == 12
     results = metrics["results"]
     assert 0 < results["mean_mutual_information"] < results["mean_predictive_entropy"] < results["entropy_of_chance"]
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    order = (folder / "uncertainty.csv").read_text().splitlines()[1:]
+    order = (tmp_path / "output/2h_mc_dropout/uncertainty.csv").read_text().splitlines()[1:]
     assert [int(line.split(",")[3]) for line in order] == sorted(range(3), key=lambda i: -rows[i]["mutual_information"])
-    assert {p.name for p in folder.glob("*.png")} == {"mc_dropout.png", "uncertainty.png", "settling.png"}
-    # the third image alone has the same passes
-    run_main("2h_mc_dropout", *arguments[:3], *settings, "--output", "b", cwd=tmp_path, monkeypatch=monkeypatch)
-    again = [json.loads(line) for line in (tmp_path / "b/2h_mc_dropout/rows.jsonl").read_text().splitlines()]
-    assert again[2]["predictive_entropy"] == pytest.approx(rows[2]["predictive_entropy"], abs=1e-5)
-
-
-@pytest.mark.parametrize("share", [True, False])
-def test_bfloat16_rounds_what_follows_the_first_dropout(share, images):
-    """The same masks, factors of 8 bits behind them, of 24 before; autocast ends with the call, and with an error."""
-    types = []
-
-    class Types(nn.Module):
-        def forward(self, x):
-            types.append(x.dtype)
-            return x
-
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 64), Types(), nn.Dropout(0.4), nn.Linear(64, 3), Types())
-    full, rounded = (script.mc_dropout_logits(net, images, 50, generators(*range(5)), share, b) for b in (False, True))
-    assert [*dict.fromkeys(types[::2])] == [torch.float32]
-    assert {*types[1::2]} == {torch.float32, torch.bfloat16} and rounded.dtype == torch.float32
-    change = (rounded - full).abs().max()  # of sums of 64 products, each rounded by at most 2 ** -8
-    assert 0 < change < 0.1 * full.std(0).min()
-    single = script.mc_dropout_logits(net, images, 1, generators(*range(5)), share, True, True)[0]
-    torch.testing.assert_close(single, common.predict_logits(net, images), rtol=0, atol=0.02)
-    assert not torch.equal(single, common.predict_logits(net, images))
-    broken = nn.Sequential(net, nn.Linear(4, 3))
-    with pytest.raises(RuntimeError, match="shape"):
-        script.mc_dropout_logits(broken, images, 2, generators(*range(5)), share, True)
-    assert not torch.is_autocast_enabled("cpu")
-
-
-def test_a_run_in_bfloat16_says_what_it_changes(tmp_path, monkeypatch):
-    """Compared with passes of the same masks, for the first images alone."""
-    monkeypatch.setattr(script, "COMPARED", 2)
-    for i in range(3):
-        save_photo(tmp_path / f"{i}.png", i)
-    arguments = ["0.png", "1.png", "2.png", *TINY, "--dropout", "0.5", "--bfloat16", "--no-title"]
-    run_main("2h_mc_dropout", *arguments, "--passes", "12", cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output/2h_mc_dropout"
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    results = json.loads((folder / "metrics.json").read_text())["results"]["bfloat16"]
-    assert results["images"] == 2 and ["bfloat16" in row for row in rows] == [True, True, False]
-    assert 0 < results["change"] < results["standard_error"]
-    caption = (folder / "mc_dropout.txt").read_text()
-    assert f"by {results['change']:.1g}, within its Monte Carlo standard error" in " ".join(caption.split())
-    with pytest.raises(common.UserError, match="--bfloat16 is compared with the spread of the passes"):
-        run_main("2h_mc_dropout", *arguments, "--passes", "1", cwd=tmp_path, monkeypatch=monkeypatch)
-
-
-def test_rounding_by_hand():
-    """Probabilities 1/2 and 3/4 of the first class, in both passes 1/4 after rounding."""
-    full = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log()
-    row = uncertainty_report.rounding(torch.tensor([[0.25, 0.75]] * 2).log(), full)
-    assert row == pytest.approx({"change": -0.375, "standard_error": 0.125})
-    mean = uncertainty_report.mean_rounding([row, {"change": 0.0, "standard_error": 0.125}])
-    assert mean == pytest.approx({"images": 2, "change": 0.375 / 2**0.5, "standard_error": 0.125})
-    assert "by 0.3, BEYOND its Monte Carlo standard error of 0.1 " in uncertainty_report.rounding_in_words(mean)[0]
-    assert uncertainty_report.rounding_in_words(uncertainty_report.mean_rounding([])) == []
+    assert figures == {"mc_dropout.png", "uncertainty.png", "settling.png"}
+    assert f"{results['passes_enough']['order']:.2g}"[:1] in capsys.readouterr().out.split("Enough passes")[1]
+    # one image alone has the same passes, and is not ranked; three passes show no settling
+    metrics, again, figures = run_2h(tmp_path, monkeypatch, names[0], *settings, output="b")
+    assert again[0]["predictive_entropy"] == pytest.approx(rows[0]["predictive_entropy"], abs=1e-5)
+    assert metrics["results"]["most_uncertain"] is None and "order" not in metrics["results"]["passes_enough"]
+    assert figures == {"mc_dropout.png", "settling.png"} and "least sure" not in capsys.readouterr().out
+    assert "Least sure" not in " ".join(metrics["captions"]["mc_dropout.png"])
+    run_2h(tmp_path, monkeypatch, names[0], "--dropout", "0.5", "--passes", "3", output="c")
+    assert "settling.png is not drawn: it takes more than 3 passes" in capsys.readouterr().out
 
 
 def test_a_known_images_measures_by_hand():
@@ -302,18 +243,22 @@ def test_a_known_images_measures_by_hand():
         script.known_uncertainty(logits, torch.zeros(3), 3)
 
 
-def test_measures_are_judged_on_the_validation_images(tmp_path, monkeypatch):
-    """An untrained network errs on nearly all; five photos are labelled with what it says."""
+def save_half_right(folder):
+    """Save 12 photos in folders of classes: an untrained network is right about every second one."""
     model = common.load_model("timm/test_resnet", "random", input_size=64)
-    save_photo(tmp_path / "data/DL_data/test_images/a.png", 90)
     for i in range(12):
-        photo = save_photo(tmp_path / "one.png", i)
+        photo = save_photo(folder / "one.png", i)
         c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
-        save_photo(tmp_path / f"data/DL_data_p/{c if i % 2 else (c + 1) % 1000}/{i}.png", i)
-    settings = [*TINY, "--dropout", "0.1", "--passes", "6", "--shift-limit", "2"]
-    run_main("2h_mc_dropout", *settings, cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output/2h_mc_dropout"
-    results = json.loads((folder / "metrics.json").read_text())["results"]
+        photo.unlink()
+        save_photo(folder / f"{c if i % 2 else (c + 1) % 1000}/{i}.png", i)
+    return model
+
+
+def test_measures_are_judged_on_the_validation_images(tmp_path, monkeypatch):
+    save_photo(tmp_path / "data/DL_data/test_images/a.png", 90)
+    model = save_half_right(tmp_path / "data/DL_data_p")
+    metrics, rows, figures = run_2h(tmp_path, monkeypatch, "--dropout", "0.1", "--passes", "6", "--shift-limit", "2")
+    results = metrics["results"]
     assert results["images"] == 1 and results["predictions"]["images"] == 12
     assert {*results["mistakes"]} == {*selective.MEASURES}
     low, high = results["mistakes"]["single_probability"]["auroc_interval"]
@@ -321,41 +266,161 @@ def test_measures_are_judged_on_the_validation_images(tmp_path, monkeypatch):
     shift = results["mistakes_under_shift"]
     assert {*shift} == {"none", "pooled", *disturbed(torch.rand(1, 3, 8, 8), generators(0))}
     assert shift["pooled"]["variance"]["mistakes"] >= 0 and 0 <= shift["blur_4_px"]["confidence"] <= 1
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    assert [row["index"] for row in rows if "label" not in row] == [0]
     row, other = (row for row in rows if "disturbed" in row)  # of two classes
     assert row["label"] != other["label"]
-    assert results["classes_measured"] == results["classes_in_data"] == len({r["label"] for r in rows[1:]})
-    caption = json.loads((folder / "metrics.json").read_text())["captions"]["shift.png"][1]
-    assert caption.startswith(f"2 images from 2 of {results['classes_in_data']} classes")
-    names = {"mc_dropout", "uncertainty", "settling", "mistakes", "shift"}
-    assert {path.stem for path in folder.glob("*.png")} == names
+    assert results["classes_measured"] == results["classes_in_data"] == len({row["label"] for row in rows[1:]})
+    assert [("label" in row, "leading" in row) for row in rows] == [(False, True)] + [(True, False)] * 12
+    assert figures == {"mc_dropout.png", "settling.png", "mistakes.png", "shift.png"}
+    caption = " ".join(metrics["captions"]["shift.png"])
+    assert f"2 images from 2 of {results['classes_in_data']} classes" in caption
+    assert "AUROC is not drawn, since there are fewer than 5 mistakes" in caption
     # a disturbed picture's row is that of the disturbed picture
-    image = model.preprocess(common.read_image(tmp_path / "data" / row["path"]))
-    dropout.set_dropout(model, 0.1)
-    turned = image[None].rot90(1, (2, 3))
-    single, *passes = script.mc_dropout_logits(model, turned, 6, generators(row["index"]), deterministic=True)
-    logits = torch.stack(passes)
-    expected = script.known_uncertainty(logits[:, 0], single[0], row["label"])
-    assert row["disturbed"]["quarter_turn"]["predictive_entropy"] == pytest.approx(
-        expected["predictive_entropy"], rel=1e-5
-    )
+    turned = model.preprocess(common.read_image(tmp_path / "data" / row["path"]))[None].rot90(1, (2, 3))
+    dropout.prepare(model, 0.1, "timm/test_resnet")
+    own = generators(row["index"])
+    single, *passes = script.mc_dropout_logits(model, turned, 6, own, deterministic=True, p=0.1)
+    expected = script.known_uncertainty(torch.stack(passes)[:, 0], single[0], row["label"])["predictive_entropy"]
+    assert row["disturbed"]["quarter_turn"]["predictive_entropy"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_dropout_on_request(tmp_path, monkeypatch):
+def test_a_labelled_folder_is_explained_and_judged(tmp_path, monkeypatch, capsys):
+    """Without a dataset; with a picture beside its subfolders, or a folder of no class, it is one of test pictures."""
+    save_half_right(tmp_path / "photos")
+    settings = ["photos", "--dropout", "0.1", "--passes", "4", "--shift-limit", "0"]
+    metrics, rows, figures = run_2h(tmp_path, monkeypatch, *settings)
+    assert all("label" in row and "leading" in row for row in rows) and len(rows) == 12
+    assert all(row["label"] == int(row["path"].split("/")[1]) for row in rows)
+    results = metrics["results"]
+    assert results["images"] == results["predictions"]["images"] == 12
+    assert results["predictions"]["single"]["accuracy"] == 0.5
+    assert figures == {"mc_dropout.png", "uncertainty.png", "settling.png", "mistakes.png"}
+    assert "note: the folders in photos are taken as the classes of their pictures" in capsys.readouterr().err
+    (tmp_path / "photos" / rows[0]["path"].split("/")[1]).rename(tmp_path / "photos/no class")
+    metrics, rows, _ = run_2h(tmp_path, monkeypatch, *settings, output="b")
+    assert not any("label" in row for row in rows) and len(rows) == 12
+    assert "the pictures are taken as unlabelled, since 1 of the" in metrics["model"]["notes"][-1]
+    save_photo(tmp_path / "photos/0.png")
+    metrics, rows, _ = run_2h(tmp_path, monkeypatch, *settings, output="c")
+    assert not any("label" in row for row in rows) and len(rows) == 13 and not metrics["model"]["notes"]
+
+
+NETWORKS = """
+from torch import nn
+def plain(): return nn.Sequential(nn.Flatten(), nn.Linear(12288, 3))
+def off(): return nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(12288, 3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (["net.py:plain"], "no dropout, so all passes would be the same: add nn.Dropout to net.py"),
+        (["net.py:plain", "--dropout", "0.3"], "no dropout, .* add nn.Dropout to net.py"),
+        (["net.py:off"], "only dropout with p = 0, .*: give its probability by --dropout P"),
+        (["timm/test_resnet", "--weights", "random"], "no dropout, .*: give its probability by --dropout P"),
+        (
+            ["resnet18", "--weights", "random"],
+            "no dropout, .*: choose a network that has some, such as efficientnet_lite0",
+        ),
+        (["net.py:off", "--dropout", "1.5"], "--dropout must be a number above 0 and below 1, not '1.5'"),
+    ],
+)
+def test_what_to_do_about_no_dropout(model, says, tmp_path, monkeypatch):
     save_photo(tmp_path / "one.png")
-    arguments = ["one.png", "--model", "timm/resnet18", "--weights", "random", "--passes", "5"]
-    run_main("2h_mc_dropout", *arguments, "--dropout", "0.3", cwd=tmp_path, monkeypatch=monkeypatch)
-    metrics = json.loads((tmp_path / "output/pictures/2h_mc_dropout/metrics.json").read_text())
-    assert metrics["settings"]["dropout"] == 0.3 and metrics["results"]["mean_mutual_information"] > 0
-    with pytest.raises(common.UserError, match="--dropout must be above 0 and below 1, not 1.5"):
-        run_main("2h_mc_dropout", *arguments, "--dropout", "1.5", cwd=tmp_path, monkeypatch=monkeypatch)
-    arguments[2] = "squeezenet1_0"
-    with pytest.raises(common.UserError, match="no dropout with p = 0 for --dropout to set"):
-        run_main("2h_mc_dropout", *arguments, "--dropout", "0.3", cwd=tmp_path, monkeypatch=monkeypatch)
+    (tmp_path / "net.py").write_text(NETWORKS)
+    arguments = ["one.png", "--input-size", "64", "--passes", "2", "--model", *model]
+    with pytest.raises(common.UserError, match=says) as caught:
+        run_main("2h_mc_dropout", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert "\n" not in str(caught.value)
 
 
-def test_resnet_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("model", [["net.py:off"], ["squeezenet1_0", "--weights", "random"]])
+def test_dropout_on_request(model, tmp_path, monkeypatch):
+    """From p = 0, and in place of a network's own p (SqueezeNet's 0.5): its variance grows with p."""
     save_photo(tmp_path / "one.png")
-    done = run_script("2h_mc_dropout", "one.png", "--model", "resnet18", "--weights", "random", cwd=tmp_path)
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "no dropout" in done.stderr
+    (tmp_path / "net.py").write_text(NETWORKS)
+    arguments = ["one.png", "--input-size", "64", "--passes", "60", "--model", *model]
+    found = {}
+    for p in ("0.05", "0.5", "0.9"):
+        run_main("2h_mc_dropout", *arguments, "--dropout", p, cwd=tmp_path, monkeypatch=monkeypatch)
+        metrics = json.loads((tmp_path / "output/pictures/2h_mc_dropout/metrics.json").read_text())
+        assert metrics["settings"]["dropout"] == float(p)
+        found[p] = metrics["results"]["mean_mutual_information"]
+        (tmp_path / "output").rename(tmp_path / p)
+    assert 0 < 2 * found["0.05"] < found["0.5"] < found["0.9"]
+
+
+# ------------------------------------------------------------------------------------------------
+# What is said of the numbers
+
+
+def made_rows(*values, error=0.01):
+    """Rows with these values for every measure, in order, the error for each."""
+    keys = uncertainty_report.MEASURES
+    return [
+        {"index": i, "path": f"a/{i}.png", "deterministic_entropy": 0.1}
+        | {key: value for key in keys}
+        | {f"{key}_standard_error": error for key in keys}
+        for i, value in enumerate(values)
+    ]
+
+
+def test_passes_enough_by_hand():
+    """After 100 passes two errors of 0.01 are 0.02: within 0.1 * 0.5 after 16, and within 0.1 * 0.1 after 400.
+
+    The differences are 0.3 and 0.1, with an error of 0.01 * sqrt 2: 100 * 8e-4 / 0.1^2 = 8 passes order them.
+    """
+    enough = uncertainty_report.passes_enough(made_rows(0.5, 0.2, 0.1), 100)
+    assert enough == {**dict.fromkeys(uncertainty_report.MEASURES, 400), "order": 8}
+    said = uncertainty_report.enough_in_words(enough, 100, 3)
+    assert "about 400 for each variance" in said and "8 for the order of the 3 images" in said
+    assert uncertainty_report.passes_enough(made_rows(0.5), 100)["variance"] == 16
+    assert "order" not in uncertainty_report.enough_in_words(uncertainty_report.passes_enough(made_rows(0.5), 9), 9, 1)
+    assert uncertainty_report.passes_enough(made_rows(0.5, 0.5), 100)["order"] is None
+    assert uncertainty_report.passes_enough(made_rows(0.5, error=None), 1) == {}
+
+
+def test_so_many_passes_are_enough():
+    """Over 200 seeds, two standard deviations of the mutual information are then a tenth of it."""
+    base = torch.tensor([2.0, 1.5, 0.0])
+
+    def rows(passes, seeds):
+        logits = base + torch.randn(seeds, passes, 3, generator=torch.Generator().manual_seed(passes))
+        return [script.uncertainty(of, base) | {"index": 0} for of in logits]
+
+    enough = uncertainty_report.passes_enough(rows(2000, 1), 2000)["mutual_information"]
+    found = [row["mutual_information"] for row in rows(enough, 200)]
+    assert 2 * np.std(found) == pytest.approx(0.1 * np.mean(found), rel=0.25)
+
+
+@pytest.mark.parametrize(("difference", "apart"), [(0.0302, True), (0.0272, False)])  # 2.14 and 1.92 errors of it
+def test_what_is_told_apart(difference, apart):
+    """The rule is twice the error of the difference, 0.01 * sqrt 2; the figure draws what it leaves as open dots."""
+    rows = made_rows(0.1302, 0.1302 - difference, 0.01)
+    assert [row["index"] for row in uncertainty_report.least_sure(rows)] == ([0] if apart else [0, 1])
+    tail = "" if apart else "; not told apart from it: 1.png"
+    assert uncertainty_report.findings(rows) == [
+        f"least sure by mutual information: 0.png, 0.130 ± 0.010{tail}",
+        "surest by mutual information: 2.png, 0.010 ± 0.010",
+    ]
+    assert uncertainty_report.findings(rows[:1]) == ["0.png: mutual information 0.130 ± 0.010"]
+    if not apart:
+        assert len(uncertainty_report.findings(rows[:2])) == 1  # the surest would be among the least sure
+    figure, text = uncertainty_report.draw_order(rows, SimpleNamespace(label="net"), 100)
+    open_dots = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in open_dots] == ([] if apart else [[2]])
+    assert f"{0 if apart else 1} of the others cannot be told apart" in text[1] and "2 √(e₁² + e₂²)" in text[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.1614, 0.0102, "0.161 ± 0.010"),
+        (0.00723, 0.00041, "0.0072 ± 0.0004"),
+        (0.5, None, "0.500"),
+        (0.5, 0.0, "0.500 ± 0"),
+    ]
+    + [(1.24e-8, 3e-9, "1.2e-08 ± 3e-09")],
+)
+def test_an_error_has_a_digit(value, error, text):
+    assert uncertainty_report.with_error(value, error) == text

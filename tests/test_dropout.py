@@ -103,7 +103,7 @@ def test_the_trial_lets_a_batch_of_any_size_grow():
         def forward(self, x):
             return (F.dropout(x, 0.5) + x).mean((2, 3))
 
-    image = torch.zeros(1, 1, 1, script.NUMBERS_TOGETHER + 1)
+    image = torch.zeros(1, 1, 1, dropout.NUMBERS_TOGETHER + 1)
     assert not dropout.passes_can_be_shared(Skips(), image)
 
 
@@ -201,32 +201,58 @@ def test_a_batch_size_read_before_the_dropout(images):
 
 
 def test_without_active_dropout_there_is_an_error_with_the_cure(images):
+    """For a function's caller: no option of the command line."""
     none = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     for share in (None, True, False):
-        with pytest.raises(common.UserError, match="has no dropout, .*efficientnet_lite0"):
+        with pytest.raises(common.UserError, match="has no dropout, .*: add nn.Dropout to it") as caught:
             script.mc_dropout_logits(none, images, 5, share=share)
-    with pytest.raises(common.UserError, match="timm/mobilenetv3_small_100"):
+        assert "--" not in str(caught.value)
+    with pytest.raises(common.UserError, match="or build timm's with drop_rate=0.2"):
         script.mc_dropout_logits(timm.create_model("mobilenetv3_small_050", num_classes=3), torch.rand(1, 3, 32, 32), 5)
     off = nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(192, 3))
-    with pytest.raises(common.UserError, match="has only dropout with p = 0"):
+    with pytest.raises(common.UserError, match="has only dropout with p = 0, .*: give p"):
         script.mc_dropout_logits(off, images, 5)
-    assert dropout.set_dropout(off, 0.5) == 1
-    assert script.mc_dropout_logits(off, images, 5).std(0).min() > 0
+    assert script.mc_dropout_logits(off, images, 5, p=0.5).std(0).min() > 0 and off[1].p == 0
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "timm/resnet18", "densenet121", "googlenet", "squeezenet1_0"])
+SMALL = dict(img_size=32, num_classes=3)
+NETWORKS = {
+    "efficientnet_lite0": None,
+    "timm/resnet18": 0.2,
+    "densenet121": 0.2,
+    "googlenet": None,
+    "squeezenet1_0": 0.1,
+    "torchvision's ViT": lambda: torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, dropout=0.1, num_classes=3),
+    "timm's ViT": lambda: timm.create_model("vit_tiny_patch16_224", depth=2, **SMALL),
+    "timm's Swin": lambda: timm.create_model(
+        "swin_tiny_patch4_window7_224", window_size=4, depths=(1, 1, 1, 1), **SMALL
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_real_architectures(name):
-    """timm's call F.dropout without a module, densenet's are inside its layers; ResNet's is off until asked for."""
-    model = common.load_model(name, "random")
-    if name in ("timm/resnet18", "densenet121"):
-        assert dropout.set_dropout(model, 0.2) >= 1
-    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    """timm's call F.dropout without a module, densenet's are inside its layers; ResNet's is off until asked for.
+
+    Transformers drop in every block, from the embedding on: the residual connections lie behind the first one.
+    """
+    p, side = NETWORKS[name], 64
+    torch.manual_seed(0)
+    if callable(p):
+        model, side, p = p(), 32, 0.1
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear) and layer.out_features == 3:
+                nn.init.normal_(layer.weight)
+    else:
+        model = common.load_model(name, "random")
+        dropout.prepare(model, p, name)
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     before = state_of(model)
-    both = script.mc_dropout_logits(model, images, 6, generators(1, 2))
-    alone = script.mc_dropout_logits(model, images[1:], 6, generators(2))
+    both = script.mc_dropout_logits(model, images, 6, generators(1, 2), p=p)
+    alone = script.mc_dropout_logits(model, images[1:], 6, generators(2), p=p)
     assert_same_state(before, state_of(model))
-    assert both.shape == (6, 2, 1000) and len(both[:, 0].unique(dim=0)) == 6
-    torch.testing.assert_close(both[:, 1], alone[:, 0], rtol=1e-4, atol=1e-5 * float(both.abs().max()))
+    assert both.shape[:2] == (6, 2) and len(both[:, 0].unique(dim=0)) == 6
+    torch.testing.assert_close(both[:, 1], alone[:, 0], rtol=1e-4, atol=1e-5 * max(1, float(both.abs().max())))
 
 
 def test_attention_dropout_is_refused_not_left_off():
@@ -257,26 +283,6 @@ def test_attention_dropout_is_refused_not_left_off():
             script.mc_dropout_logits(net, images, 3)
 
 
-def test_vision_transformers():
-    """Dropout in every block, from the embedding on: the residual connections lie behind the first one."""
-    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    models = [
-        torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, dropout=0.1, num_classes=3),
-        timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3),
-        timm.create_model(
-            "swin_tiny_patch4_window7_224", img_size=32, window_size=4, depths=(1, 1, 1, 1), num_classes=3
-        ),
-    ]
-    assert dropout.set_dropout(models[1], 0.1) >= 5 and dropout.set_dropout(models[2], 0.1) >= 5
-    nn.init.normal_(models[0].heads.head.weight)
-    for model in models:
-        both = script.mc_dropout_logits(model, images, 9, generators(1, 2))
-        alone = script.mc_dropout_logits(model, images[1:], 9, generators(2))
-        torch.testing.assert_close(both[:, 1], alone[:, 0], rtol=1e-4, atol=1e-5)
-        assert len(both[:, 0].unique(dim=0)) == 9
-
-
 def test_a_trial_is_made_once_until_the_network_changes(monkeypatch):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 2)).eval()
@@ -284,12 +290,12 @@ def test_a_trial_is_made_once_until_the_network_changes(monkeypatch):
     monkeypatch.setattr(dropout, "try_to_share", lambda *arguments: trials.append(1) or trial(*arguments))
     images = torch.rand(2, 3, 8, 8)
 
-    def trials_of_a_call() -> int:
+    def trials_of_a_call(p: float | None = None) -> int:
         before = len(trials)
-        assert dropout.passes_can_be_shared(net, images)
+        assert dropout.passes_can_be_shared(net, images, p)
         return len(trials) - before
 
-    assert trials_of_a_call() == 1 and trials_of_a_call() == 0
+    assert [trials_of_a_call() for _ in range(2)] == [1, 0] and trials_of_a_call(0.3) == 1 == trials_of_a_call()
     changes = [
         lambda: setattr(net[2], "p", 0.25),
         lambda: net[3].weight.data.mul_(2),

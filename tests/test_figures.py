@@ -85,7 +85,8 @@ def test_a_figure_stands_without_its_title(tmp_path, monkeypatch):
         run_main("2e_saliency", "a.png", *TINY, "--no-title", "--pdf", cwd=tmp_path, monkeypatch=monkeypatch)
     folder = tmp_path / "output/2e_saliency"
     caption = (folder / "saliency.txt").read_text().splitlines()
-    assert caption[0] == "timm/test_resnet, untrained: class saliency map" and "central crop" in "".join(caption)
+    heads = "saliency map, smoothed, combined"
+    assert caption[0] == f"timm/test_resnet, untrained: {heads}" and "central crop" in "".join(caption)
     assert (folder / "saliency.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(folder / "saliency.png") as figure:
         assert figure.width == pytest.approx(16 / 2.54 * 200, abs=1)
@@ -252,17 +253,3 @@ def test_standard_errors_are_the_spread_over_seeds(passes):
     for name in ("variance", "coefficient_of_variation", "agreement", "predictive_entropy", "mutual_information"):
         error = np.mean([seed[f"{name}_standard_error"] for seed in seeds])
         assert 1 / 1.3 < error / np.std([seed[name] for seed in seeds], ddof=1) < 1.3, name
-
-
-def test_images_that_cannot_be_told_apart_are_named():
-    report = importlib.import_module("explain.report.uncertainty")
-    rows = [
-        {"index": i, "path": f"{i}.png", "mutual_information": m, "mutual_information_standard_error": 0.01}
-        for i, m in enumerate((0.10, 0.161, 0.160))
-    ]
-    assert [row["index"] for row in report.least_sure(rows)] == [1, 2]
-    ordered = sorted(rows, key=lambda row: -row["mutual_information"])
-    assert report.findings(ordered) == [
-        "least sure: 1.png, mutual information 0.161 ± 0.010; not told apart from it: 2.png",
-        "surest: 0.png, mutual information 0.100 ± 0.010",
-    ]

@@ -207,6 +207,20 @@ def test_different_networks_are_said(tmp_path):
     write_run(tmp_path, "2e_saliency", {"mean_plain_half_mass_area": 0.25}, model=model("two"))
     text = Page(page.write_page(tmp_path)).text
     assert "ran on different networks" in text and "network of 2d" in text and "network of 2e" in text
+    assert "different data" not in text
+
+
+def test_different_data_are_said(tmp_path):
+    """None of a picture given as an argument is data of the others."""
+    for script, dataset in {
+        "2b_evaluate": "a",
+        "2e_saliency": "b",
+        "2f_guided_saliency": "a",
+        "2d_predict": None,
+    }.items():
+        write_run(tmp_path, script, {}, dataset=dataset)
+    text = Page(page.write_page(tmp_path)).text
+    assert "ran on different data (2b_evaluate, 2f_guided_saliency; 2e_saliency): compare them with care" in text
 
 
 def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path):
@@ -282,7 +296,7 @@ def test_worth_and_judgement_are_shown(tmp_path):
     assert "believed is plain: insertion less deletion 0.100 ± 0.020, the best baseline (random) 0.010." in text
     assert "Measured in 2g: The map most to be believed is plain" in text
     assert "single pass 0.800 (0.700 to 0.900) 0.100" in text
-    assert "least sure: b.jpg, not told apart from 1 other." in text
+    assert "least sure by mutual information: b.jpg, not told apart from 1 other." in text
 
 
 def test_margins_are_those_of_title_and_caption():

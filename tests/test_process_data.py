@@ -266,6 +266,36 @@ def test_no_longer_belonging_is_reported_then_moved_never_deleted(dataset, split
     assert [r["role"] for r in pruned] == ["validation"] * 3 + ["test"]
 
 
+def test_a_split_of_another_dataset_is_refused_or_replaced(dataset, split, capsys):
+    """After the sample, photos of one's own lay among its, and 2b took both for one dataset."""
+    (_, metrics), (_, again) = split(), split()
+    first = files_below(dataset / "DL_data_p")
+    class_folders(dataset.parent / "mine", "cat", "dog")
+    says = "^dataset/DL_data_p has 3 images of another dataset or other labels, and none of mine: give --fresh to move"
+    with pytest.raises(UserError, match=says):
+        split("--folders", "mine")
+    assert files_below(dataset / "DL_data_p") == first
+    rows, other = split("--folders", "mine", "--fresh")
+    assert other["dataset"] != metrics["dataset"] == again["dataset"]  # by which the page tells them apart
+    assert classes_of(rows) == {"0.png": (0, "cat"), "1.png": (1, "dog")}
+    assert [*files_below(dataset / "DL_data_p")] == ["0/cat/0.png", "1/dog/1.png", "synset_words.txt"]
+    assert files_below(dataset / "DL_data_p_pruned") == first and other["results"]["pruned"] == 3
+    said = capsys.readouterr().err
+    assert "note: dataset/DL_data/test_images is not of mine: give 2d to 2h test images of your own" in said
+    with pytest.raises(UserError, match="of another dataset or other labels, and none of dataset/DL_data/"):
+        split()
+
+
+def test_a_dataset_that_loses_images_stays_the_same(dataset, split):
+    """One image that is where it was is enough, so that a changed list is no other dataset."""
+    split()
+    write_lists(dataset / "DL_data", "a.jpg 0\nb b.png 1\nc.jpg 1\n")
+    assert split()[1]["results"]["no_longer_belong"] == 2
+    write_lists(dataset / "DL_data", "a.jpg 1\nb b.png 0\nc.jpg 0\n")
+    with pytest.raises(UserError, match="other labels"):
+        split()
+
+
 def test_prune_never_overwrites(dataset, split):
     split()
     for content in (b"first", b"second", b"third"):
@@ -396,7 +426,7 @@ def test_names_that_are_written_are_those_of_the_folders_or_of_the_list(dataset,
         assert sorted(read_dataset_names(dataset.parent / f"{folder}_p")[0]) == expected
         assert {row["name"] for row in rows if row["role"] == "validation"} == {*names}
     split("--folders", "wnids")
-    split()
+    split("--fresh")
     assert [name for _, name in read_dataset_names(dataset)[0]] == NAMES
 
 
@@ -447,7 +477,7 @@ def test_wrong_folders(dataset, split, make, arguments, says):
         (("train", "test", "chest_xray"), "test"),
         (("seg_train", "seg_test", "seg_pred"), "seg_test"),
         (("train_dir", "val_dir"), "val_dir"),
-        (("TRAIN", "TEST_SIMPLE"), "TEST_SIMPLE"),
+        (("TRAIN", "TEST", "TEST_SIMPLE"), "TEST"),
         (("val", "meta"), "val"),
     ],
 )
@@ -456,7 +486,7 @@ def test_the_parts_of_a_dataset_are_no_classes(dataset, split, folders, first):
     class_folders(dataset.parent / "mine", *folders, "__MACOSX")
     message = refused(split, dataset, "--folders", "mine")
     assert re.search(f"has the folders .*{first}", message)
-    assert "parts of a dataset and not classes" in message and message.endswith(f"such as mine/{first}")
+    assert "parts of a dataset, not classes" in message and message.endswith(f"such as mine/{first}")
 
 
 def test_a_class_may_be_named_like_a_part_of_a_dataset(dataset, split):
@@ -487,7 +517,7 @@ def test_folders_of_systems_are_no_classes(dataset, split):
     (dataset / "DL_data/val.txt").unlink()
     class_folders(dataset / "DL_data/validation_images", "__MACOSX", "goldfish")
     (dataset / "DL_data/validation_images/Thumbs.db").write_text("x")
-    assert classes_of(split()[0]) == {"1.png": (1, "goldfish")}
+    assert classes_of(split("--fresh")[0]) == {"1.png": (1, "goldfish")}
 
 
 def test_links_to_class_folders_are_followed(dataset, split, capsys):

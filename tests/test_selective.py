@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import permutations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 import common
 from explain.methods import selective
 from explain.methods.disturbances import disturbed
+from explain.report import uncertainty
 
 
 def test_auroc_is_scikit_learns_also_with_ties():
@@ -21,6 +23,19 @@ def test_auroc_is_scikit_learns_also_with_ties():
         assert selective.auroc(uncertainty, mistakes) == pytest.approx(roc_auc_score(mistakes, uncertainty))
     assert np.isnan(selective.auroc(np.arange(4), np.zeros(4, bool)))
     assert np.isnan(selective.auroc(np.arange(4), np.ones(4, bool)))
+
+
+def test_the_standard_error_of_auroc_by_hand():
+    """Mistakes at 1 and 4, right answers at 0, 2, 3: above the mistakes' 1/3 and 1, below the others' 1, 1/2 and 1/2.
+
+    Variances 2/9 and 1/12: the root of 1/9 + 1/36. And the spread over samples of two normal distributions.
+    """
+    found = selective.auroc_standard_error(np.array([1, 4, 0, 2, 3]), np.array([True, True, False, False, False]))
+    assert found == pytest.approx((1 / 9 + 1 / 36) ** 0.5)
+    random, mistakes = np.random.default_rng(0), np.arange(60) < 20
+    samples = random.normal(size=(300, 60)) + mistakes
+    errors = [selective.auroc_standard_error(sample, mistakes) for sample in samples]
+    assert np.mean(errors) == pytest.approx(np.std([selective.auroc(sample, mistakes) for sample in samples]), rel=0.15)
 
 
 def test_risk_coverage_by_hand_and_over_all_orders_of_ties():
@@ -34,11 +49,11 @@ def test_risk_coverage_by_hand_and_over_all_orders_of_ties():
 
 
 def test_a_prediction_by_hand():
-    judged = selective.judge_prediction(np.array([0.2, 0.7, 0.1]), 0)
+    judged = selective.score_prediction(np.array([0.2, 0.7, 0.1]), 0)
     assert judged["right"] is False and judged["confidence"] == 0.7
     assert judged["loss"] == pytest.approx(-np.log(0.2))
     assert judged["brier"] == pytest.approx(0.8**2 + 0.7**2 + 0.1**2)
-    assert selective.judge_prediction(np.array([0.0, 1.0]), 1) == {
+    assert selective.score_prediction(np.array([0.0, 1.0]), 1) == {
         **dict(right=True, confidence=1.0, loss=0.0, brier=0.0),
     }
 
@@ -57,7 +72,7 @@ def rows_of(n: int, wrong: int, seed: int = 0) -> list[dict]:
 
 
 def test_measures_are_judged_beside_the_single_pass():
-    found = selective.judge_measures(rows_of(60, 20), seed=0)
+    found = selective.compare_measures(rows_of(60, 20), seed=0)
     assert found["single_margin"]["auroc"] == 1 and found["variance"]["auroc"] == 0
     assert found["single_margin"]["auroc_interval"] == [1, 1] and found["variance"]["mistakes"] == 20
     # the surest 40 are all right: risks are (k - 40) / k from there on
@@ -70,7 +85,7 @@ def test_measures_are_judged_beside_the_single_pass():
     assert "the margin of the single pass finds mistakes best (AUROC 1.00), beyond the noise" in selective.verdict(
         found
     )
-    assert found == selective.judge_measures(rows_of(60, 20), seed=0)
+    assert found == selective.compare_measures(rows_of(60, 20), seed=0)
 
 
 def test_the_interval_covers_what_it_says():
@@ -83,7 +98,7 @@ def test_the_interval_covers_what_it_says():
             row["predictive_entropy"] = random.normal() + (not row["mean"]["right"])
         known = ("predictive_entropy", "single_probability")
         few = [{k: v if k in (*known, "mean", "single") else None for k, v in row.items()} for row in rows]
-        selective_found = selective.judge_measures(few, seed=seed)
+        selective_found = selective.compare_measures(few, seed=seed)
         assert {*selective_found} == {*known}  # what a row lacks is left out
         low, high = selective_found["predictive_entropy"]["auroc_interval"]
         covered += low < 0.760 < high
@@ -97,19 +112,19 @@ def fewer_resamples(monkeypatch):
 
 @pytest.mark.parametrize("wrong", [0, 4, 57])
 def test_with_too_few_mistakes_or_right_answers_nothing_is_said(wrong):
-    results, tables = selective.judge(rows_of(60, wrong), seed=0)
+    results, tables = selective.summary(rows_of(60, wrong), seed=0)
     assert all(found["auroc"] is None and "auroc_interval" not in found for found in results["mistakes"].values())
     said = selective.describe_verdicts(results)
-    assert f"{wrong} mistakes in 60 validation images, 5 are needed" in said or wrong == 57
-    assert results["mistakes_under_shift"] == {} and [*tables] == ["mistakes.csv"]
-    assert selective.judge([], 0) == ({}, {}) and "was not measured" in selective.describe_verdicts({})
+    assert f"{wrong} mistakes and {60 - wrong} right answers on labelled images, and 5 of each are needed" in said
+    assert results["mistakes_under_shift"] == {} and [*tables] == ["measures.csv"]
+    assert selective.summary([], 0) == ({}, {}) and "was not measured" in selective.describe_verdicts({})
 
 
 def test_disturbances_are_pooled_without_the_pictures_as_they_are():
     rows = rows_of(10, 0)
     for row, wrong in zip(rows, rows_of(10, 10), strict=True):
         row["disturbed"] = {"blur": wrong, "turn": rows_of(1, 0)[0]}
-    results, tables = selective.judge(rows, seed=0)
+    results, tables = selective.summary(rows, seed=0)
     shift = results["mistakes_under_shift"]
     assert {name: of_one["accuracy"] for name, of_one in shift.items()} == {
         "none": 1.0,
@@ -118,7 +133,28 @@ def test_disturbances_are_pooled_without_the_pictures_as_they_are():
         "pooled": 0.5,
     }
     assert shift["blur"]["variance"]["auroc"] is None and shift["pooled"]["single_margin"]["auroc"] == 1
-    assert len(tables["mistakes_under_shift.csv"]) == 4 * 8
+    assert len(tables["measures_under_shift.csv"]) == 4 * 8
+
+
+def test_the_figure_of_disturbances_has_the_counts_of_each():
+    """Of 12 images 2 are mistakes, and 6 under blur. No line joins the kinds, and AUROC is drawn under blur alone."""
+    rows = rows_of(12, 2)
+    for row, wrong in zip(rows, rows_of(12, 6, seed=1), strict=True):
+        row["disturbed"] = {"blur": wrong}
+    shift = selective.summary(rows, seed=0)[0]["mistakes_under_shift"]
+    assert (
+        "auroc_standard_error" in shift["blur"]["variance"]
+        and "auroc_standard_error" not in shift["pooled"]["variance"]
+    )
+    figure, text = uncertainty.draw_shift(shift, 12, "12 labelled images", SimpleNamespace(label="net"))
+    left, right, _ = figure.axes
+    assert [label.get_text() for label in left.get_xticklabels()] == ["none (2)", "blur (6)", "pooled (6)"]
+    assert all(line.get_linestyle() == "None" for line in left.lines) and "12 labelled images" in text[1]
+    assert all(np.isnan(bars.lines[0].get_ydata()[0]) for bars in right.containers) and len(right.containers) == 4
+    few, text = uncertainty.draw_shift(
+        {"none": shift["none"], "pooled": shift["none"]}, 12, "", SimpleNamespace(label="")
+    )
+    assert len(few.axes) == 1 and "AUROC is not drawn" in text[2]
 
 
 def test_disturbances_by_hand():

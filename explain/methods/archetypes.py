@@ -18,11 +18,10 @@ from torch import Tensor
 
 from explain.basics.errors import UserError
 from explain.basics.files import write_file
+from explain.basics.options import JUDGES
 from explain.data.pictures import to_pixels
 from explain.networks.classifier import Classifier, load_model
 from explain.networks.running import class_standing, device_of, predict_logits
-
-JUDGES = ("efficientnet_lite2", "efficientnet_lite0")  # the default is the first that is not the network explained
 
 
 def load_judges(requests: Sequence[str] | None, model: Classifier, device: str) -> dict[str, Classifier]:

@@ -1,8 +1,7 @@
-"""A gradient ascent's settings, its random augmentation, and its state, from which an interrupted one is resumed."""
+"""A gradient ascent's random augmentation, and its state, from which an interrupted one is resumed."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,38 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explain.basics.errors import UserError
-from explain.basics.options import above_0, fraction, setting, whole_number
 from explain.methods import priors
+from explain.methods.ascent_settings import Settings
 from explain.methods.priors import GREY
 from explain.networks.running import accepts, device_of
 
 START_NOISE = 0.02  # standard deviation around grey: enough for seeds to differ
 RESTARTS = 10  # at most, for a class without any gradient at its start
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of an ascent. Each is an option; what has an initial and a final value changes gradually."""
-
-    steps: int = setting(120, "number of steps", whole_number(1))
-    rate: float = setting(0.04, "initial root mean square change of a pixel in a step (1: black to white)")
-    final_rate: float = setting(0.004, "final root mean square change of a pixel in a step (1: black to white)")
-    first_size: float = setting(1.0, "initial side of the image, as a fraction of its final side", fraction)
-    l2: float = setting(0.002, "weight of the squared distance from grey, in logits")
-    max_grey_distance: float = setting(
-        0.5, "maximum root mean square distance from grey for a network without batch norm (0.5: no limit)", above_0
-    )
-    zoom_from: float = setting(1.0, "smallest random crop, as a fraction of the image's side", above_0)
-    zoom_to: float = setting(1.0, "largest random crop; above 1, the image is shrunk inside its reflection", above_0)
-    rotation_degrees: float = setting(0.0, "maximum random rotation, in degrees")
-    noise: float = setting(0.0, "maximum standard deviation of the random noise added to the image (1: black to white)")
-    augment_until: float = setting(1.0, "fraction of the steps after which crops, rotation and noise are off", fraction)
-    blur_every: int = setting(0, "blur with the Gaussian kernel every N steps (0: never)", whole_number(0))
-    blur_px: float = setting(0.0, "initial standard deviation of the Gaussian blur, in pixels")
-    final_blur_px: float = setting(0.0, "final standard deviation of the Gaussian blur, in pixels")
-    contrast: float = setting(0.0, "final minimum standard deviation of the blurred image")
-    statistics: float = setting(0.0, "weight of the distance to photos' channel statistics, in logits")
-    precondition: bool = False  # weight the gradient by the amplitudes of photos; not an option
 
 
 @dataclass

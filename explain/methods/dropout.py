@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from explain.basics.errors import UserError
 from explain.networks.logits import as_logits, logits_of, run_network
-from explain.networks.running import evaluation_mode
+from explain.networks.running import device_of, evaluation_mode
+
+Generators = Sequence[torch.Generator]
 
 WHOLE_CHANNELS = {"dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout"}
 DROPOUTS = {"dropout", "alpha_dropout"} | WHOLE_CHANNELS
@@ -26,35 +28,41 @@ DROPOUTS = {"dropout", "alpha_dropout"} | WHOLE_CHANNELS
 ATTENTION = {"multi_head_attention_forward": 10, "scaled_dot_product_attention": 4}
 ALPHA = -1.7580993408473766  # SELU's limit at minus infinity: Klambauer et al. 2017, "New Dropout Technique"
 NUMBERS_IN_THREADS = 1 << 23  # fewer are drawn sooner than the network's own threads make way for others
+# Passes run together, as many as keep the first dropout's input of one image below this many numbers
+# (16 MB). A rule without the batch in it: an image's masks must not depend on its company.
+NUMBERS_TOGETHER = 1 << 22
+
+
+class NoDropoutError(UserError):
+    """A network has no active dropout: none at all, or `only_zero`, with p = 0."""
+
+    def __init__(self, only_zero: bool):
+        self.only_zero = only_zero
+        self.problem = f"{'only dropout with p = 0' if only_zero else 'no dropout'}, so all passes would be the same"
+        cure = "give p, its probability" if only_zero else "add nn.Dropout to it, or build timm's with drop_rate=0.2"
+        super().__init__(f"this network has {self.problem}: {cure}")
 
 
 class DropoutMode(TorchFunctionMode):
     """Switch on every dropout of the forward passes run inside, and nothing else, whatever mode the modules are in.
 
-    `draw(shape)` returns uniform numbers in [0, 1) for the mask of an input of this shape; None drops nothing.
-    With `bfloat16`, the products after the first dropout have factors of 8 bits, as PyTorch's autocast has it.
-    Raises UserError for attention that drops inside a fused operation, and at the end if no active dropout was met.
+    `draw(shape)` returns uniform numbers in [0, 1) for the mask of an input of this shape; None drops nothing. `p` is
+    the probability of every dropout, in place of its own. Raises UserError for attention that drops inside a fused
+    operation, and NoDropoutError at the end if no active dropout was met.
     """
 
     batch_dimensions = 1
     intact = 0  # rows in front in which nothing is dropped
 
-    def __init__(self, draw: Callable[[tuple[int, ...]], Tensor] | None = None, bfloat16: bool = False):
+    def __init__(self, draw: Callable[[tuple[int, ...]], Tensor] | None = None, p: float | None = None):
         super().__init__()
-        self.draw = draw
-        self.bfloat16 = bfloat16
-        self.autocast = ExitStack()  # from the first dropout on
+        self.draw, self.p = draw, p
         self.probabilities: list[float] = []  # of every dropout met
 
     def __exit__(self, error: type | None, *details: Any) -> None:
-        self.autocast.close()
         super().__exit__(error, *details)
         if error is None and not any(self.probabilities):
-            problem = "only dropout with p = 0" if self.probabilities else "no dropout"
-            raise UserError(
-                f"this network has {problem}, so all passes would be the same: set --dropout P where it has some (as "
-                "most of timm's, such as timm/mobilenetv3_small_100), or use efficientnet_lite0, alexnet or googlenet"
-            )
+            raise NoDropoutError(only_zero=bool(self.probabilities))
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -65,8 +73,7 @@ class DropoutMode(TorchFunctionMode):
         if name not in DROPOUTS:
             return function(*args, **kwargs)
         input, p = (lambda input, p=0.5, *_, **__: (input, p))(*args, **kwargs)  # all of them begin with these
-        if self.bfloat16 and not any(self.probabilities) and p > 0:
-            self.autocast.enter_context(torch.autocast(input.device.type, torch.bfloat16))
+        p = p if self.p is None else self.p
         self.probabilities.append(p)
         if p == 0 or self.draw is None:
             return input
@@ -116,11 +123,10 @@ class SharedPasses(DropoutMode):
         at_most: int,
         numbers: int = sys.maxsize,
         intact: int = 0,
-        bfloat16: bool = False,
+        p: float | None = None,
     ):
-        super().__init__(draw, bfloat16)
-        self.images, self.at_most, self.numbers, self.intact = images, at_most, numbers, intact
-        self.passes = 0
+        super().__init__(draw, p)
+        self.images, self.at_most, self.numbers, self.intact, self.passes = images, at_most, numbers, intact, 0
 
     def drop(self, input: Tensor, p: float, name: str) -> Tensor:
         return super().drop(input, p, name).flatten(0, 1)
@@ -146,18 +152,50 @@ def mask_alpha(input: Tensor, mask: Tensor, p: float) -> Tensor:
     return a * (input * mask + ALPHA * (1 - mask)) - a * ALPHA * p
 
 
+def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: Generators, p: float | None) -> Tensor:
+    """Run the network up to the first dropout for the N images, and the rest of it for (1 + passes) * N rows."""
+
+    def draw(shape: tuple[int, ...]) -> Tensor:  # (passes, N, ...)
+        return uniform_numbers(shape, generators, mode.intact)
+
+    logits: list[Tensor] = []  # (passes, N, classes) that ran together, the deterministic pass first
+    while (missing := 1 + passes - sum(map(len, logits))) > 0:
+        intact = 0 if logits else 1
+        with SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact, p) as mode:
+            output = run_network(model, images)
+        rows = as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
+        logits.append(rows.unflatten(0, (mode.passes, len(images))))
+    with torch.inference_mode(False):  # the caller may compute with them under autograd
+        return torch.cat(logits)
+
+
+def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: Generators, p: float | None) -> Tensor:
+    """Run the passes one by one for each image: right for every network, whatever its dropouts are applied to."""
+    with DropoutMode(p=p):
+        single = logits_of(model, images)
+    columns = []  # (1 + passes, classes) of each image
+    for n, g in enumerate(generators):
+        sampled = []
+        for _ in range(passes):
+            with DropoutMode(partial(torch.rand, generator=g, device=g.device), p):
+                sampled.append(logits_of(model, images[n : n + 1]))
+        columns.append(torch.cat([single[n : n + 1], *sampled]))
+    with torch.inference_mode(False):  # as in shared_passes
+        return torch.stack(columns, 1)
+
+
 _trials: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()  # the last one of each network
 
 
-def passes_can_be_shared(model: nn.Module, images: Tensor) -> bool:
+def passes_can_be_shared(model: nn.Module, images: Tensor, p: float | None = None) -> bool:
     """Return whether the passes may share what comes before the first dropout; a trial's answer is kept.
 
-    It is found anew for another size, type or device of the images, and after any change of the network that can be
-    seen: a module replaced, an attribute or a hook set, a parameter written to.
+    It is found anew for another size, type or device of the images, another `p` of every dropout, and after any change
+    of the network that can be seen: a module replaced, an attribute or a hook set, a parameter written to.
     """
-    key = (images.shape[1:], images.dtype, images.device, describe_network(model))
+    key = (images.shape[1:], images.dtype, images.device, p, describe_network(model))
     if _trials.get(model, (None, False))[0] != key:
-        _trials[model] = key, try_to_share(model, images)
+        _trials[model] = key, try_to_share(model, images, p)
     return _trials[model][1]
 
 
@@ -177,7 +215,7 @@ def describe_network(model: nn.Module) -> list[tuple]:
     ]
 
 
-def try_to_share(model: nn.Module, images: Tensor) -> bool:
+def try_to_share(model: nn.Module, images: Tensor, p: float | None = None) -> bool:
     """Return True if the passes may share what comes before the first dropout, which is found by a trial.
 
     With nothing dropped, a batch that grows threefold at the first dropout must give the logits of one that does not.
@@ -187,12 +225,12 @@ def try_to_share(model: nn.Module, images: Tensor) -> bool:
     """
     examples = torch.rand((3, *images.shape[1:]), generator=torch.Generator().manual_seed(0)).to(images)
     with evaluation_mode(model), torch.inference_mode():
-        with DropoutMode(torch.ones):  # kept values are scaled by 1 / (1 - p) in both
+        with DropoutMode(torch.ones, p):  # kept values are scaled by 1 / (1 - p) in both
             expected = logits_of(model, examples)  # (3, classes)
         tolerance = 1e-4 * float(expected.abs().max())
         for count in (2, 3):
             try:
-                with SharedPasses(torch.ones, count, at_most=3) as mode:
+                with SharedPasses(torch.ones, count, at_most=3, p=p) as mode:
                     output = run_network(model, examples[:count])
                 grown = as_logits(output, mode.passes * count).unflatten(0, (mode.passes, count))
                 if not torch.allclose(grown, expected[:count].expand_as(grown), rtol=1e-3, atol=tolerance):
@@ -209,18 +247,26 @@ def refuse_unreachable(model: nn.Module) -> None:
         _refuse_hidden(module.dropout if isinstance(module, nn.RNNBase) else 0)
 
 
-def set_dropout(model: nn.Module, p: float) -> int:
-    """Set every dropout that has p = 0, a module or a number `drop_rate`, to p; return how many there were.
+def prepare(model: nn.Module, p: float | None, name: str) -> bool:
+    """Set the rates of 0 that a network calls no dropout for, to p, and return whether its passes can be shared.
 
-    What a fused attention kernel would drop stays off.
+    `name` is the --model. Raises UserError for a network without active dropout, with the cure.
     """
-    count = 0
-    for module in {*model.modules()} - {_fused(module) for module in model.modules()}:
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p == 0:
-            module.p, count = p, count + 1
-        elif getattr(module, "drop_rate", None) == 0:
-            module.drop_rate, count = p, count + 1
-    return count
+    off = [module for module in model.modules() if getattr(module, "drop_rate", None) == 0]
+    for module in off if p else ():
+        module.drop_rate = p
+    example = torch.empty(1, 3, model.input_size, model.input_size, device=device_of(model))
+    try:
+        return passes_can_be_shared(model, example, p)
+    except NoDropoutError as error:
+        file = name.rpartition(":")[0]
+        if error.only_zero or (off and not p):
+            cure = "give its probability by --dropout P"
+        elif file.endswith(".py"):
+            cure = f"add nn.Dropout to {file}, before the last layer, say"
+        else:
+            cure = "choose a network that has some, such as efficientnet_lite0, alexnet or googlenet"
+        raise UserError(f"{model.name} has {error.problem}: {cure}") from None
 
 
 def _refuse_hidden(p: float) -> None:
@@ -236,9 +282,7 @@ def _fused(module: nn.Module) -> nn.Module | None:
     return getattr(module, "attn_drop", None) if getattr(module, "fused_attn", False) else None
 
 
-def one_generator_each(
-    generator: torch.Generator | Sequence[torch.Generator] | None, images: int
-) -> list[torch.Generator]:
+def one_generator_each(generator: torch.Generator | Generators | None, images: int) -> Generators:
     """Return a generator for each image, which a single one (None: PyTorch's own) has seeded."""
     if generator is None or isinstance(generator, torch.Generator):
         seeds = torch.randint(1 << 62, (images,), generator=generator)
@@ -248,7 +292,7 @@ def one_generator_each(
     return list(generator)
 
 
-def uniform_numbers(shape: Sequence[int], generators: Sequence[torch.Generator], intact: int = 0) -> Tensor:
+def uniform_numbers(shape: Sequence[int], generators: Generators, intact: int = 0) -> Tensor:
     """Return uniform numbers in [0, 1) of a shape (passes, N, ...), each image's by its own generator.
 
     None are drawn for the first `intact` passes, which have any values.

@@ -26,11 +26,12 @@ MEASURES = {
     "single_entropy": (1, "single"),
 }
 BASELINE = "single_probability"  # what one ordinary pass says anyway
+SHOWN = ("mutual_information", "predictive_entropy", "coefficient_of_variation", BASELINE)  # where there is no room
 FEWEST = 5  # mistakes, and right answers, below which nothing is said of a measure
 RESAMPLES = 1000  # of the images, for 95% intervals: Efron 1979, Bootstrap Methods
 
 
-def judge_prediction(p: np.ndarray, label: int) -> dict[str, Any]:
+def score_prediction(p: np.ndarray, label: int) -> dict[str, Any]:
     """Return confidence, loss (nats), Brier score and whether it is right, of a distribution p (classes,)."""
     return {
         "right": int(p.argmax()) == label,
@@ -55,6 +56,20 @@ def auroc(uncertainty: np.ndarray, mistakes: np.ndarray) -> float:
     return float((ranks - wrong * (wrong + 1) / 2) / (wrong * (len(mistakes) - wrong)))
 
 
+def auroc_standard_error(uncertainty: np.ndarray, mistakes: np.ndarray) -> float:
+    """Return the standard error of `auroc` over independent images; there must be two mistakes and two right answers.
+
+    DeLong et al. 1988, Comparing the Areas under Two or More Correlated Receiver Operating Characteristic Curves.
+    """
+    from scipy.stats import rankdata
+
+    ranks, variance = rankdata(uncertainty), 0.0
+    for own in (mistakes, ~mistakes):  # of each, the fraction of the others that are below it
+        below = (ranks[own] - rankdata(uncertainty[own])) / (~own).sum()
+        variance += below.var(ddof=1) / own.sum()
+    return float(np.sqrt(variance))
+
+
 def risk_coverage(uncertainty: np.ndarray, mistakes: np.ndarray) -> np.ndarray:
     """Return the fraction of mistakes (n,) among the surest 1, 2, ... n images.
 
@@ -67,13 +82,13 @@ def risk_coverage(uncertainty: np.ndarray, mistakes: np.ndarray) -> np.ndarray:
     return np.cumsum(expected) / np.arange(1, len(expected) + 1)
 
 
-def judge_measures(rows: Sequence[dict], seed: int | None = None) -> dict[str, dict]:
+def compare_measures(rows: Sequence[dict], seed: int | None = None, independent: bool = True) -> dict[str, dict]:
     """Return for each measure its AUROC for mistakes, and the area under its risk-coverage curve.
 
-    Rows have the measures, and `mean` and `single` as `judge_prediction` returns them. AUROC is None with fewer than
+    Rows have the measures, and `mean` and `single` as `score_prediction` returns them. AUROC is None with fewer than
     FEWEST mistakes or right answers. With a seed, 95% bootstrap intervals over images are added, and `above_baseline`,
-    the difference from the single pass's largest probability on the same resamples. A measure that a row lacks (one
-    pass has no variance) is left out.
+    the difference from the single pass's largest probability on the same resamples; without, the standard error of
+    AUROC, if the rows are `independent`. A measure that a row lacks (one pass has no variance) is left out.
     """
     known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, (sign, whose) in MEASURES.items():
@@ -90,6 +105,9 @@ def judge_measures(rows: Sequence[dict], seed: int | None = None) -> dict[str, d
             "area_under_risk_coverage": float(risk_coverage(uncertainty, mistakes).mean()),
         }
     judged = [name for name in known if results[name]["auroc"] is not None]
+    if seed is None and independent:
+        for name in judged:
+            results[name]["auroc_standard_error"] = auroc_standard_error(*known[name])
     if seed is None or BASELINE not in judged:
         return results
     random = np.random.default_rng(seed)
@@ -116,7 +134,7 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(bound) for bound in np.nanquantile(values, (0.025, 0.975))]
 
 
-def judge_predictions(rows: Sequence[dict], whose: str) -> dict[str, float]:
+def score_predictions(rows: Sequence[dict], whose: str) -> dict[str, float]:
     """Return accuracy, confidence, loss, Brier score and calibration error of the mean's or the single pass's."""
     of_rows = [row[whose] for row in rows]
     confidence, right = (np.array([row[key] for row in of_rows]) for key in ("confidence", "right"))
@@ -148,7 +166,7 @@ def in_words(name: str) -> str:
     return words.get(name, name.replace("_", " "))
 
 
-def judge(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]]]:
+def summary(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]]]:
     """Return the metrics of the labelled images, and their tables by file names."""
     if not rows:
         return {}, {}
@@ -157,23 +175,24 @@ def judge(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]]]
     groups = {name: [row[name] for row in shifted] for name in names} if shifted else {}
     if shifted:
         groups["pooled"] = [row[name] for row in shifted for name in names[1:]]
-    under_shift = {
-        name: {key: judge_predictions(group, "mean")[key] for key in ("accuracy", "confidence")} | judge_measures(group)
-        for name, group in groups.items()
-    }
+    under_shift: dict[str, dict] = {}
+    for name, group in groups.items():
+        scores = score_predictions(group, "mean")
+        under_shift[name] = {key: scores[key] for key in ("accuracy", "confidence")}
+        under_shift[name] |= compare_measures(group, independent=name != "pooled")
     results = {
         "predictions": {
             "images": len(rows),
-            **{whose: judge_predictions(rows, whose) for whose in ("mean", "single")},
+            **{whose: score_predictions(rows, whose) for whose in ("mean", "single")},
         },
-        "mistakes": judge_measures(rows, seed),
+        "mistakes": compare_measures(rows, seed),
         "mistakes_under_shift": under_shift,
     }
-    tables = {"mistakes.csv": [{"measure": name, **measures} for name, measures in results["mistakes"].items()]}
+    tables = {"measures.csv": [{"measure": name, **measures} for name, measures in results["mistakes"].items()]}
     if under_shift:
-        tables["mistakes_under_shift.csv"] = [
+        tables["measures_under_shift.csv"] = [
             {"disturbance": name, "accuracy": group["accuracy"], "confidence": group["confidence"], "measure": measure}
-            | {key: group[measure][key] for key in ("mean", "auroc")}
+            | {key: group[measure].get(key) for key in ("mean", "auroc", "auroc_standard_error")}
             for name, group in under_shift.items()
             for measure in MEASURES
             if measure in group
@@ -186,13 +205,12 @@ def describe_verdicts(results: dict) -> str:
     judged = results.get("mistakes", {})
     aurocs = {name: of_one["auroc"] for name, of_one in judged.items() if of_one["auroc"] is not None}
     if not judged:
-        return "Whether these find mistakes was not measured: it takes labelled images (process_data.py)."
+        return "Whether these find mistakes was not measured: it takes labelled images."
     wrong, images = judged[BASELINE]["mistakes"], results["predictions"]["images"]
     if not aurocs:
         return (
-            f"Whether these find mistakes cannot be said: {quantity(wrong, 'mistake')} in "
-            f"{quantity(images, 'validation image')}, {FEWEST} are needed."
+            f"Whether these find mistakes cannot be said: {quantity(wrong, 'mistake')} and "
+            f"{quantity(images - wrong, 'right answer')} on labelled images, and {FEWEST} of each are needed."
         )
-    shown = ("mutual_information", "predictive_entropy", "coefficient_of_variation", BASELINE)
-    numbers = ", ".join(f"{in_words(name)} {aurocs[name]:.2f}" for name in shown if name in aurocs)
-    return f"AUROC for mistakes on {quantity(images, 'validation image')}: {numbers} (0.5: a coin's)."
+    numbers = ", ".join(f"{in_words(name)} {aurocs[name]:.2f}" for name in SHOWN if name in aurocs)
+    return f"AUROC for mistakes on {quantity(images, 'labelled image')}: {numbers} (chance: 0.5)."

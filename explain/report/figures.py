@@ -8,7 +8,7 @@ import itertools
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,9 @@ def panel_grid(
 ) -> tuple[Figure | SubFigure, np.ndarray]:
     """Return a figure as wide as a page and its axes (items, columns), `per_line` items side by side.
 
-    `heads` are the names of the columns, printed once on top ("" for none); `widths` are the columns' relative widths
-    (1: a square panel). There is room for `text_lines` lines of text with each item; a colour bar takes two.
-    `inside` is the part of a figure to use in place of a new one.
+    `heads` are the names of the columns, printed once on top ("" for none), with their units on a second line; `widths`
+    are the columns' relative widths (1: a square panel). There is room for `text_lines` lines of text with each item; a
+    colour bar takes two. `inside` is the part of a figure to use in place of a new one.
     """
     widths = [1.0] * len(heads) if widths is None else list(widths)
     per_line = min(per_line, items)
@@ -97,27 +97,27 @@ def panel_grid(
     ratios = [*widths, *([0.1, *widths] * (per_line - 1))]  # a narrow gap between items
     # a panel is at most as wide as half of the page: the width that is left stays empty
     side = min(WIDTH / sum(ratios), WIDTH / 2)
-    heads = ["\n".join(textwrap.wrap(name, int(side * 15))) for name in heads]
-    head = 0.03 + 0.13 * max(name.count("\n") + bool(name) for name in heads)  # inches
+    wrapped = [[textwrap.wrap(line, int(side * 15)) for line in f"{name}\n".split("\n")] for name in heads]
+    head = 0.06 + 0.13 * max(len(name) + len(unit) for name, unit, *_ in wrapped)  # inches
     line_height = side + 0.13 * text_lines + 0.06
     figure = inside or Figure(figsize=(WIDTH, head + lines * line_height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     slack = WIDTH / side - sum(ratios)
     # no row or column without an extent: the layout's solver ends the process at some of them
     columns = [*ratios, slack] if slack > 0.01 else ratios
-    rows = [*([head] if any(heads) else []), *[line_height] * lines]
+    rows = [*([head] if any(heads) else []), *[side] * lines]  # of axes alone: the layout adds the room of texts
     grid = figure.add_gridspec(len(rows), len(columns), width_ratios=columns, height_ratios=rows)
     axes = np.empty((items, len(heads)), dtype=object)
     for item in range(items):
         line, place = divmod(item, per_line)
-        for column, name in enumerate(heads):
+        for column, (name, unit, *_) in enumerate(wrapped):
             x = place * (len(heads) + 1) + column
             axes[item, column] = figure.add_subplot(grid[line + any(heads), x])
             if line == 0 and any(heads):
                 panel = figure.add_subplot(grid[0, x])
                 panel.axis("off")
-                text = panel.text(0.5, 0, name, ha="center", va="bottom", fontweight="bold", linespacing=1.15)
-                text.set_in_layout(False)
+                for text, weight in (("\n".join([*name, *" " * len(unit)]), "bold"), ("\n".join(unit), "normal")):
+                    panel.text(0.5, 0, text, ha="center", va="bottom", fontweight=weight).set_in_layout(False)
     return figure, axes
 
 
@@ -152,15 +152,17 @@ def draw_heading(panels: Sequence[Axes], *lines: str) -> None:
 
 
 MAP_PERCENTILE = 99.5  # drawn brightest: a few pixels stand out so far that the rest would be black beside them
-MAP_SCALE = (
-    f"The scale is linear from 0 to the {MAP_PERCENTILE}th percentile of the map (its brightest "
-    f"{100 - MAP_PERCENTILE:.1f} % are beyond), in logits per unit of pixel value."
-)
 
 
 def brightest(maps: Sequence[np.ndarray]) -> float:
     """Return the value drawn brightest on the one scale of these maps; the largest where their percentile is 0."""
     return float(max((np.percentile(m, MAP_PERCENTILE) or m.max() for m in maps), default=1.0))
+
+
+def scale_caption(sharing: str = "") -> str:
+    """Return the sentence on the scales of maps; `sharing` names those of a picture that share one."""
+    scale = f"Each scale is linear up to the {MAP_PERCENTILE}th percentile of its map, or its maximum if that is 0"
+    return scale + (f"; a picture's {sharing} share the largest of theirs." if sharing else ".")
 
 
 def map_colours(saliency: np.ndarray, limit: float) -> dict[str, Any]:
@@ -176,10 +178,7 @@ def map_pixels(saliency: np.ndarray) -> np.ndarray:
 
 
 def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok") -> Any:
-    """Draw a saliency map (H, W) in `map_colours`.
-
-    A map that says nothing is named, not drawn.
-    """
+    """Draw a saliency map (H, W) in `map_colours`; of a map that says nothing, draw the status."""
     if status == "ok":
         return draw_image(axes, saliency, **map_colours(saliency, limit))
     text = "\n".join(textwrap.wrap(status, 20))
@@ -272,19 +271,13 @@ def kinds_of_maps(rows: Iterable[dict], key: str = "maps") -> list[str]:
     return list(dict.fromkeys(kind for row in rows for kind in row[key]))
 
 
-def kind_colours(kinds: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each kind of map: its own, or the next free one."""
-    return _own_or_next(kinds, MAP_COLOURS, OTHER_COLOURS)
-
-
-def baseline_lines(kinds: Sequence[str]) -> dict[str, Any]:
-    """Return a line style for each baseline: its own, or the next free one."""
-    return _own_or_next(kinds, BASELINE_LINES, OTHER_LINES)
-
-
-def _own_or_next(kinds: Sequence[str], own: Mapping[str, Any], others: Sequence[Any]) -> dict[str, Any]:
-    free = itertools.cycle(others)
-    return {kind: own[kind] if kind in own else next(free) for kind in kinds}
+def map_styles(kinds: Sequence[str], baselines: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the line of each kind of map and baseline, as matplotlib takes it: its own style, or the next free one."""
+    colours, lines = itertools.cycle(OTHER_COLOURS), itertools.cycle(OTHER_LINES)
+    of_kinds = {kind: {"color": MAP_COLOURS.get(kind) or next(colours)} for kind in kinds}
+    return of_kinds | {
+        kind: {"color": GREY, "linestyle": BASELINE_LINES.get(kind) or next(lines)} for kind in baselines
+    }
 
 
 def file_name(row: dict) -> str:
@@ -294,18 +287,12 @@ def file_name(row: dict) -> str:
 
 def find_fonts(figure: Figure) -> str:
     """Let each text take installed fonts for what matplotlib's own lacks; return the characters that none has."""
-    missing: set[str] = set()
-    for text in figure.findobj(Text):
-        families = text.get_fontfamily()
-        lacking = {c for c in text.get_text() if c.isprintable() and ord(c) not in _characters(None)}
-        for c in lacking:
-            font = next((entry for entry in _installed_fonts() if ord(c) in _characters(entry.fname)), None)
-            if font is None:
-                missing.add(c)
-            elif font.name not in families:
-                families = [*families, font.name]
-        text.set_fontfamily(families)
-    return "".join(sorted(missing))
+    texts = figure.findobj(Text)
+    lacking = {c for text in texts for c in text.get_text() if c.isprintable() and ord(c) not in _characters(None)}
+    fonts = {c: next((f.name for f in _installed_fonts() if ord(c) in _characters(f.fname)), "") for c in lacking}
+    for text in texts if lacking else ():
+        text.set_fontfamily([*text.get_fontfamily(), *sorted({*fonts.values()} - {""})])
+    return "".join(sorted(c for c, font in fonts.items() if not font))
 
 
 def _installed_fonts() -> list[font_manager.FontEntry]:

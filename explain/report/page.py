@@ -145,6 +145,11 @@ class Run(NamedTuple):
     rows: list[dict[str, Any]]
     network: str  # in words; "" where there is none
 
+    @property
+    def dataset(self) -> str | None:
+        """The digest of the data that it ran on; None where pictures were given as arguments."""
+        return self.metrics.get("dataset")
+
     def picture(self, name: str) -> dict[str, Any] | None:
         return picture(self.output, f"{self.script}/{name}")
 
@@ -208,8 +213,8 @@ def image_cards(runs: dict[str, Run]) -> list[dict[str, Any]]:
     for run in of_a_picture:
         for table in sorted((run.output / run.script).glob("*.csv")):
             names |= attempt(class_names, run, table.name) or {}
-        # 2h's labelled images, by which it is judged, come after the test images
-        for row in itertools.takewhile(lambda row: "label" not in row, run.rows):
+        # the images that only judge 2h's measures come after those that it explains
+        for row in itertools.takewhile(lambda row: "leading" in row or "label" not in row, run.rows):
             rows.setdefault(row["path"], []).append((run, row))
     return [image_card(path, own, names) for path, own in itertools.islice(rows.items(), show)]
 

@@ -24,14 +24,18 @@ import torchvision
 
 from explain.basics.errors import UserError, quantity
 from explain.basics.files import is_inside, remove_file, write_file
+from explain.data.datasets import dataset_digest
 from explain.networks.classifier import Classifier
+from explain.run.command_line import EXECUTION_OPTIONS
 
-# they decide who computes and when files are read, or only say what the others do: no part of the result
-EXECUTION_OPTIONS = ("shard", "fresh", "command", "prefetch")
-# no row depends on them (--names: on the names themselves)
-DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
 FINDINGS = 10  # lines printed of what was found
 PICTURES = "output/pictures"  # where results of pictures given as arguments go, so that the report stays as it is
+
+
+def dataset_of(options: argparse.Namespace) -> Path | None:
+    """Return the folder of the dataset that a run is about; None for pictures given as arguments, which have none."""
+    pictures = getattr(options, "images", None) or getattr(options, "folder", None)
+    return Path(options.dataset) if hasattr(options, "dataset") and not pictures else None
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -72,9 +76,7 @@ class OutputFolder:
     """
 
     def __init__(self, options: argparse.Namespace, script: str):
-        if options.output is None:
-            pictures = getattr(options, "images", None) or getattr(options, "folder", None)
-            options.output = PICTURES if pictures else "output"
+        options.output = options.output or ("output" if dataset_of(options) else PICTURES)
         self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"
@@ -146,6 +148,7 @@ class OutputFolder:
             "settings": {key: value for key, value in vars(self.options).items() if key not in EXECUTION_OPTIONS},
             "seed": getattr(self.options, "seed", None),
             "device": getattr(self.options, "device", None),
+            "dataset": dataset_digest(dataset) if (dataset := dataset_of(self.options)) else None,
             "deterministic": not nondeterministic,
             "versions": {**library_versions(), "commit": project_commit()},
             "images": {
