@@ -94,8 +94,13 @@ def test_mosaics_take_different_classes_and_no_photo_twice():
     files = [common.ImageFile(k, str(k), None) for k in range(16)]
     classes = {k: k // 2 for k in range(16)} | {1: None, 4: 1, 12: 1}  # photo 1 is missed; 4 and 12 show class 1
     chosen = [script.choose_mosaic(k, 2, files, lambda file: classes[file.index]) for k in range(2)]
-    assert [[file.index for file in members.values()] for members in chosen] == [[0, 4, 8, 14], [3, 5, 9, 13]]
+    assert [[file.index for file in members.values()] for members in chosen] == [[0, 2, 5, 6], [8, 10, 12, 13]]
     assert len(script.choose_mosaic(0, 4, files, lambda file: 7)) == 1  # one class is no mosaic
+    sorted_by_class = common.ImageFiles([common.ImageFile(k, str(k), None, k // 8) for k in range(32)], 0)
+    spread = common.spread_over_classes(sorted_by_class, 32, seed=0)
+    mosaics = [script.choose_mosaic(k, 8, spread, lambda file: file.label) for k in range(8)]
+    assert all({*members} == {0, 1, 2, 3} for members in mosaics)
+    assert len({file.index for members in mosaics for file in members.values()}) == 32
 
 
 def test_cells_come_and_go_as_one():

@@ -11,7 +11,15 @@ from explain.data.labels import names_text, read_labels, read_names, split_wnid
 
 NAMES = ["tench, Tinca tinca", "goldfish", "great white shark"]
 WNIDS = ["n01440764", "n01443537", "n01484850"]
+NAMED = list(zip(WNIDS, NAMES, strict=True))
 LABELS = {"a.jpg": 0, "b b.png": 2, "c.jpg": 2}
+FILES = [*LABELS]
+
+
+def read(folder, text: str, files=(), names=NAMED, encoding="utf-8"):
+    """What `read_labels` makes of a text."""
+    (folder / "val.txt").write_bytes(text.encode(encoding))
+    return read_labels(folder / "val.txt", names, files)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +39,7 @@ LABELS = {"a.jpg": 0, "b b.png": 2, "c.jpg": 2}
     ],
 )
 def test_forms_of_val_txt(tmp_path, text):
-    (tmp_path / "val.txt").write_bytes(text.encode())
-    names = list(zip(WNIDS, NAMES, strict=True))
-    labels, bad, *_ = read_labels(tmp_path / "val.txt", names)
+    labels, bad, *_ = read(tmp_path, text)
     if "absent" in text:
         assert labels.pop("absent, with comma.jpg") == 1
     assert (labels, bad) == (LABELS, {})
@@ -55,16 +61,17 @@ def test_only_a_whole_wnid_is_taken_off_a_name(tmp_path):
 
 def test_one_line_of_separators_takes_no_time(tmp_path):
     """A line that a regular expression with two loops would chew on for hours."""
-    (tmp_path / "val.txt").write_text("x" + " ," * 1_000_000 + "y z 1\n")
-    labels, bad, *_ = read_labels(tmp_path / "val.txt", [("", "a"), ("", "b")])
+    labels, bad, *_ = read(tmp_path, "x" + " ," * 1_000_000 + "y z 1\n", names=[("", "a"), ("", "b")])
     assert (len(labels), bad) == (1, {})
-
-
-FILES = ["a.jpg", "b b.png", "c.jpg"]
 
 
 def boxes(wnid: str, *more: str) -> str:
     return f"{wnid} 85 1 499 272 " + "".join(f"{other} 1 2 3 4 " for other in more)
+
+
+BY_LAST_PART = "3 names taken by their last part or without their ending"
+IN_COLUMNS = "read as column 1 the name, column 2 the class, separated by "
+BOXES = f"a,{boxes(WNIDS[0])}\nb b,{boxes(WNIDS[2], WNIDS[2])}\nc,{boxes(WNIDS[2])}\n"
 
 
 @pytest.mark.parametrize(
@@ -73,77 +80,64 @@ def boxes(wnid: str, *more: str) -> str:
         ("name class\na.jpg 0\nb b.png 2\nc.jpg 2\n", "header 'name class' left out"),
         ("ImageId,Class\na.jpg,0\nb b.png,2\nc.jpg,2\n", "header 'ImageId,Class' left out"),
         ("# my labels\na.jpg 0\n#\nb b.png 2\nc.jpg 2\n", "comment lines left out: 2"),
-        (
-            f"ImageId,PredictionString\na,{boxes(WNIDS[0])}\nb b,{boxes(WNIDS[2], WNIDS[2])}\nc,{boxes(WNIDS[2])}\n",
-            "3 names taken by their last part or without their ending",
-        ),
-        (
-            '"a.jpg","0"\n"b b.png","2"\n"c.jpg","2"\n',
-            "read as column 1 the name, column 2 the class, separated by ','",
-        ),
-        ("a.jpg;0\nb b.png;2\nc.jpg;2\n", "read as column 1 the name, column 2 the class, separated by ';'"),
-        ("val/a.jpg 0\nval/b b.png 2\nval/c.jpg 2\n", "3 names taken by their last part or without their ending"),
-        ("/data/a.jpg 0\n/data/b b.png 2\n/c.jpg 2\n", "3 names taken by their last part or without their ending"),
-        ("C:\\d\\a.jpg 0\nC:\\d\\b b.png 2\n..\\c.jpg 2\n", "3 names taken by their last part or without their ending"),
-        (
-            "a.jpg,0,tench\nb b.png,2,great white shark\nc.jpg,2,x\n",
-            "read as column 1 the name, column 2 the class, separated by ','",
-        ),
+        ("ImageId,PredictionString\n" + BOXES, BY_LAST_PART),
+        ('"a.jpg","0"\n"b b.png","2"\n"c.jpg","2"\n', f"{IN_COLUMNS}','"),
+        ("a.jpg;0\nb b.png;2\nc.jpg;2\n", f"{IN_COLUMNS}';'"),
+        ("val/a.jpg 0\nval/b b.png 2\nval/c.jpg 2\n", BY_LAST_PART),
+        ("/data/a.jpg 0\n/data/b b.png 2\n/c.jpg 2\n", BY_LAST_PART),
+        ("C:\\d\\a.jpg 0\nC:\\d\\b b.png 2\n..\\c.jpg 2\n", BY_LAST_PART),
+        ("a.jpg,0,tench\nb b.png,2,great white shark\nc.jpg,2,x\n", f"{IN_COLUMNS}','"),
         ("0,a.jpg,x\n2,b b.png,y\n2,c.jpg,z\n", "read as column 2 the name, column 1 the class, separated by ','"),
         ("0 a.jpg\n2 b b.png\n2 c.jpg\n", "read as CLASS NAME"),
         ("0\n2\n2\n", "a class a line, for the images in the order of their names"),
         (f"{WNIDS[0]}\n{WNIDS[2]}\n{WNIDS[2]}\n", "a class a line, for the images in the order of their names"),
-        (
-            "a.jpg,tench\nb b.png,Great_White shark\nc.jpg,great white shark\n",
-            "read as column 1 the name, column 2 the class, separated by ','",
-        ),
+        ("a.jpg,tench\nb b.png,Great_White shark\nc.jpg,great white shark\n", f"{IN_COLUMNS}','"),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
 def test_lists_as_people_have_them(tmp_path, text, note, encoding):
-    (tmp_path / "val.txt").write_text(text, encoding)
-    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), FILES)
-    assert (read.labels, read.problems) == (LABELS, {})
-    assert note in read.notes
+    found = read(tmp_path, text, FILES, encoding=encoding)
+    assert (found.labels, found.problems) == (LABELS, {})
+    assert note in found.notes
 
 
-def test_a_class_of_several_words_after_a_space(tmp_path):
-    (tmp_path / "val.txt").write_text("a.jpg tench\nc.jpg great white shark\n")
-    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), ["a.jpg", "c.jpg"])
-    assert read.labels == {"a.jpg": 0, "c.jpg": 2}
+@pytest.mark.parametrize(
+    ("text", "files", "labels", "problems"),
+    [
+        # a class of several words after a space
+        ("a.jpg tench\nc.jpg great white shark\n", ["a.jpg", "c.jpg"], {"a.jpg": 0, "c.jpg": 2}, {}),
+        # boxes of two classes
+        (f"a,{boxes(WNIDS[0], WNIDS[1])}\nc,{boxes(WNIDS[0])}\n", FILES, {"c.jpg": 0}, {"a.jpg": ""}),
+        # a first line that is no header
+        ("a.jpg tunch\nc.jpg 2\n", FILES, {"c.jpg": 2}, {"a.jpg": "the class 'tunch'"}),
+        # two files of one last part; the third is listed and absent
+        (
+            "x/a.jpg 0\ny/a.jpg 1\nz/a.jpg 1\n",
+            ["x/a.jpg", "y/a.jpg"],
+            {"x/a.jpg": 0, "y/a.jpg": 1, "z/a.jpg": 1},
+            {},
+        ),
+        ("x/a.jpg 0\ny/a.jpg 1\nz/a.jpg 1\n", ["a.jpg"], {}, {"x/a.jpg": "", "a.jpg": "another line gives it 0"}),
+    ],
+)
+def test_lists_that_are_read_in_part(tmp_path, text, files, labels, problems):
+    found = read(tmp_path, text, files)
+    assert found.labels == labels
+    assert found.problems.keys() <= problems.keys() and bool(found.problems) == bool(problems)
+    assert all(problems[name] in says for name, says in found.problems.items())
 
 
-def test_boxes_of_two_classes_are_a_problem(tmp_path):
-    (tmp_path / "val.txt").write_text(f"a,{boxes(WNIDS[0], WNIDS[1])}\nc,{boxes(WNIDS[0])}\n")
-    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), FILES)
-    assert read.labels == {"c.jpg": 0} and list(read.problems) == ["a.jpg"]
-
-
-def test_a_first_line_that_is_no_header_stays_a_problem(tmp_path):
-    (tmp_path / "val.txt").write_text("a.jpg tunch\nc.jpg 2\n")
-    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), FILES)
-    assert read.labels == {"c.jpg": 2} and "the class 'tunch'" in read.problems["a.jpg"]
-
-
-def test_two_files_of_one_last_part_are_told_apart_or_a_problem(tmp_path):
-    (tmp_path / "val.txt").write_text("x/a.jpg 0\ny/a.jpg 1\nz/a.jpg 1\n")
-    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), ["x/a.jpg", "y/a.jpg"])
-    assert read.labels == {"x/a.jpg": 0, "y/a.jpg": 1, "z/a.jpg": 1}  # the last one is listed and absent
-    read = read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), ["a.jpg"])
-    assert read.labels == {} and "another line gives it 0" in read.problems["a.jpg"]
-
-
-def test_ids_alone_must_be_as_many_as_the_images(tmp_path):
-    (tmp_path / "val.txt").write_text("0\n2\n")
-    with pytest.raises(UserError, match="a class on each of 2 lines and there are 3 images"):
-        read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), FILES)
-
-
-@pytest.mark.parametrize("text", ["a.jpg 1\nb b.png 3\nc.jpg 2\n", "1\n3\n2\n", "3 a.jpg\n1 c.jpg\n"])
-def test_ids_from_one_are_refused(tmp_path, text):
-    (tmp_path / "val.txt").write_text(text)
-    with pytest.raises(UserError, match="class ids from 1 to 3 for 3 names: class ids start at 0: subtract 1.*kit"):
-        read_labels(tmp_path / "val.txt", list(zip(WNIDS, NAMES, strict=True)), FILES)
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("0\n2\n", "a class on each of 2 lines and there are 3 images")]
+    + [
+        (text, "class ids from 1 to 3 for 3 names: class ids start at 0: subtract 1.*kit")
+        for text in ("a.jpg 1\nb b.png 3\nc.jpg 2\n", "1\n3\n2\n", "3 a.jpg\n1 c.jpg\n")
+    ],
+)
+def test_ids_from_one_or_of_too_few_images_are_refused(tmp_path, text, says):
+    with pytest.raises(UserError, match=says):
+        read(tmp_path, text, FILES)
 
 
 @pytest.mark.parametrize(
@@ -169,18 +163,21 @@ def test_forms_of_names(tmp_path, file, text, expected):
 TWO = [("", "tench"), ("", "great white shark, man-eater")]
 
 
+BY_LINE = "an id and a name on each line"
+
+
 @pytest.mark.parametrize(
     ("text", "read_as"),
     [
-        ("0 tench\n1 great white shark, man-eater\n", "an id and a name on each line"),
-        ("1 great white shark, man-eater\n0 tench\n", "an id and a name on each line"),
-        ("0,tench\n1,great white shark, man-eater\n", "an id and a name on each line"),
-        ('0,tench\n1,"great white shark, man-eater"\n', "an id and a name on each line"),
-        ("0: tench\n1: great white shark, man-eater\n", "an id and a name on each line"),
-        ("0\t'tench'\n1\tgreat white shark, man-eater", "an id and a name on each line"),
+        ("0 tench\n1 great white shark, man-eater\n", BY_LINE),
+        ("1 great white shark, man-eater\n0 tench\n", BY_LINE),
+        ("0,tench\n1,great white shark, man-eater\n", BY_LINE),
+        ('0,tench\n1,"great white shark, man-eater"\n', BY_LINE),
+        ("0: tench\n1: great white shark, man-eater\n", BY_LINE),
+        ("0\t'tench'\n1\tgreat white shark, man-eater", BY_LINE),
         (
             "ClassId,SignName\n0,tench\n1,great white shark, man-eater\n",
-            "an id and a name on each line, header 'ClassId,SignName' left out",
+            BY_LINE + ", header 'ClassId,SignName' left out",
         ),
         ("{0: 'tench',\n 1: 'great white shark, man-eater'}", "a dictionary with ids"),
         ("{1: \"great white shark, man-eater\", 0: 'tench', }\n", "a dictionary with ids"),
@@ -248,19 +245,7 @@ def test_a_dictionary_without_names_by_id_is_one_sentence(tmp_path, text):
 @pytest.mark.parametrize(
     "lines",
     [
-        [
-            "0 cat",
-            "1 dog",
-            "10 x",
-            "2 e",
-            "3 f",
-            "4 g",
-            "5 h",
-            "6 i",
-            "7 j",
-            "8 k",
-            "9 l",
-        ],  # folders, as text sorts them
+        sorted(f"{i} {letter}" for i, letter in enumerate("abcdefghijkl")),  # folders, as text sorts them
         ["1 cat", "2 dog"],
         ["{0: cat", "dog"],
         ["n01440764", "n01443537 goldfish", "cat, Felis catus"],
@@ -277,13 +262,12 @@ def test_names_of_files_that_macos_decomposed(tmp_path):
     """é as one sign in the list, and as e with an accent in the folder, or the other way round."""
     composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     for listed, file in ((composed, apart), (apart, composed)):
-        (tmp_path / "val.txt").write_text(f"{listed}.jpg 1\nsub/{listed}.png 0\n{listed} 2.jpg 0\n", "utf-8")
-        read = read_labels(tmp_path / "val.txt", TWO, [f"{file}.jpg", f"{file}.png", f"{file} 2.jpg"])
-        assert read.labels == {f"{file}.jpg": 1, f"{file}.png": 0, f"{file} 2.jpg": 0}
-        assert read.notes == ["1 names taken by their last part or without their ending"]
-    (tmp_path / "val.txt").write_text(f"{composed}.jpg 1\n{apart}.jpg 0\n", "utf-8")  # two files are two
-    read = read_labels(tmp_path / "val.txt", TWO, [f"{composed}.jpg", f"{apart}.jpg"])
-    assert read.labels == {f"{composed}.jpg": 1, f"{apart}.jpg": 0}
+        text, files = f"{listed}.jpg 1\nsub/{listed}.png 0\n{listed} 2.jpg 0\n", [".jpg", ".png", " 2.jpg"]
+        found = read(tmp_path, text, [file + end for end in files], TWO)
+        assert found.labels == {f"{file}.jpg": 1, f"{file}.png": 0, f"{file} 2.jpg": 0}
+        assert found.notes == ["1 names taken by their last part or without their ending"]
+    two = [f"{composed}.jpg", f"{apart}.jpg"]  # two files are two
+    assert read(tmp_path, f"{two[0]} 1\n{two[1]} 0\n", two, TWO).labels == {two[0]: 1, two[1]: 0}
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": 0, "b": 2}', '{"a": 0, "b": 0}', "{}", "[]", "3", '{"a": "b"}', "[[1]]"])

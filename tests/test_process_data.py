@@ -861,3 +861,6 @@ def test_real_photos(tmp_path, monkeypatch):
     assert all(len(list(folder.iterdir())) == 1 for folder in folders)
     results = json.loads((tmp_path / "output/process_data/metrics.json").read_text())["results"]
     assert (results["validation_images"], results["test_images"], results["problems"]) == (91, 12, 0)
+    run_main("2b_evaluate", cwd=tmp_path, monkeypatch=monkeypatch)
+    results = json.loads((tmp_path / "output/2b_evaluate/metrics.json").read_text())["results"]
+    assert results["images"] == 91 and results["top1_accuracy"] >= 0.85

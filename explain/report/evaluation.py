@@ -44,7 +44,8 @@ def write(
     results, bins = summary(rows, len(model.categories))
     results |= measured_on([row["class"] for row in rows], output.classes)
     results["temperature_scaling"], bins_after = rescale(rows, results, output.path)
-    results |= crops(rows)
+    cropped = np.array([row["cropped"] for row in rows])  # fractions of the pictures' areas
+    results |= {"median_cropped": float(np.median(cropped)), "mostly_cropped": float((cropped > CROPPED).mean())}
     if results["mostly_cropped"] > 0.5:
         print(f"note: {crop_sentence(results, model)}", file=sys.stderr)
     if other := other_order(rows, model.categories):
@@ -131,12 +132,6 @@ def rescale(rows: list[dict], before: dict, folder: Path) -> tuple[dict, list[di
     return {**after, "says": f"Temperature scaling ({how}): {'; '.join(changes)}."}, bins
 
 
-def crops(rows: list[dict]) -> dict[str, float]:
-    """Return the median fraction of a picture that the crop takes away, and how many lose more than CROPPED."""
-    cropped = np.array([row["cropped"] for row in rows])
-    return {"median_cropped": float(np.median(cropped)), "mostly_cropped": float((cropped > CROPPED).mean())}
-
-
 def crop_sentence(results: dict, model: Classifier) -> str:
     """Return a sentence on pictures of which the network does not see much, and its cure."""
     cure = "if the network was trained on squashed pictures, give --squash"
@@ -183,17 +178,16 @@ def draw_reliability(
 
 def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> tuple[Figure, list[str]]:
     """Draw the classes that the network misses, most missed first, by the classes that it predicts for them."""
-    wrong = [row for row in rows if row["rank"] > 1]
-    missed = Counter(row["class"] for row in wrong)
+    missed = Counter(row["class"] for row in rows if row["rank"] > 1)
     classes = [c for c, _ in missed.most_common(CONFUSION_SHOWN)]
     drawn = [row for row in rows if row["class"] in classes]
     predicted = [c for c in classes if any(c == row["predicted"] for row in drawn)]
     others = Counter(row["predicted"] for row in drawn if row["predicted"] not in predicted)
     predicted += sorted(c for c, _ in others.most_common(CONFUSION_SHOWN - len(predicted)))
     matrix = np.zeros((len(classes), len(predicted) + 1))  # the last column: every class without one
+    places = {c: place for place, c in enumerate(predicted)}
     for row in drawn:
-        column = predicted.index(row["predicted"]) if row["predicted"] in predicted else len(predicted)
-        matrix[classes.index(row["class"]), column] += 1
+        matrix[classes.index(row["class"]), places.get(row["predicted"], -1)] += 1
     labels = [f"{short(model.categories[c], 22)} {c}" for c in predicted]
     if matrix[:, -1].any():
         labels.append("any other class")

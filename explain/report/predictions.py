@@ -40,17 +40,13 @@ def write(
     draw_figure(output, "predictions", draw, shown, len(rows), photos, model)
     likeliest = [row | {"class": row["classes"][0], "probability": row["probabilities"][0]} for row in rows]
     findings = [class_finding(row, model.categories) for row in likeliest]
-    results = summary(rows, len(model.categories))
-    finish(output, rows, skipped, results, {"predictions.csv": table}, model, findings=findings)
-
-
-def summary(rows: list[dict], classes: int) -> dict:
-    """Return the metrics, from sums over rows."""
-    return {
-        "mean_top1_probability": sum(row["probabilities"][0] for row in rows) / len(rows),
-        "chance_probability": 1 / classes,
-        "images_under_half": sum(row["probabilities"][0] < 0.5 for row in rows),
+    first = [row["probabilities"][0] for row in rows]
+    results = {
+        "mean_top1_probability": sum(first) / len(rows),
+        "chance_probability": 1 / len(model.categories),
+        "images_under_half": sum(p < 0.5 for p in first),
     }
+    finish(output, rows, skipped, results, {"predictions.csv": table}, model, findings=findings)
 
 
 def draw(rows: list[dict], total: int, photos: Sequence[Path], model: Classifier) -> tuple[Figure, list[str]]:
