@@ -167,22 +167,20 @@ def images_to_judge(
     They are the dataset's validation images, or the pictures of a single folder given as argument, if all of them lie
     in subfolders that are named by classes. A note says whether they do.
     """
-    none = common.ImageFiles([], 0)
+    none, folder = common.ImageFiles([], 0), Path(*options.images[:1])
     if not options.images:
         try:
             split = common.validation_images(options.dataset)
         except common.UserError:
             return none
         return common.label_images(split, model, options.dataset, options.limit)
-    folder = Path(options.images[0])
     if len(options.images) > 1 or not folder.is_dir() or any(file.path.parent == folder for file in tested):
         return none
     try:
-        labelled = common.labelled_images(folder, model, options.limit)
+        labelled, note = common.labelled_images(folder, model, options.limit), "the folders' names are taken as labels"
     except common.UserError as error:
-        common.add_notes(model, [f"the pictures are taken as unlabelled, since {error}"])
-        return none
-    common.add_notes(model, [f"the folders in {common.printable(folder)} are taken as the classes of their pictures"])
+        labelled, note = none, f"the pictures are taken as unlabelled, since {error}"
+    common.add_notes(model, [note])
     return labelled
 
 
@@ -213,12 +211,11 @@ def main() -> None:
     options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
     labelled = images_to_judge(tested, model, options)
     to_disturb = {file.key for file in labelled[: options.shift_limit]}
-    shown, files = len(tested), labelled
     if options.images and labelled:  # all are explained, and judge the measures
-        shown = len(labelled)
+        files, shown = labelled, len(labelled)
     else:
-        numbered = [file._replace(index=shown + file.index) for file in labelled]
-        files = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped)
+        numbered = [file._replace(index=len(tested) + file.index) for file in labelled]
+        files, shown = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped), len(tested)
 
     def passes_of(images: Tensor, batch: list[common.ImageFile]) -> tuple[Tensor, Tensor]:
         generators = common.seeded_generators(options.seed, (file.index for file in batch))
