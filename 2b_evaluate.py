@@ -4,7 +4,7 @@ Cross-entropy loss, mean of -log p(y | x), and the fractions of images whose cla
 among the five most likely (top-5), on the split validation images. Can its confidence be believed? The expected
 calibration error, sum over 15 bins of (n_b / n) |accuracy_b - confidence_b| (Guo et al. 2017, On Calibration of Modern
 Neural Networks, section 2), with its reliability diagram; and what is left of it after one temperature (section 4.2),
-fitted on one half of the images and judged on the other. Images are read as they are stored (EXIF ignored), as for
+fitted and judged on different images. Images are read as they are stored (EXIF ignored), as for
 published accuracies.
 
     python 2b_evaluate.py                 # all validation images, after process_data.py
@@ -14,9 +14,27 @@ published accuracies.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.run.command_line import exercise_parser
+
+
+def parse_options() -> argparse.Namespace:
+    parser = exercise_parser(__doc__, "--limit", "--prefetch", "--strict")
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        metavar="FOLDER",
+        help="folder with a subfolder for each class, named by the class's name, wnid or id, in place of the dataset",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +52,6 @@ def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Ten
     have.
     """
     logits = common.predict_logits(model, images)
-    return {"logits": logits, **evaluate_logits(logits, classes)}
-
-
-def evaluate_logits(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Return the measures of `evaluate`, from logits (N, classes)."""
     if classes.max() >= logits.shape[1]:
         raise common.UserError(
             f"class {int(classes.max())} is unknown to a model of {logits.shape[1]} classes: do the ids start at 1?"
@@ -46,28 +59,24 @@ def evaluate_logits(logits: Tensor, classes: Tensor) -> dict[str, Tensor]:
     # a tie counts against the network: a constant output has no accuracy above chance
     rank = (logits >= logits.gather(1, classes[:, None])).sum(1)
     p = logits.softmax(1)
-    confidence, predicted = p.max(1)
+    predicted = common.most_likely(logits)[:, 0]
+    confidence = p.amax(1)
     loss = F.cross_entropy(logits, classes, reduction="none")
     brier = (p - F.one_hot(classes, p.shape[1])).square().sum(1)
-    return {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence, "brier": brier}
+    columns = {"loss": loss, "rank": rank, "predicted": predicted, "confidence": confidence, "brier": brier}
+    return {"logits": logits, **columns}
 
 
 def main() -> None:
-    parser = common.exercise_parser(__doc__, "--limit", "--prefetch", "--strict")
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        metavar="FOLDER",
-        help="folder with a subfolder for each class, named by the class's name, wnid or id, in place of the dataset",
-    )
-    options = parser.parse_args()
+    options = parse_options()
     split = None if options.folder else common.validation_images(options.dataset)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     if split is None:
-        files = common.labelled_images(options.folder, model, options.limit)
+        files = common.labelled_images(options.folder, model)
     else:
-        files = common.label_images(split, model, options.dataset, options.limit)
+        files = common.label_images(split, model, options.dataset)
+    files = common.spread_over_classes(files, options.limit, options.seed)
 
     def evaluate_batch(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         classes = torch.tensor([common.class_of(file) for file in batch], device=images.device)

@@ -21,26 +21,21 @@ had no part in making it: explain/methods/archetypes.py.
 
 from __future__ import annotations
 
+import argparse
 import bisect
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
 
-import torch
-from PIL import Image
-from torch import Tensor, nn
-from tqdm import tqdm
+from explain.basics.options import JUDGES, add_settings, change_settings, replace_settings
+from explain.methods.ascent_settings import Settings, anneal, check_effect
+from explain.run.command_line import exercise_parser
 
-import common
-from explain.basics.options import add_settings, change_settings, replace_settings
-from explain.methods import archetypes, priors
-from explain.methods.ascent import Settings, State, anneal, growing_sides, random_augmentation, resize, square_side
-from explain.methods.priors import GREY
-from explain.report import archetypes as report
-
+# green snake, tarantula, strawberry, dalmatian, spoonbill, bald eagle
+CLASSES = ["55", "76", "949", "251", "129", "22"]
 # Chosen with efficientnet_lite0 on classes that are neither default ones nor among those reported (docs/archetypes.md
 # has them), by the judgement of efficientnet_lite2 and by eye. Noise almost to the end leaves only what stands out from
 # it; low frequencies, and a small image at first, give that a shape; close crops give detail, distant ones the whole.
@@ -61,7 +56,7 @@ GAUSSIAN = Settings(
     blur_every=4,
     blur_px=1.0,
     final_blur_px=0.5,
-    contrast=0.2,
+    contrast=0.16,
     precondition=True,
 )
 METHODS: dict[str, Settings] = {
@@ -70,18 +65,76 @@ METHODS: dict[str, Settings] = {
     # the statistics smooth the image and give it contrast; a weaker kernel leaves more detail, and fewer steps do
     "natural": dataclasses.replace(GAUSSIAN, steps=400, statistics=30, blur_every=8, blur_px=0.5, contrast=0),
 }
-GROW_AT = (0.5, 0.75)  # fractions of the steps after which the image is enlarged
-BLUR_UNTIL = 0.8  # fraction of the steps after which the kernel rests, or high frequencies would be missing
 
 
+def parse_options() -> argparse.Namespace:
+    parser = exercise_parser(__doc__)
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="CLASS",
+        help=f"classes to visualize, by id or name, or `all` (default: {' '.join(CLASSES)}; without ImageNet's 1,000 "
+        "classes: the first six)",
+    )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="methods to use")
+    parser.add_argument(
+        "--judge",
+        action="append",
+        metavar="MODEL",
+        help="network that has no part in making the archetypes and judges them: a name as for --model, or NAME=FILE "
+        f"with its weights; can be repeated; `none` for no judge (default: {JUDGES[0]})",
+    )
+    add_settings(parser, METHODS)
+    options = parser.parse_args()
+    check_effect(options, settings_of(options).values())
+    return options
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Settings]:
+    """Return the settings of each method asked for."""
+    return {method: replace_settings(METHODS[method], options) for method in dict.fromkeys(options.methods)}
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import common
+from explain.basics.errors import quantity
+from explain.methods import archetypes, ascent, priors
+from explain.networks.running import device_of
+from explain.report import archetypes as report
+
+
+def describe(settings: Settings) -> str:
+    """Return what an ascent with these settings does, as captions and metrics say it."""
+    blurs = settings.blurs() or {0: (0, 0)}
+    sigmas = dict.fromkeys(f"{blurs[step][0]:.2g}" for step in (min(blurs), max(blurs)))
+    parts = {
+        f"gradient ascent, {quantity(settings.steps, 'step')}": True,
+        "mostly of low frequency": settings.precondition,
+        "random zoom": (settings.zoom_from, settings.zoom_to) != (1, 1),
+        "random rotation": settings.rotation_degrees,
+        "random noise": settings.noise,
+        f"Gaussian blur every {quantity(settings.blur_every, 'step')} until step {max(blurs) + 1} "
+        f"(standard deviation {' to '.join(sigmas)} px)": any(sigma for sigma, _ in blurs.values()),
+        "channel statistics pulled towards those of photos": settings.statistics,
+    }
+    return ", ".join(part for part, is_on in parts.items() if is_on)
+
+
+@torch.inference_mode(False)  # gradients, where it is called under torch.inference_mode(), too
 def visualize_classes(
     model: nn.Module,
     classes: common.Classes,
     method: str,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     size: int | Sequence[int] | None = None,
-    state: State | None = None,
-    on_step: Callable[[State], None] | None = None,
+    state: ascent.State | None = None,
+    on_step: Callable[[ascent.State], None] = lambda state: None,
     **settings: float,
 ) -> Tensor:
     """Return an image of each class, made by gradient ascent in one batch: (N, 3, size, size) in [0, 1].
@@ -89,58 +142,33 @@ def visualize_classes(
     `classes` as in `common.forward_pass`; `method` is one of METHODS, and `settings` replace some of its Settings.
     `size`, in pixels, one number or the same twice, defaults to the model's `input_size`. With a list of generators,
     one per class, an image depends neither on the other classes nor on their order. A `state` is resumed, to the same
-    images; `on_step` is called with it before each step and after the last. Works under torch.no_grad() and
-    torch.inference_mode(), too. Raises UserError for arguments that do not fit, and where `ascend` does. Simonyan et
-    al. 2014, section 2.
+    images; `on_step` is called with it before each step and after the last. Raises UserError for arguments that do not
+    fit, and where a gradient is not finite, or zero too often. Simonyan et al. 2014, section 2.
     """
     if method not in METHODS:
         raise common.UserError(f"no method is named {method!r}: valid are {', '.join(METHODS)}")
-    size = size or getattr(model, "input_size", None)
-    if size is None:
-        raise common.UserError("this model has no input_size: give size, in pixels")
-    side, classes = square_side(size), common.class_ids(classes)
+    settings = change_settings(METHODS[method], settings)
+    size, classes = ascent.square_side(size or getattr(model, "input_size", None)), common.class_ids(classes)
     if not classes or None in classes:
         raise common.UserError(f"classes must name at least one class each, not {classes}: give ids, as in [55, 76]")
-    generator = generator or torch.default_generator
-    generators = [generator] * len(classes) if isinstance(generator, torch.Generator) else list(generator)
-    if len(generators) != len(classes):
-        raise common.UserError(f"{len(generators)} generators for {len(classes)} classes: give one, or one per class")
-    with torch.inference_mode(False):
-        for current in ascend(model, classes, change_settings(METHODS[method], settings), generators, side, state):
-            if on_step:
-                on_step(current)
-    return current.images
-
-
-def ascend(
-    model: nn.Module,
-    classes: Sequence[int],
-    settings: Settings,
-    generators: Sequence[torch.Generator],
-    size: int,
-    state: State | None = None,
-) -> Iterator[State]:
-    """Yield the state of an ascent before each step and after the last: one object, which each step updates.
-
-    A `state` is resumed, to the same images. Raises UserError where a gradient is not finite, or zero too often.
-    """
-    device = common.device_of(model)
-    sides = growing_sides(model, settings, size)
+    generators = ascent.check_generators(generator, classes)
+    sides, device = ascent.growing_sides(model, settings, size), device_of(model)
     limit = priors.grey_distance_limit(model, settings.max_grey_distance)
     layers = priors.channel_statistics(model) if settings.statistics else []
+    blurs = settings.blurs()
 
     # 1. start from grey with a little noise
-    state = state.resume(generators) if state else State.start(generators, size)
+    state = state.resume(generators) if state else ascent.State.start(generators, size)
     for step in range(state.step, settings.steps):
-        yield state
+        on_step(state)
         progress = step / max(settings.steps - 1, 1)  # 0 in the first step, 1 in the last
 
         # 2. enlarge the images, which are small at first
-        side = size if step == settings.steps - 1 else sides[bisect.bisect(GROW_AT, progress)]
-        images = resize(state.images.to(device), side)  # (N, 3, side, side)
+        side = size if step == settings.steps - 1 else sides[bisect.bisect(ascent.GROW_AT, progress)]
+        images = ascent.resize(state.images.to(device), side)  # (N, 3, side, side)
 
         # 3. the gradient of the logits for a random augmentation of the images, and of the distance to the statistics
-        augment = random_augmentation(settings, generators, side, progress)
+        augment = ascent.random_augmentation(settings, generators, side, progress)
         with priors.statistics_prior(layers if step else [], settings.statistics):
             gradient, scores = logit_gradient(model, images, classes, augment)
         while step == 0 and state.restart_without_gradient(images, gradient, generators):
@@ -150,16 +178,17 @@ def ascend(
         # 4. one step uphill, of length `rate` in all networks; the L2 term is scaled like the gradient
         gradient = priors.precondition(gradient) if settings.precondition else gradient
         rate = anneal(settings.rate, settings.final_rate, progress)
-        images = images + torch.where(norm > 0, rate / norm, 0) * (gradient - 2 * settings.l2 * (images - GREY))
+        images = images + torch.where(norm > 0, rate / norm, 0) * (gradient - 2 * settings.l2 * (images - priors.GREY))
 
         # 5. blur, and restore the contrast that it takes
-        if settings.blur_every and (step + 1) % settings.blur_every == 0 and progress < BLUR_UNTIL:
-            images = gaussian_blur(images, anneal(settings.blur_px, settings.final_blur_px, progress))
-            images = priors.with_contrast(images, settings.contrast * progress)
+        if step in blurs:
+            sigma_px, contrast = blurs[step]
+            images = priors.with_contrast(gaussian_blur(images, sigma_px), contrast)
 
         # 6. project onto what a picture can show: [0, 1]
         state.update(priors.near_grey(images.clamp(0, 1), limit), generators)
-    yield state
+    on_step(state)
+    return state.images
 
 
 def logit_gradient(
@@ -195,9 +224,6 @@ def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
 # ------------------------------------------------------------------------------------------------
 # The script
 
-# green snake, tarantula, strawberry, dalmatian, spoonbill, bald eagle
-CLASSES = ["55", "76", "949", "251", "129", "22"]
-SCORE_EVERY = 5  # steps between the scores in a row
 KEEP_EVERY = 50  # steps between the states that are saved for resuming
 
 
@@ -205,31 +231,10 @@ def real_photos(
     model: common.Classifier, judge_networks: dict[str, common.Classifier], classes: Sequence[int], dataset: str
 ) -> tuple[dict[int, dict], list[dict]]:
     """Return the measures of the first readable photo of each class in the split dataset, and the files skipped."""
-    photos, skipped = {}, []
     if not any(Path(dataset, "DL_data_p").glob("[!.]*/*")):  # archetypes need no dataset
-        return photos, skipped
-    for file in common.label_images(common.validation_images(dataset), model, dataset):
-        c = common.class_of(file)
-        if c not in classes or c in photos:
-            continue
-        try:
-            photo = common.read_image(file.path, white=model.white)
-        except common.UserError as error:
-            skipped.append({"path": file.key, "reason": str(error)})
-            continue
-        crops = {network: network.preprocess(photo) for network in (model, *judge_networks.values())}
-        pictures = {network: Image.fromarray(common.to_pixels(crop)) for network, crop in crops.items()}
-        photos[c] = {"photo": file.key, "path": file.path}
-        photos[c] |= archetypes.describe_picture(model, judge_networks, pictures, c)
-    return photos, skipped
-
-
-def what_changes(settings: Settings) -> list[tuple[float, str]]:
-    """Return the steps at which the ascent changes, and what changes there."""
-    events = [(at, "larger image") for at in GROW_AT if settings.first_size < 1]
-    events += [(BLUR_UNTIL, "last blur")] if settings.blur_every else []
-    events += [(settings.augment_until, "augmentation off")] if settings.augment_until < 1 else []
-    return [(at * (settings.steps - 1), name) for at, name in events]
+        return {}, []
+    files = common.label_images(common.validation_images(dataset), model, dataset)
+    return archetypes.describe_photos(files, classes, model, judge_networks)
 
 
 def run_ascent(
@@ -240,24 +245,20 @@ def run_ascent(
     store: common.Rows,
     index: int,
     progress: tqdm,
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, ascent.State]:
     """Return the archetypes of an ascent and its last state; it resumes from, and saves, the state under `index`."""
     saved = store.load_state(index)
+    generators, done = common.seeded_generators(store.output.options.seed, classes), progress.n
     resumable = saved is not None and saved.pop("classes") == classes  # else it was split into other batches
-    states = [State(**saved)] if resumable else []
-    start, shown = (states[0] if states else None), 0
+    state = ascent.State(**saved) if resumable else ascent.State.start(generators, model.input_size)
 
-    def on_step(state: State) -> None:
-        nonlocal shown
-        progress.update(state.step - shown)
-        shown, states[:] = state.step, [state]
+    def on_step(state: ascent.State) -> None:
+        progress.update(done + state.step - progress.n)
         if state.step % KEEP_EVERY == 0 and 0 < state.step < settings.steps:
             store.save_state(index, {"classes": classes, **vars(state)})
 
-    generators = common.seeded_generators(store.output.options.seed, classes)
     values = dataclasses.asdict(settings)
-    images = visualize_classes(model, classes, method, generators, model.input_size, start, on_step, **values)
-    return images, states[0]
+    return visualize_classes(model, classes, method, generators, model.input_size, state, on_step, **values), state
 
 
 def make_archetypes(
@@ -283,41 +284,23 @@ def make_archetypes(
             rows = []
             for n, k in enumerate(numbers):
                 row = archetypes.save(images[n], batch[n], method, model, judge_networks, store.output.file)
-                row |= {"index": k, "settings": dataclasses.asdict(settings[method])}
-                row |= {"starts": state.starts[n], "zero_gradient_steps": state.zero_gradient_steps[n]}
-                row["scores"] = [[i, state.scores[i][n]] for i in range(0, state.step, SCORE_EVERY)]
-                row["scores"].append([state.step, row["logit"]])
+                row |= {"index": k, "settings": dataclasses.asdict(settings[method])} | state.record(n, row["logit"])
                 rows.append({**row, "nondeterministic": sorted(operations)} if operations else row)
             store.append(rows)
             store.remove_state(numbers[0])
 
 
 def main() -> None:
-    parser = common.exercise_parser(__doc__)
-    parser.add_argument(
-        "--classes", nargs="+", default=CLASSES, metavar="CLASS", help="classes to visualize, by id or name, or `all`"
-    )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="methods to use")
-    parser.add_argument(
-        "--judge",
-        action="append",
-        metavar="MODEL",
-        help="network that has no part in making the archetypes and judges them: a name as for --model, or NAME=FILE "
-        f"with its weights; can be repeated; `none` for no judge (default: {archetypes.JUDGES[0]})",
-    )
-    add_settings(parser, METHODS)
-    options = parser.parse_args()
+    options = parse_options()
+    settings = settings_of(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
-    if options.classes is CLASSES and len(model.categories) != 1000:  # they are ImageNet's
-        options.classes = [str(c) for c in range(min(len(CLASSES), len(model.categories)))]
-    names = map(str, range(len(model.categories))) if options.classes == ["all"] else options.classes
-    classes = list(dict.fromkeys(common.find_classes(list(names), model.categories, model.wnids)))
-    settings = {method: replace_settings(METHODS[method], options) for method in dict.fromkeys(options.methods)}
-    judge_networks = archetypes.load_judges(options.judge, model, options.device)
-    if options.whole:
-        for judge in judge_networks.values():
-            judge.see_whole()
+    ascent.check_network(options, settings.values(), model)
+    every_class = [*map(str, range(len(model.categories)))]
+    requested = options.classes or (CLASSES if len(every_class) == 1000 else every_class[: len(CLASSES)])
+    requested = every_class if requested == ["all"] else requested
+    classes = list(dict.fromkeys(common.find_classes(requested, model.categories, model.wnids)))
+    judge_networks = archetypes.load_judges(options.judge, model, options.device, options.whole)
 
     run_settings = common.run_settings(options, output.source, model, inputs=[])
     run_settings |= {"classes": classes, "methods": list(settings)}
@@ -327,8 +310,8 @@ def main() -> None:
     make_archetypes(store, model, judge_networks, classes, settings)
     rows = store.complete()
     photos, skipped = real_photos(model, judge_networks, classes, options.dataset)
-    events = {method: what_changes(settings[method]) for method in settings}
-    report.write(rows, photos, skipped, model, judge_networks, events, output)
+    descriptions = {method: describe(settings[method]) for method in settings}
+    report.write(rows, photos, skipped, model, judge_networks, descriptions, output)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,19 @@ image: it does not hold for a multi-label network, trained with sigmoids.
 
 from __future__ import annotations
 
-from explain.run.shell import run
+import argparse
+
+from explain.run.shell import answer_early, run
+
+from explain.run.command_line import exercise_parser
+
+
+def parse_options() -> argparse.Namespace:
+    return exercise_parser(__doc__, "images", "--limit", "--prefetch", "--strict").parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 from torch import Tensor, nn
 
@@ -23,13 +35,13 @@ TOP = 5  # classes listed for an image
 
 def top_classes(model: nn.Module, images: Tensor, count: int = TOP) -> tuple[Tensor, Tensor]:
     """Return the most likely classes (N, count) of images (N, 3, H, W), and their probabilities (N, count)."""
-    probabilities = common.predict_logits(model, images).softmax(1)  # (N, classes)
-    top = probabilities.topk(min(count, probabilities.shape[1]))
-    return top.indices, top.values
+    logits = common.predict_logits(model, images)  # (N, classes)
+    top = common.most_likely(logits, count)
+    return top, logits.softmax(1).gather(1, top)
 
 
 def main() -> None:
-    options = common.exercise_parser(__doc__, "images", "--limit", "--prefetch", "--strict").parse_args()
+    options = parse_options()
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)

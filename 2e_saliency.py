@@ -16,42 +16,56 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import inspect
 from collections.abc import Iterator, Sequence
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.basics.options import COPIES, NOISE
+from explain.run.command_line import exercise_parser
+
+
+def parse_options() -> argparse.Namespace:
+    images = ("images", "--classes", "--limit", "--prefetch", "--strict", "--scores")
+    parser = exercise_parser(__doc__, *images, "--copies", "--noise")
+    parser.add_argument("--signed", action="store_true", help="show whether more of a pixel raises or lowers the logit")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import torch
 from torch import Tensor, nn
 
 import common
-from explain.basics.options import at_least_0
 from explain.methods.disturbances import noise_of
 from explain.methods.faithfulness import detail_maps
 from explain.report import maps as report
 
-COPIES, NOISE = 16, 0.15  # chosen on the sample's photos: docs/faithfulness.md
 PIXELS_TOGETHER = 1 << 20  # of copies in a pass, whose memory they are: 20 of 224 x 224
 
 
 def saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return saliency maps (N, H, W), in logits per unit of pixel value, of images (N, 3, H, W) in [0, 1].
+    """Return the gradient of the class's logit, reduced to `over_channels`, in logits per unit of pixel value.
 
-    classes: one for each image, or one for all. Simonyan et al. 2014, section 3.1. Raises UserError where
+    images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W). Raises UserError where
     `common.forward_pass` does.
     """
     return over_channels(common.forward_pass(model, images, classes).gradient())
 
 
 def over_channels(gradient: Tensor) -> Tensor:
-    """Reduce a gradient (N, 3, H, W) to maps (N, H, W): the largest absolute value (Simonyan et al. 2014, 3.1)."""
+    """Return the largest absolute value over the channels (Simonyan et al. 2014, section 3.1).
+
+    gradient (N, 3, H, W) -> maps (N, H, W)
+    """
     return gradient.abs().amax(1)
 
 
 def signed_saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return maps (N, H, W) of the gradient's channel that reacts most at each pixel, with its sign.
+    """Return the gradient of the class's logit by the channel that reacts most, in logits per unit of pixel value.
 
-    The absolute value is the saliency map; above 0, more of that channel raises the class's logit.
+    Arguments as in `saliency_maps`. Above 0, more of that channel raises the class's logit.
     """
     gradient = common.forward_pass(model, images, classes).gradient()  # (N, 3, H, W)
     return gradient.gather(1, gradient.abs().argmax(1, keepdim=True))[:, 0]
@@ -66,15 +80,16 @@ def smoothed_saliency_maps(
     copies: int = COPIES,
     noise: float = NOISE,
 ) -> Tensor:
-    """Return the mean (N, H, W) of the saliency maps of `copies` copies of images (N, 3, H, W) with Gaussian noise.
+    """Return the mean of the saliency maps of `copies` copies with Gaussian noise of standard deviation `noise`
+    (Smilkov et al. 2017), in logits per unit of pixel value.
 
-    classes: one for each image, or one for all; `noise` is its standard deviation in pixel values, `generators` are one
-    for each image. Smilkov et al. 2017, SmoothGrad, section 3, of saliency maps (absolute values). Raises UserError
-    where `common.forward_pass` does, and for another number of generators.
+    Arguments and maps as in `saliency_maps`; generators: one for each image; noise is in pixel values. Section 3, of
+    absolute values. Raises UserError where `common.forward_pass` does, and for another number of generators.
     """
     ids = common.class_ids(classes, len(common.check_images(images)))
-    if None in ids:
-        ids = common.forward_pass(model, images, classes).classes.tolist()
+    if None in ids:  # without a graph, which would stay beside those of the copies
+        best = common.predict_logits(model, images).argmax(1).tolist()
+        ids = [c if asked is None else asked for asked, c in zip(ids, best, strict=True)]
     copies = common.whole_argument("copies", copies)
     if len(generators) != len(images):
         raise common.UserError(f"{len(generators)} generators for {len(images)} images: give one for each")
@@ -96,7 +111,7 @@ def combined_maps(
     copies: int = COPIES,
     noise: float = NOISE,
 ) -> Tensor:
-    """Return the product (N, H, W) of smoothed map, detail, and Grad-CAM where the network has one.
+    """Return the product of smoothed map, detail (distance from a blurred copy) and, if the network has it, Grad-CAM.
 
     Grad-CAM says in which region the class is seen, the smoothed map which pixels count there, and the detail, the
     distance from a blurred copy, how much of each pixel there is to lose: gradient times input, with the copy as zero.
@@ -110,33 +125,13 @@ def combined_maps(
         return combined
 
 
-# The maps of this exercise, in the order of the figure's columns; one entry more is one map more, in 2g too
+# The maps of this exercise, in the order of the figure's columns; one entry more is one map more, in 2g too. The first
+# paragraph of a function's docstring is the map's caption, ", in" before its unit; see `describe` in report/maps.py
 MAPS: dict[str, common.MapFunction] = {
     "plain": saliency_maps,
     "smoothed": smoothed_saliency_maps,
     "combined": combined_maps,
 }
-
-
-def parse_options() -> argparse.Namespace:
-    """Read the command line."""
-    parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--scores")
-    parser.add_argument("--signed", action="store_true", help="show whether more of a pixel raises or lowers the logit")
-    parser.add_argument(
-        "--copies",
-        default=COPIES,
-        type=common.whole,
-        metavar="N",
-        help="noisy copies of the smoothed map (0: no such map)",
-    )
-    parser.add_argument(
-        "--noise",
-        default=NOISE,
-        type=at_least_0,
-        metavar="SD",
-        help="standard deviation of their noise, in pixel values",
-    )
-    return parser.parse_args()
 
 
 def main() -> None:
@@ -147,20 +142,18 @@ def main() -> None:
     files, classes = common.classes_to_explain(options.classes, files, model.categories, model.wnids)
     table = MAPS | ({"plain": signed_saliency_maps} if options.signed else {})
     if not options.copies:
-        table = {kind: method for kind, method in table.items() if "copies" not in inspect.signature(method).parameters}
+        table = {kind: method for kind, method in table.items() if "copies" not in common.parameters_of(method)}
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         ids = [classes[file.index] for file in batch]
-        generators = common.seeded_generators(options.seed, (file.index for file in batch))
-        settings = {"generators": generators, "copies": options.copies, "noise": options.noise}
         with common.shared_results():
+            maps, reasons = common.make_maps(table, model, images, ids, options, [file.index for file in batch])
             forward = common.forward_pass(model, images, ids)
-            maps, reasons = common.make_maps(table, model, images, ids, **settings)
         for row in common.map_rows(forward, images, batch, maps, reasons, options, output):
             yield row | {"grad_cam_in_combined": "combined" in maps and forward.features is not None}
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
-    report.write_saliency(rows, skipped, [file.path for file in files], model, output)
+    report.write_saliency(rows, skipped, [file.path for file in files], model, output, table)
 
 
 if __name__ == "__main__":

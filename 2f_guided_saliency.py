@@ -13,27 +13,39 @@ Grad-CAM says where the last layer sees the class, and guided Grad-CAM, the prod
 
 from __future__ import annotations
 
+import argparse
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.run.command_line import exercise_parser
+
+
+def parse_options() -> argparse.Namespace:
+    return exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--scores").parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
 from explain.methods.maps import rank_correlation
-from explain.methods.rectifiers import RectifierRule, count_activations, refuse_opaque
+from explain.methods.rectifiers import RectifierRule, activations, refuse_opaque
 from explain.report import maps as report
 
 saliency = importlib.import_module("2e_saliency")  # the plain map, and the reduction over channels, are 2e's
 
 
 def guide(signal: Tensor) -> Tensor:
-    """Return the part of a signal R_out that a rectifier passes back: 1[0 < R_out] * R_out.
+    """Return the positive part of the signal that comes back to it (Springenberg et al. 2015, section 3.4).
 
-    The rectifier's own derivative makes the rule complete, with 1[0 < x]. Springenberg et al. 2015, section 3.4.
+    Of a signal R_out, 1[0 < R_out] * R_out; the rectifier's own derivative makes the rule complete, with 1[0 < x].
     """
     return signal.clamp(min=0)
 
@@ -60,11 +72,12 @@ def guided_rectifiers() -> Iterator[RectifierRule]:
 
 @common.shared
 def guided_saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return guided saliency maps (N, H, W) of images (N, 3, H, W) in [0, 1]; classes: one for each image, or for all.
+    """Return the gradient of the class's logit where each rectifier passes back `guide`, reduced to
+    `saliency.over_channels`, in logits per unit of pixel value.
 
-    Springenberg et al. 2015, section 3.4, reduced over channels as in Simonyan et al. 2014, section 3.1. Raises
-    UserError where `common.forward_pass` does, and for a network whose operations cannot be seen; NoSuchMap for a
-    network without rectifiers.
+    images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W). Springenberg et al. 2015,
+    section 3.4. Raises UserError where `common.forward_pass` does, and for a network whose operations cannot be seen;
+    NoSuchMap for a network without rectifiers.
     """
     refuse_opaque(model)
     with guided_rectifiers():
@@ -73,11 +86,12 @@ def guided_saliency_maps(model: nn.Module, images: Tensor, classes: common.Class
 
 @common.shared
 def grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return Grad-CAM maps (N, H, W), in logits, of images (N, 3, H, W); classes: one for each image, or for all.
+    """Return the sum over channels of the last layer with a height and a width, each channel weighted by its mean
+    gradient, where it is above 0 (Selvaraju et al. 2017), in logits.
 
-    The sum over channels of the last layer that has a height and a width, each weighted by its mean gradient, where it
-    is above 0; bilinear between the layer's places. Selvaraju et al. 2017, section 3, equations 1 and 2. Raises
-    UserError where `common.forward_pass` does, and NoSuchMap for a network without such a layer.
+    images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W), bilinear between the layer's
+    places. Section 3, equations 1 and 2. Raises UserError where `common.forward_pass` does, and NoSuchMap for a network
+    without such a layer.
     """
     forward = common.forward_pass(model, images, classes)
     if forward.features is None:
@@ -93,16 +107,17 @@ def grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> 
 
 
 def guided_grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return guided Grad-CAM maps (N, H, W), the product of both, of images (N, 3, H, W) in [0, 1].
+    """Return the product of guided saliency map and Grad-CAM (Selvaraju et al. 2017).
 
-    classes: one for each image, or for all. Selvaraju et al. 2017, section 3.2, with the guided saliency map. Raises
-    UserError and NoSuchMap as `guided_saliency_maps` and `grad_cam_maps` do.
+    images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W). Section 3.2, with the guided
+    saliency map. Raises UserError and NoSuchMap as `guided_saliency_maps` and `grad_cam_maps` do.
     """
     with common.shared_results():  # both come from one forward pass
         return guided_saliency_maps(model, images, classes) * grad_cam_maps(model, images, classes)
 
 
-# The maps of this exercise, in the order of the figures' columns; one entry more is one map more, in 2g too
+# The maps of this exercise, in the order of the figures' columns; one entry more is one map more, in 2g too. A map's
+# caption is the first paragraph of its docstring, as in 2e
 MAPS: dict[str, common.MapFunction] = {
     "plain": saliency.saliency_maps,
     "guided": guided_saliency_maps,
@@ -112,9 +127,7 @@ MAPS: dict[str, common.MapFunction] = {
 
 
 def main() -> None:
-    options = common.exercise_parser(
-        __doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--scores"
-    ).parse_args()
+    options = parse_options()
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
@@ -124,16 +137,19 @@ def main() -> None:
         ids = [classes[file.index] for file in batch]
         with common.shared_results():
             forward = common.forward_pass(model, images, ids)
-            maps, reasons = common.make_maps(MAPS, model, images, ids)
-            rectifiers, others = count_activations([forward.scores])
+            maps, reasons = common.make_maps(MAPS, model, images, ids, options, [file.index for file in batch])
+            seen = [*activations([forward.scores])]
+        counts = {
+            "rectifiers": Counter(name for *_, name, rectifies in seen if rectifies),
+            "left_as_they_are": Counter(name for *_, name, rectifies in seen if not rectifies),
+        }
         for n, row in enumerate(common.map_rows(forward, images, batch, maps, reasons, options, output)):
             if "guided" in maps:
-                pair = (maps[kind][n].cpu().numpy() for kind in ("plain", "guided"))
-                row["rank_correlation"] = rank_correlation(*pair)
-            yield row | {"rectifiers": dict(rectifiers), "left_as_they_are": dict(others)}
+                row["rank_correlation"] = rank_correlation(maps["plain"][n], maps["guided"][n])
+            yield row | counts
 
     rows, skipped = common.explain_images(model, files, explain, options, output)
-    report.write_guided(rows, skipped, [file.path for file in files], model, output)
+    report.write_guided(rows, skipped, [file.path for file in files], model, output, MAPS)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,37 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.basics.options import CURVE_STEPS
+from explain.run.command_line import exercise_parser, positive, whole
+
+
+def parse_options() -> argparse.Namespace:
+    parser = exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--copies", "--noise")
+    numbers = {  # of what, by default
+        "steps": (CURVE_STEPS, positive, "steps in which pixels come and go"),
+        "cells": (1, positive, "side in pixels of the cells that come and go as one, in the map's mean order"),
+        "mosaics": (1, whole, "mosaics of four photos for grid pointing"),
+        "randomise": (3, whole, "randomise layers, add noise and change the class for the first N images"),
+        "stages": (6, positive, "steps in which layers are randomised"),
+    }
+    for name, (default, kind, meaning) in numbers.items():
+        parser.add_argument(f"--{name}", default=default, type=kind, metavar="N", help=meaning)
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="FILE.py:FUNCTION",
+        help="judge a map of your own beside the others: function(model, images (N, 3, H, W), classes (N,)) -> "
+        "(N, H, W); can be repeated",
+    )
+    parser.set_defaults(limit=32)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import numpy as np
 import torch
@@ -31,21 +61,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
-from explain.basics.options import at_least_0
 from explain.methods.faithfulness import (
-    STEPS,
-    ClassIds,
-    Maps,
-    class_tensor,
     detail_maps,
     edge_maps,
+    grid_pointing,
     in_cells,
     insertion_deletion,
     insertion_deletion_curves,
-    map_tensor,
     middle_maps,
     random_maps,
     tiled,
+    with_order,
 )
 from explain.methods.maps import rank_correlation
 from explain.methods.own_maps import import_maps
@@ -70,49 +96,6 @@ NOISE = 0.02  # standard deviation, in pixel values, of the noise that a stable 
 SURE = 0.5  # probability from which on a photo is good for a mosaic: more than all other classes have
 
 
-def grid_pointing(
-    model: nn.Module, images: Tensor, classes: ClassIds, maps_of: Callable[[nn.Module, Tensor, Tensor], Maps]
-) -> Tensor:
-    """Return the share (..., N) of the mass of each image's map that lies in its own cell of a mosaic.
-
-    images (N, 3, H, W), classes one for each or one for all: each four images make a mosaic (3, 2H, 2W), whose map is
-    made for the class of each cell; `maps_of(model, mosaics (4, 3, 2H, 2W), classes (4,))` -> maps (..., 4, 2H, 2W), of
-    at least 0. NaN for a map of zeros. Rao et al. 2022, section 4 (GridPG). Raises UserError where N is not a multiple
-    of 4, and for maps of another shape, that are not finite, or with values below 0.
-    """
-    classes = class_tensor(classes, images)
-    if not len(images) or len(images) % 4:
-        raise common.UserError(f"{len(images)} images make no mosaics of four: give a multiple of 4")
-    height, width = images.shape[2:]
-    shares = []
-    for four, c in zip(images.split(4), classes.split(4), strict=True):
-        mosaic = tiled(four)
-        made = maps_of(model, mosaic.expand(4, -1, -1, -1), c)
-        maps = map_tensor(made, (4, 2 * height, 2 * width), images.device, kinds=True)  # (..., 4, 2H, 2W)
-        if maps.min() < 0:
-            raise common.UserError(
-                f"maps must be at least 0, and the smallest value is {float(maps.min()):.3g}: give maps.abs(), or "
-                "maps.clamp(min=0) where only positive values count"
-            )
-        cells = maps.unflatten(-1, (2, width)).unflatten(-3, (2, height)).sum((-3, -1))  # (..., 4, 2, 2)
-        cells = cells.flatten(-2)  # mass by map and cell
-        shares.append(cells.diagonal(dim1=-2, dim2=-1) / cells.sum(-1))
-    return torch.cat(shares, -1)
-
-
-def explained_maps(
-    table: Table, model: nn.Module, images: Tensor, classes: Tensor, indices: Sequence[int], options: argparse.Namespace
-) -> tuple[dict[str, Tensor], dict[str, common.NoSuchMap]]:
-    """Return the maps (N, H, W) of every kind in the table that the network has, and why it does not have the others.
-
-    The noise of the smoothed maps is that of the images' indices, the same in every call.
-    """
-    generators = common.seeded_generators(options.seed, indices)
-    settings = {"generators": generators, "copies": options.copies, "noise": options.noise}
-    with common.shared_results():
-        return common.make_maps(table, model, images, classes, **settings)
-
-
 def baseline_maps(images: Tensor, indices: Sequence[int], options: argparse.Namespace) -> dict[str, Tensor]:
     """Return the maps (N, H, W) of each baseline; a random one is made anew from the images' indices."""
     return {
@@ -125,9 +108,9 @@ def measure_image(
     table: Table, model: nn.Module, image: Tensor, c: Tensor, index: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Return curves and areas of insertion and deletion for every map and baseline of an image (1, 3, H, W)."""
-    maps, reasons = explained_maps(table, model, image, c, [index], options)
+    maps, reasons = common.make_maps(table, model, image, c, options, [index])
     baselines = baseline_maps(image, [index], options)
-    good = {k: saliency for k, saliency in (maps | baselines).items() if saliency.any() and saliency.isfinite().all()}
+    good = with_order(maps | baselines)
     n, ordered = len(good), in_cells(torch.cat([*good.values()]), options.cells)
     arguments = model, image.expand(n, -1, -1, -1), c.expand(n), ordered, options.steps
     with common.shared_results():  # the areas are those under the curves that are drawn
@@ -148,14 +131,14 @@ def check_image(
     """Return what is left of an image's maps under a little noise, for another class, and in a randomised network."""
 
     def maps_of(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:  # (kinds, 1, H, W)
-        return torch.stack([*explained_maps(table, model, images, classes, [index], options)[0].values()])
+        return torch.stack([*common.make_maps(table, model, images, classes, options, [index])[0].values()])
 
-    intact, _ = explained_maps(table, model, image, c, [index], options)
+    intact, _ = common.make_maps(table, model, image, c, options, [index])
     (generator,) = common.seeded_generators(options.seed, [index])
     noise = torch.randn(image.shape[1:], generator=generator).to(image)
     changed = {"stability": maps_of(model, image + NOISE * noise, c), "other_class": maps_of(model, image, other)}
     row: dict[str, Any] = {
-        name: {kind: correlation(a, b) for (kind, a), b in zip(intact.items(), maps, strict=True)}
+        name: {kind: rank_correlation(a, b) for (kind, a), b in zip(intact.items(), maps, strict=True)}
         for name, maps in changed.items()
     }
     generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every image
@@ -164,36 +147,24 @@ def check_image(
     return row | {"layers": [number for number, _ in layers], "down_to": [name for _, name in layers]}
 
 
-def correlation(a: Tensor, b: Tensor) -> float | None:
-    """Return the rank correlation of two maps (1, H, W)."""
-    return rank_correlation(a[0].cpu().numpy(), b[0].cpu().numpy())
-
-
 def choose_mosaic(
     number: int, of: int, files: Sequence[common.ImageFile], sure_class: Callable[[common.ImageFile], int | None]
 ) -> dict[int, common.ImageFile]:
-    """Return four images of different classes that the network is sure of by their class, one from each quarter.
+    """Return the first four images of different classes that the network is sure of, by their class.
 
-    In each quarter of the files every `of`-th is this mosaic's, so that no photo is in two; fewer than four where one
-    has none.
+    They are from this mosaic's part, one `of`-th, of the files, so that no photo is in two; fewer than four where it
+    has no more.
     """
-    side, members = len(files) // 4, {}
-    for quarter in range(4):
-        for file in files[quarter * side : (quarter + 1) * side][number::of]:
-            c = sure_class(file)
-            if c is not None and c not in members:
-                members[c] = file
-                break
+    part, members = len(files) // of, {}
+    for file in files[number * part : (number + 1) * part]:
+        c = sure_class(file) if len(members) < 4 else None
+        if c is not None:
+            members.setdefault(c, file)
     return members
 
 
 def point(
-    table: Table,
-    model: common.Classifier,
-    photos: Tensor,
-    classes: Tensor,
-    indices: list[int],
-    options: argparse.Namespace,
+    table: Table, model: nn.Module, photos: Tensor, classes: Tensor, indices: list[int], options: argparse.Namespace
 ) -> tuple[dict[str, list[float | None]], Tensor]:
     """Return the shares of each kind of map of a mosaic of four photos (4, 3, S, S), and the first class's maps.
 
@@ -203,7 +174,7 @@ def point(
     first: list[Tensor] = []
 
     def maps_of(model: nn.Module, mosaics: Tensor, classes: Tensor) -> Tensor:  # (kinds, 4, 2S, 2S)
-        maps, _ = explained_maps(table, model, mosaics, classes, indices, options)
+        maps, _ = common.make_maps(table, model, mosaics, classes, options, indices)
         first.append(F.avg_pool2d(torch.stack([of_kind[0] for of_kind in maps.values()]), 2))
         maps |= baseline_maps(mosaics, indices, options)
         kinds.extend(maps)
@@ -230,11 +201,11 @@ def measure_mosaic(
 
     def sure_class(file: common.ImageFile) -> int | None:
         try:
-            p = common.predict_logits(model, load(file)).softmax(1)[0]
+            logits = common.predict_logits(model, load(file))
         except common.UserError:  # one that cannot be read is listed in its own row
             return None
-        c = int(p.argmax())
-        return c if p[c] >= SURE and file.label in (None, c) else None
+        c = int(common.most_likely(logits))
+        return c if logits.softmax(1)[0, c] >= SURE and file.label in (None, c) else None
 
     members = choose_mosaic(number, options.mosaics, files, sure_class)
     indices = [file.index for file in members.values()]
@@ -244,9 +215,8 @@ def measure_mosaic(
     photos = torch.cat([load(file) for file in members.values()])
     if not accepts(model, tiled(photos)[None]):
         return mosaic | {"left_out": f"the network takes no pictures of {2 * model.input_size} pixels"}
-    mosaic["shares"], maps = point(
-        table, model, photos, torch.tensor([*members], device=options.device), indices, options
-    )
+    classes = torch.tensor([*members], device=options.device)
+    mosaic["shares"], maps = point(table, model, photos, classes, indices, options)
     mosaic["maps"] = [*mosaic["shares"]][: len(maps)]
     common.write_array(output.file(common.map_name(number, "mosaic")), maps.cpu().numpy())
     return mosaic
@@ -265,7 +235,7 @@ def measure_batch(
     `classes` are the labels or the classes that were asked for; None stands for the most likely one.
     """
     logits = common.predict_logits(model, images)
-    best = logits.argmax(1).tolist()
+    best = common.most_likely(logits)[:, 0].tolist()
     ids = [c if asked is None else asked for asked, c in zip(classes, best, strict=True)]
     explained = torch.tensor(ids, device=images.device)
     for n, (file, row) in enumerate(zip(batch, class_standing(logits, explained), strict=True)):
@@ -274,50 +244,24 @@ def measure_batch(
         if row["right"]:
             row |= measure_image(table, model, image, c, file.index, options)
             if file.index < options.randomise:
-                leading = logits[n].topk(2).indices
+                leading = common.most_likely(logits[n : n + 1], 2)[0]
                 other = leading[leading != c][:1]  # the likeliest of the others
                 row |= check_image(table, model, image, c, other, file.index, options)
         yield row
 
 
-def parse_options() -> argparse.Namespace:
-    """Read the command line."""
-    parser = common.exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict")
-    numbers = {  # of what, by default
-        "steps": (STEPS, common.positive, "steps in which pixels come and go"),
-        "cells": (1, common.positive, "side in pixels of the cells that come and go as one, in the map's mean order"),
-        "mosaics": (1, common.whole, "mosaics of four photos for grid pointing"),
-        "randomise": (3, common.whole, "randomise layers, add noise and change the class for the first N images"),
-        "stages": (6, common.positive, "steps in which layers are randomised"),
-        "copies": (saliency_of.COPIES, common.positive, "noisy copies for the smoothed map"),
-    }
-    for name, (default, kind, meaning) in numbers.items():
-        parser.add_argument(f"--{name}", default=default, type=kind, metavar="N", help=meaning)
-    parser.add_argument(
-        "--noise", default=saliency_of.NOISE, type=at_least_0, metavar="SD", help="standard deviation of their noise"
-    )
-    parser.add_argument(
-        "--map",
-        action="append",
-        default=[],
-        metavar="FILE.py:FUNCTION",
-        help="judge a map of your own beside the others: function(model, images (N, 3, H, W), classes (N,)) -> "
-        "(N, H, W); can be repeated",
-    )
-    parser.set_defaults(limit=32)
-    return parser.parse_args()
-
-
 def main() -> None:
     options = parse_options()
     labelled = not options.images and not options.classes
-    limit = None if labelled else options.limit  # of the labelled ones, those count whose class the network has
-    files = common.test_images(options) if options.images else common.validation_images(options.dataset, limit)
+    files = common.test_images(options) if options.images else common.validation_images(options.dataset)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     table = MAPS | import_maps(options.map)
     if labelled:
-        files = common.label_images(files, model, options.dataset, options.limit)
+        files = common.label_images(files, model, options.dataset)
+        files = common.spread_over_classes(files, options.limit, options.seed)
+    else:
+        files = common.ImageFiles(files[: options.limit], files.no_picture)
     files, classes = common.classes_to_explain(options.classes, files, model.categories, model.wnids)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict[str, Any]]:

@@ -20,20 +20,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.basics.options import number
+from explain.run.command_line import exercise_parser, positive, whole
+
+PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
+
+
+def parse_options() -> argparse.Namespace:
+    parser = exercise_parser(__doc__, "images", "--limit", "--prefetch", "--strict")
+    parser.add_argument(
+        "--passes",
+        type=positive,
+        metavar="T",
+        help=f"number of forward passes with dropout on (default: {PASSES_SHARED}, or {PASSES_WHOLE} where they cannot "
+        "share what comes before the first dropout)",
+    )
+    probability = number("above 0 and below 1", lambda p: 0 < p < 1)
+    help_text = "probability of every dropout of the network (default: each has its own)"
+    parser.add_argument("--dropout", type=probability, metavar="P", help=help_text)
+    help_text = "disturb N labelled images too, spread as by --limit: noise, blur, a turn, low contrast (0: none)"
+    parser.add_argument("--shift-limit", default=100, type=whole, metavar="N", help=help_text)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 import common
-from explain.basics.options import number
 from explain.methods import dropout, selective
 from explain.methods.disturbances import disturbed
 from explain.report import uncertainty as report
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
-PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
 SETTLING = (3, 10, 30, 100, 300, 1000)  # numbers of passes at which the spread is kept, beside the last
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a box plot
 
@@ -49,7 +73,7 @@ def mc_dropout_logits(
 ) -> Tensor:
     """Return the logits (passes, N, classes) of images (N, 3, H, W) with every dropout on, and only dropout.
 
-    (passes, N, ...) for a network whose output has more dimensions (a segmentation); see `common.as_logits`.
+    (passes, N, ...) for a network whose output has more dimensions (a segmentation); see `as_logits`.
     With `deterministic`, a pass without dropout comes first: (1 + passes, N, classes).
 
     With a list of generators, one for each image, an image's passes do not depend on the others in the batch; from a
@@ -81,7 +105,7 @@ def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
     spreads = {n: spread(p[:n], leading[0]) for n in numbers}
     return {
         "class": leading[0],
-        "deterministic_class": int(p_single.argmax()),
+        "deterministic_class": int(common.most_likely(single[None])),
         "deterministic_probability": float(p_single.max()),
         "deterministic_entropy": float(entropy(p_single)),
         "mean_probability": float(mean[leading[0]]),
@@ -173,33 +197,15 @@ def images_to_judge(
             split = common.validation_images(options.dataset)
         except common.UserError:
             return none
-        return common.label_images(split, model, options.dataset, options.limit)
+        return common.label_images(split, model, options.dataset)
     if len(options.images) > 1 or not folder.is_dir() or any(file.path.parent == folder for file in tested):
         return none
     try:
-        labelled, note = common.labelled_images(folder, model, options.limit), "the folders' names are taken as labels"
+        labelled, note = common.labelled_images(folder, model), "the folders' names are taken as labels"
     except common.UserError as error:
         labelled, note = none, f"the pictures are taken as unlabelled, since {error}"
     common.add_notes(model, [note])
     return labelled
-
-
-def parse_options() -> argparse.Namespace:
-    """Read the command line."""
-    parser = common.exercise_parser(__doc__, "images", "--limit", "--prefetch", "--strict")
-    parser.add_argument(
-        "--passes",
-        type=common.positive,
-        metavar="T",
-        help=f"number of forward passes with dropout on (default: {PASSES_SHARED}, or {PASSES_WHOLE} where they cannot "
-        "share what comes before the first dropout)",
-    )
-    probability = number("above 0 and below 1", lambda p: 0 < p < 1)
-    help_text = "probability of every dropout of the network (default: each has its own)"
-    parser.add_argument("--dropout", type=probability, metavar="P", help=help_text)
-    help_text = "disturb the first N labelled images too: noise, blur, a turn, low contrast (0: none)"
-    parser.add_argument("--shift-limit", default=100, type=common.whole, metavar="N", help=help_text)
-    return parser.parse_args()
 
 
 def main() -> None:
@@ -209,13 +215,13 @@ def main() -> None:
     model = common.load_from_options(options)
     share = dropout.prepare(model, options.dropout, options.model)  # one trial, so that all images are treated alike
     options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
-    labelled = images_to_judge(tested, model, options)
-    to_disturb = {file.key for file in labelled[: options.shift_limit]}
+    labelled = common.spread_over_classes(images_to_judge(tested, model, options), options.limit, options.seed)
+    to_disturb = {file.key for file in common.spread_over_classes(labelled, options.shift_limit, options.seed)}
     if options.images and labelled:  # all are explained, and judge the measures
         files, shown = labelled, len(labelled)
     else:
-        numbered = [file._replace(index=len(tested) + file.index) for file in labelled]
-        files, shown = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped), len(tested)
+        shown, numbered = len(tested), [file._replace(index=len(tested) + file.index) for file in labelled]
+        files = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped, labelled.classes)
 
     def passes_of(images: Tensor, batch: list[common.ImageFile]) -> tuple[Tensor, Tensor]:
         generators = common.seeded_generators(options.seed, (file.index for file in batch))

@@ -7,9 +7,7 @@
 .PHONY: report page test test-long bench architectures archetypes docs clean FORCE
 
 OUTPUT := output
-SCRIPTS := 2b_evaluate 2c_class_visualization 2d_predict 2e_saliency 2f_guided_saliency 2g_faithfulness 2h_mc_dropout
-METRICS := $(SCRIPTS:%=$(OUTPUT)/%/metrics.json)
-SHARED_CODE := common.py $(wildcard explain/*/*.py)
+CODE := $(wildcard *.py explain/*/*.py explain/*/*.j2)
 # what the data is; process_data.py leaves the file as it was where nothing changed
 DATA := $(OUTPUT)/process_data/rows.jsonl
 
@@ -22,13 +20,13 @@ INSTALLED := .venv/installed
 endif
 RUN := .venv/bin/python
 
-report: $(METRICS)
+report: $(OUTPUT)/made
 	@echo; echo "The report, in $(OUTPUT)/:"
 	@find $(OUTPUT) -type f \( -name '*.png' -o -name '*.csv' -o -name metrics.json \) | LC_ALL=C sort
 	@echo $(OUTPUT)/report.html
 
 # the report as one file to be mailed, with the figures inside: output/report-single.html
-page: $(METRICS)
+page: $(OUTPUT)/made
 	$(RUN) -m explain.report.page $(OUTPUT)
 
 $(INSTALLED): requirements.txt
@@ -42,11 +40,12 @@ $(INSTALLED): requirements.txt
 	@touch $@
 
 # The user's own dataset where there is one, else the sample from the installed packages.
-$(DATA): process_data.py $(SHARED_CODE) $(INSTALLED) FORCE
+$(DATA): $(CODE) $(INSTALLED) FORCE
 	$(RUN) process_data.py $(if $(wildcard dataset/DL_data),,--sample)
 
-$(OUTPUT)/%/metrics.json: %.py $(SHARED_CODE) $(INSTALLED) $(DATA)
-	$(RUN) $<
+# An exercise whose rows are there only draws its figures anew.
+$(OUTPUT)/made: $(CODE) $(INSTALLED) $(DATA)
+	$(RUN) report.py
 	@touch $@
 
 test: .venv/installed-dev

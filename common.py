@@ -12,24 +12,24 @@ import inspect
 import os
 import re
 import sys
+import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from explain.run.shell import keep_freed_memory
 
-import joblib
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from explain.basics.errors import NoSuchMap, UserError, one_line, printable, quantity, whole_argument
+from explain.basics.errors import NoSuchMap, UserError, printable, whole_argument
 from explain.basics.files import is_system_name, list_files, size_of
 from explain.basics.sharing import is_shared, shared, shared_results
 from explain.data.datasets import TEST_FOLDERS, class_folders, find_folder, note_empty, read_dataset_names
@@ -37,35 +37,28 @@ from explain.data.labels import read_names
 from explain.data.pictures import FINDINGS, is_picture_name, nearly_black, read_image, to_pixels
 from explain.methods.faithfulness import faithfulness_scores
 from explain.methods.feature_maps import run_with_features
-from explain.methods.maps import describe_map
+from explain.methods.maps import describe_map, latest
 from explain.networks.class_names import find_class, find_classes, match_labels, name_classes, note_missing
 from explain.networks.classifier import Classifier, load_model
-from explain.networks.logits import (
-    as_logits,
-    at_least_one,
-    check_images,
-    class_ids,
-    class_logits,
-    logits_of,
-    run_network,
-)
+from explain.networks.logits import at_least_one, check_images, class_ids, class_logits
 from explain.networks.preprocessing import OPTIONS
-from explain.networks.running import check_finite, class_standing, device_of, evaluation_mode, predict_logits
+from explain.networks.running import check_finite, class_standing, evaluation_mode, most_likely, predict_logits
 from explain.run.command_line import exercise_parser, option_parser, positive, whole
-from explain.run.output import OutputFolder, map_name, write_array
+from explain.run.machine import resolve_options
+from explain.run.output import OutputFolder, dataset_of, map_name, write_array
 from explain.run.progress import progress
 from explain.run.rows import Rows, run_settings
 
 # What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
-__all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "labelled_images", "list_pictures"]
-__all__ += ["list_files", "test_images", "validation_images", "Classes", "class_ids", "class_score_gradient"]
-__all__ += ["classes_to_explain", "find_class", "find_classes", "forward_pass", "shared", "shared_results"]
-__all__ += ["MapFunction", "NoSuchMap", "call_with", "make_maps", "map_name", "map_rows", "as_logits"]
-__all__ += ["check_finite", "check_images", "device_of", "evaluation_mode", "logits_of", "predict_logits"]
-__all__ += ["run_network", "explain_images", "pad", "read_image", "record_nondeterminism", "seeded_generators"]
-__all__ += ["Rows", "run_settings", "Classifier", "exercise_parser", "load_from_options", "load_model"]
-__all__ += ["option_parser", "positive", "whole", "OutputFolder", "UserError", "progress", "quantity", "to_pixels"]
-__all__ += ["write_array", "keep_freed_memory", "whole_argument", "explain_batches", "printable"]
+__all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]
+__all__ += ["spread_over_classes", "labelled_images", "test_images", "validation_images", "Classes", "class_ids"]
+__all__ += ["class_score_gradient", "classes_to_explain", "find_class", "find_classes", "forward_pass", "most_likely"]
+__all__ += ["shared", "shared_results", "MapFunction", "NoSuchMap", "call_with", "make_maps", "parameters_of"]
+__all__ += ["map_name", "map_rows", "check_finite", "check_images"]
+__all__ += ["evaluation_mode", "predict_logits", "explain_batches", "explain_images", "pad", "read_image"]
+__all__ += ["record_nondeterminism", "seeded_generators", "Rows", "run_settings", "Classifier", "exercise_parser"]
+__all__ += ["load_from_options", "load_model", "option_parser", "positive", "whole", "whole_argument"]
+__all__ += ["OutputFolder", "UserError", "keep_freed_memory", "progress", "to_pixels", "write_array"]
 
 # Class ids, one for each image, or one for all; None: an image's most likely class
 Classes = Tensor | np.ndarray | Sequence[int | None] | int
@@ -84,11 +77,14 @@ class ImageFile(NamedTuple):
 
 
 class ImageFiles(list[ImageFile]):
-    """The images of a run, the number of other files beside them, and labelled images left out, as path and reason."""
+    """The images of a run, the number of other files beside them, and labelled images left out, as path and reason.
 
-    def __init__(self, files: Iterable[ImageFile], no_picture: int, skipped: Iterable[dict] = ()):
+    `classes` is the number of classes that the data have, of which a --limit may leave some out; 0 without labels.
+    """
+
+    def __init__(self, files: Iterable[ImageFile], no_picture: int, skipped: Iterable[dict] = (), classes: int = 0):
         super().__init__(files)
-        self.no_picture, self.skipped = no_picture, list(skipped)
+        self.no_picture, self.skipped, self.classes = no_picture, list(skipped), classes
 
 
 def list_pictures(folder: Path) -> tuple[list[Path], int]:
@@ -135,11 +131,8 @@ def _argument_files(arguments: Sequence[str]) -> tuple[list[Path], int]:
     return paths, no_picture
 
 
-def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> ImageFiles:
-    """List the validation images as `process_data.py` split them, by class id, then name; see `class_of`.
-
-    With `limit` only the first ones.
-    """
+def validation_images(dataset: str | os.PathLike) -> ImageFiles:
+    """List the validation images as `process_data.py` split them, by class id, then name; see `class_of`."""
     base = Path(dataset)
     split = base / "DL_data_p"
     folders = [p for p in split.glob("*") if p.is_dir() and not is_system_name(p.name)]
@@ -158,7 +151,7 @@ def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> I
             "with --sample where there is no dataset"
         )
     files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
-    return ImageFiles(files[:limit], sum(others for _, others in listings))
+    return ImageFiles(files, sum(others for _, others in listings))
 
 
 def class_of(file: ImageFile) -> int:
@@ -166,10 +159,26 @@ def class_of(file: ImageFile) -> int:
     return int(file.key.split("/")[1]) if file.label is None else file.label
 
 
-def label_images(
-    files: ImageFiles, model: Classifier, dataset: str | os.PathLike, limit: int | None = None
-) -> ImageFiles:
-    """Label the split validation images with the network's classes; the first `limit` of those that have one.
+def spread_over_classes(files: ImageFiles, limit: int | None, seed: int) -> ImageFiles:
+    """Return `limit` labelled images in a random order in which each class comes before any second image of one.
+
+    Without a limit, all of them as they are. The indices are the places in the new list.
+    """
+    images_of: Counter[int] = Counter()
+
+    def turn(file: ImageFile) -> int:  # 1 for the first image of a class, 2 for the second, ...
+        images_of[class_of(file)] += 1
+        return images_of[class_of(file)]
+
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
+    spread = sorted((files[place] for place in order), key=turn)
+    chosen = files if limit is None else spread[:limit]
+    numbered = (file._replace(index=index) for index, file in enumerate(chosen))
+    return ImageFiles(numbered, files.no_picture, files.skipped, len(images_of))
+
+
+def label_images(files: ImageFiles, model: Classifier, dataset: str | os.PathLike) -> ImageFiles:
+    """Label the split validation images with the network's classes.
 
     A dataset's classes are matched with the network's by name where both have names, else by id; see `match_labels`.
     Images of other classes are `skipped`, and classes that only one side has are noted.
@@ -185,11 +194,11 @@ def label_images(
             labelled.append(file._replace(index=len(labelled), label=c))
     if matched:
         add_notes(model, matched.notes(len(skipped)))
-    return ImageFiles(labelled[:limit], files.no_picture, skipped)
+    return ImageFiles(labelled, files.no_picture, skipped)
 
 
-def labelled_images(folder: str, model: Classifier, limit: int | None) -> ImageFiles:
-    """List the images in a folder with a subfolder for each class, the first `limit` of them.
+def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
+    """List the images in a folder with a subfolder for each class.
 
     Images outside the subfolders are `skipped`; notes on the classes are printed, and kept with the model.
 
@@ -225,7 +234,7 @@ def labelled_images(folder: str, model: Classifier, limit: int | None) -> ImageF
         raise UserError(f"the folders in {printable(base)} have no files: put images there")
     notes += note_missing(model.categories, ids.values(), printable(base))
     add_notes(model, [*notes, *note_empty(ids, (path.relative_to(base).as_posix() for path in paths))])
-    return ImageFiles(files[:limit], no_picture, skipped)
+    return ImageFiles(files, no_picture, skipped)
 
 
 def add_notes(model: Classifier, notes: Iterable[str]) -> None:
@@ -294,7 +303,7 @@ def forward_pass(model: nn.Module, images: Tensor, classes: Classes) -> ForwardP
         logits, features = run_with_features(lambda: class_logits(model, leaf), leaf)
         logits = logits[: len(images)]
         if None in ids:
-            ids = [best if c is None else c for c, best in zip(ids, logits.argmax(1).tolist(), strict=True)]
+            ids = [best if c is None else c for c, best in zip(ids, most_likely(logits)[:, 0].tolist(), strict=True)]
         if any(not 0 <= c < logits.shape[1] for c in ids):
             raise UserError(f"class ids must be 0 to {logits.shape[1] - 1}, not {ids}")
         return ForwardPass(model, leaf, logits, torch.tensor(ids, dtype=torch.long, device=logits.device), features)
@@ -314,29 +323,40 @@ MapFunction = Callable[..., Tensor]
 
 
 def make_maps(
-    table: Mapping[str, MapFunction], model: nn.Module, images: Tensor, classes: Classes, **settings: Any
+    table: Mapping[str, MapFunction],
+    model: nn.Module,
+    images: Tensor,
+    classes: Classes,
+    options: argparse.Namespace,
+    indices: Iterable[int],
 ) -> tuple[dict[str, Tensor], dict[str, NoSuchMap]]:
     """Return the maps (N, H, W) of each kind in a table, and of the kinds that the network cannot have, the reason.
 
-    A function gets those of the `settings` (generators, copies, noise) that it has parameters for.
+    A function gets what it has parameters for: generators, one for each of the images' indices, the same in every call,
+    and copies and noise of the options. Those that take copies are called first, while no graph of a shared forward
+    pass takes memory beside theirs.
     """
+    settings = {name: value for name, value in vars(options).items() if name in ("copies", "noise")}
+    settings["generators"] = seeded_generators(options.seed, indices)
     maps, reasons = {}, {}
-    for kind, function in table.items():
-        try:
-            maps[kind] = call_with(function, model, images, classes, **settings)
-        except NoSuchMap as reason:
-            reasons[kind] = reason
-    return maps, reasons
+    with shared_results():
+        for kind in sorted(table, key=lambda kind: "copies" not in parameters_of(table[kind])):
+            try:
+                maps[kind] = call_with(table[kind], model, images, classes, **settings)
+            except NoSuchMap as reason:
+                reasons[kind] = reason
+    return {kind: maps[kind] for kind in table if kind in maps}, reasons
 
 
 def call_with(function: Callable, *arguments: Any, **settings: Any) -> Any:
-    """Call a function of a table with those of the settings that it has parameters for.
+    """Call the latest form of a table's function with those of the settings that it has parameters for."""
+    known = {name: settings[name] for name in parameters_of(function) if name in settings}
+    return latest(function)(*arguments, **known)
 
-    Where its file has defined a function of its name again since (in a notebook, say), that one is called.
-    """
-    function = getattr(sys.modules.get(function.__module__), getattr(function, "__name__", ""), function)
-    known = inspect.signature(function).parameters
-    return function(*arguments, **{name: value for name, value in settings.items() if name in known})
+
+def parameters_of(function: Callable) -> Collection[str]:
+    """Return the names of the parameters of the latest form of a function."""
+    return inspect.signature(latest(function)).parameters.keys()
 
 
 def map_rows(
@@ -351,8 +371,10 @@ def map_rows(
     """Yield the row of each image (N, 3, H, W): its class, and of each kind of map (N, H, W) its measures and its file.
 
     `maps` and `reasons` are those of `make_maps`. The first images also get the faithfulness of their maps (--scores).
+    Raises UserError where the logits are not finite.
     """
-    for n, (file, row) in enumerate(zip(files, describe_classes(forward), strict=True)):
+    standings = class_standing(check_finite(forward.logits.detach()), forward.classes)
+    for n, (file, row) in enumerate(zip(files, standings, strict=True)):
         row |= {"maps": [*maps, *reasons], "files": []}
         for kind, of_all in maps.items():
             array = of_all[n].cpu().numpy()
@@ -387,16 +409,10 @@ def classes_to_explain(
     return files, classes * (len(files) // len(classes))
 
 
-def describe_classes(forward: ForwardPass) -> list[dict]:
-    """Return class, logit, probability and rank of the class explained for each image, as columns of its row.
-
-    Raises UserError where the logits are not finite.
-    """
-    return class_standing(check_finite(forward.logits.detach()), forward.classes)
-
-
 # ------------------------------------------------------------------------------------------------
 # From image files to rows
+
+SECONDS_UNSAVED = 1.0  # of computing that a kill may lose, beside the image that is computed then
 
 
 def explain_images(
@@ -412,7 +428,7 @@ def explain_images(
     `explain` as in `explain_batches`. Raises OthersAtWork where rows of other shards are missing, UserError where no
     image can be used.
     """
-    output.no_picture = getattr(files, "no_picture", 0)
+    output.no_picture, output.classes = getattr(files, "no_picture", 0), getattr(files, "classes", 0)
     skipped = list(getattr(files, "skipped", []))
     if not files:
         raise UserError(_unusable(skipped))
@@ -445,9 +461,10 @@ def explain_batches(
     upright: bool = True,
     prefetch: int = 0,
 ) -> Iterator[list[dict]]:
-    """Run `explain` over the images, `batch` at a time; yield the rows of each batch in the order of the files.
+    """Run `explain` over the images, `batch` at a time; yield their rows, in the order of the files.
 
-    `explain(images (batch, 3, S, S), files)` returns a dict of plain values for each image. Kernels may differ with the
+    `explain(images (batch, 3, S, S), files)` yields a dict of plain values for each image. The rows of a batch come
+    together, or one by one where an image takes more than SECONDS_UNSAVED. Kernels may differ with the
     batch's shape, and so a short batch is padded with copies of its last image, whose rows are dropped. A file that
     cannot be read gets a row that says why, and is a UserError where the run is `strict`. `prefetch` batches are read
     while others are explained.
@@ -466,18 +483,25 @@ def explain_batches(
                     raise result
                 else:
                     row["skipped"] = str(result)
-            if readable := [n for n, row in enumerate(rows) if "notes" in row]:
+            columns: Iterator[dict] = iter(())
+            if readable := [n for n, row in enumerate(rows) if "skipped" not in row]:
                 padded = pad(readable, batch)
                 images = images if len(readable) == batch else images[padded]
                 images = images.to(device, non_blocking=images.is_pinned())
-                with record_nondeterminism(device) as operations:
-                    values = islice(explain(images, [chunk[n] for n in padded]), len(readable))
-                    for n, columns in zip(readable, values, strict=True):
-                        rows[n].update(columns)
-                for n in readable if operations else ():
-                    rows[n]["nondeterministic"] = sorted(operations)
-            yield rows
-            bar.update(len(rows))
+                # called at the first next() below, inside record_nondeterminism
+                columns = chain.from_iterable(map(explain, [images], [[chunk[n] for n in padded]]))
+            operations: set[str] = set()  # of the batch so far
+            first, since = 0, time.monotonic()
+            for n, row in enumerate(rows, start=1):
+                if "skipped" not in row:
+                    with record_nondeterminism(device) as more:
+                        row |= next(columns)
+                    if operations := operations | more:
+                        row["nondeterministic"] = sorted(operations)
+                bar.update()
+                if n == len(rows) or time.monotonic() - since > SECONDS_UNSAVED:
+                    yield rows[first:n]
+                    first, since = n, time.monotonic()
 
 
 def read_batches(
@@ -565,48 +589,33 @@ def seeded_generators(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
 
 
 def load_from_options(options: argparse.Namespace) -> Classifier:
-    """Load the model that the options describe, with its classes' names; resolve `auto`, set --threads and --tf32.
+    """Load the model that the options describe, with its classes' names, on the device that `resolve_options` finds.
 
     What had to be guessed is said on stderr.
     """
-    # two threads on one core only wait for each other
-    options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
-    torch.set_num_threads(options.threads)
-    if options.device == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        options.device = accelerator.type if accelerator else "cpu"
-    if getattr(options, "prefetch", 0) is None:
-        options.prefetch = 0 if options.device == "cpu" else 2
-    # deterministic matrix products on a GPU; read once, when it is first used
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    try:
-        if options.device == "cuda" and os.environ.get("LOCAL_RANK"):  # each of torchrun's processes has its own GPU
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.zeros(1, device=options.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
-        raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
+    resolve_options(options)
+    if options.squash and options.whole:
+        raise UserError("--squash and --whole are two ways to show whole pictures: give only one")
     settings = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
-    # pictures given as arguments have nothing to do with the dataset
-    dataset = None if getattr(options, "images", None) or getattr(options, "folder", None) else Path(options.dataset)
+    dataset, names = dataset_of(options), None
     if options.names:
-        settings["classes"] = [len(read_names(Path(options.names)))]
-    elif dataset and (found := read_dataset_names(dataset)):
-        settings["classes"] = [len(found[0])]
+        names = read_names(Path(options.names)), Path(options.names)
+    elif dataset:
+        names = read_dataset_names(dataset)
     if options.stochastic:
         torch.manual_seed(options.seed)
-        settings["stochastic"] = True
-    model = load_model(options.model, options.weights, options.device, **settings)
+    classes = [len(names[0])] if names else []
+    model = load_model(options.model, options.weights, options.device, classes, options.stochastic, **settings)
     # After loading, since a network's own file may set them too. With the newer switches, which some releases of torch
     # recommend here in a warning, torch.backends.cudnn.flags fails, which a network may use.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32
-    name_classes(model, options.names, dataset)
+    model.dataset_names = None if options.names else names
+    name_classes(model, names, given=bool(options.names))
     for warning in model.warnings:
         print(f"note: {warning}", file=sys.stderr)
     model.white = options.white
-    if options.squash and options.whole:
-        raise UserError("--squash and --whole are two ways to show whole pictures: give only one")
     if options.whole:
         model.see_whole()
     return model

@@ -4,7 +4,7 @@
 place of the id), and line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is
 passed on in this layout (Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is
 read and checked before anything is written, and all problems are reported at once. A second run changes nothing. No
-file is ever deleted: --prune moves it.
+file is ever deleted: --prune moves those that have left the dataset, --fresh, its other name, those of another dataset.
 
     python process_data.py --sample       # no dataset yet: 23 photos from installed packages, in seconds
     python process_data.py                # your own dataset in dataset/DL_data; --link saves the disk space
@@ -22,13 +22,39 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-from explain.run.shell import run
+from explain.run.shell import answer_early, run
+
+from explain.run.command_line import option_parser
+
+
+def parse_options() -> argparse.Namespace:
+    parser = option_parser(__doc__, "--dataset", "--names", "--output", "--white", "--show", "--no-title", "--pdf")
+    parser.set_defaults(show=24)
+    parser.add_argument(
+        "--folders",
+        metavar="DIR",
+        help="split DIR, which has a folder for each class, named by its name, wnid or id; without --names the ids "
+        "follow the order of the folders' names, as in torchvision's ImageFolder",
+    )
+    parser.add_argument("--numeric", action="store_true", help="order folders named by numbers as numbers, not as text")
+    parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
+    parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space, not copies")
+    parser.add_argument(
+        "--prune", "--fresh", action="store_true", help="move files that are not of this dataset to DL_data_p_pruned"
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
+    parser.add_argument("--strict", action="store_true", help="treat a listed file that is absent as a problem")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    answer_early(parse_options)
 
 import common
-from explain.basics.errors import UserError
-from explain.basics.files import copy_or_link, is_inside, move_out, write_file
+from explain.basics.errors import UserError, printable, quantity
+from explain.basics.files import copy_or_link, is_file_of, is_inside, move_out, write_file
 from explain.data import pictures
-from explain.data.datasets import SPLIT_NAMES, key_of, read_lists
+from explain.data.datasets import SPLIT_NAMES, TEST_FOLDERS, find_folder, key_of, read_lists
 from explain.data.labels import Labels, names_text
 from explain.data.pictures import is_picture_name
 from explain.data.sample import write_sample
@@ -48,6 +74,9 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
         base / "DL_data", options.folders, options.names, options.numeric
     )
 
+    if options.folders and (others := find_folder(base / "DL_data", TEST_FOLDERS)):
+        print(f"note: {others} is not of {options.folders}: give 2d to 2h test images of your own", file=sys.stderr)
+
     # 2. Read and check everything. Problems end the run here, before anything is written.
     images, skipped, counts = check_images(image_folder, label_list, names, labels, options)
     test_files, no_picture = common.list_pictures(test_folder) if test_folder else ([], 0)
@@ -55,7 +84,20 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     skipped += [{"path": row["path"], "reason": row["reason"]} for row in tests if "reason" in row]
     tests = [row for row in tests if "reason" not in row]
 
-    # 3. Copy or link each image into the folder of its class.
+    # 3. Find what no longer belongs there. The other scripts read it until --prune moves it, and so it has rows.
+    pictures_there, others_there = common.list_pictures(split) if split.is_dir() else ([], 0)
+    leftovers = sorted(set(pictures_there) - {base / row["path"] for row in images.values()})
+    if options.prune:
+        for path in leftovers:
+            move_out(path, split)
+    elif leftovers and not any(is_file_of(base / row["path"], row["sha256"]) for row in images.values()):
+        there = quantity(len(leftovers), "image")
+        raise UserError(
+            f"{split} has {there} of another dataset or other labels, and none of {image_folder}: "
+            f"give --fresh to move them to {split}_pruned, or another --dataset"
+        )
+
+    # 4. Copy or link each image into the folder of its class.
     written = 0
     shell.progress_is_kept = True  # a copy that is there will not be made again
     with common.progress(len(images), "images", desc="splitting") as bar:
@@ -64,18 +106,11 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
             bar.update()
 
     name_list = split / SPLIT_NAMES
+    others_there -= name_list.is_file()
     if options.folders or options.names or name_list.is_file():  # else DL_data has them
         write_file(name_list, names_text(names))
-
-    # 4. Find what no longer belongs there. The other scripts read it until --prune moves it, and so it has rows.
-    pictures_there, others_there = common.list_pictures(split)
-    others_there -= name_list.is_file()
-    leftovers = sorted(set(pictures_there) - {base / row["path"] for row in images.values()})
     rows = [*images.values(), *tests]
-    if options.prune:
-        for path in leftovers:
-            move_out(path, split)
-    else:
+    if not options.prune:
         for row in describe_images("leftover", leftovers, base, options.white):
             rows.append(row | {"notes": ["no longer belongs", *row.get("notes", [])]})
 
@@ -93,16 +128,20 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     return rows, skipped, results
 
 
-def print_changes(results: Mapping[str, int], split: Path, leftovers: Sequence[str]) -> None:
+def print_changes(results: Mapping[str, Any], split: Path, leftovers: Sequence[str]) -> None:
     """Print how many images were split, what is missing, and what no longer belongs there."""
-    images = common.quantity(results["validation_images"], "image")
-    classes = common.quantity(results["classes"], "class")
+    images = quantity(results["validation_images"], "image")
+    classes = quantity(results["classes"], "class")
     print(f"{images} of {classes} -> {split} ({results['written']} written, {results['unchanged']} unchanged)")
-    listed = common.quantity(results["listed"], "listed file")
-    tests = common.quantity(results["test_images"], "test image")
-    print(f"{tests}; {results['listed_but_absent']} of {listed} missing")
+    listed = quantity(results["listed"], "listed file")
+    tests = quantity(results["test_images"], "test image")
+    print(
+        list_lines(
+            f"{tests}; {results['listed_but_absent']} of {listed} missing", [repr(name) for name in results["absent"]]
+        )
+    )
     if leftovers:
-        files = common.quantity(len(leftovers), "leftover file")
+        files = quantity(len(leftovers), "leftover file")
         pruned = results["pruned"]
         head = f"moved {files} to {split}_pruned:" if pruned else f"{files} in {split} (see --prune):"
         print(list_lines(head, [repr(name) for name in leftovers]))
@@ -144,7 +183,7 @@ def check_images(
     bad = [name for name in files if name in problems]
     skipped = [{"path": key_of(files[name], base), "reason": problems[name]} for name in bad]
     counts: dict[str, Any] = {"listed": len({*labels, *read.problems}), "listed_but_absent": len(absent)}
-    counts |= {"problems": len(problems), "no_picture": no_picture}
+    counts |= {"absent": absent, "problems": len(problems), "no_picture": no_picture}
     counts["bad_lines"] = [problem for name, problem in problems.items() if name not in files]
     if read.notes:
         counts["read_as"] = read.notes
@@ -175,7 +214,7 @@ def match_names(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Pat
 
 def report_problems(problems: Mapping[str, str], base: Path, skip: bool) -> None:
     """Raise UserError with all problems of a dataset, or print them where they are to be skipped."""
-    total = common.quantity(len(problems), "problem")
+    total = quantity(len(problems), "problem")
     if problems and not skip:
         head = f"{base} has {total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
         raise UserError(list_lines(head, problems.values()))
@@ -209,7 +248,7 @@ def inspect_image(path: Path, upright: bool, white: int | None = None) -> dict[s
     """Decode a whole image; return what identifies its content, or the `reason` why it cannot be used."""
     try:
         data = pictures.read_bytes(path)  # once: the bytes that are decoded are those that are hashed
-        info = pictures.decode_image(data, common.printable(path), upright, white).info
+        info = pictures.decode_image(data, printable(path), upright, white).info
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
     findings = {key: info[key] for key in pictures.FINDINGS if key in info}
@@ -223,23 +262,7 @@ def list_lines(head: str, lines: Collection[str]) -> str:
 
 
 def main() -> None:
-    parser = common.option_parser(
-        __doc__, "--dataset", "--names", "--output", "--white", "--show", "--no-title", "--pdf"
-    )
-    parser.set_defaults(show=24)
-    parser.add_argument(
-        "--folders",
-        metavar="DIR",
-        help="split DIR, which has a folder for each class, named by its name, wnid or id; without --names the ids "
-        "follow the order of the folders' names, as in torchvision's ImageFolder",
-    )
-    parser.add_argument("--numeric", action="store_true", help="order folders named by numbers as numbers, not as text")
-    parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
-    parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space, not copies")
-    parser.add_argument("--prune", action="store_true", help="move files no longer in the dataset to DL_data_p_pruned")
-    parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
-    parser.add_argument("--strict", action="store_true", help="treat a listed file that is absent as a problem")
-    options = parser.parse_args()
+    options = parse_options()
     output = common.OutputFolder(options, __file__)
     if options.sample:
         write_sample(Path(options.dataset) / "DL_data")

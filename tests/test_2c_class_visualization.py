@@ -7,12 +7,13 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
+from conftest import Raises, assert_same_state, contents, load_script, run_main, run_script, save_photo, state_of
 from PIL import Image
 from scipy.linalg import sqrtm
 from torch import nn
@@ -54,29 +55,23 @@ def start_of(c: int) -> torch.Tensor:
     return 0.5 + ascent.START_NOISE * noise
 
 
-def ascend(model: nn.Module, classes: list[int], method: str, **settings: float) -> Iterator[ascent.State]:
-    """The states of an ascent, one object, with class ids as seeds."""
-    changed = dataclasses.replace(script.METHODS[method], **settings)
-    return script.ascend(model, classes, changed, seeds(*classes), SIZE)
+def observe(model: nn.Module, classes: list[int], method: str, see: Callable, **settings: float) -> list:
+    """What `see` returns of the state before each step and after the last, with class ids as seeds."""
+    seen = []
+    given = {"size": SIZE, "generator": seeds(*classes)} | settings
+    script.visualize_classes(model, classes, method, on_step=lambda state: seen.append(see(state)), **given)
+    return seen
 
 
-def test_plain_ascent_moves_along_the_weight_row(linear):
-    result = script.visualize_classes(
-        linear, [2, 0], "plain", seeds(2, 0), size=SIZE, steps=5, rate=0.01, final_rate=0.01, l2=0
-    )
+@pytest.mark.parametrize(("final_rate", "distance"), [(0.04, 3 * 0.04), (0.01, 0.04 + 0.02 + 0.01)])
+def test_plain_ascent_moves_along_the_weight_row(linear, final_rate, distance):
+    """By a rate that moves from first to final in equal ratios."""
+    settings = dict(size=SIZE, steps=3, rate=0.04, final_rate=final_rate, l2=0)
+    result = script.visualize_classes(linear, [2, 0], "plain", seeds(2, 0), **settings)
     for image, c in zip(result, [2, 0], strict=True):
         row = linear.weights[c].view(3, SIZE, SIZE)
-        expected = start_of(c) + 5 * 0.01 * row / row.square().mean().sqrt()
+        expected = start_of(c) + distance * row / row.square().mean().sqrt()
         torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
-
-
-def test_the_rate_moves_from_first_to_final_in_equal_ratios(linear):
-    result = script.visualize_classes(
-        linear, [1], "plain", seeds(1), size=SIZE, steps=3, rate=0.04, final_rate=0.01, l2=0
-    )
-    row = linear.weights[1].view(3, SIZE, SIZE)
-    expected = start_of(1) + (0.04 + 0.02 + 0.01) * row / row.square().mean().sqrt()
-    torch.testing.assert_close(result[0], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("l2", [5.0, 20.0])
@@ -92,36 +87,31 @@ def test_with_the_l2_term_the_ascent_ends_at_w_over_two_lambda(linear, l2):
 @pytest.mark.parametrize("method", script.METHODS)
 @pytest.mark.parametrize("steps", [1, 7])
 def test_exactly_n_steps_each_observed(linear, method, steps):
-    """Before each step and after the last."""
-    observed = [(state.step, len(state.scores), linear.calls) for state in ascend(linear, [0, 1], method, steps=steps)]
-    assert observed == [(step, step, step) for step in range(steps + 1)]
-
-
-def test_the_first_score_observed_is_that_of_the_start(linear):
-    *_, state = ascend(linear, [3], "plain", steps=2)
-    (first,), (second,) = state.scores
-    assert first == pytest.approx((linear.weights[3] @ start_of(3).flatten()).item(), rel=1e-4)
-    assert second > first
+    """Before each step and after the last; the first score is that of the start."""
+    seen = observe(linear, [3, 1], method, lambda s: (s, (s.step, len(s.scores), linear.calls)), steps=steps, noise=0)
+    assert [counts for _, counts in seen] == [(step, step, step) for step in range(steps + 1)]
+    if method == "plain":  # the others augment
+        first = [(linear.weights[c] @ start_of(c).flatten()).item() for c in (3, 1)]
+        assert seen[-1][0].scores[0] == pytest.approx(first, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", script.METHODS)
 @pytest.mark.parametrize("steps_done", [1, 4, 7])
 def test_an_ascent_resumed_from_its_saved_state_ends_in_the_same_image(toy, method, steps_done):
     """From the bytes of the state, with generators that have drawn something else since."""
-    settings = dataclasses.replace(script.METHODS[method], steps=8)
-    *_, undisturbed = script.ascend(toy, [0, 2], settings, seeds(0, 2), 64)
-    file = io.BytesIO()
-    for state in script.ascend(toy, [0, 2], settings, seeds(0, 2), 64):
+    saved = io.BytesIO()
+
+    def save(state: ascent.State) -> ascent.State:
         if state.step == steps_done:
-            torch.save(vars(state), file)
-            break
-    file.seek(0)
-    saved = ascent.State(**torch.load(file, weights_only=True))
-    *_, resumed = script.ascend(toy, [0, 2], settings, seeds(5, 6), 64, saved)
-    assert torch.equal(resumed.images, undisturbed.images) and resumed.scores == undisturbed.scores
-    assert (resumed.step, resumed.starts) == (8, [1, 1])
-    same = [torch.equal(a, b) for a, b in zip(resumed.generators, undisturbed.generators, strict=True)]
-    assert all(same)
+            torch.save(vars(state), saved)
+        return state
+
+    *_, undisturbed = observe(toy, [0, 2], method, save, size=64, steps=8)
+    state = ascent.State(**torch.load(io.BytesIO(saved.getvalue()), weights_only=True))
+    observe(toy, [0, 2], method, id, size=64, steps=8, generator=seeds(5, 6), state=state)
+    assert torch.equal(state.images, undisturbed.images) and state.scores == undisturbed.scores
+    assert (state.step, state.starts) == (8, [1, 1])
+    assert all(torch.equal(a, b) for a, b in zip(state.generators, undisturbed.generators, strict=True))
 
 
 @pytest.mark.parametrize("method", script.METHODS)
@@ -144,37 +134,26 @@ def test_another_seed_is_another_picture_and_the_same_seed_the_same(toy):
 
 
 @pytest.mark.parametrize("method", script.METHODS)
-def test_values_stay_in_0_1_and_nothing_hangs_on_the_result(toy, method):
+def test_values_stay_in_0_1_and_nothing_is_left_behind(toy, method):
+    before = state_of(toy)
     result = script.visualize_classes(toy, [0, 1, 2], method, size=SIZE, steps=30, rate=0.5, final_rate=0.5)
     assert result.shape == (3, 3, SIZE, SIZE) and result.dtype == torch.float32
     assert result.min() == 0 and result.max() == 1  # steps this large reach both ends, and go no farther
     assert not result.requires_grad and result.grad is None
-
-
-@pytest.mark.parametrize("method", script.METHODS)
-def test_the_model_stays_as_it_was(toy, method):
-    before = state_of(toy)
-    script.visualize_classes(toy, [0, 1], method, size=SIZE, steps=3)
     assert_same_state(before, state_of(toy))
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_the_model_stays_as_it_was_after_an_error_inside_it(toy, where):
-    model = nn.Sequential(toy, Raises(where)).train()
+@pytest.mark.parametrize("where", ["forward", "backward", "observer"])
+def test_the_model_stays_as_it_was_after_an_error(toy, where):
+    def fail(state: ascent.State) -> None:
+        if where == "observer" and state.step == 2:
+            raise RuntimeError("broken observer")
+
+    model = nn.Sequential(toy, *([] if where == "observer" else [Raises(where)])).train()
     before = state_of(model)
     with pytest.raises(RuntimeError, match=f"broken {where}"):
-        script.visualize_classes(model, [0], "plain", size=SIZE, steps=3)
+        observe(model, [0], "natural", fail, size=32, steps=3)
     assert_same_state(before, state_of(model))
-
-
-@pytest.mark.parametrize("method", script.METHODS)
-def test_an_error_in_the_observer_is_let_through(toy, method):
-    before = state_of(toy)
-    with pytest.raises(KeyError, match="mine"):
-        for state in ascend(toy, [0], method):
-            if state.step == 2:
-                raise KeyError("mine")
-    assert_same_state(before, state_of(toy))
 
 
 class Blurred(nn.Module):
@@ -184,26 +163,25 @@ class Blurred(nn.Module):
         return images[:, :1, 4, 4]
 
 
-def test_the_kernel_is_applied_every_k_steps_and_not_in_the_last():
-    """The score is one pixel's value: only a blur moves any other pixel."""
-
-    def spread(steps: int, every: int) -> torch.Tensor:
-        settings = dict(l2=0, rate=1.0, final_rate=1.0, blur_every=every, blur_px=1.0, final_blur_px=1.0)
-        settings |= dict(contrast=0, precondition=False, **UNMOVED)
-        result = script.visualize_classes(Blurred(), [1], "gaussian", seeds(0), size=SIZE, steps=steps, **settings)
-        return (result[0] - start_of(0)).abs().flatten()
-
-    assert (spread(steps=2, every=2) > 1e-6).sum() == 1  # the second step is the last
-    assert (spread(steps=3, every=4) > 1e-6).sum() == 1
-    assert (spread(steps=3, every=2) > 1e-6).sum() > 100
-    assert spread(steps=3, every=1).sum() > spread(steps=3, every=2).sum()
-
-
-def test_the_kernel_narrows_from_first_to_final(linear, monkeypatch):
-    used = []
+@pytest.mark.parametrize(
+    ("steps", "first", "final", "sigmas"),
+    [
+        (11, 4.0, 0.5, [4, 2, 1, 0.5]),  # in steps 1, 3, 5, 7 of 0 to 10: equal ratios; 8 is 0.8 of the way
+        (11, 3.0, 0.0, [3, 2, 1, 0]),  # no ratio leads to 0: equal differences
+        (5, 4.0, 1.0, [4, 1]),
+        (3, 4.0, 1.0, [1]),  # the only blur is the last
+        (2, 4.0, 1.0, []),  # the last step has none
+    ],
+)
+def test_the_kernel_narrows_from_the_first_blur_to_the_last(linear, monkeypatch, steps, first, final, sigmas):
+    """It ended at 0.57 where --final-blur-px was 0.5; the contrast, at 0.16 of 0.2."""
+    used, contrasts = [], []
     monkeypatch.setattr(script, "gaussian_blur", lambda images, sigma: used.append(sigma) or images)
-    script.visualize_classes(linear, [0], "gaussian", size=SIZE, steps=5, blur_every=2, blur_px=4.0, final_blur_px=1.0)
-    assert used == pytest.approx([4 * 0.25**0.25, 4 * 0.25**0.75])  # in steps 1 and 3 of 0 to 4
+    monkeypatch.setattr(priors, "with_contrast", lambda images, least: contrasts.append(least) or images)
+    settings = dict(size=SIZE, steps=steps, blur_every=2, blur_px=first, final_blur_px=final, contrast=0.12)
+    script.visualize_classes(linear, [0], "gaussian", **settings)
+    assert used == pytest.approx(sigmas) and used[-1:] == sigmas[-1:]
+    assert contrasts == pytest.approx([0.12 * (k + 1) / len(sigmas) for k in range(len(sigmas))])
 
 
 def test_the_gradient_comes_back_through_the_augmentation():
@@ -274,7 +252,8 @@ def test_a_preconditioned_step_goes_to_brighter_or_darker_in_coarse_waves():
 def test_noise_is_added_until_augment_until_and_not_to_the_image(method):
     """The score is one pixel of the augmented image: less the pixel of the image, it is the noise."""
     settings = dict(steps=200, rate=0.0, final_rate=0.0, blur_every=0, first_size=1, **UNMOVED)
-    *_, state = ascend(Blurred(), [1], method, **settings, noise=0.5, augment_until=0.9)
+    settings |= dict(noise=0.5, augment_until=0.9)
+    *_, state = observe(Blurred(), [1], method, lambda state: state, **settings)
     torch.testing.assert_close(state.images[0], start_of(1))
     noise = torch.tensor(state.scores)[:, 0] - start_of(1)[0, 4, 4]
     assert noise[180:].abs().max() < 1e-6 < noise[:179].abs().min()  # step 180 is 0.905 of the way
@@ -303,13 +282,6 @@ def test_blur_keeps_constants_and_the_mean(size):
     assert torch.equal(script.gaussian_blur(images, 0.0), images)
 
 
-def test_a_zero_gradient_is_an_error_that_names_the_class():
-    weights = torch.ones(3, 3 * SIZE * SIZE)
-    weights[1] = 0
-    with pytest.raises(common.UserError, match="gradient of class 1 is zero in step 0"):
-        script.visualize_classes(Linear(weights), [0, 1, 2], "plain", size=SIZE)
-
-
 class Dimmed(nn.Module):
     """A linear layer whose logits are rectified, and 0 in the step (from 1) that is named."""
 
@@ -326,17 +298,17 @@ class Dimmed(nn.Module):
 def test_steps_without_gradient_are_counted_and_move_nothing(method):
     """Where an ascent ended with an error as soon as a class had no gradient in one step."""
     settings = dict(rate=0.01, final_rate=0.01, blur_every=0, first_size=1, **UNMOVED)
-    counts = []
-    for state in ascend(Dimmed({3, 4}), [0, 1], method, steps=8, **settings):
-        counts.append(list(state.zero_gradient_steps))
-    assert counts == [[0, 0]] * 3 + [[1, 1]] + [[2, 2]] * 5 and state.starts == [1, 1]
-    *_, undisturbed = ascend(Dimmed(set()), [0, 1], method, steps=6, **settings)
+    seen = observe(Dimmed({3, 4}), [0, 1], method, lambda s: (s, list(s.zero_gradient_steps)), steps=8, **settings)
+    state = seen[-1][0]
+    assert [count for _, count in seen] == [[0, 0]] * 3 + [[1, 1]] + [[2, 2]] * 5 and state.starts == [1, 1]
+    *_, undisturbed = observe(Dimmed(set()), [0, 1], method, lambda state: state, steps=6, **settings)
     torch.testing.assert_close(state.images, undisturbed.images)  # as if the two steps had not been
 
 
-def test_a_class_without_gradient_in_half_of_the_steps_is_an_error():
-    with pytest.raises(common.UserError, match="gradient of class 0 is zero in step 7"):
-        script.visualize_classes(Dimmed({2, 3, 5, 7, 8}), [0], "plain", size=SIZE, steps=8)
+@pytest.mark.parametrize(("dark", "step"), [({1, *range(2, 20)}, 0), ({2, 3, 5, 7, 8}, 7)])
+def test_a_class_without_gradient_at_all_or_in_half_of_the_steps_is_an_error(dark, step):
+    with pytest.raises(common.UserError, match=f"gradient of class 1 is zero in step {step}"):
+        script.visualize_classes(Dimmed(dark), [1], "plain", size=SIZE, steps=8)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -362,6 +334,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_class(bad):
         (dict(classes=[0], method="cubist", size=SIZE), "no method is named 'cubist'"),
         (dict(classes=[0, 4], method="plain", size=SIZE), "class ids must be 0 to 3"),
         (dict(classes=[0, 1], method="plain", size=SIZE, generator=seeds(0)), "1 generators for 2 classes"),
+        (dict(classes=[0], method="plain"), "no input_size: give size"),
     ],
 )
 def test_what_cannot_be_asked_for(linear, arguments, message):
@@ -369,20 +342,17 @@ def test_what_cannot_be_asked_for(linear, arguments, message):
         script.visualize_classes(linear, **arguments)
 
 
-def test_the_size_is_the_models_own_where_it_has_one(linear):
-    with pytest.raises(common.UserError, match="no input_size: give size"):
-        script.visualize_classes(linear, [0], "plain", steps=1)
-    linear.input_size = SIZE
-    assert script.visualize_classes(linear, [0], "plain", steps=1).shape == (1, 3, SIZE, SIZE)
-
-
-def test_a_picture_is_measured_as_it_was_saved(linear):
-    """8 bits, no pixel resampled; rank 1 is the likeliest class."""
-    linear.input_size = SIZE
-    pixels = torch.randint(0, 256, (SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).byte()
-    logits = linear(pixels.permute(2, 0, 1)[None] / 255)[0].double()
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_picture_is_measured_as_it_was_saved(linear, factor):
+    """8 bits, resized as a whole to the network's size; rank 1 is the likeliest class."""
+    linear.input_size, side = SIZE, factor * SIZE
+    pixels = torch.randint(0, 256, (side, side, 3), generator=seeds(0)[0]).byte()
+    picture = Image.fromarray(pixels.numpy())
+    small = torch.from_numpy(np.array(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
+    assert factor > 1 or torch.equal(small, pixels)
+    logits = linear(small.permute(2, 0, 1)[None] / 255)[0].double()
     for c in range(4):
-        result = archetypes.measure(linear, Image.fromarray(pixels.numpy()), c)
+        result = archetypes.measure(linear, picture, c)
         assert result["logit"] == pytest.approx(logits[c].item())
         assert result["probability"] == pytest.approx((logits[c].exp() / logits.exp().sum()).item())
         assert result["rank"] == 1 + logits.argsort(descending=True).tolist().index(c)
@@ -390,10 +360,10 @@ def test_a_picture_is_measured_as_it_was_saved(linear):
 
 def test_the_image_grows_where_the_network_takes_other_sizes(toy, linear):
     settings = script.METHODS["gaussian"]
-    assert script.growing_sides(toy, settings, 224) == [128, 176, 224] and script.GROW_AT == (0.5, 0.75)
-    assert script.growing_sides(toy, script.METHODS["plain"], 224) == [224, 224, 224]
-    assert script.growing_sides(linear, settings, 224) == [224, 224, 224]  # takes one size only
-    assert script.growing_sides(toy, settings, 8) == [8, 8, 8]
+    assert ascent.growing_sides(toy, settings, 224) == [128, 176, 224] and ascent.GROW_AT == (0.5, 0.75)
+    assert ascent.growing_sides(toy, script.METHODS["plain"], 224) == [224, 224, 224]
+    assert ascent.growing_sides(linear, settings, 224) == [224, 224, 224]  # takes one size only
+    assert ascent.growing_sides(toy, settings, 8) == [8, 8, 8]
 
 
 @pytest.mark.parametrize("method", ["gaussian", "natural"])
@@ -461,15 +431,6 @@ def test_a_line_of_the_tables_has_the_ranks_by_all_judges_and_their_geometric_me
     assert "mean_rank" not in report.table_line(others | row_of_ranks(1), photo={})
 
 
-def test_a_judge_sees_the_whole_picture_at_its_own_size(linear):
-    pixels = torch.randint(0, 256, (2 * SIZE, 2 * SIZE, 3), generator=seeds(0)[0]).byte()
-    linear.input_size = SIZE
-    picture = Image.fromarray(pixels.numpy())
-    small = torch.from_numpy(np.array(picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC)))
-    logits = linear(small.permute(2, 0, 1)[None] / 255)[0]
-    assert archetypes.measure(linear, picture, 1)["logit"] == pytest.approx(logits[1].item())
-
-
 def test_the_default_judge_is_not_the_network_explained():
     lite0, lite2 = common.load_model(), common.load_model("efficientnet_lite2")
     assert list(archetypes.load_judges(None, lite0, "cpu")) == ["efficientnet_lite2"]
@@ -480,38 +441,126 @@ def test_the_default_judge_is_not_the_network_explained():
 
 
 # ------------------------------------------------------------------------------------------------
+# What figures say
+
+FULL = "gradient ascent, 560 steps, mostly of low frequency, random zoom, random rotation, random noise, "
+FULL += "Gaussian blur every 4 steps until step 448 (standard deviation 1 to 0.5 px)"
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "description"),
+    [
+        ("plain", {}, "gradient ascent, 120 steps"),
+        ("plain", {"steps": 1, "noise": 0.1, "blur_px": 4}, "gradient ascent, 1 step, random noise"),
+        (
+            "plain",
+            {"steps": 11, "blur_every": 1, "blur_px": 4},
+            "gradient ascent, 11 steps, Gaussian blur every 1 step until step 8 (standard deviation 4 to 0 px)",
+        ),
+        ("gaussian", {}, FULL),
+        ("gaussian", {"blur_px": 0.5}, FULL.replace("1 to 0.5", "0.5")),
+        ("gaussian", {"blur_every": 0}, FULL[: FULL.index(", Gaussian")]),
+        ("gaussian", {"steps": 3}, FULL[: FULL.index(", Gaussian")].replace("560", "3")),
+        ("gaussian", {"statistics": 1}, FULL + ", channel statistics pulled towards those of photos"),
+    ],
+)
+def test_a_description_says_what_the_settings_do(method, settings, description):
+    assert script.describe(dataclasses.replace(script.METHODS[method], **settings)) == description
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes"),
+    [
+        ({"steps": 560}, {280: "larger image", 420: "larger image", 448: "last blur", 532: "augmentation off"}),
+        ({"steps": 6}, {3: "larger image", 4: "larger image, last blur", 5: "augmentation off"}),
+        ({"steps": 3, "blur_every": 0}, {1: "larger image", 2: "augmentation off, larger image"}),
+        ({"steps": 1}, {}),
+        ({"steps": 101, "first_size": 1, "blur_every": 1, **UNMOVED, "noise": 0}, {80: "last blur"}),
+    ],
+)
+def test_the_steps_at_which_an_ascent_changes(toy, settings, changes):
+    toy.input_size = 224
+    found = report.what_changes(dataclasses.replace(script.GAUSSIAN, **settings), toy)
+    assert {step: ", ".join(names) for step, names in found.items()} == changes
+
+
+def test_a_running_mean_has_as_many_neighbours_on_both_sides_and_ends_at_the_last_value():
+    values = np.array([0.0, 3.0, 6.0, 0.0, 9.0, 12.0])
+    assert report.running_mean(values, 0).tolist() == values.tolist()
+    assert report.running_mean(values, 2).tolist() == pytest.approx([0, 3, 18 / 5, 30 / 5, 7, 12])
+
+
+@pytest.mark.parametrize(
+    ("settings", "drawn"),
+    [
+        # scores 0, 3, 0, 3, ...; two of the 41 on both sides while there is noise, to step 36 (0.9 of 39 is 35.1)
+        ({"steps": 40, "noise": 0.1, "augment_until": 0.9}, {0: 0, 1: 1, 2: 6 / 5, 3: 9 / 5, 35: 3, 36: 0, 40: 0}),
+        ({"steps": 40}, {1: 3, 2: 0, 3: 3, 40: 0}),
+        ({"steps": 3, "noise": 0.1}, {0: 0, 1: 3, 2: 0, 3: 3}),
+    ],
+)
+def test_the_thick_line_ends_at_the_archetypes_logit(toy, settings, drawn):
+    """It ended at a mean over 45 steps, and of a few steps it was level."""
+    toy.input_size, toy.label = SIZE, "toy"
+    settings = dataclasses.replace(script.METHODS["plain"], **settings)
+    scores = [[step, 3.0 * (step % 2)] for step in range(settings.steps + 1)]
+    row = {"class": 1, "name": "one", "method": "plain", "scores": scores, "settings": dataclasses.asdict(settings)}
+    figure, _ = report.draw_scores([row], toy, "")
+    thin, thick = figure.axes[0].get_lines()[:2]
+    assert thin.get_ydata().tolist() == [score for _, score in scores]
+    assert {step: thick.get_ydata()[step] for step in drawn} == pytest.approx(drawn)
+
+
+def test_more_classes_than_colours_differ_in_their_lines(toy):
+    toy.input_size, toy.label = SIZE, "toy"
+    settings = dataclasses.asdict(script.METHODS["plain"])
+    row = {"name": "one", "method": "plain", "scores": [[0, 0], [1, 1]], "settings": settings}
+    figure, _ = report.draw_scores([row | {"class": c} for c in range(12)], toy, "")
+    assert len({(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()}) == 12
+
+
+# ------------------------------------------------------------------------------------------------
 # The script
 
+NAME = "2c_class_visualization"
 TINY = ("--classes", "tarantula", "1", "--steps", "2", "--device", "cpu", "--judge", "timm/test_efficientnet=random")
+ALONE = ("--classes", "1", "--weights", "random", "--judge", "none", "--model", "timm/test_resnet")
 
 
-def outputs(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A function that runs the script, and returns its folder and metrics."""
+
+    def run(*options: str) -> tuple[Path, dict]:
+        run_main(NAME, *options, cwd=tmp_path, monkeypatch=monkeypatch)
+        folder = tmp_path / "output" / NAME
+        return folder, json.loads((folder / "metrics.json").read_text())
+
+    return run
+
+
+def table(path: Path) -> list[dict]:
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def test_command_line(tmp_path):
     """Without a dataset; a second run writes the same bytes."""
     runs = []
     for _ in range(2):
-        done = run_script("2c_class_visualization", *TINY, cwd=tmp_path)
+        done = run_script(NAME, *TINY, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        folder = tmp_path / "output" / "2c_class_visualization"
-        assert done.stdout.splitlines()[-2:] == ["output/2c_class_visualization/metrics.json", "output/report.html"]
-        files = outputs(folder)
-        metrics = json.loads(files.pop("metrics.json"))
-        runs.append(files)
+        folder = tmp_path / "output" / NAME
+        assert done.stdout.splitlines()[-2:] == [f"output/{NAME}/metrics.json", "output/report.html"]
+        runs.append(contents(folder))
+        metrics = json.loads((folder / "metrics.json").read_text())
+        lines = {file.name: table(file) for file in folder.glob("*.csv")}
         for file in folder.rglob("*.png"):
             file.unlink()  # so that the second run has to write them again
-    assert runs[0] == runs[1]
+    files = runs[0]
+    assert files == runs[1]
     pictures = {f"archetypes/{c}_{m}.png" for c in ("76_tarantula", "1_goldfish") for m in script.METHODS}
-    tables = {"archetypes.csv", "recognised.csv", "least_recognised.csv"}
-    assert set(files) == pictures | tables | {
-        "archetypes.png",
-        "class_images.png",
-        "scores.png",
-        "rows.jsonl",
-        "run.json",
-    }
+    others = {"archetypes.csv", "least_recognised.csv", "archetypes.png", "class_images.png", "scores.png"}
+    assert set(files) == pictures | others | {"metrics.json", "rows.jsonl", "run.json"}
     for name in pictures:
         assert Image.open(io.BytesIO(files[name])).size == (224, 224)
     rows = [json.loads(line) for line in files["rows.jsonl"].decode().splitlines()]
@@ -519,9 +568,8 @@ def test_command_line(tmp_path):
     for row in rows:
         assert row["settings"]["steps"] == 2
         assert 0 < row["probability"] < 1 and 1 <= row["rank"] <= 1000 and math.isfinite(row["logit"])
-        assert [step for step, _ in row["scores"]] == [0, 2] and row["scores"][-1][1] == row["logit"]
+        assert [step for step, _ in row["scores"]] == [0, 1, 2] and row["scores"][-1][1] == row["logit"]
         assert 1 <= row["judges"]["timm/test_efficientnet"]["rank"] <= 1000
-    lines = {name: list(csv.DictReader(files[name].decode().splitlines())) for name in tables}
     assert [int(line["class"]) for line in lines["archetypes.csv"]] == [76, 76, 76, 1, 1, 1]
     assert {line["photo"] for line in lines["archetypes.csv"]} == {""}
     worst = [float(line["mean_rank"]) for line in lines["least_recognised.csv"]]
@@ -535,52 +583,41 @@ def test_command_line(tmp_path):
     assert results["natural"]["judges"]["timm/test_efficientnet"]["top5"] == sum(rank <= 5 for rank in ranks) / 2
 
 
-def test_without_a_judge_there_is_no_table_of_what_judges_miss(tmp_path, monkeypatch):
-    """Where an empty table ended the run with a traceback, after all the work."""
-    options = ("--classes", "1", "--steps", "2", "--weights", "random", "--methods", "plain", "--judge", "none")
-    run_main("2c_class_visualization", *options, cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output" / "2c_class_visualization"
-    assert json.loads((folder / "metrics.json").read_text())["results"]["plain"]["judges"] == {}
+def test_options_reach_all_methods_and_captions_say_so(run):
+    """An edit of `describe` is an edit of captions and metrics; without a judge no table has what judges miss."""
+    options = ("--steps", "11", "--blur-every", "3", "--blur-px", "1.5", "--final-blur-px", "1", "--noise", "0.125")
+    folder, metrics = run(*ALONE, *options, "--zoom-to", "1.5", "--statistics", "5")
+    results, captions = metrics["results"], metrics["captions"]
+    for method in script.METHODS:
+        settings = dataclasses.replace(
+            script.METHODS[method],
+            **dict(steps=11, blur_every=3, blur_px=1.5, final_blur_px=1, noise=0.125, zoom_to=1.5, statistics=5),
+        )
+        assert results[method]["settings"] == dataclasses.asdict(settings)
+        assert results[method]["description"] == script.describe(settings)
+        assert f"{method}: {script.describe(settings)}." in captions["archetypes.png"]
+        assert "blur every 3 steps until step 6 (standard deviation 1.5 to 1 px)" in results[method]["description"]
+        assert (f"{method}: {script.describe(settings)}." in captions["class_images.png"]) == (method != "natural")
+        assert results[method]["grey_distance_limit"] == 0.5  # it has batch norms
+        rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+        assert [results[method]["least_probability"]] == [r["probability"] for r in rows if r["method"] == method]
+        assert results[method]["judges"] == {}
     assert not (folder / "least_recognised.csv").exists() and (folder / "archetypes.csv").exists()
 
 
-def test_options_reach_all_methods(tmp_path, monkeypatch):
-    used = {}
-
-    def pretend(model, classes, settings, generators, size, state):
-        used[next(name for name in script.METHODS if name not in used)] = settings
-        state = ascent.State.start(generators, size)
-        for _ in range(settings.steps):
-            state.scores.append([1.0] * len(classes))
-            state.update(torch.rand(len(classes), 3, size, size), generators)
-        yield state
-
-    monkeypatch.setattr(script, "ascend", pretend)
-    options = ("--blur-every", "3", "--blur-px", "1.5", "--l2", "0.25", "--noise", "0.125", "--first-size", "0.5")
-    options += ("--statistics", "5")
-    run_main(
-        "2c_class_visualization",
-        *(*TINY, "--weights", "random", *options),
-        cwd=tmp_path,
-        monkeypatch=monkeypatch,
-    )
-    plain, gaussian, natural = (used[method] for method in script.METHODS)
-    assert (plain.blur_every, plain.l2, plain.steps) == (3, 0.25, 2)
-    assert (gaussian.blur_every, gaussian.blur_px, gaussian.l2) == (3, 1.5, 0.25)
-    assert gaussian.zoom_to == script.METHODS["gaussian"].zoom_to
-    assert {settings.statistics for settings in used.values()} == {5}
-    assert {settings.noise for settings in used.values()} == {0.125}
-    assert (natural.blur_every, natural.l2) == (3, 0.25)
-    assert {settings.first_size for settings in used.values()} == {0.5}
-    results = json.loads((tmp_path / "output/2c_class_visualization/metrics.json").read_text())["results"]
-    assert {results[method]["grey_distance_limit"] for method in script.METHODS} == {0.5}  # it has batch norms
-    lines = (tmp_path / "output/2c_class_visualization/rows.jsonl").read_text().splitlines()
-    own = [row["probability"] for row in map(json.loads, lines) if row["method"] == "plain"]
-    assert results["plain"]["least_probability"] == min(own) < max(own)
+def test_captions_do_not_say_what_the_defaults_would_do(run, monkeypatch, capsys):
+    """An edit of a description is an edit of the caption, and a finished run of 2c had the results of 0 images."""
+    _, metrics = run(*ALONE, "--methods", "gaussian", "--steps", "11", "--blur-every", "0")
+    assert "Gaussian" not in " ".join(metrics["captions"]["archetypes.png"])
+    monkeypatch.setattr(script, "describe", lambda settings: f"mine of {settings.blur_px:g} px")
+    _, metrics = run(*ALONE, "--methods", "gaussian", "plain", "--steps", "11", "--blur-every", "1", "--blur-px", "4")
+    assert "replaces the results of 1 image with" in capsys.readouterr().err
+    for figure in ("archetypes.png", "class_images.png"):
+        assert metrics["captions"][figure][1:3] == ["gaussian: mine of 4 px.", "plain: mine of 4 px."]
 
 
 @pytest.mark.parametrize("direction", [1, -1])
-def test_the_archetypes_are_those_of_the_function(tmp_path, monkeypatch, direction):
+def test_the_archetypes_are_those_of_the_function(run, monkeypatch, direction):
     """To the bit; and who changes the gradient (here: to descent) changes both."""
     logit_gradient = script.logit_gradient
 
@@ -590,64 +627,84 @@ def test_the_archetypes_are_those_of_the_function(tmp_path, monkeypatch, directi
 
     monkeypatch.setattr(script, "logit_gradient", changed)
     options = ("--model", "timm/test_resnet", "--weights", "random", "--seed", "3", "--first-size", "0.5")
-    run_main("2c_class_visualization", *TINY, *options, cwd=tmp_path, monkeypatch=monkeypatch)
+    folder, _ = run(*TINY, *options)
     model = common.load_model("timm/test_resnet", "random")
     names = ("76_tarantula", "1_goldfish")
     for method in script.METHODS:
         generators = common.seeded_generators(3, [76, 1])
         images = script.visualize_classes(model, [76, 1], method, generators, steps=2, first_size=0.5)
         for name, image in zip(names, images, strict=True):
-            file = tmp_path / f"output/2c_class_visualization/archetypes/{name}_{method}.png"
+            file = folder / f"archetypes/{name}_{method}.png"
             assert np.array_equal(np.asarray(Image.open(file)), common.to_pixels(image))
-    lines = (tmp_path / "output/2c_class_visualization/rows.jsonl").read_text().splitlines()
-    ((_, first), (_, last)) = json.loads(lines[0])["scores"]
+    ((_, first), _, (_, last)) = json.loads((folder / "rows.jsonl").read_text().splitlines()[0])["scores"]
     assert (last > first) == (direction > 0)
 
 
-def test_the_real_photo_stands_beside_the_archetype(tmp_path, monkeypatch):
+def test_the_real_photo_stands_beside_the_archetype(run, tmp_path):
     broken = tmp_path / "dataset" / "DL_data_p" / "76" / "a.jpg"
     save_photo(tmp_path / "dataset" / "DL_data_p" / "76" / "b.jpg")
     broken.write_bytes(b"no image")
-    run_main(
-        "2c_class_visualization",
-        *(*TINY, "--methods", "plain"),
-        cwd=tmp_path,
-        monkeypatch=monkeypatch,
-    )
-    folder = tmp_path / "output" / "2c_class_visualization"
-    lines = list(csv.DictReader((folder / "archetypes.csv").read_text().splitlines()))
+    folder, metrics = run(*TINY, "--methods", "plain")
+    lines = table(folder / "archetypes.csv")
     assert [line["photo"] for line in lines] == ["DL_data_p/76/b.jpg", ""]
     assert 0 < float(lines[0]["photo_probability"]) < 1 and lines[1]["photo_probability"] == ""
-    (skipped,) = json.loads((folder / "metrics.json").read_text())["images"]["skipped"]
+    (skipped,) = metrics["images"]["skipped"]
     assert skipped["path"] == "DL_data_p/76/a.jpg" and "is not an image" in skipped["reason"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--classes", "tarantulla"), "did you mean tarantula"),
-        (("--classes", "1000"), "ids go from 0 to 999"),
-        (("--methods", "cubist"), "invalid choice: 'cubist'"),
-        (("--rate", "-1"), "--rate must be a number of at least 0, not '-1'"),
-        (("--blur-every", "0.5"), "--blur-every.* whole number .*0"),
-        (("--steps", "0"), "--steps.* whole number .*1"),
-        (("--first-size", "1.5"), "--first-size must be a number above 0 and at most 1, not '1.5'"),
-        (("--zoom-to", "0"), "--zoom-to must be a number above 0, not '0'"),
-        (("--noise", "nan"), "--noise must be a number of at least 0, not 'nan'"),
-        (("--l2", "inf"), "--l2 must be a number of at least 0, not 'inf'"),
-        (("--judge", "efficientnet_lite9"), "no model is named 'efficientnet_lite9'"),
-        (("--judge", "efficientnet_lite0=absent.pth"), "absent.pth"),
-        (("--judge", "timm/test_vit=random", "--judge", "timm/test_vit=random"), "given twice"),
-        (("--judge", "timm/swin_tiny_patch4_window7_224.ms_in22k=random"), "has 21841 classes"),
+        ("--classes tarantulla", "did you mean tarantula"),
+        ("--classes 1000", "ids go from 0 to 999"),
+        ("--methods cubist", "invalid choice: 'cubist'"),
+        ("--rate -1", "--rate must be a number of at least 0, not '-1'"),
+        ("--steps 0", "--steps.* whole number .*1"),
+        ("--first-size 1.5", "--first-size must be a number above 0 and at most 1, not '1.5'"),
+        ("--noise nan", "--noise must be a number of at least 0, not 'nan'"),
+        ("--judge efficientnet_lite9", "no model is named 'efficientnet_lite9'"),
+        ("--judge efficientnet_lite0=absent.pth", "absent.pth"),
+        ("--judge timm/test_vit=random --judge timm/test_vit=random", "given twice"),
+        ("--judge timm/swin_tiny_patch4_window7_224.ms_in22k=random", "has 21841 classes"),
+        ("--max-grey-distance 0.2", "--max-grey-distance 0.2 has no effect, since efficientnet_lite0 has batch norm"),
+        ("--model timm/test_vit --first-size 0.5", "--first-size 0.5 has no effect, since timm/test_vit takes images"),
     ],
 )
-def test_wrong_options(tmp_path, monkeypatch, arguments, message):
+def test_wrong_options(run, tmp_path, arguments, message):
     with pytest.raises(common.UserError, match=message):
-        run_main("2c_class_visualization", "--weights", "random", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+        run("--weights", "random", *arguments.split())
     assert not (tmp_path / "output").exists()
 
 
-def test_an_unknown_class_is_one_line_and_exit_status_1(tmp_path):
-    done = run_script("2c_class_visualization", "--weights", "random", "--classes", "tarantulla", cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: no class is named 'tarantulla'") and len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--methods plain --blur-px 4", "--blur-px 4 has no effect, since no step has a blur: give --blur-px, and"),
+        ("--methods plain --blur-every 4", "--blur-every 4 has no effect, since no step has a blur"),
+        ("--blur-every 0 --final-blur-px 0.5", "--final-blur-px 0.5 has no effect, since no step has a blur"),
+        ("--steps 3 --blur-every 4", "--blur-every 4 has no effect, since no step has a blur"),
+        ("--methods plain --contrast 0.2", "--contrast 0.2 has no effect, since no step has a blur"),
+        ("--methods plain --blur-until 0.5", "--blur-until 0.5 has no effect, since no step has a blur"),
+        ("--methods plain --augment-until 0.5", "--augment-until 0.5 has no effect, since there are no crops"),
+        ("--steps 1 --final-rate 0.1", "--final-rate 0.1 has no effect, since there is only one step"),
+    ],
+)
+def test_an_option_without_effect_is_an_error_before_any_network_is_loaded(run, monkeypatch, arguments, message):
+    monkeypatch.delattr(common, "load_from_options")
+    with pytest.raises(common.UserError, match=message):
+        run(*arguments.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--methods plain gaussian --blur-px 4",  # changes one of them
+        "--methods plain --blur-every 1 --blur-px 4",
+        "--methods plain --blur-every 0",  # asks for no blur
+        "--methods plain --noise 0.1 --augment-until 0.5",
+    ],
+)
+def test_an_option_with_an_effect_is_none(run, monkeypatch, arguments):
+    monkeypatch.delattr(common, "load_from_options")
+    with pytest.raises(AttributeError, match="load_from_options"):
+        run(*arguments.split())

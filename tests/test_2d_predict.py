@@ -25,6 +25,24 @@ def test_top_classes_by_hand():
     assert script.top_classes(net, logits.view(2, 3, 1, 1), 5)[0].shape == (2, 3)  # no more than there are
 
 
+@pytest.mark.parametrize("gap", [0, 1e-9])
+def test_classes_that_tie_are_ranked_alike_by_all_exercises(gap):
+    """An untrained network's logits: the same, or so near that their probabilities are; class 300 or the lowest id."""
+    scores = torch.zeros(1000)
+    scores[300], images = gap, torch.rand(2, 3, 4, 4)
+    net = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(3, 1000))
+    net[2].weight.data.zero_(), net[2].bias.data.copy_(scores)
+    expected = 300 if gap else 0
+    assert net(images).softmax(1).unique().numel() == 1
+    assert script.top_classes(net, images)[0].tolist() == [[expected, *[c for c in range(6) if c != expected][:4]]] * 2
+    assert common.forward_pass(net, images, None).classes.tolist() == [expected] * 2
+    evaluated = load_script("2b_evaluate").evaluate(net, images, torch.tensor([0, 300]))
+    assert evaluated["predicted"].tolist() == [expected] * 2
+    (logits,) = net(images[:1]).detach()
+    row = load_script("2h_mc_dropout").uncertainty(logits[None], logits)
+    assert row["class"] == row["deterministic_class"] == expected
+
+
 def test_nothing_is_left_behind(toy, images):
     before = state_of(toy)
     script.top_classes(toy, images)
@@ -54,8 +72,9 @@ def test_run(tmp_path, monkeypatch):
     assert metrics["settings"]["show"] == 2 and metrics["settings"]["device"] == "cpu"
     assert set(metrics) == {
         *("script", "settings", "model", "seed", "device", "deterministic", "versions", "images", "seconds"),
-        *("results", "files", "figures", "captions", "margins", "command"),
+        *("results", "files", "figures", "captions", "margins", "command", "dataset"),
     }
+    assert metrics["dataset"] is None  # pictures given as arguments have none
     assert (folder / "predictions.png").stat().st_size > 10_000
 
 

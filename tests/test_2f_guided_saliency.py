@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import architectures
@@ -198,19 +199,11 @@ def test_rectifiers_in_the_head_and_inside_functions(images):
     assert seen.rectifiers == {"relu": 4}
 
 
+ACTIVATIONS = [nn.LeakyReLU(), nn.PReLU().double(), nn.ELU(), nn.SiLU(), nn.GELU(), nn.Hardswish()]
+
+
 @pytest.mark.parametrize(
-    "activation",
-    [
-        nn.LeakyReLU(),
-        nn.PReLU().double(),
-        nn.ELU(),
-        nn.SiLU(),
-        nn.GELU(),
-        nn.Hardswish(),
-        nn.Hardtanh(),
-        nn.Threshold(0.1, 0),
-    ],
-    ids=lambda module: type(module).__name__,
+    "activation", [*ACTIVATIONS, nn.Hardtanh(), nn.Threshold(0.1, 0)], ids=lambda module: type(module).__name__
 )
 def test_what_is_no_rectifier_is_refused_by_name(activation, images):
     with pytest.raises(common.UserError, match="this network has none") as caught:
@@ -360,7 +353,7 @@ def test_batch_of_n_is_n_single_ones(toy, images):
 def all_maps(net, images):
     """The maps of a batch as `main` makes them: from one forward pass."""
     with common.shared_results():
-        return common.make_maps(script.MAPS, net, images, CLASSES)
+        return common.make_maps(script.MAPS, net, images, CLASSES, argparse.Namespace(seed=0), range(5))
 
 
 def test_guided_grad_cam_is_the_product_of_what_both_say(images):
@@ -400,20 +393,11 @@ def test_a_network_without_places_has_no_grad_cam(images):
     assert [*maps] == ["plain", "guided"] and [*reasons] == ["grad_cam", "guided_grad_cam"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("alexnet", "vgg11", "resnet18", "squeezenet1_1", "googlenet", "inception_v3", "densenet121"),
-        *(
-            "mobilenet_v2",
-            "mobilenet_v3_small",
-            "mnasnet0_5",
-            "shufflenet_v2_x0_5",
-            "regnet_y_400mf",
-            "efficientnet_b0",
-        ),
-    ],
-)
+OF_TORCHVISION = "alexnet vgg11 resnet18 squeezenet1_1 googlenet inception_v3 densenet121 mobilenet_v2 mnasnet0_5"
+OF_TORCHVISION += " mobilenet_v3_small shufflenet_v2_x0_5 regnet_y_400mf efficientnet_b0"
+
+
+@pytest.mark.parametrize("name", OF_TORCHVISION.split())
 def test_on_real_architectures(name):
     """A telling dozen of docs/architectures.md, which has all of them; bounds from float64 rounding."""
     row = architectures.check(name)
@@ -453,6 +437,9 @@ def test_run(tmp_path, monkeypatch):
     assert results["grad_cam_status"] == results["guided_grad_cam_status"] == {"ok": 2}
     worth = results["insertion_minus_deletion"]
     assert {*worth} == {"plain", "guided", "grad_cam", "guided_grad_cam", "random"} and worth["guided"]["images"] == 1
+    caption = " ".join(metrics["captions"]["guided_saliency.png"])
+    assert "where each rectifier passes back the positive part of the signal" in caption
+    assert "a picture's maps share the largest of theirs" in caption and "logits" not in caption
     assert (folder / "guided_grad_cam.png").stat().st_size > 10_000
     plain, guided = (np.load(folder / f"maps/00000_{kind}.npy") for kind in ("plain", "guided"))
     assert plain.shape == (224, 224) and np.abs(plain - guided).max() > 0.1 * plain.max()
@@ -485,8 +472,18 @@ def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
 def test_a_network_without_rectifiers_has_its_other_maps(tmp_path, monkeypatch):
     """2f refused it whole, though 2e draws the Grad-CAM of such a network."""
     save_photo(tmp_path / "one.png")
-    arguments = ["one.png", "--model", "convnext_tiny", "--weights", "random", "--scores", "0", "--output", "output"]
+    arguments = ["one.png", "--model", "timm/test_convnext", "--weights", "random", "--scores", "0", "--output", "o"]
     run_main("2f_guided_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    results = json.loads((tmp_path / "output/2f_guided_saliency/metrics.json").read_text())["results"]
-    assert results["plain_status"] == {"ok": 1} and results["guided_status"] == {"no rectifiers": 1}
-    assert results["guided_grad_cam_status"] == {"no rectifiers": 1} and results["grad_cam_status"] == {"ok": 1}
+    metrics = json.loads((tmp_path / "o/2f_guided_saliency/metrics.json").read_text())
+    status = {kind: metrics["results"][f"{kind}_status"] for kind in script.MAPS}
+    assert status == {"plain": {"ok": 1}, "grad_cam": {"ok": 1}} | dict.fromkeys(
+        ("guided", "guided_grad_cam"), {"no rectifiers": 1}
+    )
+    for name, title in (("guided_saliency", "saliency map"), ("guided_grad_cam", "Grad-CAM")):
+        caption = metrics["captions"][f"{name}.png"]
+        assert caption[0] == f"timm/test_convnext, untrained: {title}"
+        assert "No guided saliency map: the network has no rectifiers." in caption
+    assert any(
+        sentence.startswith("Guided: none; left as they are: ")
+        for sentence in metrics["captions"]["guided_saliency.png"]
+    )

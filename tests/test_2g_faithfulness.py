@@ -6,6 +6,7 @@ import argparse
 import copy
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from torch import nn
 
 import common
 from explain.methods import faithfulness, maps, randomisation
-from explain.report import faithfulness as faithfulness_report
+from explain.report import faithfulness as report
+from explain.run.rows import read_rows
 
 script, guided = load_script("2g_faithfulness"), load_script("2f_guided_saliency")
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
@@ -43,37 +45,28 @@ def test_grid_pointing_by_hand():
     kinds = script.grid_pointing(None, images, torch.arange(8), lambda *a: torch.stack([maps_of(*a), 0 * maps_of(*a)]))
     torch.testing.assert_close(kinds[0], shares)
     assert kinds[1].isnan().all()  # a map of zeros points nowhere
-    with pytest.raises(common.UserError, match="6 images make no mosaics of four"):
-        script.grid_pointing(None, images[:6], torch.arange(6), maps_of)
-
-
-def test_grid_pointing_takes_lists_and_arrays_and_refuses_signs():
-    """A share of a map with values below 0 was -1.23."""
-    images = torch.arange(1, 5.0)[:, None, None, None].expand(4, 3, 5, 7).clone()
-    shares = script.grid_pointing(None, images, [0, 1, 2, 3], lambda model, mosaics, classes: mosaics[:, 0].numpy())
-    assert shares.tolist() == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    assert script.grid_pointing(None, images, 2, lambda model, mosaics, classes: mosaics[:, 0]).shape == (4,)
-    with pytest.raises(common.UserError, match="maps must be at least 0, and the smallest value is -4: give maps.abs"):
-        script.grid_pointing(None, images, [0, 1, 2, 3], lambda model, mosaics, classes: -mosaics[:, 0])
-    with pytest.raises(common.UserError, match="3 classes for 4 images"):
-        script.grid_pointing(None, images, [0, 1, 2], None)
-    with pytest.raises(common.UserError, match="0 images make no mosaics"):
-        script.grid_pointing(None, images[:0], [], None)
-
-
-def test_grid_pointing_takes_any_array_and_refuses_what_are_no_maps():
-    images = torch.arange(1, 5.0)[:, None, None, None].expand(4, 3, 5, 7).clone()
-    flipped = script.grid_pointing(None, images, 0, lambda model, mosaics, c: mosaics[:, 0].numpy()[:, ::-1, ::-1])
+    # lists, arrays of any strides, one class for all
+    flipped = script.grid_pointing(None, images[:4], [0, 1, 2, 3], lambda *a: maps_of(*a).numpy()[:, ::-1, ::-1])
     assert flipped.tolist() == pytest.approx([0.4, 0.3, 0.2, 0.1])
-    wrong = {
-        "they are .4, 5, 7.": torch.ones(4, 5, 7),
-        "they are .10, 14.": torch.ones(10, 14),
-        "of this NoneType no tensor": None,
-        "560 values not finite": torch.full((4, 10, 14), torch.nan),
-    }
-    for says, made in wrong.items():
-        with pytest.raises(common.UserError, match=rf"shape \(..., 4, 10, 14\): .*{says}"):
-            script.grid_pointing(None, images, 0, lambda *_, made=made: made)
+    assert script.grid_pointing(None, images[:4], 2, maps_of).shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("says", "count", "classes", "made"),
+    [
+        ("6 images make no mosaics of four", 6, range(6), None),
+        ("0 images make no mosaics", 0, [], None),
+        ("3 classes for 4 images", 4, [0, 1, 2], None),
+        ("maps must be at least 0, and the smallest value is -4: give maps.abs", 4, 0, torch.full((4, 10, 14), -4.0)),
+        (r"shape \(..., 4, 10, 14\): they are .4, 5, 7.", 4, 0, torch.ones(4, 5, 7)),
+        (r"shape \(..., 4, 10, 14\): they are .10, 14.", 4, 0, torch.ones(10, 14)),
+        (r"shape \(..., 4, 10, 14\): of this NoneType no tensor", 4, 0, None),
+        (r"shape \(..., 4, 10, 14\): .*560 values not finite", 4, 0, torch.full((4, 10, 14), torch.nan)),
+    ],
+)
+def test_grid_pointing_refuses_what_makes_no_mosaic_and_no_map(says, count, classes, made):
+    with pytest.raises(common.UserError, match=says):
+        script.grid_pointing(None, torch.ones(count, 3, 5, 7), [*classes] if classes else 0, lambda *_: made)
 
 
 def test_own_maps_leave_the_working_directory(tmp_path, monkeypatch):
@@ -112,34 +105,141 @@ def test_cells_come_and_go_as_one():
     assert means[0, 4, 4:].eq(28.5).all() and torch.equal(faithfulness.in_cells(saliency, 1), saliency)
 
 
-def test_measures_and_their_errors_by_hand():
-    def curves(*ends):
-        return {"insertion": [0.0, *ends], "deletion": [ends[-1], 0.0, 0.0]}
+def made_rows(*images: dict[str, float], **more) -> list[dict]:
+    """Rows of images with these insertions of each kind, and a deletion of 0.25; kinds in capitals are maps."""
+    rows = []
+    for of_image in images:
+        kinds = [k for of in images for k in of]
+        rows.append(
+            {
+                "right": True,
+                "maps": [*dict.fromkeys(k for k in kinds if k.isupper())],
+                "baselines": [*dict.fromkeys(k for k in kinds if k.islower())],
+                "left_out": {},
+                "curves": {k: {"insertion": [0.0, a, 1.0], "deletion": [1.0, 0.0, 0.0]} for k, a in of_image.items()},
+                "areas": {k: {"insertion": a, "deletion": 0.25} for k, a in of_image.items()},
+                **more,
+            }
+        )
+    return rows
 
-    images = [
-        {"plain": curves(0.5, 1.0), "random": curves(0.0, 1.0)},
-        {"plain": curves(1.0, 1.0), "random": curves(0, 1)},
-    ]
-    areas = [{"plain": 0.5, "random": 0.25}, {"plain": 0.75, "random": 0.25}]
-    told = {"right": True, "maps": ["plain"], "baselines": ["random"], "left_out": {"guided": "no rectifiers"}}
-    told |= {"stability": {"plain": 0.5}, "other_class": {}}
-    rows = [
-        told | {"curves": image, "areas": {kind: {"insertion": a, "deletion": 0.25} for kind, a in of.items()}}
-        for image, of in zip(images, areas, strict=True)
-    ]
-    rows += [{"right": False, "mosaic": {"shares": {"plain": [0.5, 1.0, None, 0.0]}}}]
+
+def test_measures_and_their_errors_by_hand():
+    rows = made_rows({"A": 0.5, "b": 0.25}, {"A": 0.75, "b": 0.25}, stability={"A": 0.5}, other_class={})
+    rows[0]["left_out"] = {"guided": "no rectifiers"}
+    rows += [{"right": False, "mosaic": {"shares": {"A": [0.5, 1.0, None, 0.0]}}}]
     rows += [{"right": False, "mosaic": {"shares": None, "left_out": "why"}}]
-    results = faithfulness_report.summary(rows)
-    plain = results["maps"]["plain"]
-    assert plain["insertion"] == 0.625 and plain["deletion"] == 0.25 and plain["insertion_minus_deletion"] == 0.375
-    assert plain["insertion_standard_error"] == pytest.approx(0.125) and plain["images"] == 2
-    assert plain["grid_pointing"] == 0.5 and plain["cells"] == 3
-    assert plain["grid_pointing_standard_error"] == pytest.approx(np.std([0.5, 1, 0], ddof=1) / 3**0.5)
-    assert plain["stability"] == 0.5 and plain["other_class"] is None
-    assert results["best_baseline"] == "random" and plain["above_best_baseline"] == pytest.approx(0.375)
+    results = report.summary(rows)
+    a = results["maps"]["A"]
+    assert a["insertion"] == 0.625 and a["deletion"] == 0.25 and a["insertion_minus_deletion"] == 0.375
+    assert a["insertion_standard_error"] == pytest.approx(0.125) and a["images"] == 2
+    assert a["grid_pointing"] == 0.5 and a["cells"] == 3
+    assert a["grid_pointing_standard_error"] == pytest.approx(np.std([0.5, 1, 0], ddof=1) / 3**0.5)
+    assert a["stability"] == 0.5 and a["other_class"] is None and a["other_class_images"] == 0
+    assert results["best_baseline"] == "b" and a["above_best_baseline"] == pytest.approx(0.375)
     assert results["images_wrong"] == 2 and results["mosaics"] == 1 and results["mosaics_left_out"] == {"why": 1}
     assert results["left_out"] == {"guided": "no rectifiers"} and results["probability_of_pictures"] == 1
-    assert results["kinds"] == ["plain"] and results["baselines"] == ["random"]
+    assert results["kinds"] == ["A"] and results["baselines"] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("images", "best", "better", "difference", "error", "says"),
+    [
+        # below, in each image by 0.1 and 0.3: the error is half of their distance
+        ([{"A": 0.5, "b": 0.6}, {"A": 0.4, "b": 0.7}], "A", False, -0.2, 0.1, "No map is shown to be better than the"),
+        # above by 0.1 on average, with an error of 0.1
+        ([{"A": 0.7, "b": 0.7}, {"A": 0.9, "b": 0.7}], "A", False, 0.1, 0.1, "better than the baseline b. Insertion"),
+        # bars that overlap far: the scores are 0.2 +- 0.2 and 0.1 +- 0.2, and yet the difference is always 0.1
+        (
+            [{"A": 0.65, "b": 0.55}, {"A": 0.25, "b": 0.15}],
+            "A",
+            True,
+            0.1,
+            0.0,
+            "The most faithful map is A. Insertion",
+        ),
+        # one image has no error
+        ([{"A": 0.9, "b": 0.2}], "A", False, 0.7, None, "No map is shown to be better than the baseline b"),
+        # C has the higher score, of the one image that it has; A is shown to be better
+        (
+            [{"A": 0.5, "b": 0.25, "C": 1.0}, {"A": 0.5, "b": 0.26}],
+            "A",
+            True,
+            0.245,
+            0.005,
+            "The most faithful map is A",
+        ),
+    ],
+)
+def test_a_map_is_better_than_a_baseline_by_twice_the_error_of_their_difference(
+    images, best, better, difference, error, says
+):
+    results = report.summary(made_rows(*images))
+    assert (results["best_map"], results["best_baseline"], results["map_is_better"]) == (best, "b", better)
+    assert results["difference"] == pytest.approx(difference)
+    assert results["difference_standard_error"] == (None if error is None else pytest.approx(error, abs=1e-9))
+    assert says in report.verdict(results)
+
+
+def test_each_curve_and_panel_has_its_own_n():
+    """A on three images, Z on one: the other two are zero. No mosaic, and one image with another class's map."""
+    rows = made_rows({"A": 0.5, "Z": 0.5, "b": 0.3}, {"A": 0.6, "b": 0.3}, {"A": 0.7, "b": 0.3})
+    checked = {"A": 0.5, "Z": None}
+    rows[0] |= {"stability": checked, "other_class": checked, "layers": [1, 2], "down_to": ["head", "stem"]}
+    rows[0]["randomised"] = {"A": [0.5, 0.25], "Z": [None, None]}
+    results = report.summary(rows)
+    assert results["maps"]["Z"]["insertion_standard_error"] is None and results["maps"]["Z"]["images"] == 1
+    model = argparse.Namespace(label="net")
+    options = argparse.Namespace(steps=2, cells=8, copies=3, noise=0.5, randomise=1)
+    figure, text = report.draw_curves(rows, results, model, options)
+    assert labels_of(figure) == ["A (3)", "Z (1)", "b (3)"] and "2 steps, in cells of 8 x 8 pixels" in text[2]
+    figure, text = report.draw_measures(results, model, options)
+    titles = [panel.get_title() for panel in figure.axes if panel.get_title()]
+    assert [title.splitlines()[-1] for title in titles] == ["images: 1 to 3", "images: 1"]  # no panel for pointing
+    assert "No grid pointing: no mosaics with --mosaics 0." in text
+    figure, text = report.draw_randomised(results["randomised"], model)
+    assert labels_of(figure) == ["A (1)", "chance"] and "not sufficient" in " ".join(text)
+
+
+def labels_of(figure) -> list[str]:
+    (legend,) = [panel.get_legend() for panel in figure.axes if panel.get_legend()]
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_a_panel_without_data_is_not_drawn_and_says_why():
+    rows = [
+        *made_rows({"A": 0.5, "b": 0.3}),
+        {"right": False, "mosaic": {"shares": None, "left_out": "too few photos"}},
+    ]
+    options = argparse.Namespace(randomise=0)
+    figure, text = report.draw_measures(report.summary(rows), argparse.Namespace(label="net"), options)
+    assert len([panel for panel in figure.axes if panel.get_title()]) == 1
+    assert text[-2:] == [
+        "No grid pointing: too few photos.",
+        "No map of another class: none measured with --randomise 0.",
+    ]
+
+
+def test_rows_are_saved_by_the_image_where_one_takes_long(tmp_path, monkeypatch):
+    """A kill at the third image of a batch of four leaves the rows of two; today's run goes on from there."""
+    for i in range(4):
+        save_photo(tmp_path / f"photos/{i}.png", i)
+    monkeypatch.setattr(common, "SECONDS_UNSAVED", 0.0)
+    measure, saved = script.measure_image, []
+
+    def measure_image(*arguments):
+        found = [len(read_rows(path)) for path in tmp_path.glob("output/2g_faithfulness/rows.*.jsonl")]
+        saved.append(sum(found))
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(script, "measure_image", measure_image)
+    arguments = ["photos", *RUN, "--batch-size", "4", "--mosaics", "0", "--randomise", "0"]
+    with pytest.raises(KeyboardInterrupt):
+        run_main("2g_faithfulness", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    run_main("2g_faithfulness", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    assert saved == [0, 1, 2, 2, 3]
 
 
 def test_a_network_without_rectifiers_or_places_has_fewer_kinds(images):
@@ -150,7 +250,7 @@ def test_a_network_without_rectifiers_or_places_has_fewer_kinds(images):
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 4)), lacking),
     ):
         options = argparse.Namespace(seed=0, copies=1, noise=0.1)
-        maps, reasons = script.explained_maps(script.MAPS, net, images, CLASSES % 4, range(5), options)
+        maps, reasons = common.make_maps(script.MAPS, net, images, CLASSES % 4, options, range(5))
         assert {kind: reason.lacking for kind, reason in reasons.items()} == expected
         assert [*maps] == [kind for kind in script.MAPS if kind not in expected]
 
@@ -160,7 +260,7 @@ def test_an_error_that_is_not_about_the_network_is_not_passed_over(images):
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)))
     options = argparse.Namespace(seed=0, copies=1, noise=0.1)
     with pytest.raises(common.UserError, match="cannot be seen"):
-        script.explained_maps(script.MAPS, scripted, images, CLASSES % 4, range(5), options)
+        common.make_maps(script.MAPS, scripted, images, CLASSES % 4, options, range(5))
 
 
 RUN = [*TINY, "--copies", "2", "--steps", "4", "--stages", "2", "--randomise", "2", "--mosaics", "2"]
@@ -209,24 +309,21 @@ def predict_apart(predict):
 
 def test_images_that_the_network_gets_wrong_are_counted_and_left_out(tmp_path, monkeypatch):
     model = common.load_model("timm/test_resnet", "random", input_size=64)
+    wrong = []
     for i in range(4):
         photo = save_photo(tmp_path / "one.png", i)
         c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
-        save_photo(tmp_path / f"data/DL_data_p/{c if i else (c + 1) % 1000}/{i}.png", i)
+        wrong.append(tmp_path / f"data/DL_data_p/{(c + 1) % 1000}")
+        save_photo((tmp_path / f"data/DL_data_p/{c}" if i else wrong[0]) / f"{i}.png", i)
     more = ["--mosaics", "1", "--randomise", "0"]
     run_main("2g_faithfulness", *RUN, *more, cwd=tmp_path, monkeypatch=monkeypatch)
     results = json.loads((tmp_path / "output/2g_faithfulness/metrics.json").read_text())["results"]
     assert (results["images_measured"], results["images_wrong"]) == (3, 1)
     assert results["mosaics"] == 0 and sum(results["mosaics_left_out"].values()) == 1 and results["randomised"] == []
-
-
-def test_none_right_is_one_sentence(tmp_path, monkeypatch):
-    model = common.load_model("timm/test_resnet", "random", input_size=64)
-    photo = save_photo(tmp_path / "one.png")
-    c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
-    save_photo(tmp_path / f"data/DL_data_p/{(c + 1) % 1000}/0.png")
+    for folder in {*(tmp_path / "data/DL_data_p").iterdir()} - {wrong[0]}:
+        shutil.rmtree(folder)
     with pytest.raises(common.UserError, match="gets none of 1 images right"):
-        run_main("2g_faithfulness", *RUN, cwd=tmp_path, monkeypatch=monkeypatch)
+        run_main("2g_faithfulness", *RUN, *more, cwd=tmp_path, monkeypatch=monkeypatch)
 
 
 def test_layers_are_randomised_from_the_top_down(toy, images):
@@ -248,7 +345,7 @@ def test_layers_are_randomised_from_the_top_down(toy, images):
 
 def test_a_stage_is_named_by_the_part_of_the_network():
     names = ("network.blocks.5.1.conv_pwl", "network.layer4.2.conv3", "features.28", "classifier", "stem.conv")
-    assert [*map(faithfulness_report.stage_of, names)] == ["blocks 5", "layer4", "features 28", "classifier", "stem"]
+    assert [*map(report.stage_of, names)] == ["blocks 5", "layer4", "features 28", "classifier", "stem"]
 
 
 def test_cascading_randomisation(images):
@@ -256,7 +353,9 @@ def test_cascading_randomisation(images):
     toy = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4))
 
     def both(*arguments):
-        return torch.stack([*common.make_maps(guided.MAPS, *arguments)[0].values()])[:2]
+        return torch.stack(
+            [*common.make_maps(guided.MAPS, *arguments, argparse.Namespace(seed=0), range(5))[0].values()]
+        )[:2]
 
     before = state_of(toy)
     runs = [
@@ -282,5 +381,5 @@ def test_cascading_randomisation(images):
 
 
 def test_a_constant_map_has_no_rank_correlation():
-    assert maps.rank_correlation(np.zeros((3, 3)), np.arange(9.0).reshape(3, 3)) is None
-    assert maps.rank_correlation(np.full((3, 3), np.nan), np.arange(9.0).reshape(3, 3)) is None
+    for constant in (torch.zeros(3, 3), torch.full((3, 3), torch.nan)):
+        assert maps.rank_correlation(constant, torch.arange(9.0).view(3, 3)) is None

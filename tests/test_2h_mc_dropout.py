@@ -267,16 +267,17 @@ def test_measures_are_judged_on_the_validation_images(tmp_path, monkeypatch):
     assert {*shift} == {"none", "pooled", *disturbed(torch.rand(1, 3, 8, 8), generators(0))}
     assert shift["pooled"]["variance"]["mistakes"] >= 0 and 0 <= shift["blur_4_px"]["confidence"] <= 1
     assert [("label" in row, "leading" in row) for row in rows] == [(False, True)] + [(True, False)] * 12
-    assert ["disturbed" in row for row in rows] == [False, True, True] + [False] * 10
+    row, other = (row for row in rows if "disturbed" in row)
+    assert row["label"] != other["label"]
     assert figures == {"mc_dropout.png", "settling.png", "mistakes.png", "shift.png"}
     caption = " ".join(metrics["captions"]["shift.png"])
-    assert "2 labelled images" in caption and "AUROC is not drawn, since there are fewer than 5 mistakes" in caption
+    assert "2 images from 2 of " in caption
     # a disturbed picture's row is that of the disturbed picture
-    turned = model.preprocess(common.read_image(tmp_path / "data" / rows[2]["path"]))[None].rot90(1, (2, 3))
+    turned = model.preprocess(common.read_image(tmp_path / "data" / row["path"]))[None].rot90(1, (2, 3))
     dropout.prepare(model, 0.1, "timm/test_resnet")
-    single, *passes = script.mc_dropout_logits(model, turned, 6, generators(2), deterministic=True, p=0.1)
-    expected = script.known_uncertainty(torch.stack(passes)[:, 0], single[0], rows[2]["label"])["predictive_entropy"]
-    assert rows[2]["disturbed"]["quarter_turn"]["predictive_entropy"] == pytest.approx(expected, rel=1e-5)
+    single, *passes = script.mc_dropout_logits(model, turned, 6, generators(row["index"]), deterministic=True, p=0.1)
+    expected = script.known_uncertainty(torch.stack(passes)[:, 0], single[0], row["label"])["predictive_entropy"]
+    assert row["disturbed"]["quarter_turn"]["predictive_entropy"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_labelled_folder_is_explained_and_judged(tmp_path, monkeypatch, capsys):

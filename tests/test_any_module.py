@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -366,7 +367,7 @@ def randomise(model, images, classes):
         model,
         images,
         classes,
-        lambda *a: torch.stack([*common.make_maps(MAPS_2F, *a)[0].values()])[:2],
+        lambda *a: torch.stack([*common.make_maps(MAPS_2F, *a, argparse.Namespace(seed=0), [0])[0].values()])[:2],
         2,
         torch.Generator().manual_seed(0),
     )

@@ -1,82 +1,114 @@
-"""The benchmarks: ratios, comparison before timing, and the document."""
+"""The benchmarks: pairs are compared before they are timed in turn, and the document is what was measured."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from contextlib import contextmanager
+from concurrent.futures import Future
 
-import numpy as np
 import pytest
+import torch
 from conftest import ROOT, load_script
 
 bench = load_script("benchmarks.bench")
 archetypes = load_script("benchmarks.archetypes")
 
 
-class FakeSide:
-    def __init__(self, function, *arguments):
-        self.function, self.arguments = function, arguments
-
-    def seconds(self):
-        return 3.0 if self.function.startswith("captums") else 1.0
-
-    def result(self):
-        wrong = self.function.startswith("captums") and self.arguments[0] == "vgg16"
-        return np.array([1.0, 2.0 + 0.01 * wrong])
-
-
 @pytest.fixture
-def fake_sides(monkeypatch):
-    @contextmanager
-    def sides(*given):
-        yield [FakeSide(function, *arguments) for _, function, *arguments in given]
+def turns(monkeypatch):
+    """Run both sides here; each call takes the next of the seconds that were given for it."""
+    order, seconds = [], {"ours": [], "theirs": []}
 
-    monkeypatch.setattr(bench, "sides", sides)
+    class Here:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, timed, function, network):
+            future = Future()
+            name, result = function(network)
+            order.append(name)
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result((result, seconds[name].pop(0)))
+            return future
+
+    monkeypatch.setattr(bench, "side", lambda keep_memory: Here())
+    return order, seconds
 
 
-def test_a_side_with_another_result_gets_no_ratio(fake_sides):
-    rows = {row["network"]: row for row in bench.gradients(3, guided=True)}
-    assert rows["resnet18"]["ratio"] == rows["resnet18"]["memory_kept"] == 3 and rows["resnet18"]["of_2e"] == 1
-    assert "ratio" not in rows["vgg16"] and rows["vgg16"]["apart"] == pytest.approx(0.01 / 5**0.5, rel=0.02)
+def row(theirs=None, **more):
+    ours = torch.tensor([3.0, 4.0])
+    theirs = ours if theirs is None else theirs
+    pair = (lambda _: ("ours", ours)), (lambda _: ("theirs", theirs))
+    return bench.Row("2e", "work", "net", *pair, **more)
 
 
-def test_turns_alternate_and_the_first_one_does_not_count():
-    order, seconds = [], iter([9, 9, 1, 2, 3, 8])
-    runs = [lambda name=name: order.append(name) or next(seconds) for name in "ab"]
-    a, b = bench.take_turns(runs, 2)
-    assert order == list("ababab") and (a, b) == ([1, 3], [2, 8])
-    found = bench.ratio(b, a)
-    assert (found["least"], found["greatest"]) == (2, pytest.approx(8 / 3))
+def test_turns_alternate_and_the_first_one_does_not_count(turns):
+    order, seconds = turns
+    seconds["ours"], seconds["theirs"] = [9, 1.6, 3.2, 1.6], [9, 3.2, 8, 16]
+    found = bench.measure(row(peer="other"), 3)
+    assert order == ["ours", "theirs"] * 4
+    assert found == {"part": "2e", "work": "work", "network": "net", "peer": "other", "turns": 3} | {
+        "ours_ms": 100,  # of 16 images in 1.6 s
+        "ratio": 2.5,
+        "least": 2,
+        "greatest": 10,
+    }
+    seconds["ours"], seconds["theirs"] = [1.6], [0.8]
+    found = bench.measure(row(limit="floor", once=True), 3)  # no range of one turn
+    assert (found["ratio"], found["turns"]) == (2, 1) and not {"least", "greatest"} & set(found)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "says"),
+    [
+        (torch.tensor([3.0, 4.5]), {"apart": 0.1}),
+        (ImportError("No module named 'peer'\nmore"), {"cannot": "ImportError: No module named 'peer'"}),
+    ],
+)
+def test_a_side_with_another_result_gets_no_ratio(theirs, says, turns):
+    order, seconds = turns
+    seconds["ours"], seconds["theirs"] = [1.0], [1.0]
+    found = bench.measure(row(theirs, peer="other", most=0.09), 3)
+    assert found == {"part": "2e", "work": "work", "network": "net", "peer": "other", "turns": 3} | says
+    assert order == ["ours", "theirs"]
 
 
 def test_the_document_is_what_the_committed_figures_say():
     found = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
     notes = (ROOT / "benchmarks" / "notes.md").read_text()
     assert (ROOT / "docs" / "benchmarks.md").read_text() == bench.document(found, notes)
-
-
-def test_a_row_short_of_its_goal_says_so():
-    lite0, passes = "efficientnet_lite0", "one forward pass of the same prepared network"
-    row = {"work": "2h, T = 100", "network": lite0, "limit": passes}
-    assert [bench._goal({**row, "ratio": r}) for r in (1.2, 1.21)] == ["1.2", "1.2: **short**"]
-    assert bench._goal({**row, "network": "vgg16", "ratio": 9}) == ""
-    row = {"work": "2h, T = 100", "network": "alexnet", "peer": "loop of whole passes"}
-    assert [bench._goal({**row, "ratio": r}) for r in (20.5, 19)] == ["20", "20: **short**"]
-    assert [bench._goal({"ours_s": s}) for s in (120, 121)] == ["120", "120: **short**"]
     # a goal whose row nothing measures would never be missed
-    rows = json.loads((ROOT / "docs" / "benchmarks.json").read_text())["rows"]
-    measured = {(row["work"], row["network"], row.get("peer", row.get("limit"))) for row in rows}
-    assert {*bench.GOALS} <= measured
+    measured = {bench.key_of(row) for row in found["rows"]}
+    assert {row.key for row in bench.ROWS if row.goal or row.floor} <= measured
+
+
+@pytest.mark.parametrize(
+    ("row", "ratio", "says"),
+    [
+        ("2d, first result (whole process)", 1.15, "1.15 |"),
+        ("2d, first result (whole process)", 1.16, "1.15: **short** |"),
+        ("2f guided Grad-CAM", 4.5, "4 |"),
+        ("2f guided Grad-CAM", 3.9, "4: **short** |"),
+        ("2h, T = 1000", 3.5, "floor 2.8: 1.25 times |"),
+        ("2c plain, a step of six classes", 9, " |  |"),
+    ],
+)
+def test_a_row_says_how_far_from_its_goal_it_is(row, ratio, says):
+    wanted = next(each for each in bench.ROWS if each.work == row)
+    kind = "peer" if wanted.peer else "limit"
+    found = {"part": "", "work": row, "network": wanted.network, kind: wanted.key[2], "ratio": ratio, "turns": 1}
+    document = bench.document({"machine": "", "rows": [found]}, "{tables}")
+    assert f"| {ratio:.2f} | {says}" in document
 
 
 @pytest.mark.long
 def test_two_real_sides_take_turns():
-    command = [sys.executable, "benchmarks/bench.py", "--only", "2c", "--turns", "1"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
-    rows = [json.loads(line) for line in run.stdout.splitlines()]
-    assert len(rows) == 6 and all(row["ratio"] > 0.5 for row in rows)
+    rows = [row for row in bench.ROWS if row.part == "2c"]
+    assert len(rows) == 6 and all(bench.measure(row, 1)["ratio"] > 0.5 for row in rows)
 
 
 def test_archetypes_of_several_seeds_are_one_line():

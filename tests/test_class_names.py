@@ -8,6 +8,7 @@ import pytest
 from conftest import save_photo
 
 import common
+from explain.data.datasets import read_dataset_names
 from explain.networks.class_names import match_labels, match_names, name_classes
 
 
@@ -19,6 +20,7 @@ def network(categories: list[str], wnids: list[str] = (), names_from: str = "nam
         wnids=list(wnids),
         names_from=names_from,
         checkpoint_names=None,
+        dataset_names=None,
         notes=[],
         warnings=[],
     )
@@ -151,12 +153,14 @@ def test_a_dataset_without_names_is_labelled_by_ids(tmp_path):
 
 def test_the_limit_counts_images_that_have_a_class(dataset):
     folder = dataset("emu", "dog", "cat", "elk")
-    files = common.label_images(common.validation_images(folder), network(["cat", "dog", "elk"]), folder, limit=2)
-    assert [(file.index, file.key[-5:], file.label) for file in files] == [(0, "1.png", 1), (1, "2.png", 0)]
+    files = common.label_images(common.validation_images(folder), network(["cat", "dog", "elk"]), folder)
+    two = common.spread_over_classes(files, 2, seed=0)
+    assert [file.index for file in two] == [0, 1] and {file.label for file in two} < {0, 1, 2}
+    assert two.classes == 3 and len(two.skipped) == 1
 
 
-def named(model: SimpleNamespace, file: str | None, folder) -> tuple[list[str], str]:
-    name_classes(model, file, folder)
+def named(model: SimpleNamespace, folder) -> tuple[list[str], str]:
+    name_classes(model, read_dataset_names(folder))
     return model.categories, model.names_from
 
 
@@ -164,10 +168,10 @@ def test_a_datasets_names_are_shown_only_where_they_are_the_networks(dataset):
     """A list in another order, or of other classes, named every prediction wrong, or ended the run."""
     own, path = ["tench, Tinca tinca", "goldfish"], dataset("Tench", "Goldfish") / "DL_data_p/synset_words.txt"
     folder = path.parents[1]
-    assert named(network(own, names_from="the network"), None, folder) == (["Tench", "Goldfish"], str(path))
+    assert named(network(own, names_from="the network"), folder) == (["Tench", "Goldfish"], str(path))
     for names in (("Goldfish", "Tench"), ("Tench", "emu"), ("Tench",), ("Tench", "Goldfish", "emu")):
         model = network(own, names_from="the network")
-        assert named(model, None, dataset(*names)) == (own, "the network")
+        assert named(model, dataset(*names)) == (own, "the network")
         assert model.notes == [f"{path} does not have the names of the network's 2 classes in order: not used"]
 
 
@@ -175,8 +179,8 @@ def test_imagenets_names_may_be_spelled_in_other_ways(dataset):
     """Three of four in their places; but not if the fourth stands for another class."""
     own, wnids = ["tench", "goldfish", "cock", "hen"], [f"n0000000{c}" for c in range(4)]
     folder = dataset("tench", "goldfish", "rooster", "hen")
-    assert named(network(own, wnids, "the network"), None, folder)[0][2] == "rooster"
-    assert named(network(own, wnids, "the network"), None, dataset("tench", "goldfish", "hen", "cock"))[0] == own
+    assert named(network(own, wnids, "the network"), folder)[0][2] == "rooster"
+    assert named(network(own, wnids, "the network"), dataset("tench", "goldfish", "hen", "cock"))[0] == own
 
 
 def test_a_checkpoints_ids_are_no_names(dataset):
@@ -184,7 +188,7 @@ def test_a_checkpoints_ids_are_no_names(dataset):
     for carried, expected in ((["0", "1"], ["cat", "dog"]), (["1", "0"], ["1", "0"]), (["x", "y"], ["x", "y"])):
         model = network(["class 0", "class 1"], names_from="numbers")
         model.checkpoint_names = carried
-        assert named(model, None, folder)[0] == expected
+        assert named(model, folder)[0] == expected
 
 
 def test_a_checkpoints_names_may_be_wnids(dataset):
@@ -192,7 +196,7 @@ def test_a_checkpoints_names_may_be_wnids(dataset):
     folder = dataset("n01443537 goldfish", "n01440764 tench")
     model = network(["class 0", "class 1"], names_from="numbers")
     model.checkpoint_names = ["n01440764", "n01443537"]
-    assert named(model, None, folder) == (["n01440764", "n01443537"], "the checkpoint")
+    assert named(model, folder) == (["n01440764", "n01443537"], "the checkpoint")
     assert labels_of(model, folder) == ({"0.png": 1, "1.png": 0}, [])
 
 
@@ -200,5 +204,5 @@ def test_wnids_of_the_library_are_not_those_of_a_network_that_was_trained_again(
     folder = dataset("n01440764 tench", "n01443537 goldfish")
     model = network(["tench", "goldfish"], ["n01440764", "n01443537"], "the network")
     model.checkpoint_names = ["goldfish", "tench"]
-    named(model, None, folder)
+    named(model, folder)
     assert labels_of(model, folder)[0] == {"0.png": 1, "1.png": 0}

@@ -7,7 +7,6 @@ operation gets tensors of two devices. That the values are right too is tested w
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -175,10 +174,16 @@ def test_maps_do_not_wait_for_the_device(monkeypatch):
 def test_a_step_of_ascent_waits_for_the_device_once(method, monkeypatch):
     """For the scores and the norms of the gradients; the first also looks for classes without a gradient."""
     model, waits = common.load_model("efficientnet_lite0"), []
-    settings = dataclasses.replace(ascent.METHODS[method], steps=5, blur_every=1)
     with fake_device(monkeypatch) as answers:
-        for _ in ascent.ascend(moved(model), [0, 1], settings, generators(), model.input_size):
-            waits.append(answers.waits)
+        ascent.visualize_classes(
+            moved(model),
+            [0, 1],
+            method,
+            generators(),
+            on_step=lambda state: waits.append(answers.waits),
+            steps=5,
+            blur_every=1,
+        )
     first, *others = (after - before for before, after in zip(waits, waits[1:], strict=False))
     assert first == 2 and others == [1] * 4
 

@@ -120,7 +120,7 @@ def test_a_redefined_function_changes_the_result(script, function, new, part, ru
     path = workplace / f"{script}.py"
     text = path.read_text()
     before = result(run(workplace, runs, tmp_path / "before", monkeypatch), part)
-    cut = text.index('if __name__ == "__main__"')
+    cut = text.rindex('if __name__ == "__main__"')
     try:
         path.write_text(f"{text[:cut]}old = {function}\n{function} = {new}\n\n\n{text[cut:]}")
         after = result(run(workplace, runs, tmp_path / "after", monkeypatch), part)
@@ -162,7 +162,7 @@ def test_a_map_more_is_kept_whatever_the_options(workplace, tmp_path, monkeypatc
     path = workplace / "2e_saliency.py"
     text = path.read_text()
     entry = 'MAPS["mine"] = functools.partial(lambda sign, model, images, classes: sign * (images[:, 0] - 0.5), 2)'
-    cut = text.index("def parse_options")
+    cut = text.index("def main")
     try:
         path.write_text(f"{text[:cut]}import functools\n{entry}\n\n\n{text[cut:]}")
         own = run(workplace, "2e_saliency", tmp_path / "o", monkeypatch, "--copies", "0")
@@ -212,9 +212,12 @@ def test_its_code_is_part_of_the_settings(own_maps, workplace, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        ("wrong_shape", r"own.py:wrong_shape returns a tensor of shape \(1, 3, 64, 64\): return a tensor \(N, H, W\)"),
-        ("not_finite", "own.py:not_finite returns 4096 values that are not finite"),
-        ("negative", "own.py:negative returns values below 0, the smallest -.*: return maps.abs"),
+        ("wrong_shape", r"own.py:wrong_shape must be finite .* shape \(1, 64, 64\): they are \(1, 3, 64, 64\)"),
+        ("not_finite", "own.py:not_finite must be finite .*, 4096 values not finite"),
+        (
+            "negative",
+            "maps of --map .*own.py:negative must be at least 0, and the smallest value is -.*: give maps.abs",
+        ),
         ("raises", "own.py:raises fails .KeyError: 'no such key'.: correct it"),
         ("nothing", "own.py has no function 'nothing': valid are gradient_times_input"),
     ],

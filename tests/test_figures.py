@@ -85,7 +85,8 @@ def test_a_figure_stands_without_its_title(tmp_path, monkeypatch):
         run_main("2e_saliency", "a.png", *TINY, "--no-title", "--pdf", cwd=tmp_path, monkeypatch=monkeypatch)
     folder = tmp_path / "output/2e_saliency"
     caption = (folder / "saliency.txt").read_text().splitlines()
-    assert caption[0] == "timm/test_resnet, untrained: class saliency map" and "central crop" in "".join(caption)
+    heads = "saliency map, smoothed, combined"
+    assert caption[0] == f"timm/test_resnet, untrained: {heads}" and "central crop" in "".join(caption)
     assert (folder / "saliency.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(folder / "saliency.png") as figure:
         assert figure.width == pytest.approx(16 / 2.54 * 200, abs=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import common
+from explain.basics.errors import UserError
 from explain.networks import classifier as networks
 from explain.networks import inference
 
@@ -406,3 +408,45 @@ def test_the_second_network_knows_the_photos():
     with torch.inference_mode():
         right = model(images).argmax(1) == torch.tensor([int(c) for c in labels.values()])
     assert right.float().mean() > 0.5  # published: 57.5 % of ImageNet's validation set
+
+
+# ------------------------------------------------------------------------------------------------
+# Images that are not pixels
+
+
+@pytest.fixture(scope="module")
+def small():
+    return common.load_model("timm/test_resnet", "random", input_size=32)
+
+
+@pytest.mark.parametrize("method", ["predict_logits", "class_score_gradient"])
+@pytest.mark.parametrize(("value", "says"), [(float("nan"), "nan"), (float("inf"), "inf"), (-float("inf"), "-inf")])
+def test_values_that_are_not_finite_are_refused(small, method, value, says):
+    """NaN gave a map of zeros."""
+    images = torch.full((2, 3, 32, 32), 0.5)
+    images[1, 2, 3, 4:6] = value
+    with pytest.raises(UserError, match=rf"^the images have 2 values such as {says}: give pixels in \[0, 1\]$"):
+        getattr(common, method)(small, images, *([0] if method == "class_score_gradient" else []))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda pixels: (pixels - 0.45) / 0.225, "-2 to 2.44"),  # as for ImageNet
+        (lambda pixels: 2 * pixels - 1, "-1 to 1"),
+        (lambda pixels: 255 * pixels, "0 to 255"),
+        (lambda pixels: pixels, None),
+        (lambda pixels: 0.2 * torch.randn(pixels.shape), None),  # 2c's strongest noise on a black image
+        (lambda pixels: pixels + 0.15 * torch.randn(pixels.shape), None),  # 2e's copies
+    ],
+)
+def test_values_far_outside_of_pixels_are_warned_of_once(small, change, says):
+    """A normalised batch passed in silence, with a probability of 0.573 in place of 0.976."""
+    pixels = torch.linspace(0, 1, 32).expand(2, 3, 32, 32)
+    small.warns_of_pixels = True
+    with warnings.catch_warnings(record=True) as caught, torch.inference_mode():
+        warnings.simplefilter("always")
+        for _ in range(2):
+            small(change(pixels))
+    sentence = f"the images have values from {says}, and this classifier takes pixels in [0, 1]"
+    assert [str(w.message).startswith(sentence) for w in caught] == ([True] if says else [])

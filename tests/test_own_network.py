@@ -400,10 +400,12 @@ def test_a_network_of_the_users_own_file(own):
     images = torch.rand(2, 3, 40, 40)
     with torch.inference_mode():
         torch.testing.assert_close(model(images), model.network((images - model.mean) / model.std))
-    assert model.categories == [f"class {i}" for i in range(4)] and model.weights == "those of net.py:three"
+    assert model.categories == [f"class {i}" for i in range(4)] and model.weights == "those of net.py:three, untrained"
     assert model.warnings == [
         "the preprocessing of net.py:three is assumed to be ImageNet's usual, but for input_size: resize 37, "
-        "mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), interpolation bilinear; options change it"
+        "mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225), interpolation bilinear; options change it",
+        "net.py:three: 4 of 4 parameters (conv.weight first) differ when it is called again, so they are "
+        "untrained: give --weights FILE",
     ]
     assert common.load_model("net.py:named", input_size=32).categories == ["a", "b", "c", "d"]
     assert common.load_model("net.py:Net", input_size=32).channels == 3
@@ -412,6 +414,63 @@ def test_a_network_of_the_users_own_file(own):
     half = common.load_model("net.py:half", input_size=32)
     assert half.network.fc.weight.dtype == torch.float32
     assert half.notes == ["weights converted from float16 to float32"]
+
+
+TRAINED = """
+from net import *
+calls, MADE = [], Net()
+
+def seeded():
+    torch.manual_seed(3)
+    return Net()
+def loads():
+    net = Net(); net.load_state_dict(torch.load("w.pth")); return net
+def new_head():
+    net = loads(); net.fc = nn.Linear(5, 4); return net
+def lazy(): return nn.Sequential(nn.LazyConv2d(4, 3, stride=16), nn.Flatten(), nn.LazyLinear(4))
+def made(): return MADE
+def once():
+    calls.append(1)
+    if len(calls) > 1:
+        raise RuntimeError("busy")
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Net", "4 of 4 parameters .conv.weight first. differ when it is called again, so they are untrained: give"),
+        ("made", "4 of 4 parameters .conv.weight first. differ"),  # when the file is imported
+        ("new_head", "2 of 4 parameters .fc.weight first. differ"),
+        ("lazy", "4 of 4 parameters .0.weight first. differ"),
+        ("once", "whether its weights are trained is unknown, since a second call fails: .*RuntimeError: busy"),
+        ("seeded", None),
+        ("loads", None),
+    ],
+)
+def test_a_forgotten_weights_file_is_noticed(own, name, says):
+    """The maps of random numbers were titled as those of a trained network."""
+    (own / "trained.py").write_text(TRAINED)
+    saved(own / "w.pth", common.load_model("net.py:Net", input_size=32).network.state_dict())
+    state = torch.get_rng_state()
+    model = common.load_model(f"trained.py:{name}", input_size=32)
+    assert torch.equal(torch.get_rng_state(), state)
+    untrained = bool(says) and name != "once"
+    assert model.label == f"trained.py:{name}" + (", untrained" if untrained else "")
+    assert model.weights == f"those of trained.py:{name}" + (", untrained" if untrained else "")
+    said = [warning for warning in model.warnings if "assumed" not in warning]
+    assert len(said) == bool(says) and all(re.match(f"trained.py:{name}: {says}", sentence) for sentence in said)
+    if name == "Net":  # with weights nothing is called twice
+        assert common.load_model("trained.py:Net", "w.pth", input_size=32).label == "trained.py:Net, w.pth"
+
+
+def test_untrained_weights_are_said_in_figures_and_metrics(photos, monkeypatch):
+    run_main("2d_predict", *FAST, "photos", cwd=photos, monkeypatch=monkeypatch)
+    metrics = json.loads((photos / "output/2d_predict/metrics.json").read_text())
+    assert metrics["captions"]["predictions.png"][0].startswith("net.py:three, untrained: ")
+    assert metrics["model"]["weights"] == "those of net.py:three, untrained"
+    assert any("so they are untrained" in note for note in metrics["model"]["notes"])
 
 
 def test_its_weights_come_from_a_checkpoint(own):
@@ -465,8 +524,8 @@ def test_wrong_files_are_one_sentence(own, name, says):
 @pytest.mark.parametrize("function", ["sigmoid", "binary"])
 def test_a_network_that_ends_in_a_sigmoid_is_noticed(own, function):
     warnings = common.load_model(f"net.py:{function}", input_size=32).warnings
-    assert ["ends in a sigmoid: the class score is then a" in w for w in warnings] == [False, True]
-    assert len(common.load_model("net.py:three", input_size=32).warnings) == 1
+    assert ["ends in a sigmoid: the class score is then a" in w for w in warnings] == [False, False, True]
+    assert len(common.load_model("net.py:three", input_size=32).warnings) == 2
 
 
 @pytest.mark.filterwarnings("ignore:Glyph:UserWarning")
@@ -507,7 +566,7 @@ def test_preprocessing_by_options(own):
     image = Image.fromarray(np.arange(48 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(48, 60, 3))
     given = {"input_size": 16, "resize": 24, "mean": [0.5], "std": [0.25], "interpolation": "bicubic"}
     model = common.load_model("net.py:three", **given)
-    assert model.warnings == []  # nothing was guessed
+    assert not any("assumed" in warning for warning in model.warnings)
     expected = to_tensor(resize(image, 24, torchvision.transforms.InterpolationMode.BICUBIC))[:, 4:20, 7:23]
     torch.testing.assert_close(model.preprocess(image), expected)
     assert model.mean.flatten().tolist() == [0.5] and model.std.flatten().tolist() == [0.25]
@@ -536,7 +595,7 @@ def test_preprocessing_that_the_network_carries(own):
     assert model.input_size == config.input_size[-1] and model.preprocessing["mean"] == config.mean
     model = common.load_model("carries.py:torchvisions")
     assert (model.preprocessing["resize"], model.preprocessing["input_size"]) == (232, 224)
-    assert model.warnings == []
+    assert not any("assumed" in warning for warning in model.warnings)
 
 
 HALVES = Image.fromarray(np.repeat(np.uint8([0, 255]), 16)[None, :, None].repeat(16, 0).repeat(3, 2))  # 32 x 16
@@ -712,7 +771,7 @@ def test_names_in_any_script_and_with_any_sign_through_all_exercises(photos, mon
 
 
 # ------------------------------------------------------------------------------------------------
-# End to end, as in the README under "Your own network"
+# End to end, as in docs/own_network.md
 
 
 def save_classes(folder: Path) -> None:
@@ -732,11 +791,11 @@ def save_classes(folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_the_readmes_own_network_from_training_to_figures(tmp_path, monkeypatch):
-    """The README's training code is run as it stands there, then all exercises on what it saved."""
+def test_the_documented_network_from_training_to_figures(tmp_path, monkeypatch):
+    """The page's training code is run as written, then all exercises on what it saved."""
     monkeypatch.chdir(tmp_path)
     save_classes(tmp_path / "photos")
-    section = (ROOT / "README.md").read_text().split("## Your own network")[1].split("\n## ")[0]
+    section = (ROOT / "docs/own_network.md").read_text()
     variables: dict = {}
     exec(section.split("```python")[1].split("```")[0], variables)
     mine = re.search('MINE="(.*)"', section)[1].split() + ["--threads", "1", "--show", "4", "--output", "output"]

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from conftest import SCRIPTS, run_main, save_inputs
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,9 +22,11 @@ from explain.basics.errors import UserError
 from explain.report import page
 from explain.report.figures import draw_title, figure_style, margins
 from explain.report.page import EXERCISES
+from explain.run.output import map_name
 
 HOSTILE = "<script>document.title='run'</script> \"quo'ted\" &amp; \u202eפוט"
 LONG = "x" * 251 + ".jpg"
+MAPS_OF_TWO = {"kinds": ["plain"], "maps": 2, "mean_plain_half_mass_area": 0.25, "insertion_minus_deletion": {}}
 
 
 class Page(HTMLParser):
@@ -73,9 +75,8 @@ def finished(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     save_inputs(folder)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency"):
+        for name in [script for script in EXERCISES if script[:2] in ("2b", "2c", "2d", "2e", "2f", "2h")]:
             run_main(name, *SCRIPTS[name], cwd=folder, monkeypatch=patch)
-        run_main("2h_mc_dropout", *SCRIPTS["2h_mc_dropout"], cwd=folder, monkeypatch=patch)
     return folder / "output"
 
 
@@ -85,14 +86,7 @@ def half(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("half") / "output"
     skipped = [{"path": f"photos/{HOSTILE}", "reason": f"it is {HOSTILE}"}]
     images = {"found": 3, "used": 2, "skipped": skipped, "notes": {HOSTILE: 1}, "no_picture": 1}
-    model = {
-        "name": HOSTILE,
-        "weights": "random",
-        "sha256": "0" * 64,
-        "input_size": 8,
-        "classes": 4,
-        "notes": [HOSTILE],
-    }
+    model = network(HOSTILE) | {"notes": [HOSTILE]}
     folder = write_predictions(output, [HOSTILE, LONG], images=images, model=model, captions={"a.png": [HOSTILE] * 2})
     Image.new("RGB", (40, 30), "white").save(folder / "a.png")
     (folder / "predictions.csv").write_text(f'class,name\n3,"{HOSTILE.replace(chr(34), chr(34) * 2)}"\n')
@@ -102,10 +96,11 @@ def half(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("empty") / "output"
-    output.mkdir()
-    page.write_page(output)
-    return output
+    return page.write_page(tmp_path_factory.mktemp("empty")).parent
+
+
+def network(name: str) -> dict:
+    return {"name": name, "weights": "w", "sha256": name * 8, "input_size": 8, "classes": 4}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -142,10 +137,7 @@ def test_every_link_and_picture_is_there(which, request):
     ids = found.values("id")
     assert len(ids) == len(set(ids))
     for link in [*found.values("href"), *found.values("src")]:
-        if link.startswith("#"):
-            assert link[1:] in ids
-        elif link != "data:,":
-            assert ":" not in link and (output / unquote(link)).exists(), link
+        assert link[1:] in ids if link.startswith("#") else ":" not in link and (output / unquote(link)).exists(), link
     for tag, given in found.elements:
         if tag == "img":
             with Image.open(output / unquote(given["src"])) as image:
@@ -155,19 +147,15 @@ def test_every_link_and_picture_is_there(which, request):
 def test_a_finished_folder_has_a_card_for_each_picture(finished):
     """Two pictures are shown (--show 2), each with five classes and two or more maps; the numbers are those of rows."""
     found = Page(finished / "report.html")
-    cards = [given for tag, given in found.elements if given.get("class") == "card"]
-    assert len(cards) == 2
+    assert [given.get("class") for _, given in found.elements].count("card") == 2
     rows = [json.loads(line) for line in (finished / "2d_predict/rows.jsonl").read_text().splitlines()]
-    shown = [p for row in rows[:2] for p in row["probabilities"]]
-    assert all(f"{p:.3f}" in found.text for p in shown)
+    assert all(f"{p:.3f}" in found.text for row in rows[:2] for p in row["probabilities"])
     loss = json.loads((finished / "2b_evaluate/metrics.json").read_text())["results"]["loss"]
     assert f"{loss:.3f}" in found.text
-    drawn = sorted(path.name for path in (finished / "report").iterdir())
-    assert {name.split("_", 3)[-1] for name in drawn} >= {"plain.webp"}
-    assert len([name for name in drawn if name.endswith("_plain.webp")]) == 2
-    alternatives = [given["alt"] for tag, given in found.elements if tag == "img"]
-    assert any(re.match(r"guided map of 0.png for .+half in 0\.\d{3} of its pixels", a) for a in alternatives)
-    assert any(re.match(r"plain archetype of .+; own: [01]\.\d{3} \(rank \d+\)", a) for a in alternatives)
+    drawn = [path.name for path in (finished / "report").iterdir()]
+    assert len([name for name in drawn if re.fullmatch(r"map_0000\d_\d+_plain\.(jpg|png)", name)]) == 2
+    assert re.search(r" guided score −?\d\.\d{3} half in 0\.\d{3} ", found.text)
+    assert any(re.match(r"guided map of 0.png for ", given.get("alt", "")) for _, given in found.elements)
 
 
 def test_the_same_folder_gives_the_same_bytes_and_stays_as_it_is(finished):
@@ -178,13 +166,27 @@ def test_the_same_folder_gives_the_same_bytes_and_stays_as_it_is(finished):
 
 def test_a_map_that_is_gone_leaves_the_page(finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "output")
-    (output / "report/2e_saliency_99999_plain.webp").write_bytes(b"old")
+    (output / "report/map_99999_0_plain.jpg").write_bytes(b"old")
     (output / "report/mine.webp").write_bytes(b"mine")
     for path in [*output.glob("2*/maps/*.npy"), *output.glob("2*/pictures/*")]:
         path.unlink()
     found = Page(page.write_page(output))
-    assert [path.name for path in (output / "report").iterdir()] == ["mine.webp"]
+    assert "mine.webp" in os.listdir(output / "report") and not list((output / "report").glob("map_*"))
     assert found.text.count("The picture is not in the folder.") == 2
+    assert "guided : its file is missing" in found.text
+
+
+def test_maps_of_a_kind_share_a_scale_within_a_picture(tmp_path):
+    """Constant maps of 1 and 2 for two classes: the second is the brightest colour, the first halfway to it."""
+    rows = [{"index": k, "path": "a.jpg", "class": k, "maps": ["plain"], "plain_status": "ok"} for k in (0, 1)]
+    folder = write_run(tmp_path, "2e_saliency", {}, [row | {"probability": 0.5, "rank": 1} for row in rows])
+    (folder / "maps").mkdir()
+    for row in rows:
+        np.save(folder / map_name(row["index"], "plain"), np.full((8, 8), row["class"] + 1.0))
+    page.write_page(tmp_path)
+    drawn = [Image.open(path).convert("RGB") for path in sorted((tmp_path / "report").iterdir())]
+    pixels = [np.array(image, float)[4, 4] for image in drawn]
+    assert np.abs(pixels - 255 * colormaps["inferno"]([0.5, 1.0])[:, :3]).max() < 6
 
 
 @pytest.mark.parametrize(
@@ -196,17 +198,18 @@ def test_metrics_that_are_not_ours_are_named(tmp_path, content):
     (tmp_path / "2h_mc_dropout/metrics.json").write_text(content)
     text = Page(page.write_page(tmp_path)).text
     assert "python 2h_mc_dropout.py" in text and "0.750" in text
-    assert "cannot be read" in text or "written by another version" in text
+    assert "cannot be read, or was written by another version" in text
 
 
-def test_different_networks_are_said(tmp_path):
-    def model(name):
-        return {"name": name, "weights": "w", "sha256": name * 8, "input_size": 8, "classes": 4}
-
-    write_predictions(tmp_path, ["a.jpg"], model=model("one"))
-    write_run(tmp_path, "2e_saliency", {"mean_plain_half_mass_area": 0.25}, model=model("two"))
+@pytest.mark.parametrize("same", [True, False])
+def test_different_networks_and_data_are_said(tmp_path, same):
+    write_predictions(tmp_path, ["a.jpg"], model=network("one"), dataset="1")
+    other = "one" if same else "two"
+    write_run(tmp_path, "2e_saliency", MAPS_OF_TWO, model=network(other), dataset=other.replace("one", "1"))
     text = Page(page.write_page(tmp_path)).text
-    assert "ran on different networks" in text and "network of 2d" in text and "network of 2e" in text
+    assert ("ran on different networks" in text) is not same
+    assert ("The network of 2e_saliency: two" in text) is not same
+    assert ("ran on different data: compare them with care. 2d_predict; 2e_saliency." in text) is not same
 
 
 def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path):
@@ -225,7 +228,9 @@ def test_a_large_folder_is_bounded(tmp_path):
         file.write("no row")  # which would be an error
     path = page.write_page(tmp_path)
     assert path.stat().st_size < 200_000
-    assert "and 49988 more" in Page(path).text and path.read_text().count('class="card"') == 2
+    text = Page(path).text
+    assert "50,000 of 100,000 images skipped: photos/0.jpg ( broken ), " in text and "and 49,988 more" in text
+    assert path.read_text().count('class="card"') == 2
 
 
 def test_a_run_that_ends_meanwhile_is_not_lost(tmp_path, monkeypatch):
@@ -237,11 +242,12 @@ def test_a_run_that_ends_meanwhile_is_not_lost(tmp_path, monkeypatch):
         calls.append(1)
         text = render(*arguments)
         if len(calls) == 1:
-            write_run(tmp_path, "2e_saliency", {"mean_plain_half_mass_area": 0.25})
+            write_run(tmp_path, "2e_saliency", MAPS_OF_TWO)
         return text
 
     monkeypatch.setattr(page, "render", render_late)
-    assert "Half of a map lies in 0.250" in page.write_page(tmp_path).read_text() and len(calls) == 2
+    found = Page(page.write_page(tmp_path))
+    assert "Half of a map lies in 0.250 of its pixels, on average over 2 maps" in found.text and len(calls) == 2
 
 
 def test_a_single_file_has_its_pictures_inside(finished):
@@ -249,7 +255,7 @@ def test_a_single_file_has_its_pictures_inside(finished):
     found = Page(path)
     path.unlink()
     assert all(source.startswith("data:image/webp;base64,") for source in found.values("src"))
-    assert all(link.startswith("#") or link == "data:," for link in found.values("href"))
+    assert all(link.startswith("#") for link in found.values("href"))
     assert len(found.values("src")) == len(Page(finished / "report.html").values("src"))
 
 
@@ -265,39 +271,70 @@ def test_a_single_file_shrinks_its_pictures_until_it_fits(tmp_path, monkeypatch)
         page.write_page(tmp_path, single=True)
 
 
-def test_worth_and_judgement_are_shown(tmp_path):
-    """Results of 2g: in its own section, and among the limits of 2e."""
-    plain = {"insertion": 0.5, "deletion": 0.4, "insertion_minus_deletion": 0.1, "grid_pointing": 0.3}
-    plain["insertion_minus_deletion_standard_error"] = 0.02
-    random = {"insertion": 0.45, "deletion": 0.44, "insertion_minus_deletion": 0.01, "grid_pointing": None}
-    results = {"maps": {"plain": plain, "random": random}, "best_baseline": "random", "images_measured": 7}
-    results |= {"kinds": ["plain"], "baselines": ["random"]}
+@pytest.mark.parametrize(
+    ("difference", "sentence"),
+    [
+        (0.09, "The most faithful map is plain, insertion less deletion 0.100 ± 0.020; "),
+        (
+            -0.3,
+            "No map is shown to be better than a baseline: the best map is plain, insertion less deletion 0.100 ± 0.",
+        ),
+        (None, "2 maps and baselines compared on 7 images."),
+    ],
+)
+def test_the_best_map_and_the_best_baseline_are_said_once(tmp_path, difference, sentence):
+    plain = {"images": 7, "insertion": 0.5, "deletion": 0.4, "insertion_minus_deletion": 0.1, "cells": 4}
+    plain |= {"insertion_minus_deletion_standard_error": 0.02, "grid_pointing": 0.3}
+    edges = plain | {"insertion_minus_deletion": 0.01, "grid_pointing": None}
+    results = {"maps": {"edges": edges, "plain": plain}, "kinds": ["plain"], "baselines": ["edges"]}
+    results |= {"images_measured": 7, "images_wrong": 1, "best_map": "plain", "best_baseline": "edges"}
+    if difference is not None:
+        results |= {"difference": difference, "difference_standard_error": 0.0004, "map_is_better": difference > 0}
     write_run(tmp_path, "2g_faithfulness", results)
-    write_run(tmp_path, "2e_saliency", {"mean_plain_half_mass_area": 0.25})
+    text = Page(page.write_page(tmp_path)).text
+    assert text.count(sentence) == 1
+    assert "plain 7 0.500 0.400 0.100 ± 0.020 4 0.300 edges 7 0.500 0.400 0.010 ± 0.020 4 –" in text
+    if difference is not None:
+        measured = f"{difference:.4f} ± 0.0004".replace("-", "−")
+        assert f"the best baseline (edges) has 0.010 ± 0.020. Difference: {measured}, over 7 images." in text
+
+
+def test_measures_of_uncertainty_are_shown_with_their_intervals(tmp_path):
     mistakes = {"single_pass": {"auroc": 0.8, "auroc_interval": [0.7, 0.9], "area_under_risk_coverage": 0.1}}
     found = {"passes": 5, "mean_mutual_information": 0.1, "mean_predictive_entropy": 1.0, "most_uncertain": "a/b.jpg"}
-    found |= {"not_told_apart_from_most_uncertain": ["a/c.jpg"], "mistakes": mistakes}
+    found |= {"not_told_apart_from_most_uncertain": ["a/c.jpg"], "mistakes": mistakes, "images": 2}
     write_run(tmp_path, "2h_mc_dropout", found)
     text = Page(page.write_page(tmp_path)).text
-    assert "believed is plain: insertion less deletion 0.100 ± 0.020, the best baseline (random) 0.010." in text
-    assert "Measured in 2g: The map most to be believed is plain" in text
+    assert "Main numbers of 2 images" in text
     assert "single pass 0.800 (0.700 to 0.900) 0.100" in text
     assert "least sure by mutual information: b.jpg, not told apart from 1 other." in text
 
 
-def test_margins_are_those_of_title_and_caption():
-    """A figure of nothing but a title and a caption is white between its margins, and has ink in both."""
+def test_a_figure_is_shown_without_its_title_and_caption(tmp_path):
+    """A figure of nothing but a title and a caption has ink in both margins, and is white on the page."""
+    folder = write_predictions(tmp_path, [], captions={"a.png": ["A title", "A caption"]}, margins={"a.png": (0, 0)})
     with figure_style():
         figure = Figure(figsize=(4, 2), layout="constrained")
         texts = draw_title(figure, "A title", "A caption", "of two sentences")
-        figure.savefig(os.devnull, format="png")
+        figure.savefig(folder / "a.png")
         above, below = margins(figure, *texts)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-    ink = np.asarray(canvas.buffer_rgba())[..., :3].min((1, 2)) < 128
-    height = len(ink)
-    top, bottom = round(above * height), height - round(below * height)
-    assert ink[:top].any() and ink[bottom:].any() and not ink[top + 1 : bottom - 1].any()
+    ink = np.asarray(Image.open(folder / "a.png").convert("L")) < 128
+    assert ink[: round(above * len(ink))].any() and ink[-round(below * len(ink)) :].any()
+    write_predictions(tmp_path, [], captions={"a.png": ["A title"]}, margins={"a.png": (above, below)})
+    found = Page(page.write_page(tmp_path))
+    with Image.open(tmp_path / found.values("src")[0]) as shown:
+        assert shown.height < (1 - above - below) * len(ink) + 2 and np.asarray(shown.convert("L")).min() > 240
+    assert found.text.count("A title") == 1
+
+
+def test_a_photo_is_kept_as_jpeg_and_a_drawing_without_loss(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    drawing = np.full((60, 60, 3), 255, np.uint8)
+    drawing[::7] = 0, 114, 178
+    for name, pixels in (("photo", noise), ("drawing", drawing)):
+        page.drawn(tmp_path, name, Image.fromarray(pixels))
+    assert sorted(os.listdir(tmp_path / "report")) == ["drawing.png", "photo.jpg"]
+    assert (np.asarray(Image.open(tmp_path / "report/drawing.png")) == drawing).all()
 
 
 @pytest.mark.parametrize(

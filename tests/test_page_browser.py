@@ -6,8 +6,12 @@ import base64
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from test_page import HOSTILE, empty, finished, half  # noqa: F401
+from PIL import Image
+from test_page import HOSTILE, empty, finished, half, write_predictions  # noqa: F401
+
+from explain.report import page
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
@@ -16,7 +20,7 @@ DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed")
 AXE = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
 PAGES = ("finished", "half", "empty")
-FIGURES = ".frame, .maps figure, .card > .top"
+BLOCKS = "figure, tr, li, .top, math, .command"  # what the end of a sheet may not cut
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +95,24 @@ def test_all_is_reached_by_the_keyboard(opened):
 
 
 @pytest.mark.parametrize("height_cm", [29.7, 27.9])
-def test_no_figure_is_cut_by_the_end_of_a_sheet(opened, height_cm):
-    """On A4 and on Letter each figure fits on a sheet (margins 16 mm) and may not be broken."""
+def test_no_sheet_is_more_than_half_empty(opened, height_cm):
+    """On A4 and on Letter, with margins of 16 mm: a block that is not broken is at most half a sheet high."""
     emulate(opened, width=round(18 / 2.54 * 96), media="print")
-    figures = opened.execute_script(
-        f"return [...document.querySelectorAll('{FIGURES}')].map(e => {{ const whole = e.closest('figure') || e; "
-        "return [e.getBoundingClientRect().height, getComputedStyle(whole).breakInside] })"
+    heights = opened.execute_script(
+        f"return [...document.querySelectorAll('{BLOCKS}')].map(e => "
+        "[e.getBoundingClientRect().height, getComputedStyle(e).breakInside, e.outerHTML.slice(0, 80)])"
     )
-    sheet = (height_cm - 3.2) / 2.54 * 96
-    bad = [
-        (height, broken) for height, broken in figures if height > sheet - 60 or broken != "avoid"
-    ]  # 60: the caption
-    assert figures or "empty" in opened.current_url
-    assert bad == []
-    pdf = base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", {"paperHeight": height_cm / 2.54})["data"])
-    assert pdf.startswith(b"%PDF") and len(pdf) > 5000
+    highest = (height_cm - 3.2) / 2.54 * 96 / 2
+    assert [block for block in heights if block[0] > highest or block[1] != "avoid"] == []
+
+
+def test_a_pdf_of_the_page_has_photos_as_jpeg(browser, tmp_path):
+    """Two photos of 16 x 20 cm at 200 dpi: each would take 6 MB without compression."""
+    folder = write_predictions(tmp_path, [], captions={"a.png": ["a"], "b.png": ["b"]})
+    for seed, name in enumerate(("a.png", "b.png")):
+        small = np.random.default_rng(seed).integers(0, 256, (197, 157, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((1260, 1575), Image.Resampling.BICUBIC).save(folder / name)
+    browser.get(page.write_page(tmp_path).as_uri())
+    emulate(browser)
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert pdf.count(b"/DCTDecode") == 2 and len(pdf) < 1_500_000

@@ -1,4 +1,4 @@
-"""The README's examples run as they stand there."""
+"""The examples and commands of the README and of docs/ run as written."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ import matplotlib
 import pytest
 from conftest import ROOT, finish_script, save_photo
 
-README = (ROOT / "README.md").read_text()
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]}
+README = PAGES["README.md"]
 BLOCKS = [
     re.sub("(?m)^ {4}", "", block).strip("\n")
-    for block in re.findall(r"(?m)(?:^ {4}.*\n|^\n(?= {4}))+", README)
+    for page in PAGES.values()
+    for block in re.findall(r"(?m)(?:^ {4}.*\n|^\n(?= {4}))+", page)
     if block.strip()
 ]
-PYTHON = [block for block in BLOCKS if re.match("(import|from) ", block)]
+PYTHON = list(dict.fromkeys(block for block in BLOCKS if re.match("(import|from) ", block)))
 COMMANDS = [
     command
     for block in BLOCKS
     if block not in PYTHON
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     for command in re.split(" && ", line.partition("  #")[0].strip())
     if re.match(r"(\S*python|torchrun|sbatch|make|pip|python3) ?", command)
 ]
-SCRIPTS = [command for command in COMMANDS if re.match(r"python \w+\.py", command)]
-# the others are those of "Your own network", which test_own_network.py runs, from training on
-WITHOUT_A_NETWORK = [command for command in SCRIPTS if not re.search(r"\$MINE|photos", command)]
+COMMANDS += [command for page in PAGES.values() for command in re.findall(r"`((?:python|make)\b[^`]*)`", page)]
+SCRIPTS = list(dict.fromkeys(command for command in COMMANDS if re.match(r"python \w+\.py", command)))
+# $MINE and photos are run by test_own_network.py, from training on; the others need weights, a dataset or hours
+NOT_ALONE = r"\$MINE|photos|FILE|DIR|report.py|--limit 91|--classes all|--link"
+ALONE = [command for command in SCRIPTS if not re.search(NOT_ALONE, command)]
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +44,47 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 12_000
+
+
 def test_what_can_be_changed_is_where_the_table_says():
-    rows = re.findall(r"(?m)^\| [^|]+ \| ((?:.*`[\w/.]+\.(?:py|j2)`.*)) \|$", README.split("**Change a method**")[1])
-    assert len(rows) >= 16
-    for row in rows:
-        for names, file in re.findall(r"(.+?) in `([\w/.]+\.(?:py|j2))`", row):
-            text = (ROOT / file).read_text()
-            for name in re.findall(r"`(\w+)`", names.partition("or `")[0]):
-                assert re.search(rf"(?m)^(def {name}\(|{name}\b.*=|.*, {name} = |{{%-? macro {name}\()", text), (
-                    name,
-                    file,
-                )
+    rows = re.findall(r"(?m)^\| [^|]+ \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", README.split("## Change a method")[1])
+    names = [(name, file) for what, where in rows[2:] for name in code(what) for file in code(where)]
+    assert len(rows[2:]) >= 15 and len(names) >= 18
+    for name, file in names:
+        assert re.search(rf"(?m)^( *def {name}\(|{name}\b.*=|.*, {name} = )", (ROOT / file).read_text()), (name, file)
+
+
+def test_names_in_the_architecture_are_where_it_says():
+    lines = re.sub(r"\n +", " ", PAGES["docs/architecture.md"].split("## To add")[1]).splitlines()
+    places = [code(line) for line in lines if ".py`" in line and not line.startswith("- **an exercise")]
+    assert len(places) >= 7
+    for place in places:
+        files = [(ROOT / file).read_text() for file in place if file.endswith(".py")]
+        for name in [name for name in place if name.isidentifier()]:
+            assert any(re.search(rf"(?m)^(def {name}\(|{name}\b.*=)", text) for text in files), (name, place)
+
+
+def code(text: str) -> list[str]:
+    """The words of a text that are set as code."""
+    return re.findall(r"`([\w./]+)`", text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.is_file(), link
+        headings = re.findall(r"(?m)^#+ (.+)$", target.read_text()) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in headings], link
 
 
 def test_the_examples_are_found():
     assert len(PYTHON) == 6
-    assert len(SCRIPTS) >= 14 and {"make", "make test"} <= set(COMMANDS)
+    assert len(SCRIPTS) >= 25 and {"make", "make test", "python report.py"} <= set(COMMANDS)
+    assert len(ALONE) >= 8
 
 
 @pytest.mark.parametrize("example", PYTHON, ids=lambda block: re.findall("[a-z_]+", block)[-2])
@@ -81,7 +110,7 @@ def test_each_command_is_understood(command, monkeypatch, capsys):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("command", WITHOUT_A_NETWORK)
+@pytest.mark.parametrize("command", ALONE)
 def test_each_command_runs(command, tmp_path):
     save_photo(tmp_path / "photo.jpg", size=(300, 260))
     (tmp_path / "my_map.py").write_text(next(block for block in PYTHON if "def gradient_times_input" in block))

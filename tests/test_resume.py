@@ -193,16 +193,18 @@ def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch, s
     """The second method is stopped after its 55th step: the state is that after the 50th, from which 10 are left."""
     name, steps = "2c_class_visualization", []
     script = load_script(name)
-    ascend = script.ascend
+    visualize_classes = script.visualize_classes
 
-    def stopped(model, classes, settings, *arguments):
-        for state in ascend(model, classes, settings, *arguments):
-            if stop and settings.noise and state.step == 55:  # plain has no noise
+    def stopped(model, classes, method, generators, size, state, on_step, **settings):
+        def observe(state):
+            on_step(state)
+            if stop and method == second and state.step == 55:
                 raise KeyboardInterrupt
             steps.append(state.step)
-            yield state
 
-    monkeypatch.setattr(script, "ascend", stopped)
+        return visualize_classes(model, classes, method, generators, size, state, observe, **settings)
+
+    monkeypatch.setattr(script, "visualize_classes", stopped)
     save_inputs(tmp_path)
     arguments = [*SCRIPTS[name], "--batch-size", "5", "--methods", "plain", second]
     stop = True

@@ -256,7 +256,7 @@ def test_the_logits_are_what_goes_into_a_softmax(own, name, ending):
     model = load(name)
     assert_same_function(model, as_written("Logits"))
     assert f"it ends in a {ending}: its logits, which go into the {ending}, are explained" in model.warnings[-1]
-    assert model.label == f"nets.py:{name}, before its softmax"
+    assert model.label == f"nets.py:{name}, untrained, before its softmax"
 
 
 def test_a_softmax_by_hand_is_noticed(own):

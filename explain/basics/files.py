@@ -33,6 +33,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_file_of(path: Path, digest: str) -> bool:
+    """Return whether there is a file whose content has this SHA-256."""
+    return path.is_file() and sha256_of(path) == digest
+
+
 # Folders and files that systems and archives leave beside those of users, in lower case
 SYSTEM_NAMES = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
 SYSTEM_NAMES |= {"thumbs.db", "ehthumbs.db", "desktop.ini"}
@@ -130,7 +135,7 @@ def copy_or_link(source: Path, target: Path, folder: Path, digest: str, link: bo
     """
     if not is_inside(target.parent, folder):
         raise UserError(f"{target.parent} is a link that leaves {folder}: remove the link")
-    if target.is_file() and (target.samefile(source) if link else sha256_of(target) == digest):
+    if (target.is_file() and target.samefile(source)) if link else is_file_of(target, digest):
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}.tmp")  # not made from a name that may have 255 bytes already

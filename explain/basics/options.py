@@ -1,4 +1,4 @@
-"""Options of the command line that come from a dataclass: one for each setting, with its meaning, unit and range."""
+"""Kinds of options: numbers in a range, a part of the work, the settings of a dataclass."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from explain.basics.errors import UserError, unknown
+
+# Defaults and choices that options share with what they are options of
+WHITE = 65_535  # in a 16-bit picture, unless --white names another value
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+COPIES, NOISE = 16, 0.15  # of the smoothed map, chosen on the sample's photos: docs/faithfulness.md
+JUDGES = ("efficientnet_lite2", "efficientnet_lite0")  # of archetypes: the first that is not the network explained
+CURVE_STEPS = 28  # in which all pixels of a picture come or go: the points of a curve, less one
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -41,6 +48,14 @@ def number(requirement: str, is_valid: Callable[[float], bool]) -> Callable[[str
 at_least_0 = number("of at least 0", lambda value: value >= 0)
 above_0 = number("above 0", lambda value: value > 0)
 fraction = number("above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Parse i/n with 0 <= i < n (argparse type)."""
+    i, _, n = text.partition("/")
+    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
+        raise argparse.ArgumentTypeError(f"a shard is I/N with I from 0 to N - 1, as in 0/4, not {text!r}")
+    return int(i), int(n)
 
 
 def setting(default: Any, meaning: str, kind: Callable[[str], Any] = at_least_0) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from explain.basics.errors import UserError, printable, quantity
@@ -166,28 +167,26 @@ def _ids_by_name(
 
 
 def refuse_parts(folder: Path, subfolders: Sequence[str]) -> None:
-    """Raise UserError where the subfolders are train, val, test and the like, and not classes."""
-    # TRAIN and TEST_SIMPLE, or seg_train and seg_test, are parts; bullet train and test tube are not
+    """Raise UserError where the subfolders are train, val, test and the like, and not classes.
+
+    They are if all are named so, or if some are named alike but for a part to train on and another, as in seg_train and
+    seg_test: bullet train and test tube are classes.
+    """
     folders = [name for name in subfolders if name.casefold() not in BESIDE_PARTS]
-    tokens = {name: match for name in folders if (match := PART_TOKEN.search(name.casefold()))}
-    parts = {name: match for name in folders if (match := PART_NAME.fullmatch(name.casefold()))}
-    if parts and len(tokens | parts) == len(folders) and len(_kinds(tokens | parts)) == 2:
-        parts = tokens | parts
-    around: dict[tuple[str, str], dict[str, re.Match]] = {}
-    for name, match in tokens.items():
-        around.setdefault((match.string[: match.start()], match.string[match.end() :]), {})[name] = match
-    parts |= next((alike for alike in around.values() if len(_kinds(alike)) == 2), {})
-    if parts and (len(parts) == len(folders) or len(_kinds(parts)) == 2):
-        first = min(parts, key=lambda name: [bool(re.fullmatch(part, parts[name][1])) for part in PARTS].index(True))
-        raise UserError(
-            f"{printable(folder)} has the folders {', '.join(parts)}, which are parts of a dataset and not classes: "
-            f"give one of them, such as {printable(folder / first)}"
-        )
-
-
-def _kinds(parts: Mapping[str, re.Match]) -> set[bool]:
-    """Return whether there are parts to train on, and others."""
-    return {match[1].startswith("train") for match in parts.values()}
+    alike: dict[str, dict[str, str]] = {}  # what a name has around its part -> {name: part}
+    for name in folders:
+        if match := PART_NAME.fullmatch(name.casefold()):
+            alike.setdefault("", {})[name] = match[1]
+        elif match := PART_TOKEN.search(name.casefold()):
+            alike.setdefault(PART_TOKEN.sub("*", match.string, count=1), {})[name] = match[1]
+    for around, parts in alike.items():
+        both = len({part.startswith("train") for part in parts.values()}) == 2
+        if both or (not around and len(parts) == len(folders)):
+            first = min(parts, key=lambda name: [bool(re.fullmatch(part, parts[name])) for part in PARTS].index(True))
+            raise UserError(
+                f"{printable(folder)} has the folders {', '.join(parts)}, which are parts of a dataset, not classes: "
+                f"give one of them, such as {printable(folder / first)}"
+            )
 
 
 def shown(names: Collection[str]) -> str:
@@ -249,3 +248,12 @@ def read_dataset_names(dataset: Path) -> tuple[Names, Path] | None:
     split = dataset / "DL_data_p" / SPLIT_NAMES
     path = split if split.is_file() else find_file(dataset / "DL_data", NAME_LISTS)
     return (read_names(path), path) if path else None
+
+
+def dataset_digest(dataset: Path) -> str | None:
+    """Return a digest of the names of a dataset's split and test pictures; None where there are none."""
+    tests = find_folder(dataset / "DL_data", TEST_FOLDERS)
+    folders = [folder for folder in (dataset / "DL_data_p", tests) if folder and folder.is_dir()]
+    pictures = [path for folder in folders for path in list_files(folder) if is_picture_name(path)]
+    names = "\n".join(printable(path.relative_to(dataset)) for path in pictures)
+    return hashlib.sha256(names.encode()).hexdigest()[:12] if names else None

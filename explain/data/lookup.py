@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections.abc import Callable, Sequence
 
@@ -23,16 +24,25 @@ def synonyms(name: str) -> list[str]:
     return [part for part in map(caseless, name.split(",")) if part]
 
 
+@functools.cache
+def imagenets_names() -> dict[str, str]:
+    """Return ImageNet's name of each wnid; two classes are cranes, of which torchvision calls one "crane bird"."""
+    import timm  # here, since its import takes time
+
+    info = timm.data.ImageNetInfo("imagenet-1k")
+    return dict(zip(info.label_names(), info.label_descriptions(), strict=True))
+
+
 def class_lookup(names: Sequence[str], wnids: Sequence[str] = ()) -> Callable[[str], list[int]]:
     """Return a function that lists the ids of the classes that a text names: several for an ambiguous name.
 
     The first of these comparisons by which the text names any class decides, so that A is not a where there are both:
-    the whole name, the wnid, or the two together, exactly; the same in Unicode's NFC; the same in any case, with _ for
-    spaces; one of the names that commas separate.
+    the whole name, ImageNet's name, the wnid, or wnid and name together, exactly; the same in Unicode's NFC; the same
+    in any case, with _ for spaces; one of the names that commas separate.
     """
     whole: list[list[str]] = [[name] for name in names]
     for own, wnid in zip(whole, wnids, strict=bool(wnids)):
-        own += [wnid, f"{wnid} {own[0]}"] if wnid else []
+        own += [wnid, f"{wnid} {own[0]}", imagenets_names().get(wnid, own[0])] if wnid else []
     tables: list[tuple[Callable[[str], str], dict[str, list[int]]]] = [(form, {}) for form in (str, composed, caseless)]
     for form, table in tables:
         for c, own in enumerate(whole):

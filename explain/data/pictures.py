@@ -16,11 +16,11 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from explain.basics.errors import UserError, one_line, printable
+from explain.basics.options import WHITE
 
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")  # and HEIC, by another package
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # ISO/IEC 23008-12, annex B
 FINDINGS = ("notes", "largest_16_bit")  # in a picture's `info`, for its row
-WHITE = 65_535  # in a 16-bit picture, unless --white names another value
 BYTE_ORDERS = {
     "B": "L",
     "L": "B",

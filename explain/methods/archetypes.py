@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,19 @@ from torch import Tensor
 
 from explain.basics.errors import UserError
 from explain.basics.files import write_file
-from explain.data.pictures import to_pixels
+from explain.basics.options import JUDGES
+from explain.data.pictures import read_image, to_pixels
 from explain.networks.classifier import Classifier, load_model
 from explain.networks.running import class_standing, device_of, predict_logits
 
-JUDGES = ("efficientnet_lite2", "efficientnet_lite0")  # the default is the first that is not the network explained
 
-
-def load_judges(requests: Sequence[str] | None, model: Classifier, device: str) -> dict[str, Classifier]:
+def load_judges(
+    requests: Sequence[str] | None, model: Classifier, device: str, whole: bool = False
+) -> dict[str, Classifier]:
     """Load the networks that --judge requests as NAME or NAME=FILE, by name; none for ["none"].
 
-    Nor is there one by default for a network whose classes are not ImageNet's. Raises UserError for a network that is
-    given twice, is the one explained, or has another number of classes.
+    There is no judge by default for a network whose classes are not ImageNet's. With `whole` judges see whole photos.
+    Raises UserError for a network that is given twice, is the one explained, or has another number of classes.
     """
     if requests == ["none"]:
         return {}
@@ -49,6 +50,8 @@ def load_judges(requests: Sequence[str] | None, model: Classifier, device: str) 
             )
         if name in networks:
             raise UserError(f"--judge {name} is given twice: give each network once")
+        if whole:
+            judge.see_whole()
         networks[name] = judge
     return networks
 
@@ -81,6 +84,27 @@ def describe_picture(
         "mean": pixels.mean((0, 1)).tolist(),
         "spread": pixels.std((0, 1)).tolist(),
     }
+
+
+def describe_photos(
+    files: Iterable[Any], classes: Sequence[int], model: Classifier, judges: dict[str, Classifier]
+) -> tuple[dict[int, dict], list[dict]]:
+    """Return the measures of the first readable file of each class, of those with a label, and the files skipped."""
+    photos: dict[int, dict] = {}
+    skipped = []
+    for file in files:
+        if file.label not in classes or file.label in photos:
+            continue
+        try:
+            photo = read_image(file.path, white=model.white)
+        except UserError as error:
+            skipped.append({"path": file.key, "reason": str(error)})
+            continue
+        networks = (model, *judges.values())
+        pictures = {network: Image.fromarray(to_pixels(network.preprocess(photo))) for network in networks}
+        measures = describe_picture(model, judges, pictures, file.label)
+        photos[file.label] = {"photo": file.key, "path": file.path} | measures
+    return photos, skipped
 
 
 def save(

@@ -1,49 +1,27 @@
-"""A gradient ascent's settings, its random augmentation, and its state, from which an interrupted one is resumed."""
+"""A gradient ascent's random augmentation, and its state, from which an interrupted one is resumed."""
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explain.basics.errors import UserError
-from explain.basics.options import above_0, fraction, setting, whole_number
 from explain.methods import priors
+from explain.methods.ascent_settings import Settings
 from explain.methods.priors import GREY
+from explain.networks.classifier import Classifier
 from explain.networks.running import accepts, device_of
 
 START_NOISE = 0.02  # standard deviation around grey: enough for seeds to differ
 RESTARTS = 10  # at most, for a class without any gradient at its start
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Settings of an ascent. Each is an option; what has an initial and a final value changes gradually."""
-
-    steps: int = setting(120, "number of steps", whole_number(1))
-    rate: float = setting(0.04, "initial root mean square change of a pixel in a step (1: black to white)")
-    final_rate: float = setting(0.004, "final root mean square change of a pixel in a step (1: black to white)")
-    first_size: float = setting(1.0, "initial side of the image, as a fraction of its final side", fraction)
-    l2: float = setting(0.002, "weight of the squared distance from grey, in logits")
-    max_grey_distance: float = setting(
-        0.5, "maximum root mean square distance from grey for a network without batch norm (0.5: no limit)", above_0
-    )
-    zoom_from: float = setting(1.0, "smallest random crop, as a fraction of the image's side", above_0)
-    zoom_to: float = setting(1.0, "largest random crop; above 1, the image is shrunk inside its reflection", above_0)
-    rotation_degrees: float = setting(0.0, "maximum random rotation, in degrees")
-    noise: float = setting(0.0, "maximum standard deviation of the random noise added to the image (1: black to white)")
-    augment_until: float = setting(1.0, "fraction of the steps after which crops, rotation and noise are off", fraction)
-    blur_every: int = setting(0, "blur with the Gaussian kernel every N steps (0: never)", whole_number(0))
-    blur_px: float = setting(0.0, "initial standard deviation of the Gaussian blur, in pixels")
-    final_blur_px: float = setting(0.0, "final standard deviation of the Gaussian blur, in pixels")
-    contrast: float = setting(0.0, "final minimum standard deviation of the blurred image")
-    statistics: float = setting(0.0, "weight of the distance to photos' channel statistics, in logits")
-    precondition: bool = False  # weight the gradient by the amplitudes of photos; not an option
+GROW_AT = (0.5, 0.75)  # fractions of the steps after which the image is enlarged
 
 
 @dataclass
@@ -109,6 +87,15 @@ class State:
         self.scores.append(logits)
         return norm.view(-1, 1, 1, 1)
 
+    def record(self, n: int, logit: float) -> dict[str, Any]:
+        """Return the columns of image n after the last step: how it went, and a hundred logits or a few more.
+
+        `logit` is that of the finished image, the last of them.
+        """
+        every = max(1, self.step // 100)
+        scores = [[step, self.scores[step][n]] for step in range(0, self.step, every)] + [[self.step, logit]]
+        return {"starts": self.starts[n], "zero_gradient_steps": self.zero_gradient_steps[n], "scores": scores}
+
 
 def random_augmentation(
     settings: Settings, generators: Sequence[torch.Generator], side: int, progress: float
@@ -125,13 +112,21 @@ def random_augmentation(
     return lambda images: transform(images) + noise.to(images.device)
 
 
-def anneal(first: float, final: float, progress: float) -> float:
-    """Return a value between first and final, by equal ratios where both are above 0, else by equal differences."""
-    return first * (final / first) ** progress if first > 0 and final > 0 else first + (final - first) * progress
+def check_generators(
+    generator: torch.Generator | Sequence[torch.Generator] | None, classes: Sequence[int]
+) -> list[torch.Generator]:
+    """Return a generator for each class: the one given, or torch's own, for all; or the one of each."""
+    generator = generator or torch.default_generator
+    generators = [generator] * len(classes) if isinstance(generator, torch.Generator) else list(generator)
+    if len(generators) != len(classes):
+        raise UserError(f"{len(generators)} generators for {len(classes)} classes: give one, or one per class")
+    return generators
 
 
-def square_side(size: int | Sequence[int]) -> int:
+def square_side(size: int | Sequence[int] | None) -> int:
     """Return the side of an image, in pixels, from its size as a number, (H, W) or (3, H, W)."""
+    if size is None:
+        raise UserError("this model has no input_size: give size, in pixels")
     sides = list(size)[-2:] if isinstance(size, Iterable) else [size]
     if len({*sides}) != 1 or not sides[0] >= 1:
         raise UserError(f"archetypes are square: give one size in pixels, not {size}")
@@ -147,6 +142,20 @@ def growing_sides(model: nn.Module, settings: Settings, size: int) -> list[int]:
     if sides[0] < size and not accepts(model, torch.zeros(1, 3, sides[0], sides[0], device=device_of(model))):
         return [size] * 3
     return sides
+
+
+def check_network(options: argparse.Namespace, methods: Collection[Settings], model: Classifier) -> None:
+    """Raise UserError for an option that has no effect on this network."""
+    distance, fraction, size = options.max_grey_distance, options.first_size or 1, model.input_size
+    if distance and priors.grey_distance_limit(model, distance) != distance:
+        raise UserError(
+            f"--max-grey-distance {distance:g} has no effect, since {model.name} has batch norm: leave it out"
+        )
+    if fraction < 1 and all(growing_sides(model, method, size)[0] == size for method in methods):
+        raise UserError(
+            f"--first-size {fraction:g} has no effect, since {model.name} takes images of {size} px in every step "
+            "(smaller sides are multiples of 16): leave it out"
+        )
 
 
 def resize(images: Tensor, side: int) -> Tensor:

@@ -6,7 +6,7 @@ What is taken from a picture is replaced by a blurred copy, not by grey: a grey 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explain.basics.errors import UserError, whole_argument
+from explain.basics.options import CURVE_STEPS
 from explain.basics.sharing import shared
 from explain.networks.logits import check_images, class_ids
 from explain.networks.running import predict_logits
 
 BLUR_PX = 10.0  # standard deviation of the Gaussian that blurs the copy: objects go, colours of the scene stay
-STEPS = 28  # in which all pixels move: as many as there are points on a curve, less one
 ROWS_TOGETHER = 16  # pictures in a pass
 SEED = 0  # of the order of pixels that a map does not tell apart
 
@@ -59,12 +59,15 @@ def class_tensor(classes: ClassIds, images: Tensor) -> Tensor:
     return torch.tensor(ids, dtype=torch.long, device=images.device)
 
 
-def map_tensor(maps: Maps, shape: tuple[int, int, int], device: torch.device, kinds: bool = False) -> Tensor:
-    """Return maps (N, H, W) of this shape as a tensor, with `kinds` (..., N, H, W); raises UserError for others.
+def map_tensor(
+    maps: Maps, shape: tuple[int, ...], device: torch.device, kinds: bool = False, of: str = "maps", signed: bool = True
+) -> Tensor:
+    """Return maps (N, H, W) of this shape as a tensor, with `kinds` (..., N, H, W).
 
-    An array may have any strides and byte order, and may be read-only; maps may be listed one by one.
+    An array may have any strides and byte order, and may be read-only; maps may be listed one by one. Raises UserError,
+    with `of` as their name, for maps of another shape, that are not finite, or, unless `signed`, with values below 0.
     """
-    wanted = f"maps must be finite numbers of shape ({'..., ' if kinds else ''}{', '.join(map(str, shape))})"
+    wanted = f"{of} must be finite numbers of shape ({'..., ' if kinds else ''}{', '.join(map(str, shape))})"
     try:
         tensor = _as_tensor(maps).to(device)
     except (TypeError, ValueError, RuntimeError):  # of numpy and torch, for what is not numbers, or of several shapes
@@ -75,6 +78,11 @@ def map_tensor(maps: Maps, shape: tuple[int, int, int], device: torch.device, ki
     if tensor.shape[-3:] != shape or tensor.dim() > 3 and not kinds or not tensor.isfinite().all():
         raise UserError(
             f"{wanted}: they are {tuple(tensor.shape)}, {int((~tensor.isfinite()).sum())} values not finite"
+        )
+    if not signed and tensor.min() < 0:
+        raise UserError(
+            f"{of} must be at least 0, and the smallest value is {float(tensor.min()):.3g}: give maps.abs(), or "
+            "maps.clamp(min=0) where only positive values count"
         )
     return tensor if tensor.is_floating_point() else tensor.float()
 
@@ -128,13 +136,14 @@ def class_probabilities(model: nn.Module, pictures: Iterator[Tensor], classes: T
 
 
 def insertion_deletion(
-    model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int = STEPS
+    model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int = CURVE_STEPS
 ) -> tuple[Tensor, Tensor]:
     """Return the areas (N,) under the insertion curve (larger is better) and the deletion curve (smaller is better).
 
     Arguments and errors as in `insertion_deletion_curves`; 2 * steps forward passes an image.
     """
-    insertion, deletion = area(insertion_deletion_curves(model, images, classes, maps, steps).double())
+    curves = insertion_deletion_curves(model, images, classes, maps, steps).double()
+    insertion, deletion = torch.trapezoid(curves, dx=1 / steps)
     return insertion, deletion
 
 
@@ -146,11 +155,16 @@ def faithfulness_scores(
     None for a map that says nothing: all zero, or not finite.
     """
     kinds = {**maps, "random": random_maps(image[None], [generator])[0]}
-    good = {kind: saliency for kind, saliency in kinds.items() if saliency.any() and saliency.isfinite().all()}
+    good = with_order(kinds)
     n = len(good)
     areas = insertion_deletion(model, image.expand(n, -1, -1, -1), c.expand(n), torch.stack([*good.values()]))
     values = dict(zip(good, (areas[0] - areas[1]).tolist(), strict=True))
     return {f"{kind}_insertion_minus_deletion": values.get(kind) for kind in kinds}
+
+
+def with_order(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the maps that order pixels: not those that are zero at every pixel, or not finite."""
+    return {kind: saliency for kind, saliency in maps.items() if saliency.any() and saliency.isfinite().all()}
 
 
 def summarise_scores(rows: Sequence[dict]) -> dict[str, dict]:
@@ -175,14 +189,34 @@ def in_cells(maps: Tensor, side: int) -> Tensor:
     return means.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, : maps.shape[1], : maps.shape[2]]
 
 
-def area(curves: Tensor) -> Tensor:
-    """Return the area under curves (..., steps + 1) whose ends are 0 and 1, by trapezoids."""
-    return torch.trapezoid(curves, dx=1 / (curves.shape[-1] - 1))
-
-
 def tiled(images: Tensor) -> Tensor:
     """Return four images (4, 3, H, W) as one mosaic (3, 2H, 2W): the first two above the others."""
     return torch.cat([torch.cat([*pair], 2) for pair in images.split(2)], 1)
+
+
+def grid_pointing(
+    model: nn.Module, images: Tensor, classes: ClassIds, maps_of: Callable[[nn.Module, Tensor, Tensor], Maps]
+) -> Tensor:
+    """Return the share (..., N) of the mass of each image's map that lies in its own cell of a mosaic.
+
+    images (N, 3, H, W), classes one for each or one for all: each four images make a mosaic (3, 2H, 2W), whose map is
+    made for the class of each cell; `maps_of(model, mosaics (4, 3, 2H, 2W), classes (4,))` -> maps (..., 4, 2H, 2W), of
+    at least 0. NaN for a map of zeros. Rao et al. 2022, section 4 (GridPG). Raises UserError where N is not a multiple
+    of 4, and for maps of another shape, that are not finite, or with values below 0.
+    """
+    classes = class_tensor(classes, images)
+    if not len(images) or len(images) % 4:
+        raise UserError(f"{len(images)} images make no mosaics of four: give a multiple of 4")
+    height, width = images.shape[2:]
+    shares = []
+    for four, c in zip(images.split(4), classes.split(4), strict=True):
+        mosaic = tiled(four)
+        made = maps_of(model, mosaic.expand(4, -1, -1, -1), c)
+        maps = map_tensor(made, (4, 2 * height, 2 * width), images.device, kinds=True, signed=False)
+        cells = maps.unflatten(-1, (2, width)).unflatten(-3, (2, height)).sum((-3, -1))  # (..., 4, 2, 2)
+        cells = cells.flatten(-2)  # mass by map and cell
+        shares.append(cells.diagonal(dim1=-2, dim2=-1) / cells.sum(-1))
+    return torch.cat(shares, -1)
 
 
 # ------------------------------------------------------------------------------------------------

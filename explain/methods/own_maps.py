@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from explain.basics.errors import NoSuchMap, UserError, one_line
+from explain.methods.faithfulness import map_tensor
 from explain.networks.own_code import import_function, same_surroundings
 
 
@@ -37,18 +38,8 @@ def _checked(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor
             raise
         except Exception as error:  # whatever a user's own code may raise
             raise UserError(f"--map {name} fails ({type(error).__name__}: {one_line(error)}): correct it") from None
-        expected = (len(images), *images.shape[2:])
-        if not isinstance(maps, Tensor) or maps.shape != expected:
-            found = f"a tensor of shape {(*maps.shape,)}" if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
-            raise UserError(f"--map {name} returns {found}: return a tensor (N, H, W), here {expected}")
-        if not maps.isfinite().all():
-            raise UserError(f"--map {name} returns {int((~maps.isfinite()).sum())} values that are not finite: mend it")
-        if maps.min() < 0:
-            raise UserError(
-                f"--map {name} returns values below 0, the smallest {float(maps.min()):.3g}: return maps.abs(), or "
-                "maps.clamp(min=0) where only positive values count"
-            )
-        return maps.detach().to(images)
+        shape = len(images), *images.shape[2:]
+        return map_tensor(maps, shape, images.device, of=f"maps of --map {name}", signed=False).detach().to(images)
 
     checked.__signature__ = inspect.signature(function)  # it may ask for generators, copies and noise
     return checked

@@ -33,7 +33,7 @@ def cascading_randomisation(
     less than one stage.
     """
     model, stages = copy_of(model), whole_argument("stages", stages)
-    intact = maps_of(model, images, classes).double().cpu().numpy()  # NumPy has no bfloat16
+    intact = maps_of(model, images, classes)
     depths, correlations = [], []
     for layers in layers_from_the_top(model, images[:1], stages):
         for _, module in layers:
@@ -42,7 +42,7 @@ def cascading_randomisation(
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter)
                 parameter.detach().copy_(noise * spread + parameter.mean())
         depths.append(((depths[-1][0] if depths else 0) + len(layers), layers[-1][0]))
-        kinds = zip(maps_of(model, images, classes).double().cpu().numpy(), intact, strict=True)
+        kinds = zip(maps_of(model, images, classes), intact, strict=True)
         correlations.append([[rank_correlation(*pair) for pair in zip(now, then, strict=True)] for now, then in kinds])
     return depths, correlations
 

@@ -69,17 +69,9 @@ class RectifierRule(TorchFunctionMode):
         """Apply the rule to every rectifier behind `outputs`, until the end of the block."""
         self.backward_passes += 1
         with ExitStack() as hooks:
-            for node in graph_nodes([outputs] if isinstance(outputs, Tensor) else outputs):
-                kind, name, own = describe_node(node)
-                if kind.startswith(OPAQUE):
-                    raise UserError(
-                        f"the operations inside {kind} cannot be seen: give the network as it was "
-                        "before torch.jit, torch.compile or checkpointing"
-                    )
-                if is_rectifier(kind, node):
-                    hooks.enter_context(node.register_prehook(partial(self.apply, name, kind, node)))
-                elif own or kind in OTHER_ACTIVATIONS:
-                    hooks.enter_context(node.register_prehook(partial(self.count, name)))
+            for node, kind, name, rectifies in activations([outputs] if isinstance(outputs, Tensor) else outputs):
+                hook = partial(self.apply, name, kind, node) if rectifies else partial(self.count, name)
+                hooks.enter_context(node.register_prehook(hook))
             yield
 
     def apply(self, name: str, kind: str, node: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -113,17 +105,20 @@ def is_rectifier(kind: str, node: Any) -> bool:
     return kind == "Relu"
 
 
-def count_activations(outputs: Sequence[Tensor]) -> tuple[Counter[str], Counter[str]]:
-    """Return how many rectifiers of each kind, and other activations, there are behind the outputs."""
-    rectifiers: Counter[str] = Counter()
-    others: Counter[str] = Counter()
+def activations(outputs: Iterable[Tensor]) -> Iterator[tuple[Any, str, str, bool]]:
+    """Yield the node, kind and name of each activation behind the outputs, and whether it is a rectifier.
+
+    Raises UserError where operations cannot be seen.
+    """
     for node in graph_nodes(outputs):
         kind, name, own = describe_node(node)
-        if is_rectifier(kind, node):
-            rectifiers[name] += 1
-        elif own or kind in OTHER_ACTIVATIONS:
-            others[name] += 1
-    return rectifiers, others
+        if kind.startswith(OPAQUE):
+            raise UserError(
+                f"the operations inside {kind} cannot be seen: give the network as it was "
+                "before torch.jit, torch.compile or checkpointing"
+            )
+        if (rectifies := is_rectifier(kind, node)) or own or kind in OTHER_ACTIVATIONS:
+            yield node, kind, name, rectifies
 
 
 def describe_node(node: Any) -> tuple[str, str, bool]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from explain.basics.errors import UserError, quantity, unknown
 from explain.data.datasets import read_as, read_dataset_names, shown
-from explain.data.labels import read_names, split_wnid
+from explain.data.labels import split_wnid
 from explain.data.lookup import caseless, class_lookup, names_several, other_numbers, synonyms
 from explain.networks.classifier import Classifier
 
@@ -20,8 +20,8 @@ SAME = 0.99  # of the names of ImageNet's classes are spelled alike wherever the
 Names = Sequence[tuple[str, str]]  # (wnid, name) of each class
 
 
-def name_classes(model: Classifier, file: str | None, dataset: Path | None) -> None:
-    """Give a model the names of its classes: those in --names, the checkpoint's, the dataset's, else its own.
+def name_classes(model: Classifier, found: tuple[Names, Path] | None, given: bool = False) -> None:
+    """Give a model the names of its classes: `found` in a file if `given`, else the checkpoint's, else the dataset's.
 
     A dataset's names are taken where the network has only numbers, or the same names in the same order. Raises
     UserError where --names, or the dataset's list for a network without names, has another number than the network has
@@ -35,23 +35,15 @@ def name_classes(model: Classifier, file: str | None, dataset: Path | None) -> N
         if not _are_its_own(names, model):
             model.wnids = []  # of the library's network, which was trained again for other classes
         _take_names(model, names, "the checkpoint")
-    if file:
-        names, source = read_names(Path(file)), file
-        if len(names) != count:
-            raise UserError(f"{file} has {len(names)} names and {model.name} has {count} classes: give {count}")
-    else:
-        found = read_dataset_names(dataset) if dataset else None
-        if found is None or (model.names_from == "the checkpoint" and not _are_ids(model)):
-            return
-        names, source = found
-        if model.names_from == "numbers" and len(names) != count:
-            raise UserError(
-                f"{source} has {len(names)} names and {model.name} has {count} classes: "
-                f"give --names with {count}, or another --dataset"
-            )
-        if len(names) != count or not (_are_ids(model) or _are_its_own(names, model)):
-            model.notes.append(f"{source} does not have the names of the network's {count} classes in order: not used")
-            return
+    if found is None or not (given or model.names_from != "the checkpoint" or _are_ids(model)):
+        return
+    names, source = found
+    if len(names) != count and (given or model.names_from == "numbers"):
+        cure = f"give {count}" if given else f"give --names with {count}, or another --dataset"
+        raise UserError(f"{source} has {len(names)} names and {model.name} has {count} classes: {cure}")
+    if not given and (len(names) != count or not (_are_ids(model) or _are_its_own(names, model))):
+        model.notes.append(f"{source} does not have the names of the network's {count} classes in order: not used")
+        return
     _take_names(model, names, str(source))
     model.warnings += [f"{source}: {note}" for note in read_as(names)]
 
@@ -146,7 +138,7 @@ def match_labels(model: Classifier, dataset: Path) -> LabelNames | None:
 
     They are if the classes of one side have only numbers for names, or both have the dataset's.
     """
-    found = read_dataset_names(dataset)
+    found = model.dataset_names or read_dataset_names(dataset)
     if found is None or model.names_from in ("numbers", str(found[1])):
         return None
     names, file = found
@@ -169,7 +161,7 @@ def match_names(names: Names, model: Classifier) -> list[list[int]]:
     """
     wnids = model.wnids or [""] * len(model.categories)
     by_wnid = {wnid: c for c, wnid in enumerate(wnids) if wnid}
-    own, networks = class_lookup([name for _, name in names]), class_lookup(model.categories)
+    own, networks = class_lookup([name for _, name in names]), class_lookup(model.categories, model.wnids)
 
     def match(label: int, wnid: str, name: str) -> list[int]:
         if wnid in by_wnid:

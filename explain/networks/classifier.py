@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -32,7 +34,7 @@ from explain.networks.checkpoints import (
 )
 from explain.networks.inference import prepare
 from explain.networks.logits import logits_only
-from explain.networks.own_code import import_network, is_own, own_file
+from explain.networks.own_code import is_own, network_maker, own_file, try_weights
 from explain.networks.preprocessing import (
     IMAGENET,
     Preprocessing,
@@ -44,6 +46,9 @@ from explain.networks.running import DependsOnBatch, evaluation_mode, predict_lo
 from explain.networks.trial import probe_images, refuse_unsteady
 
 Rename = Callable[[dict[str, Any]], dict[str, Any]]
+# How far, on average, an image's values may lie outside [0, 1]: noise with a standard deviation of 0.2 takes a black
+# image 0.08 outside, while one normalised to [-1, 1] lies about 0.25 outside, and one of ImageNet's normalisation 0.5
+OUTSIDE = 0.15
 
 
 class Classifier(nn.Module):
@@ -77,17 +82,34 @@ class Classifier(nn.Module):
         self.channels, self.notes, self.warnings = channels, [], [*preprocessing.notes]
         self.weights, self.sha256 = "random (seed 0)", "unknown"
         self.checkpoint_names: list[str] | None = None
+        self.dataset_names: tuple[Sequence[tuple[str, str]], Path] | None = None  # and their file, once it is read
         self.label = name  # in figures, where weights that are not the published ones are named too
         # of a picture
         self.view = f"{'squashed to a square' if preprocessing.squash else 'central crop'}, as the network sees it"
-        self.network = network
+        self.network, self.warns_of_pixels = network, True
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        self.check_pixels(images.detach())
         if self.channels == 1:
             images = images.mean(1, keepdim=True)
         return self.network((images - self.mean) / self.std)
+
+    def check_pixels(self, images: Tensor) -> None:
+        """Raise UserError for a value that is not finite; warn once about values far outside [0, 1]."""
+        low, high = map(float, images.aminmax()) if len(images) else (0.0, 1.0)
+        if not math.isfinite(high - low):
+            bad = images[~images.isfinite()]
+            raise UserError(f"the images have {len(bad):,} values such as {float(bad[0])}: give pixels in [0, 1]")
+        leaves = self.warns_of_pixels and (low < -0.5 or high > 1.5)
+        if leaves and (images - images.clamp(0, 1)).abs().flatten(1).mean(1).max() > OUTSIDE:
+            self.warns_of_pixels = False
+            warnings.warn(
+                f"the images have values from {low:.3g} to {high:.3g}, and this classifier takes pixels in [0, 1], "
+                "which it normalises itself: undo your normalisation (images * std + mean), or divide 8 bits by 255",
+                stacklevel=2,
+            )
 
     def see_whole(self) -> None:
         """Have `preprocess` fit the whole picture into the square, with grey around it, in place of a crop."""
@@ -142,7 +164,7 @@ def load_model(
         model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
     images = probe_images(3, model.input_size)
     try:
-        model.notes += prepare(model, images)
+        model.notes += prepare(model, images[:1])
         kind = refuse_unsteady(name, model, images, stochastic)
     except UserError:
         raise
@@ -351,7 +373,9 @@ def _build_own(
     """Wrap a network of the user's own file; its sizes, and its logits among its outputs, are found by running it."""
     if weights == "random":
         raise UserError(f"--weights random is for networks of a library: leave it out, {name} has the weights it makes")
-    network = import_network(name)
+    make = network_maker(name)
+    network = make()
+    untrained, said = try_weights(name, network, make) if weights is None else (False, [])
     kinds = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()} - {torch.float32}
     if getattr(network, "pretrained_cfg", None):
         preprocessing = timm_preprocessing(network, options)
@@ -366,7 +390,7 @@ def _build_own(
         network.stochastic = True  # for evaluation_mode
     names = names_in(vars(network))
     numbers = {*classes, *map(len, filter(None, (names, checkpoint and checkpoint.names)))}
-    channels, network, count, said = _try(name, network, preprocessing.input_size, numbers)
+    channels, network, count, notes = _try(name, network, preprocessing.input_size, numbers)
     model = Classifier(name, network, preprocessing, None, channels, count)
     model.notes += sorted(f"weights converted from {str(kind)[6:]} to float32" for kind in kinds)
     if names and len(names) == count:
@@ -374,12 +398,13 @@ def _build_own(
     if checkpoint:
         _loaded(model, weights, checkpoint)
     else:
-        model.weights = f"those of {name}"
+        model.weights = f"those of {name}" + (", untrained" if untrained else "")
         model.sha256 = _digest(network)
     model.sha256 += f", code {sha256_of(own_file(name))}"
     if preprocessing.source.startswith(IMAGENET.source):
         _say_guess(model, options)
-    model.warnings += [f"{name}: {note}" for note in said]
+    model.label += ", untrained" if untrained else ""
+    model.warnings += [f"{name}: {note}" for note in (*said, *notes)]
     if getattr(network, "before_softmax", False):
         model.label += ", before its softmax"
     return model

@@ -24,7 +24,7 @@ def prepare(model: nn.Module, images: Tensor) -> list[str]:
     """Give a network its inference form, in place: the same logits and gradients to rounding, in less time.
 
     Evaluation mode and frozen parameters, then STEPS. A step stays only if the network still runs and gives the same
-    logits and gradient for `images` (N, 3, H, W), N at least 2; returns a note on each step that was left out.
+    logits and gradient for `images` (N, 3, H, W), one or more; returns a note on each step that was left out.
     """
     model.requires_grad_(False).eval()
     expected = answer(model, images)

@@ -8,13 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from explain.basics.errors import UserError, one_line
+from explain.basics.errors import UserError, one_line, quantity
 
 
 def is_own(name: str) -> bool:
@@ -55,25 +57,49 @@ def load_exported(path: Path) -> nn.Module:
     return network
 
 
-def import_network(name: str) -> nn.Module:
-    """Return what a function or class in a user's own file, FILE.py:NAME, returns when it is called without arguments.
+def network_maker(name: str) -> Callable[[], nn.Module]:
+    """Return the function or class of a user's own file, FILE.py:NAME, that makes a network without arguments.
 
-    FILE.pt2 is an archive, see `load_exported`. Raises UserError where `import_function` does, where the function
-    fails, and where it returns no module.
+    FILE.pt2 is an archive, see `load_exported`. Raises UserError where `import_function` does; what is returned raises
+    it where the user's function fails or returns no module.
     """
     if name.endswith(".pt2"):
-        return load_exported(Path(name))
-    make = import_function(name, "--model")
+        return partial(load_exported, Path(name))
+    function = import_function(name, "--model")
+
+    def make() -> nn.Module:
+        try:
+            with same_surroundings():
+                network = function()
+        except (Exception, SystemExit) as error:
+            file, _, own_name = name.rpartition(":")
+            hint = f"{own_name}() must return the network when it is called without arguments"
+            raise UserError(f"{name} cannot be called ({_where(error, Path(file))}): {hint}") from None
+        if not isinstance(network, nn.Module):
+            raise UserError(f"{name} returns a {type(network).__name__}: it must return a torch.nn.Module")
+        return network
+
+    return make
+
+
+def try_weights(name: str, network: nn.Module, make: Callable[[], nn.Module]) -> tuple[bool, list[str]]:
+    """Return whether a network is untrained, and a note: it is if `make` gives other parameters when called again.
+
+    A network that is made when its file is imported is imported again. Lazy parameters are untrained, too.
+    """
     try:
-        with same_surroundings():
-            network = make()
-    except (Exception, SystemExit) as error:
-        file, _, function = name.rpartition(":")
-        hint = f"{function}() must return the network when it is called without arguments"
-        raise UserError(f"{name} cannot be called ({_where(error, Path(file))}): {hint}") from None
-    if not isinstance(network, nn.Module):
-        raise UserError(f"{name} returns a {type(network).__name__}: it must return a torch.nn.Module")
-    return network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            again = make()
+            again = network_maker(name)() if again is network else again
+    except UserError as error:
+        return False, [f"whether its weights are trained is unknown, since a second call fails: {error}"]
+    own, others = dict(network.named_parameters()), dict(again.named_parameters())
+    random = [key for key, p in own.items() if is_lazy(p) or not (key in others and p.equal(others[key]))]
+    if not random:
+        return False, []
+    differ = f"{len(random)} of {quantity(len(own), 'parameter')} ({random[0]} first) differ when it is called again"
+    return True, [f"{differ}, so they are untrained: give --weights FILE"]
 
 
 def import_function(name: str, option: str) -> Callable:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from explain.basics.errors import UserError, one_line, printable
 
-INTERPOLATIONS = {mode.value: mode for mode in T.InterpolationMode if mode.value in ("nearest", "bilinear", "bicubic")}
 OPTIONS = ("input_size", "resize", "mean", "std", "interpolation", "squash")
 HUB_FILE = "preprocessor_config.json"  # beside the weights of a network of the Hugging Face hub
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which HUB_FILE has
@@ -74,7 +73,7 @@ class Preprocessing:
         """The function that turns a PIL image into (3, S, S) in [0, 1]."""
         if self.transform:
             return self.transform
-        resize = T.Resize([self.resize] * 2 if self.squash else self.resize, INTERPOLATIONS[self.interpolation])
+        resize = T.Resize([self.resize] * 2 if self.squash else self.resize, T.InterpolationMode(self.interpolation))
         return T.Compose([resize, T.CenterCrop(self.input_size), T.ToTensor()])
 
     def cropped(self, size: tuple[int, int]) -> float:

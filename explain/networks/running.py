@@ -78,6 +78,14 @@ def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
         return check_finite(logits).clone()
 
 
+def most_likely(logits: Tensor, count: int = 1) -> Tensor:
+    """Return the most likely classes (N, count) of logits (N, classes); in a tie the lowest id comes first.
+
+    Ranks logits, since rounding makes the probabilities of an untrained network tie where its logits differ.
+    """
+    return logits.sort(dim=1, descending=True, stable=True).indices[:, :count]
+
+
 def class_standing(logits: Tensor, classes: Tensor) -> list[dict]:
     """Return class, logit, probability and rank (1 is the most likely) of a class (N,) in logits (N, classes)."""
     classes = classes.to(logits.device)

@@ -62,39 +62,31 @@ def difference(found: Answer, expected: Answer) -> str | None:
     return None
 
 
-def changes_by_itself(model: nn.Module, images: Tensor) -> tuple[str, str] | None:
-    """Return what a picture's logits depend on beside the picture, and the sentence that says so; None for nothing.
+def refuse_unsteady(name: str, model: nn.Module, images: Tensor, stochastic: bool) -> str | None:
+    """Return what logits depend on beside the picture, None for nothing; raises UserError unless that is `stochastic`.
 
     The same pictures (N, 3, H, W) run twice, then the first of them alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)  # other random numbers in each pass
         once, again = predict_logits(model, images), predict_logits(model, images)
-        if _largest(again, once) > REPEAT_ROUNDING * float(once.abs().max()):
-            return "random", (
-                f"gives other logits, by up to {_largest(again, once):.2g}, when the same pictures run again: it is "
-                "random in evaluation mode too, such as F.dropout(x) or nn.Dropout()(x) inside forward; write "
-                "F.dropout(x, p, self.training), which 2h switches on by itself"
-            )
-        alone = predict_logits(model, images[:1])
-    if _close(alone, once[:1]):
+        is_random = _largest(again, once) > REPEAT_ROUNDING * float(once.abs().max())
+        alone = once[:1] if is_random else predict_logits(model, images[:1])
+    if not is_random and _close(alone, once[:1]):
         return None
-    return "dependent on its batch", (
-        f"gives a picture other logits, by up to {_largest(alone, once[:1]):.2g}, beside others than alone: a batch "
-        "norm uses the statistics of the batch (call eval() before torch.export; track_running_stats=True), or "
-        "activations are quantised by the range of the batch"
-    )
-
-
-def refuse_unsteady(name: str, model: nn.Module, images: Tensor, stochastic: bool) -> str | None:
-    """Return what a network depends on beside the picture, where that is accepted as `stochastic`; else UserError."""
-    found = changes_by_itself(model, images)
-    if found is None:
-        return None
-    kind, sentence = found
+    if not stochastic and is_random:
+        raise UserError(
+            f"{name} gives other logits, by up to {_largest(again, once):.2g}, when the same pictures run again: it is "
+            "random in evaluation mode too, such as F.dropout(x) or nn.Dropout()(x) inside forward; write "
+            "F.dropout(x, p, self.training), which 2h switches on by itself, or accept it by --stochastic"
+        )
     if not stochastic:
-        raise UserError(f"{name} {sentence}, or accept it by --stochastic")
-    return kind
+        raise UserError(
+            f"{name} gives a picture other logits, by up to {_largest(alone, once[:1]):.2g}, beside others than alone: "
+            "a batch norm uses the batch's statistics (call eval() before torch.export; track_running_stats=True), "
+            "or activations are quantised by the range of the batch, or accept it by --stochastic"
+        )
+    return "random" if is_random else "dependent on its batch"
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

@@ -10,14 +10,16 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from explain.basics.errors import UserError, quantity
 from explain.data.pictures import read_image
+from explain.methods.ascent import GROW_AT, growing_sides
+from explain.methods.ascent_settings import Settings
 from explain.methods.priors import PHOTO_COLOURS, grey_distance_limit
 from explain.networks.classifier import Classifier
 from explain.report.figures import (
+    CYCLE,
     GREY,
     WIDTH,
     draw_figure,
@@ -59,10 +61,11 @@ def summarise(rows: Sequence[dict], reference: dict[str, list[float]]) -> dict[s
     }
 
 
-def summarise_ascents(rows: Sequence[dict], model: Classifier) -> dict[str, Any]:
+def summarise_ascents(rows: Sequence[dict], description: str, model: Classifier) -> dict[str, Any]:
     """Return how the ascents of one method went, and what its own network makes of the archetypes."""
     settings = rows[0]["settings"]
     return {
+        "description": description,
         "settings": settings,
         "grey_distance_limit": grey_distance_limit(model, settings["max_grey_distance"]),
         "mean_logit": sum(row["logit"] for row in rows) / len(rows),
@@ -71,16 +74,6 @@ def summarise_ascents(rows: Sequence[dict], model: Classifier) -> dict[str, Any]
         f"classes_with_probability_from_{SURE}": sum(row["probability"] >= SURE for row in rows),
         "least_probability": min(row["probability"] for row in rows),
     }
-
-
-def recognition_table(summaries: dict[str, dict], own_name: str) -> list[dict]:
-    """Return a line for each kind of pictures and each network: the one explained, then the judges."""
-    table = []
-    for kind, summary in summaries.items():
-        for name, measures in ((own_name, summary), *summary["judges"].items()):
-            line = {"pictures": kind, "network": name, "judge": measures is not summary, "classes": summary["classes"]}
-            table.append(line | {key: measures[key] for key in ("top1", "top5", "mean_probability", "median_rank")})
-    return table
 
 
 def table_line(row: dict, photo: dict) -> dict:
@@ -100,12 +93,12 @@ def write(
     skipped: list[dict],
     model: Classifier,
     judge_networks: dict[str, Classifier],
-    events: dict[str, list[tuple[float, str]]],
+    descriptions: dict[str, str],
     output: OutputFolder,
 ) -> None:
     """Write metrics, tables and figures, which are a function of the rows, the archetypes and the photos.
 
-    `events` are the steps of each method at which the ascent changes, and what changes.
+    `descriptions` say what each method did, with its settings.
     """
     reference = PHOTO_COLOURS
     if photos:
@@ -118,25 +111,25 @@ def write(
     results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
     results["judges"] = {name: {"weights": j.weights, "sha256": j.sha256} for name, j in judge_networks.items()}
     results["photos"] = summarise(list(photos.values()), reference) if photos else None
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = list(descriptions)
     for method in methods:
         own = [row for row in rows if row["method"] == method]
-        results[method] = summarise(own, reference) | summarise_ascents(own, model)
-    kinds = [*methods, *(["photos"] if photos else [])]
-    tables = {
-        "archetypes.csv": [table_line(row, photos.get(row["class"], {})) for row in rows],
-        "recognised.csv": recognition_table({kind: results[kind] for kind in kinds}, model.name),
-    }
+        results[method] = summarise(own, reference) | summarise_ascents(own, descriptions[method], model)
+    tables = {"archetypes.csv": [table_line(row, photos.get(row["class"], {})) for row in rows]}
     if judge_networks:
         worst_first = sorted(tables["archetypes.csv"], key=lambda line: (-line["mean_rank"], line["class"]))
         tables["least_recognised.csv"] = worst_first
     classes = list(dict.fromkeys(row["class"] for row in rows))
     shown = [row for row in rows if row["class"] in classes[: output.options.show]]
     note = "" if len(classes) <= output.options.show else f", {output.options.show} of {len(classes)} classes"
-    if {"plain", "gaussian"} <= set(methods):
-        draw_figure(output, "class_images", draw_class_images, shown, photos, model, output, note)
-    draw_figure(output, "archetypes", draw_archetypes, shown, model, output, note)
-    draw_figure(output, "scores", draw_scores, shown, events, model, note)
+    pair = {method: text for method, text in descriptions.items() if method in ("plain", "gaussian")}
+    if len(pair) == 2:
+        own = [row for row in shown if row["method"] in pair]
+        title = f"{model.label}: classes and their archetypes{note}"
+        draw_figure(output, "class_images", draw_archetypes, own, pair, photos, model, output, title)
+    title = f"{model.label}: archetypes{note}"
+    draw_figure(output, "archetypes", draw_archetypes, shown, descriptions, {}, model, output, title)
+    draw_figure(output, "scores", draw_scores, shown, model, note)
     finish(output, rows, skipped, results, tables, model, images=len(photos), findings=findings(results, methods))
 
 
@@ -155,12 +148,6 @@ def findings(results: dict[str, Any], methods: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------------
 # Figures
 
-MEANING = {
-    "plain": "gradient ascent alone",
-    "gaussian": "with a Gaussian kernel every few steps and random crops, rotations and noise",
-    "natural": "the same, with channel statistics pulled towards those of photos",
-}
-
 
 def standing_lines(measures: dict) -> str:
     """Return the lines below a picture: the probability (and rank) that each network gives its class."""
@@ -178,66 +165,62 @@ def standing_caption(row: dict, model: Classifier) -> str:
     )
 
 
-def draw_class_images(
-    rows: list[dict], photos: dict[int, dict], model: Classifier, output: OutputFolder, note: str
+def draw_archetypes(
+    rows: list[dict],
+    descriptions: dict[str, str],
+    photos: dict[int, dict],
+    model: Classifier,
+    output: OutputFolder,
+    title: str,
 ) -> tuple[Figure, list[str]]:
-    """Draw the report's table: a photo of the class, its archetype, and its archetype with the Gaussian kernel."""
-    by_class: dict[int, dict[str, dict]] = {}
-    for row in rows:
-        by_class.setdefault(row["class"], {})[row["method"]] = row
-    names = ["archetype", "with Gaussian kernel"]
-    with_photo = [c for c in by_class if c in photos]
-    without = [c for c in by_class if c not in photos]
-    lines = 2 + len(rows[0]["judges"])
-    single = len(by_class) <= 2
-    grids = [(with_photo, ["class image", *names], 1 if single else 2), (without, names, 1 if single else 3)]
-    grids = [(classes, heads, per_line) for classes, heads, per_line in grids if classes]
-    heights = [panel_grid(len(classes), *layout, lines)[0].get_figheight() for classes, *layout in grids]
+    """Draw the archetypes of each class, a column for each method, after the class's photo where `photos` has it."""
+    by_class = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["class"])]
+    with_photo = [group for group in by_class if group[0]["class"] in photos]
+    without = [group for group in by_class if group[0]["class"] not in photos]
+    parts = [(["class image", *descriptions], with_photo), ([*descriptions], without)]
+    layouts = []  # classes, names of the columns, classes side by side, lines of text
+    for heads, groups in parts:
+        per_line = 1 if len(by_class) <= 2 and len(heads) > 1 else max(1, 6 // len(heads))
+        layouts += [(len(groups), heads, per_line, 2 + len(rows[0]["judges"]))] if groups else []
+    heights = [panel_grid(*layout)[0].get_figheight() for layout in layouts]
     figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(grids), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for part, (classes, *layout) in zip(parts, grids, strict=True):
-        _, axes = panel_grid(len(classes), *layout, lines, inside=part)
-        for panels, c in zip(axes, classes, strict=True):
-            if c in photos:
-                draw_picture(panels[0], model, photos[c]["path"])
-                panels[0].set_xlabel(standing_lines(photos[c]), linespacing=1.15)
-            for panel, method in zip(panels[-2:], ("plain", "gaussian"), strict=True):
-                draw_archetype(panel, by_class[c][method], output)
-            draw_heading(panels, f"{short(by_class[c]['plain']['name'], 30)} {c}")
+    places = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    lines = [
+        panels for layout, place in zip(layouts, places, strict=True) for panels in panel_grid(*layout, inside=place)[1]
+    ]
+    for panels, group in zip(lines, with_photo + without, strict=True):
+        c = group[0]["class"]
+        if c in photos:
+            draw_picture(panels[0], model, photos[c]["path"])
+            panels[0].set_xlabel(standing_lines(photos[c]), linespacing=1.15)
+        for panel, row in zip(panels[-len(group) :], group, strict=True):
+            draw_image(panel, np.asarray(read_image(output.path / row["path"])))
+            panel.set_xlabel(standing_lines(row), linespacing=1.15)
+        draw_heading(panels, f"{short(group[0]['name'], 14 * len(panels))} {c}")
     return figure, [
-        f"{model.label}: classes and their archetypes{note}",
-        f"Archetype: {MEANING['plain']}; with the Gaussian kernel: {MEANING['gaussian'].removeprefix('with a ')}.",
+        title,
+        *(f"{method}: {description}." for method, description in descriptions.items()),
         standing_caption(rows[0], model),
         f"The dataset has no photo of {quantity(len(without), 'class')}." if without and with_photo else "",
     ]
 
 
-def draw_archetype(panel: Axes, row: dict, output: OutputFolder) -> None:
-    """Draw a saved archetype, with what the networks make of it."""
-    draw_image(panel, np.asarray(read_image(output.path / row["path"])))
-    panel.set_xlabel(standing_lines(row), linespacing=1.15)
+def what_changes(settings: Settings, model: Classifier) -> dict[int, list[str]]:
+    """Return the steps from which an ascent is another one than before, and what changed."""
+    sides = growing_sides(model, settings, model.input_size)
+    grown = zip(GROW_AT, itertools.pairwise(sides), strict=True)
+    times = [(at, "larger image") for at, (before, after) in grown if before < after]
+    times += [(settings.augment_until, "augmentation off")] if settings.augments() else []
+    events = [(math.ceil(at * (settings.steps - 1)), name) for at, name in times]
+    events += [(max(settings.blurs()) + 1, "last blur")] if settings.blurs() else []
+    changes: dict[int, list[str]] = {}
+    for step, name in sorted(events):
+        if 0 < step < settings.steps and name not in changes.setdefault(step, []):
+            changes[step].append(name)
+    return changes
 
 
-def draw_archetypes(rows: list[dict], model: Classifier, output: OutputFolder, note: str) -> tuple[Figure, list[str]]:
-    """Draw the archetypes of each class, a column for each method."""
-    by_class = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["class"])]
-    methods = [row["method"] for row in by_class[0]]
-    per_line = 1 if len(by_class) <= 2 and len(methods) > 1 else max(1, 6 // len(methods))
-    figure, axes = panel_grid(len(by_class), methods, per_line, text_lines=2 + len(rows[0]["judges"]))
-    for panels, group in zip(axes, by_class, strict=True):
-        for panel, row in zip(panels, group, strict=True):
-            draw_archetype(panel, row, output)
-        draw_heading(panels, f"{short(group[0]['name'], 14 * len(methods))} {group[0]['class']}")
-    return figure, [
-        f"{model.label}: archetypes by {'each method' if len(methods) > 1 else methods[0]}{note}",
-        *(f"{method}: {MEANING[method]}." for method in methods),
-        standing_caption(rows[0], model),
-    ]
-
-
-def draw_scores(
-    rows: list[dict], events: dict[str, list[tuple[float, str]]], model: Classifier, note: str
-) -> tuple[Figure, list[str]]:
+def draw_scores(rows: list[dict], model: Classifier, note: str) -> tuple[Figure, list[str]]:
     """Draw the class's logit over the steps: a panel for each method, a line for each class."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = math.ceil(len(rows) / len(methods) / 3)  # of the legend
@@ -245,34 +228,38 @@ def draw_scores(
     upper, lower = figure.subfigures(2, 1, height_ratios=[2.6, 0.16 * lines + 0.1])
     panels = upper.subplots(1, len(methods), squeeze=False, sharey=True)[0]
     for panel, method in zip(panels, methods, strict=True):
-        for row in (row for row in rows if row["method"] == method):
+        own = [row for row in rows if row["method"] == method]
+        settings = Settings(**own[0]["settings"])
+        noisy_until = settings.augment_until * (settings.steps - 1) if settings.augments() else 0
+        for k, row in enumerate(own):
             steps, scores = np.array(row["scores"]).T
-            (line,) = panel.plot(steps, scores, linewidth=0.4, alpha=0.35)
-            label = f"{row['class']} {short(row['name'])}"
-            panel.plot(steps, running_mean(scores), color=line.get_color(), label=label)
+            colour, style = CYCLE[k % len(CYCLE)], ("-", "--", ":")[k // len(CYCLE) % 3]
+            panel.plot(steps, scores, color=colour, linestyle=style, linewidth=0.4, alpha=0.35)
+            noisy = int(np.sum(steps < noisy_until))
+            scores[:noisy] = running_mean(scores[:noisy], len(scores) // 20)
+            panel.plot(steps, scores, color=colour, linestyle=style, label=f"{row['class']} {short(row['name'])}")
         before = -math.inf
-        for step, name in events[method]:
+        for step, names in what_changes(settings, model).items():
             panel.axvline(step, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
             # a name stands before its line; behind it where another line is near
-            side = "left" if step - before < 0.08 * steps[-1] else "right"
+            side = "left" if step - before < 0.08 * settings.steps else "right"
             where = {"transform": panel.get_xaxis_transform(), "rotation": 90, "ha": side, "va": "top"}
-            panel.text(step, 0.99, name, color=GREY, fontsize=7, **where)
+            panel.text(step, 0.99, ", ".join(names), color=GREY, fontsize=7, **where)
             before = step
         panel.set_title(method, fontweight="bold")
         panel.set_xlabel("step")
+        panel.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("class logit")
     draw_legend(lower.subplots(), panels[0], columns=3)
     return figure, [
         f"{model.label}: class logit during optimisation{note}",
-        "Of the transformed and noisy image, as the network sees it in each step (thin), and its running mean over "
-        f"{SMOOTHED} scores. Dotted: where the optimisation changes.",
+        "Thin: the image as the network sees it in each step. Thick: the same; while random augmentation makes it "
+        "noisy, the running mean over a tenth of the steps, over fewer near both ends. The last point is the saved "
+        "archetype. Dotted: where the optimisation changes.",
     ]
 
 
-SMOOTHED = 9  # neighbouring scores in the running mean
-
-
-def running_mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean of each value and its neighbours; of fewer at the ends."""
-    half = SMOOTHED // 2
-    return np.array([values[max(0, k - half) : k + half + 1].mean() for k in range(len(values))])
+def running_mean(values: np.ndarray, half: int) -> np.ndarray:
+    """Return the mean of each value and `half` neighbours on both sides; of as many as both sides have at the ends."""
+    halves = [min(half, k, len(values) - 1 - k) for k in range(len(values))]
+    return np.array([values[k - half : k + half + 1].mean() for k, half in enumerate(halves)])

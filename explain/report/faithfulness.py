@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,33 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from explain.basics.errors import UserError, quantity
+from explain.basics.errors import UserError
 from explain.methods.faithfulness import mean_and_error, tiled
 from explain.networks.classifier import Classifier
 from explain.report.figures import (
     GREY,
     WIDTH,
-    baseline_lines,
     brightest,
     draw_figure,
     draw_image,
     draw_legend,
     draw_map,
     draw_picture,
-    kind_colours,
     kinds_of_maps,
     label,
+    map_styles,
+    measured_on,
+    scale_caption,
     short,
 )
+from explain.report.numbers import measured, number
 from explain.report.page import finish
 from explain.run.output import OutputFolder
+
+SCORE = "insertion_minus_deletion"
+ABOVE = "above_best_baseline"  # by how much the score is, over the images that have both
+CHECKS = ("stability", "other_class")  # of the first images, and not of baselines
+MEANS = "Means over images, their number in brackets; maps that are zero at every pixel are left out."
 
 
 def write(
@@ -40,11 +48,11 @@ def write(
     results, used = summary(rows), [row for row in rows if row["right"]]
     if not used:
         raise UserError(f"the network gets none of {len(rows)} images right: give it other images or weights")
-    draw_figure(output, "insertion_deletion", draw_curves, used, results, model, output.options.steps)
-    draw_figure(output, "faithfulness", draw_measures, results, model)
+    results |= measured_on([row["class"] for row in used], output.classes)
+    draw_figure(output, "insertion_deletion", draw_curves, used, results, model, output.options)
+    draw_figure(output, "faithfulness", draw_measures, results, model, output.options)
     if results["randomised"]:
-        images = sum("randomised" in row for row in used)
-        draw_figure(output, "randomisation", draw_randomised, results["randomised"], images, model)
+        draw_figure(output, "randomisation", draw_randomised, results["randomised"], model)
     for row in [row for row in rows if row.get("mosaic", {}).get("shares")][:1]:
         maps = np.load(output.path / row["files"][0])
         paths = [photos[index] for index in row["mosaic"]["members"]]
@@ -59,25 +67,31 @@ def summary(rows: list[dict]) -> dict:
     used = [row for row in rows if row["right"]]
     mosaics = [row["mosaic"] for row in rows if "mosaic" in row]
     shares = [mosaic["shares"] for mosaic in mosaics if mosaic["shares"]]
-    areas = [with_difference(row["areas"]) for row in used]
+    areas = [
+        {kind: both | {SCORE: both["insertion"] - both["deletion"]} for kind, both in row["areas"].items()}
+        for row in used
+    ]
     measured = {kind for of_image in areas for kind in of_image}
     own, baselines = ([kind for kind in kinds_of_maps(used, key) if kind in measured] for key in ("maps", "baselines"))
-    kinds = [*own, *baselines]
-    maps = {kind: measures_of(kind, areas, shares, used) for kind in kinds}
-    best = max(baselines, key=lambda kind: maps[kind]["insertion_minus_deletion"], default=None)
-    for kind in kinds:
-        name, pairs = "insertion_minus_deletion", [of_image for of_image in areas if {kind, best} <= of_image.keys()]
-        above = mean_and_error(of_image[kind][name] - of_image[best][name] for of_image in pairs)
-        maps[kind] |= {
-            "above_best_baseline": above["mean"],
-            "above_best_baseline_standard_error": above["standard_error"],
-        }
+    scores = {kind: [of_image[kind][SCORE] for of_image in areas if kind in of_image] for kind in baselines}
+    best_baseline = max(baselines, key=lambda kind: sum(scores[kind]) / len(scores[kind]), default=None)
+    for of_image in areas:
+        for of_map in of_image.values() if best_baseline in of_image else ():
+            of_map[ABOVE] = of_map[SCORE] - of_image[best_baseline][SCORE]
+    maps = {kind: measures_of(kind, areas, shares, used) for kind in (*own, *baselines)}
+    errors = {kind: maps[kind][f"{ABOVE}_standard_error"] for kind in own}
+    better = [kind for kind, error in errors.items() if error is not None and maps[kind][ABOVE] > 2 * error]
+    best_map = max(better or own, key=lambda kind: maps[kind][SCORE], default=None)
     ends = [next(iter(row["curves"].values()))["insertion"] for row in used]  # the same for every map
     return {
         "images_measured": len(used),
         "images_wrong": len(rows) - len(used),
         "maps": maps,
-        "best_baseline": best,
+        "best_map": best_map,
+        "best_baseline": best_baseline,
+        "map_is_better": bool(better),
+        "difference": maps[best_map][ABOVE] if best_map else None,
+        "difference_standard_error": errors.get(best_map),
         "kinds": own,
         "baselines": baselines,
         "left_out": {kind: reason for row in used for kind, reason in row["left_out"].items()},
@@ -90,26 +104,18 @@ def summary(rows: list[dict]) -> dict:
     }
 
 
-def with_difference(areas: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Return the areas of each kind of map of an image with insertion less deletion beside them."""
-    return {
-        kind: both | {"insertion_minus_deletion": both["insertion"] - both["deletion"]} for kind, both in areas.items()
-    }
-
-
 def measures_of(kind: str, areas: list[dict], shares: list[dict], rows: list[dict]) -> dict:
     """Return the measures of a kind of map, each beside its standard error over images (grid pointing: over cells)."""
     own = [of_image[kind] for of_image in areas if kind in of_image]
-    names = ("insertion", "deletion", "insertion_minus_deletion")
-    values = {name: [of_image[name] for of_image in own] for name in names}
+    values = {name: [of_image.get(name) for of_image in own] for name in ("insertion", "deletion", SCORE, ABOVE)}
     values["grid_pointing"] = [share for mosaic in shares for share in mosaic.get(kind, [])]
-    for name in ("stability", "other_class") if any(kind in row["maps"] for row in rows) else ():
+    for name in CHECKS if any(kind in row["maps"] for row in rows) else ():
         values[name] = [row[name].get(kind) for row in rows if name in row]
     estimates = {name: mean_and_error(of_images) for name, of_images in values.items()}
     measures = {"images": len(own), "cells": estimates["grid_pointing"]["images"]}
     for name, estimate in estimates.items():
         measures |= {name: estimate["mean"], f"{name}_standard_error": estimate["standard_error"]}
-    return measures
+    return measures | {f"{name}_images": estimates[name]["images"] for name in CHECKS if name in estimates}
 
 
 def survival(rows: list[dict]) -> list[dict]:
@@ -125,94 +131,119 @@ def survival(rows: list[dict]) -> list[dict]:
     return stages
 
 
+def verdict(results: dict) -> str:
+    """Return which map is the most faithful, or that none is shown to be better than the best baseline."""
+    best, baseline = results["best_map"], results["best_baseline"]
+    if best is None or baseline is None:
+        return "There is nothing to compare: every map or every baseline is zero at all pixels."
+    if results["map_is_better"]:
+        text = f"The most faithful map is {label(best)}"
+    else:
+        text = f"No map is shown to be better than the baseline {label(baseline)}"
+    scores = ", ".join(f"{label(kind)} {measured(results['maps'][kind], SCORE)}" for kind in (best, baseline))
+    return f"{text}. Insertion less deletion: {scores}, difference {measured(results, 'difference')} (the same images)."
+
+
 def findings(results: dict) -> list[str]:
-    """Return what is said of each kind of map."""
-    lines = []
+    """Return the verdict, and the line that is printed of each kind of map."""
+    lines = [verdict(results)]
     for kind, measures in results["maps"].items():
-        error = measures["insertion_minus_deletion_standard_error"]
-        pointing = "" if measures["grid_pointing"] is None else f", grid pointing {measures['grid_pointing']:.2f}"
-        lines.append(
-            f"{label(kind)}: insertion less deletion {measures['insertion_minus_deletion']:.2f}"
-            + ("" if error is None else f" ± {error:.2f}")
-            + pointing
-        )
+        pointing = "" if measures["grid_pointing"] is None else f", grid pointing {number(measures['grid_pointing'])}"
+        lines.append(f"{label(kind)}: insertion less deletion {measured(measures, SCORE)}{pointing}")
     return lines
 
 
-def draw_curves(rows: list[dict], results: dict, model: Classifier, steps: int) -> tuple[Figure, list[str]]:
+def span(numbers: Iterable[int]) -> str:
+    """Return numbers as a text: 3, or 1 to 3."""
+    low, *_, high = sorted([*numbers] * 2)
+    return f"{low} to {high}" if low < high else f"{low}"
+
+
+def draw_curves(
+    rows: list[dict], results: dict, model: Classifier, options: argparse.Namespace
+) -> tuple[Figure, list[str]]:
     """Draw the mean insertion and deletion curves of every kind of map."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.2))
     left = figure.add_subplot(grid[0, 0])
     panels = left, figure.add_subplot(grid[0, 1], sharey=left)
-    x, styles = np.linspace(0, 1, steps + 1), {}
-    styles |= {kind: dict(color=colour) for kind, colour in kind_colours(results["kinds"]).items()}
-    styles |= {kind: dict(color=GREY, linestyle=line) for kind, line in baseline_lines(results["baselines"]).items()}
+    x, styles = np.linspace(0, 1, options.steps + 1), map_styles(results["kinds"], results["baselines"])
     for axes, name in zip(panels, ("insertion", "deletion"), strict=True):
-        for kind in results["maps"]:
+        for kind, measures in results["maps"].items():
             mean = np.mean([row["curves"][kind][name] for row in rows if kind in row["curves"]], 0)
-            axes.plot(x, mean, label=label(kind), **styles[kind])
+            axes.plot(x, mean, label=f"{label(kind)} ({measures['images']})", **styles[kind])
         axes.set(xlabel=f"share of the pixels {'put into the blurred copy' if name == 'insertion' else 'taken'}")
         axes.set_title(f"{name}: {'higher' if name == 'insertion' else 'lower'} is better")
     panels[0].set_ylabel("probability of the class")
     draw_legend(figure.add_subplot(grid[1, :]), left, columns=5)
+    cells = f", in cells of {options.cells} x {options.cells} pixels" if options.cells > 1 else ""
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",
-        f"Mean over {quantity(len(rows), 'image')}; grey: baselines that know nothing of the network. Pixels "
-        "come and go in the map's order, the largest first (Petsiuk et al. 2018).",
+        f"{results['measured_on']}. {MEANS}",
+        f"Grey: baselines that know nothing of the network. Pixels come and go in {options.steps} steps{cells}, in the "
+        "map's order, the largest value first (Petsiuk et al. 2018).",
+        f"Smoothed map: {options.copies} copies, noise {options.noise:g}." if "smoothed" in results["maps"] else "",
     ]
 
 
-def draw_measures(results: dict, model: Classifier) -> tuple[Figure, list[str]]:
+# of each panel of measures: its head, which way is better, what is counted in metrics.json
+PANELS = {
+    SCORE: ("insertion less deletion", "higher", "images"),
+    "grid_pointing": ("grid pointing", "higher", "cells"),
+    "other_class": ("correlation with another class", "lower", "other_class_images"),
+}
+
+
+def draw_measures(results: dict, model: Classifier, options: argparse.Namespace) -> tuple[Figure, list[str]]:
     """Draw the measures of every kind of map as bars with their standard errors, the baselines as lines."""
-    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
-    grid = figure.add_gridspec(2, 3, height_ratios=(1, 0.1))
-    panels = [figure.add_subplot(grid[0, k]) for k in range(3)]
-    kinds = results["kinds"]
-    colours = kind_colours(kinds)
-    heads = {
-        "insertion_minus_deletion": "insertion less deletion\n(higher is better)",
-        "grid_pointing": "grid pointing\n(higher is better)",
-        "other_class": "correlation with the map of\nanother class (lower is better)",
-    }
-    for axes, (name, head) in zip(panels, heads.items(), strict=True):
-        known = [kind for kind in kinds if results["maps"][kind].get(name) is not None]
-        values = [results["maps"][kind][name] for kind in known]
-        errors = [results["maps"][kind][f"{name}_standard_error"] or 0 for kind in known]
-        places = [kinds.index(kind) for kind in known]
-        axes.barh(places, values, xerr=errors, color=[colours[kind] for kind in known], error_kw={"linewidth": 0.8})
-        lines = baseline_lines(results["baselines"]) if name == "insertion_minus_deletion" else {}
-        for kind, line in lines.items():
-            axes.axvline(results["maps"][kind][name], color=GREY, linestyle=line, linewidth=1, label=kind)
+    kinds, maps = results["kinds"], results["maps"]
+    known = {name: [kind for kind in kinds if maps[kind].get(name) is not None] for name in PANELS}
+    names = [name for name in PANELS if known[name]]
+    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+    grid = figure.add_gridspec(2, len(names), height_ratios=(1, 0.1))
+    panels = [figure.add_subplot(grid[0, k]) for k in range(len(names))]
+    styles = map_styles(kinds, results["baselines"])
+    for axes, name in zip(panels, names, strict=True):
+        head, better, counted = PANELS[name]
+        values = [maps[kind][name] for kind in known[name]]
+        errors = [maps[kind][f"{name}_standard_error"] or 0 for kind in known[name]]
+        places = [kinds.index(kind) for kind in known[name]]
+        bars = [styles[kind]["color"] for kind in known[name]]
+        axes.barh(places, values, xerr=errors, color=bars, error_kw={"linewidth": 0.8})
+        for kind in results["baselines"] if name == SCORE else ():
+            axes.axvline(maps[kind][name], **styles[kind], linewidth=1, label=kind)
         if name == "grid_pointing":
-            axes.axvline(0.25, color=GREY, linestyle=":", linewidth=1, label="chance")
-        axes.set_title(head)
-        axes.set_yticks(range(len(kinds)), [label(kind) if axes is panels[0] else "" for kind in kinds])
+            axes.axvline(0.25, color=GREY, linestyle=":", linewidth=1)
+        n = span(maps[kind][counted] for kind in known[name])
+        axes.set_title(f"{head}\n({better} is better)\n{counted.rpartition('_')[2]}: {n}")
+        axes.set_yticks(range(len(kinds)) if axes is panels[0] else [])
         axes.set_ylim(len(kinds) - 0.4, -0.6)
+    panels[0].set_yticklabels([label(kind) for kind in kinds])
     draw_legend(figure.add_subplot(grid[1, :]), panels[0], columns=4)
-    measured, best = results["images_measured"], results["best_baseline"]
+    no_mosaic = "; ".join(results["mosaics_left_out"]) or "no mosaics with --mosaics 0"
     return figure, [
         f"{model.label}: how far can each map be believed?",
-        f"{quantity(measured, 'image')}, {quantity(results['mosaics'], 'mosaic')}; bars: one standard "
-        f"error; lines: baselines, the best of which is {best}. A map that is no better than they are says nothing of "
-        "the network; one that does not change with the class explains no class.",
+        f"{results['measured_on']}. {verdict(results)}",
+        "Error bars: one standard error, none of one value. Lines: baselines that know nothing of the network"
+        + ("; of grid pointing: chance." if known["grid_pointing"] else "."),
+        "A map that does not change with the class explains no class." if known["other_class"] else "",
+        "" if known["grid_pointing"] else f"No grid pointing: {no_mosaic}.",
+        "" if known["other_class"] else f"No map of another class: none measured with --randomise {options.randomise}.",
     ]
 
 
-def draw_randomised(stages: list[dict], images: int, model: Classifier) -> tuple[Figure, list[str]]:
+def draw_randomised(stages: list[dict], model: Classifier) -> tuple[Figure, list[str]]:
     """Draw the rank correlation with the intact network's maps as its layers are randomised from the top down."""
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes, below = figure.subplots(2, 1, height_ratios=(1, 0.15))
-    kinds = [key.removesuffix("_maps") for key in stages[0] if key.endswith("_maps")]
-    colours = kind_colours(kinds)
-    zero = sum(images - stage[f"{kind}_maps"] for stage in stages for kind in kinds)
+    counts = {key[:-5]: [stage[key] for stage in stages] for key in stages[0] if key.endswith("_maps")}
+    kinds = [kind for kind, of_stages in counts.items() if any(of_stages)]
+    styles = map_styles(kinds, [])
     for kind in kinds:
         means = np.array([1.0, *(np.nan if stage[kind] is None else stage[kind] for stage in stages)])
         errors = np.array([0.0, *(stage[f"{kind}_standard_error"] or 0 for stage in stages)])
-        axes.plot(means, "o-", color=colours[kind], label=label(kind), markersize=3.5)
-        axes.fill_between(
-            range(len(means)), means - errors, means + errors, color=colours[kind], alpha=0.15, linewidth=0
-        )
+        axes.plot(means, "o-", **styles[kind], label=f"{label(kind)} ({span(counts[kind])})", markersize=3.5)
+        axes.fill_between(range(len(means)), means - errors, means + errors, **styles[kind], alpha=0.15, linewidth=0)
     axes.axhline(0, color=GREY, linewidth=0.8, linestyle="--", label="chance")
     places = [f"{stage['layers']}\n{stage_of(stage['down_to'])}" for stage in stages]
     axes.set_xticks(range(len(stages) + 1), ["none", *places], rotation=45 if len(stages) > 8 else 0)
@@ -221,11 +252,9 @@ def draw_randomised(stages: list[dict], images: int, model: Classifier) -> tuple
     draw_legend(below, axes, columns=4)
     return figure, [
         f"{model.label}: what is left of the maps when layers are randomised",
-        f"Mean over {quantity(images, 'image')}, band: one standard error. A faithful map falls at once (Adebayo et "
-        "al. 2018). metrics.json names the layers.",
-        f"Maps left out, since they are zero at every pixel: {zero} of {len(stages) * len(kinds) * images}."
-        if zero
-        else "",
+        f"{MEANS} Band: one standard error, none of one value.",
+        "A map that stays does not depend on what the layers have learned. To fall is necessary for a faithful map, "
+        "not sufficient (Adebayo et al. 2018). metrics.json names the layers.",
     ]
 
 
@@ -256,6 +285,6 @@ def draw_mosaic(mosaic: dict, maps: np.ndarray, paths: Sequence[Path], model: Cl
     return figure, [
         f"{model.label}: which maps point at the {name}?",
         "Maps of the class of the photo on the upper left, in a mosaic of four photos that the network is sure of; "
-        "beside each name the share of the map in that photo (chance: 0.25; Rao et al. 2022). Each map has its own "
-        "scale, from 0 to its 99.5th percentile.",
+        "beside each name the share of the map in that photo (chance: 0.25; Rao et al. 2022).",
+        scale_caption(),
     ]

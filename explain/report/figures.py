@@ -8,7 +8,7 @@ import itertools
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Text
+from matplotlib.textpath import TextPath
 from PIL import Image
 from torch import Tensor
 
-from explain.basics.errors import UserError
+from explain.basics.errors import UserError, quantity
 from explain.basics.files import write_file
 from explain.data.pictures import read_image, to_pixels
 from explain.networks.classifier import Classifier
@@ -86,9 +87,9 @@ def panel_grid(
 ) -> tuple[Figure | SubFigure, np.ndarray]:
     """Return a figure as wide as a page and its axes (items, columns), `per_line` items side by side.
 
-    `heads` are the names of the columns, printed once on top ("" for none); `widths` are the columns' relative widths
-    (1: a square panel). There is room for `text_lines` lines of text with each item; a colour bar takes two.
-    `inside` is the part of a figure to use in place of a new one.
+    `heads` are the names of the columns, printed once on top ("" for none), with their units on a second line; `widths`
+    are the columns' relative widths (1: a square panel). There is room for `text_lines` lines of text with each item; a
+    colour bar takes two. `inside` is the part of a figure to use in place of a new one.
     """
     widths = [1.0] * len(heads) if widths is None else list(widths)
     per_line = min(per_line, items)
@@ -96,27 +97,27 @@ def panel_grid(
     ratios = [*widths, *([0.1, *widths] * (per_line - 1))]  # a narrow gap between items
     # a panel is at most as wide as half of the page: the width that is left stays empty
     side = min(WIDTH / sum(ratios), WIDTH / 2)
-    heads = ["\n".join(textwrap.wrap(name, int(side * 15))) for name in heads]
-    head = 0.03 + 0.13 * max(name.count("\n") + bool(name) for name in heads)  # inches
+    wrapped = [[textwrap.wrap(line, int(side * 15)) for line in f"{name}\n".split("\n")] for name in heads]
+    head = 0.06 + 0.13 * max(len(name) + len(unit) for name, unit, *_ in wrapped)  # inches
     line_height = side + 0.13 * text_lines + 0.06
     figure = inside or Figure(figsize=(WIDTH, head + lines * line_height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     slack = WIDTH / side - sum(ratios)
     # no row or column without an extent: the layout's solver ends the process at some of them
     columns = [*ratios, slack] if slack > 0.01 else ratios
-    rows = [*([head] if any(heads) else []), *[line_height] * lines]
+    rows = [*([head] if any(heads) else []), *[side] * lines]  # of axes alone: the layout adds the room of texts
     grid = figure.add_gridspec(len(rows), len(columns), width_ratios=columns, height_ratios=rows)
     axes = np.empty((items, len(heads)), dtype=object)
     for item in range(items):
         line, place = divmod(item, per_line)
-        for column, name in enumerate(heads):
+        for column, (name, unit, *_) in enumerate(wrapped):
             x = place * (len(heads) + 1) + column
             axes[item, column] = figure.add_subplot(grid[line + any(heads), x])
             if line == 0 and any(heads):
                 panel = figure.add_subplot(grid[0, x])
                 panel.axis("off")
-                text = panel.text(0.5, 0, name, ha="center", va="bottom", fontweight="bold", linespacing=1.15)
-                text.set_in_layout(False)
+                for text, weight in (("\n".join([*name, *" " * len(unit)]), "bold"), ("\n".join(unit), "normal")):
+                    panel.text(0.5, 0, text, ha="center", va="bottom", fontweight=weight).set_in_layout(False)
     return figure, axes
 
 
@@ -139,7 +140,11 @@ def draw_picture(axes: Axes, model: Classifier, path: Path, upright: bool = True
 
 
 def draw_heading(panels: Sequence[Axes], *lines: str) -> None:
-    """Write lines above an item's panels, over their whole width."""
+    """Write lines above an item's panels, each cut with an ellipsis to their whole width."""
+    grid, columns = panels[0].get_gridspec(), [panel.get_subplotspec().colspan[0] for panel in panels]
+    ratios = grid.get_width_ratios()
+    width = WIDTH * sum(ratios[min(columns) : max(columns) + 1]) / sum(ratios) - 0.06  # without the layout's padding
+    lines = tuple(fitted(line, width) for line in lines)
     above = dict(xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", va="bottom", linespacing=1.15)
     text = panels[0].annotate("\n".join(lines), (0, 1), **above, annotation_clip=False)
     text.set_in_layout(False)  # or its width would push the panels apart
@@ -147,15 +152,17 @@ def draw_heading(panels: Sequence[Axes], *lines: str) -> None:
 
 
 MAP_PERCENTILE = 99.5  # drawn brightest: a few pixels stand out so far that the rest would be black beside them
-MAP_SCALE = (
-    f"The scale is linear from 0 to the {MAP_PERCENTILE}th percentile of the map (its brightest "
-    f"{100 - MAP_PERCENTILE:.1f} % are beyond), in logits per unit of pixel value."
-)
 
 
 def brightest(maps: Sequence[np.ndarray]) -> float:
     """Return the value drawn brightest on the one scale of these maps; the largest where their percentile is 0."""
     return float(max((np.percentile(m, MAP_PERCENTILE) or m.max() for m in maps), default=1.0))
+
+
+def scale_caption(sharing: str = "") -> str:
+    """Return the sentence on the scales of maps; `sharing` names those of a picture that share one."""
+    scale = f"Each scale is linear up to the {MAP_PERCENTILE}th percentile of its map, or its maximum if that is 0"
+    return scale + (f"; a picture's {sharing} share the largest of theirs." if sharing else ".")
 
 
 def map_colours(saliency: np.ndarray, limit: float) -> dict[str, Any]:
@@ -164,17 +171,13 @@ def map_colours(saliency: np.ndarray, limit: float) -> dict[str, Any]:
     return {"cmap": "RdBu_r" if signed else "inferno", "norm": Normalize(-limit if signed else 0, limit)}
 
 
-def map_pixels(saliency: np.ndarray) -> np.ndarray:
-    """Return a saliency map (H, W) in colours (H, W, 3), 0 to 255, on a scale of its own."""
-    colours = map_colours(saliency, brightest([abs(saliency)]))
-    return ScalarMappable(**colours).to_rgba(saliency, bytes=True)[..., :3]
+def map_pixels(saliency: np.ndarray, limit: float) -> np.ndarray:
+    """Return a saliency map (H, W) in `map_colours` (H, W, 3), 0 to 255."""
+    return ScalarMappable(**map_colours(saliency, limit)).to_rgba(saliency, bytes=True)[..., :3]
 
 
 def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok") -> Any:
-    """Draw a saliency map (H, W) in `map_colours`.
-
-    A map that says nothing is named, not drawn.
-    """
+    """Draw a saliency map (H, W) in `map_colours`; of a map that says nothing, draw the status."""
     if status == "ok":
         return draw_image(axes, saliency, **map_colours(saliency, limit))
     text = "\n".join(textwrap.wrap(status, 20))
@@ -237,6 +240,26 @@ def short(text: str, length: int = 24) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def fitted(text: str, inches: float) -> str:
+    """Return a text cut with an ellipsis so that it is at most so wide in the figures' size of letters."""
+    length = len(text)
+    while length > 1 and TextPath((0, 0), short(text, length), STYLE["font.size"]).get_extents().width > 72 * inches:
+        length -= 1
+    return short(text, length)
+
+
+def measured_on(classes: Sequence[int], in_data: int) -> dict[str, Any]:
+    """Return how many classes the measured images are of, and in words: 16 images from 4 of 4 classes.
+
+    `classes` are those of each image, `in_data` is the number of classes in the data; 0 for images without labels.
+    """
+    images, measured = quantity(len(classes), "image"), len({*classes})
+    if not in_data:
+        return {"measured_on": images}
+    text = f"{images} from {measured:,} of {quantity(in_data, 'class')}"
+    return {"classes_measured": measured, "classes_in_data": in_data, "measured_on": text}
+
+
 def label(kind: str) -> str:
     """Return a kind of map as a reader knows it."""
     return kind.replace("grad_cam", "Grad-CAM").replace("_", " ")
@@ -247,19 +270,13 @@ def kinds_of_maps(rows: Iterable[dict], key: str = "maps") -> list[str]:
     return list(dict.fromkeys(kind for row in rows for kind in row[key]))
 
 
-def kind_colours(kinds: Sequence[str]) -> dict[str, str]:
-    """Return a colour for each kind of map: its own, or the next free one."""
-    return _own_or_next(kinds, MAP_COLOURS, OTHER_COLOURS)
-
-
-def baseline_lines(kinds: Sequence[str]) -> dict[str, Any]:
-    """Return a line style for each baseline: its own, or the next free one."""
-    return _own_or_next(kinds, BASELINE_LINES, OTHER_LINES)
-
-
-def _own_or_next(kinds: Sequence[str], own: Mapping[str, Any], others: Sequence[Any]) -> dict[str, Any]:
-    free = itertools.cycle(others)
-    return {kind: own[kind] if kind in own else next(free) for kind in kinds}
+def map_styles(kinds: Sequence[str], baselines: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the line of each kind of map and baseline, as matplotlib takes it: its own style, or the next free one."""
+    colours, lines = itertools.cycle(OTHER_COLOURS), itertools.cycle(OTHER_LINES)
+    of_kinds = {kind: {"color": MAP_COLOURS.get(kind) or next(colours)} for kind in kinds}
+    return of_kinds | {
+        kind: {"color": GREY, "linestyle": BASELINE_LINES.get(kind) or next(lines)} for kind in baselines
+    }
 
 
 def file_name(row: dict) -> str:
@@ -269,18 +286,12 @@ def file_name(row: dict) -> str:
 
 def find_fonts(figure: Figure) -> str:
     """Let each text take installed fonts for what matplotlib's own lacks; return the characters that none has."""
-    missing: set[str] = set()
-    for text in figure.findobj(Text):
-        families = text.get_fontfamily()
-        lacking = {c for c in text.get_text() if c.isprintable() and ord(c) not in _characters(None)}
-        for c in lacking:
-            font = next((entry for entry in _installed_fonts() if ord(c) in _characters(entry.fname)), None)
-            if font is None:
-                missing.add(c)
-            elif font.name not in families:
-                families = [*families, font.name]
-        text.set_fontfamily(families)
-    return "".join(sorted(missing))
+    texts = figure.findobj(Text)
+    lacking = {c for text in texts for c in text.get_text() if c.isprintable() and ord(c) not in _characters(None)}
+    fonts = {c: next((f.name for f in _installed_fonts() if ord(c) in _characters(f.fname)), "") for c in lacking}
+    for text in texts if lacking else ():
+        text.set_fontfamily([*text.get_fontfamily(), *sorted({*fonts.values()} - {""})])
+    return "".join(sorted(c for c, font in fonts.items() if not font))
 
 
 def _installed_fonts() -> list[font_manager.FontEntry]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from explain.basics.errors import quantity
-from explain.methods.faithfulness import summarise_scores
-from explain.methods.maps import mean_known
+from explain.methods.faithfulness import mean_and_error, summarise_scores
+from explain.methods.maps import latest
 from explain.networks.classifier import Classifier
 from explain.report.figures import (
-    MAP_SCALE,
     SCORE,
     brightest,
     class_finding,
@@ -30,96 +32,69 @@ from explain.report.figures import (
     label,
     panel_grid,
     save_pictures,
+    scale_caption,
     write_score,
 )
 from explain.report.page import finish
 from explain.run.output import OutputFolder, map_name
 
 HEADS = {"plain": "saliency map", "guided": "guided saliency map"}  # of columns; else the kind's label
+Table = Mapping[str, Callable]  # the function of each kind of map
 
 
 class Column(NamedTuple):
-    """A column of a figure: a kind of map, by itself or laid over the picture."""
+    """A column of a figure: a kind of map in its unit, by itself or laid over the picture."""
 
     kind: str
     head: str
-    over_picture: bool = False
+    description: str
+    unit: str
+    over_picture: bool
 
 
 def write_saliency(
-    rows: list[dict], skipped: list[dict], photos: Sequence[Path], model: Classifier, output: OutputFolder
+    rows: list[dict], skipped: list[dict], photos: Sequence[Path], model: Classifier, output: OutputFolder, table: Table
 ) -> None:
     """Write the report of 2e: every kind of map, the combined one over the picture."""
-    kinds, signed = kinds_of_maps(rows), output.options.signed
-    columns = [
-        Column(kind, f"{'signed ' if signed and kind == 'plain' else ''}{head(kind)}", over_picture=kind == "combined")
-        for kind in kinds
-    ]
-    if "combined" not in kinds:
-        columns.append(Column(kinds[0], "map over picture", over_picture=True))
-    shown = rows[: output.options.show]
-    best = "Grad-CAM x smoothed map x detail" if rows[0]["grad_cam_in_combined"] else "smoothed map x detail"
-    text = [
-        f"{model.label}: class saliency {'map' if len(rows) == 1 else 'maps'}" + part_of(shown, rows),
-        f"Where the logit of the class reacts to small changes of a pixel, {'' if signed else 'up or down, '}"
-        "not whether the class is there: |gradient| of the channel that reacts most"
-        + (", with the gradient's sign (red: more of it raises the logit)." if signed else "."),
-        f"Smoothed: mean over {output.options.copies} copies with noise (SmoothGrad). Combined, over the picture: "
-        f"{best} (the distance from a blurred copy)."
-        if output.options.copies
-        else "",
-        *score_caption(rows),
-        f"Pictures: {model.view}. {MAP_SCALE}",
-    ]
-    save_pictures(output, shown, photos, model)
-    draw_figure(output, "saliency", draw, shown, columns, photos, model, output, text, False, "picture")
+    columns, notes = columns_of(rows, table, output)
+    if not any(column.over_picture for column in columns):
+        columns.append(columns[0]._replace(over_picture=True))
+    elif not rows[0]["grad_cam_in_combined"]:
+        notes.append("This network has no Grad-CAM.")
+    draw_figure(output, "saliency", draw, rows, columns, notes, photos, model, output)
     results = summary(rows) | {"grad_cam_in_combined": rows[0]["grad_cam_in_combined"]}
-    write_tables("saliency.csv", rows, skipped, results, model, output)
+    write_tables("saliency.csv", rows, skipped, results, photos, model, output)
 
 
 def write_guided(
-    rows: list[dict], skipped: list[dict], photos: Sequence[Path], model: Classifier, output: OutputFolder
+    rows: list[dict], skipped: list[dict], photos: Sequence[Path], model: Classifier, output: OutputFolder, table: Table
 ) -> None:
     """Write the report of 2f: the plain and the guided map on one scale, and a figure of all other kinds."""
-    shown = rows[: output.options.show]
-    save_pictures(output, shown, photos, model)
-    pair = ("plain", "guided")
-    left_alone = ", ".join(f"{n} {name}" for name, n in rows[0]["left_as_they_are"].items())
-    text = [
-        f"{model.label}: saliency {'map' if len(rows) == 1 else 'maps'} by plain and by guided backpropagation"
-        + part_of(shown, rows),
-        "Where the logit of the class reacts to small changes of a pixel, not whether the class is there. Guided maps "
-        "depend little on the upper layers (Adebayo et al. 2018): they show edges, not reasons. "
-        f"{quantity(sum(rows[0]['rectifiers'].values()), 'rectifier')} guided"
-        + (f"; left as they are: {left_alone}." if left_alone else "."),
-        *score_caption(rows),
-        f"Pictures: {model.view}. One scale for the maps of a picture. {MAP_SCALE}",
-    ]
-    kinds = kinds_of_maps(rows)
-    columns = [Column(kind, head(kind)) for kind in kinds if kind in pair]
-    draw_figure(output, "guided_saliency", draw, shown, columns, photos, model, output, text, True)
-    others = [Column(kind, head(kind)) for kind in kinds if kind not in pair]
-    text = [
-        f"{model.label}: {' and '.join(column.head for column in others)}" + part_of(shown, rows),
-        "Grad-CAM: where the last layer that has a height and a width speaks for the class (Selvaraju et al. 2017); "
-        "guided Grad-CAM: the same times the guided saliency map.",
-        *score_caption(rows),
-        f"Pictures: {model.view}. The scale is linear from 0 to the map's 99.5th percentile; Grad-CAM is in logits.",
-    ]
-    if others:
-        draw_figure(output, "guided_grad_cam", draw, shown, others, photos, model, output, text)
-    results = summary(rows) | {
-        "mean_rank_correlation": mean_known(row.get("rank_correlation") for row in rows),
-        "rectifiers": rows[0]["rectifiers"],
-        "left_as_they_are": rows[0]["left_as_they_are"],
-    }
-    write_tables("guided_saliency.csv", rows, skipped, results, model, output)
+    columns, notes = columns_of(rows, table, output)
+    pair = [column for column in columns if column.kind in ("plain", "guided")]
+    found = {key: rows[0][key] for key in ("rectifiers", "left_as_they_are")}
+    guided, others = ([f"{n} {name}" for name, n in counts.items()] for counts in found.values())
+    of_pair = [f"Guided: {', '.join(guided) or 'none'}; left as they are: {', '.join(others) or 'none'}."]
+    if guided:
+        of_pair.append("Guided maps depend little on the upper layers (Adebayo et al. 2018): edges, not reasons.")
+    draw_figure(output, "guided_saliency", draw, rows, pair, notes + of_pair, photos, model, output, True)
+    if rest := [column for column in columns if column not in pair]:
+        draw_figure(output, "guided_grad_cam", draw, rows, rest, notes, photos, model, output)
+    correlation = {"mean_rank_correlation": mean_and_error(row.get("rank_correlation") for row in rows)["mean"]}
+    write_tables("guided_saliency.csv", rows, skipped, summary(rows) | correlation | found, photos, model, output)
 
 
 def write_tables(
-    table: str, rows: list[dict], skipped: list[dict], results: dict, model: Classifier, output: OutputFolder
+    table: str,
+    rows: list[dict],
+    skipped: list[dict],
+    results: dict,
+    photos: Sequence[Path],
+    model: Classifier,
+    output: OutputFolder,
 ) -> None:
-    """Write table and metrics of the rows, and print what was found."""
+    """Write the pictures that are shown, the table and the metrics, and print the class of each picture."""
+    save_pictures(output, rows[: output.options.show], photos, model)
     named = [{"name": model.categories[row["class"]], **row} for row in rows]
     findings = [class_finding(row, model.categories) for row in rows]
     images = len({row["path"] for row in rows})  # one may have several classes
@@ -134,66 +109,89 @@ def summary(rows: list[dict]) -> dict:
         "maps": len(rows),
         "kinds": kinds,
         **{f"{kind}_status": dict(Counter(row[f"{kind}_status"] for row in rows)) for kind in kinds},
-        **{f"mean_{key}": mean_known(row.get(key) for row in rows) for key in means},
+        **{f"mean_{key}": mean_and_error(row.get(key) for row in rows)["mean"] for key in means},
         "half_mass_area_of_an_even_map": 0.5,
         "insertion_minus_deletion": summarise_scores(rows),
     }
 
 
-def head(kind: str) -> str:
-    """Return the name of a column of maps."""
-    return HEADS.get(kind, label(kind))
+def columns_of(rows: list[dict], table: Table, output: OutputFolder) -> tuple[list[Column], list[str]]:
+    """Return a column for each kind of map, described by its function, and sentences on those that are lacking."""
+    columns, lacking = [], []
+    for kind in kinds_of_maps(rows):
+        head = HEADS.get(kind, label(kind))
+        if any(map_name(row["index"], kind) in row["files"] for row in rows):
+            description, _, unit = describe(table[kind], vars(output.options)).partition(", in ")
+            signed = "signed " * (kind == "plain" and getattr(output.options, "signed", False))
+            columns.append(Column(kind, signed + head, description, unit or "arbitrary units", kind == "combined"))
+        else:
+            lacking.append(f"No {head}: the network has {rows[0][f'{kind}_status']}.")
+    return columns, lacking
 
 
-def part_of(shown: list[dict], rows: list[dict]) -> str:
-    """Return the end of a title that shows a part of the rows."""
-    return "" if len(shown) == len(rows) else f", {len(shown)} of {len(rows)}"
+def describe(function: Callable, settings: Mapping[str, Any]) -> str:
+    """Return the description of a map: the first paragraph of its docstring; "" for a function without one.
 
+    A name in backticks becomes the setting's value, or the description of the function of this name.
+    """
+    if not inspect.isroutine(function):
+        return ""
+    function = latest(function)
 
-def score_caption(rows: list[dict]) -> list[str]:
-    """Return what a caption says of the numbers under maps, where there are any."""
-    return [SCORE] if any("random_insertion_minus_deletion" in row for row in rows) else []
+    def value(match: re.Match) -> str:
+        if isinstance(settings.get(match[1]), (int, float)):
+            return f"{settings[match[1]]:g}"
+        module = sys.modules[function.__module__]
+        found = functools.reduce(lambda place, name: getattr(place, name, None), match[1].split("."), module)
+        return describe(found, settings) or match[1]
+
+    paragraph = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+    return re.sub("`([^`]+)`", value, paragraph).removeprefix("Return ").rstrip(".")
 
 
 def draw(
     rows: list[dict],
     columns: Sequence[Column],
+    notes: Sequence[str],
     photos: Sequence[Path],
     model: Classifier,
     output: OutputFolder,
-    text: list[str],
     one_scale: bool = False,
-    picture_head: str = "real image",
 ) -> tuple[Figure, list[str]]:
-    """Draw each row's picture and its maps; all classes of a picture share a scale, and with `one_scale` all kinds."""
-    heads = [picture_head, *(column.head for column in columns)]
+    """Draw the first rows: pictures and maps. All classes of a picture share a scale, with `one_scale` all kinds."""
+    found, rows = len(rows), rows[: output.options.show]
+    heads = ["picture", *(f"{column.head}\n{column.unit}" for column in columns)]
     figure, axes = panel_grid(len(rows), heads, per_line=1 if len(rows) <= 4 else 2, text_lines=5)
     kinds = {column.kind for column in columns}
-    maps = {(row["index"], kind): load(row, kind, model, output) for row in rows for kind in kinds}
+    maps = {(r["index"], kind): np.load(output.path / map_name(r["index"], kind)) for r in rows for kind in kinds}
     for (first, *panels), row in zip(axes, rows, strict=True):
         draw_heading([first, *panels], *class_lines(row, model.categories))
         picture = draw_picture(first, model, photos[row["index"]])
         write_score(first, row, "random")
         same_picture = [r for r in rows if r["path"] == row["path"]]
         drawn = []
-        for panel, (kind, _, over_picture) in zip(panels, columns, strict=True):
-            array, status = maps[row["index"], kind], row[f"{kind}_status"]
-            together = [(r, k) for r in same_picture for k in (kinds if one_scale else [kind])]
+        for panel, column in zip(panels, columns, strict=True):
+            array, status = maps[row["index"], column.kind], row[f"{column.kind}_status"]
+            together = [(r, k) for r in same_picture for k in (kinds if one_scale else [column.kind])]
             limit = brightest([abs(maps[r["index"], k]) for r, k in together if r[f"{k}_status"] == "ok"])
-            if over_picture:  # the larger the value, the more of the colour covers the grey picture
+            if column.over_picture:  # the larger the value, the more of the colour covers the grey picture
                 draw_image(panel, picture.mean(0).numpy(), cmap="gray", vmin=0, vmax=1)
             image = draw_map(panel, array, limit, status)
-            if over_picture and status == "ok":
+            if column.over_picture and status == "ok":
                 image.set_alpha(np.clip(abs(array) / limit, 0, 1))
-            write_score(panel, row, kind)
+            write_score(panel, row, column.kind)
             if status == "ok":
                 drawn.append((panel, image))
         for panel, image in drawn[-1:] if one_scale else drawn:
             draw_colour_bar(panels if one_scale else [panel], image)
-    return figure, text
-
-
-def load(row: dict, kind: str, model: Classifier, output: OutputFolder) -> np.ndarray:
-    """Read an image's map (H, W) of a kind; zeros for a kind that the network does not have."""
-    file = map_name(row["index"], kind)
-    return np.load(output.path / file) if file in row["files"] else np.zeros((model.input_size, model.input_size))
+    several = len({row["path"] for row in rows}) < len(rows)
+    return figure, [
+        f"{model.label}: {', '.join(dict.fromkeys(column.head for column in columns))}"
+        + ("" if len(rows) == found else f", {len(rows)} of {found}"),
+        *dict.fromkeys(f"{c.head[0].upper()}{c.head[1:]}: {c.description}." for c in columns if c.description),
+        "A map shows where the class's logit reacts to the picture, not whether the class is there.",
+        *notes,
+        *([SCORE] if any("random_insertion_minus_deletion" in row for row in rows) else []),
+        f"Pictures: {model.view}.",
+        scale_caption(" and ".join([*["maps"] * (one_scale and len(columns) > 1), *["classes"] * several])),
+    ]

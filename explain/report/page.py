@@ -1,7 +1,7 @@
 """The page: one report of an output folder, which opens from disk and loads nothing from elsewhere.
 
-It is a function of the folder: metrics.json, tables, the first rows and the files that they name. Nothing is computed
-for it but small pictures of the maps, in <output>/report/. Its words are in the template.
+It is a function of the folder: metrics.json, tables, the first rows and the files that they name. Only its pictures
+are made for it, in <output>/report/: figures without title and caption, and maps. Its words are in the template.
 `python -m explain.report.page output` writes it as a single file.
 """
 
@@ -30,7 +30,7 @@ from explain.basics.errors import UserError, quantity
 from explain.basics.files import is_inside, remove_file, write_file
 from explain.methods import selective
 from explain.report import numbers
-from explain.report.figures import label, map_pixels
+from explain.report.figures import brightest, label, map_pixels
 from explain.run.output import OutputFolder, map_name
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -38,7 +38,7 @@ EXERCISES = (
     "process_data", "2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency",
     "2g_faithfulness", "2h_mc_dropout",
 )  # fmt: skip
-OF_A_PICTURE = ("2d_predict", "2e_saliency", "2f_guided_saliency", "2h_mc_dropout")  # the exercises of a card
+OF_A_PICTURE = ("2d_predict", "2e_saliency", "2f_guided_saliency", "2h_mc_dropout")  # the exercises on a card
 NETWORK = "{name}, {classes} classes, input {input_size} × {input_size} pixels; weights: {weights}, SHA-256 {sha256}"
 # options that the command of a missing exercise takes over from the others, and their defaults
 SHARED = {"dataset": "dataset", "output": "output", "model": "efficientnet_lite0", "weights": None, "names": None}
@@ -88,24 +88,23 @@ def times_of_metrics(output: Path) -> list[tuple[Path, int]]:
 
 
 def render(output: Path) -> str:
-    """Return the page as text, after drawing its maps."""
+    """Return the page as text, after drawing its pictures."""
     runs = {script: run for script in EXERCISES if (run := attempt(read_run, output, script))}
     settings = dict(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment = jinja2.Environment(**settings)
-    environment.filters |= {"number": numbers.number, "words": numbers.words, "quantity": quantity}
+    environment.filters |= {"number": numbers.number, "label": label, "quantity": quantity}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         runs=runs,
         cards=attempt(image_cards, runs) or [],
         commands={script: command_of_others(script, runs) for script in EXERCISES},
         unreadable=[script for script in EXERCISES if (output / script / "metrics.json").is_file()],
         attempt=attempt,
-        label=label,
         numbers=numbers,
         selective=selective,
     )
-    for path in (output / "report").glob("2*_*.webp"):
-        if path.name not in page:  # a map that an earlier page had
-            remove_file(path)
+    for path in (output / "report").glob("*"):
+        if path.name.startswith((*EXERCISES, "map_")) and address(path.name) not in page:
+            remove_file(path)  # a picture of an earlier page
     return page.encode("utf-8", "backslashreplace").decode()  # a path need not be text
 
 
@@ -114,7 +113,7 @@ def with_pictures_inside(page: str, output: Path) -> str:
 
     Raises UserError if even the smallest pictures do not fit.
     """
-    page = re.sub(r' href="(?!#|data:)[^"]*"', "", page)
+    page = re.sub(r' href="[^#][^"]*"', "", page)
     for width in SINGLE_WIDTHS:
         single = re.sub(r'(?<= src=")[^"]+', functools.partial(picture_inside, output, width), page)
         if len(single.encode()) <= SINGLE_BYTES:
@@ -123,13 +122,18 @@ def with_pictures_inside(page: str, output: Path) -> str:
 
 
 def picture_inside(output: Path, widest: int, source: re.Match) -> str:
-    """Return an address that contains a picture, as much smaller as makes the widest of a page `widest` pixels wide."""
-    buffer = io.BytesIO()
+    """Return an address that contains a picture, scaled down as makes the widest of a page `widest` pixels wide."""
     with Image.open(output / os.fsdecode(unquote_to_bytes(source[0]))) as image:
-        scale = min(1, widest / SINGLE_WIDTHS[0], widest / image.width)
-        size = [max(1, round(side * scale)) for side in image.size]
-        image.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+        smaller = image.convert("RGB")
+        smaller.thumbnail([max(1, side * widest // SINGLE_WIDTHS[0]) for side in image.size])
+    return "data:image/webp;base64," + base64.b64encode(encoded(smaller, "WEBP", quality=80)).decode()
+
+
+def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    """Return the content of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -139,45 +143,46 @@ def picture_inside(output: Path, widest: int, source: re.Match) -> str:
 class Run(NamedTuple):
     """A finished run: its metrics, and as many of its first rows as may be shown."""
 
-    output: Path
-    script: str
+    folder: Path
     metrics: dict[str, Any]
     rows: list[dict[str, Any]]
-    network: str  # in words; "" where there is none
+    network: str  # in words; "" if the exercise has none
 
-    def picture(self, name: str) -> dict[str, Any] | None:
-        return picture(self.output, f"{self.script}/{name}")
-
-    def files(self) -> dict[str, str]:
-        """Return the links to the tables, the rows, the metrics and the folders of pictures and arrays, by name."""
-        names = dict.fromkeys(name.partition("/")[0] for name in [*self.metrics["files"], "metrics.json"])
-        links = {name: f"{self.script}/{name}" for name in names if not name.endswith(".png")}
-        return {name: address(link) for name, link in links.items() if (self.output / link).exists()}
-
-    def table(self, name: str) -> list[dict[str, str]]:
-        """Read the first lines of a table, of which there may be several for a row."""
-        with (self.output / self.script / name).open(encoding="utf-8", newline="") as file:
-            return list(itertools.islice(csv.DictReader(file), 20 * len(self.rows)))
+    def figure(self, name: str) -> dict[str, Any] | None:
+        """Draw a figure without its title and caption, which are text on the page; None if there is no such figure."""
+        output, source = self.folder.parent, self.folder / name
+        above, below = self.metrics.get("margins", {}).get(name, (0, 0))
+        if is_inside(source, output):
+            with suppress(*UNREADABLE), Image.open(source) as image:
+                box = 0, round(above * image.height), image.width, round((1 - below) * image.height)
+                return drawn(output, f"{self.folder.name}_{source.stem}", image.convert("RGB").crop(box))
+        return None
 
 
 def read_run(output: Path, script: str) -> Run:
     """Read a finished run; raises one of UNREADABLE where there is none."""
     metrics = json.loads((output / script / "metrics.json").read_bytes())
     metrics["images"] = {key: metrics["images"][key] for key in ("found", "used", "skipped", "notes", "no_picture")}
-    # a row of 2c is an archetype, and a class has one for each method
-    count = int(metrics["settings"]["show"]) * len(metrics["settings"].get("methods") or [None])
     with (output / script / "rows.jsonl").open("rb") as file:
         rows = (row for row in map(json.loads, file) if not {"skipped", "reason"} & row.keys())
-        first_rows = list(itertools.islice(rows, count))
-    return Run(output, script, metrics, first_rows, NETWORK.format_map(metrics["model"]) if "model" in metrics else "")
+        first_rows = list(itertools.islice(rows, int(metrics["settings"]["show"])))
+    return Run(output / script, metrics, first_rows, NETWORK.format_map(metrics["model"]) if "model" in metrics else "")
 
 
 def picture(output: Path, name: str) -> dict[str, Any] | None:
-    """Return the address of a picture in the folder and its size in pixels; None where there is none."""
+    """Return the address of a picture in the folder and its size in pixels; None if it cannot be read."""
     if is_inside(output / name, output):
         with suppress(*UNREADABLE), Image.open(output / name) as image:
             return {"source": address(name), "width": image.width, "height": image.height}
     return None
+
+
+def drawn(output: Path, name: str, image: Image.Image) -> dict[str, Any] | None:
+    """Save an image in <output>/report/, as JPEG if that takes less than half the bytes of a PNG, and return it."""
+    png, jpeg = encoded(image, "PNG", compress_level=4), encoded(image, "JPEG", quality=85)
+    suffix, content = (".jpg", jpeg) if 2 * len(jpeg) < len(png) else (".png", png)
+    write_file(output / "report" / (name + suffix), content)
+    return picture(output, f"report/{name}{suffix}")
 
 
 def address(name: str) -> str:
@@ -202,72 +207,63 @@ def command_of_others(script: str, runs: dict[str, Run]) -> str:
 def image_cards(runs: dict[str, Run]) -> list[dict[str, Any]]:
     """Return a card for each test image that is shown: picture, most likely classes, spread over passes, maps."""
     of_a_picture = [runs[script] for script in OF_A_PICTURE if script in runs]
-    show = max((int(run.metrics["settings"]["show"]) for run in of_a_picture), default=0)
     names: dict[int, str] = {}
     rows: dict[str, list[tuple[Run, dict]]] = {}
     for run in of_a_picture:
-        for table in sorted((run.output / run.script).glob("*.csv")):
-            names |= attempt(class_names, run, table.name) or {}
+        for table in sorted(run.folder.glob("*.csv")):
+            names |= attempt(class_names, table, 20 * len(run.rows)) or {}
         # the images that only judge 2h's measures come after those that it explains
         for row in itertools.takewhile(lambda row: "leading" in row or "label" not in row, run.rows):
             rows.setdefault(row["path"], []).append((run, row))
-    return [image_card(path, own, names) for path, own in itertools.islice(rows.items(), show)]
+    cards = (attempt(image_card, path, own, names) for path, own in rows.items())
+    return [card for card in cards if card]
 
 
-def class_names(run: Run, table: str) -> dict[int, str]:
-    """Return the names of classes by id, from a table that has both."""
-    return {int(line["class"]): line["name"] for line in run.table(table)}
+def class_names(table: Path, lines: int) -> dict[int, str]:
+    """Return the names of classes by id, from the first lines of a table that has both."""
+    with table.open(encoding="utf-8", newline="") as file:
+        return {int(line["class"]): line["name"] for line in itertools.islice(csv.DictReader(file), lines)}
 
 
 def image_card(path: str, own: list[tuple[Run, dict]], names: dict[int, str]) -> dict[str, Any]:
     """Return the card of an image, from its rows in each exercise."""
-    name = path.rpartition("/")[2]
-    first = {run.script: row for run, row in reversed(own)}  # an exercise may have a row for each of several classes
+    first = {run.folder.name: row for run, row in reversed(own)}  # an exercise may have a row for each class
     dropout, predicted = first.get("2h_mc_dropout"), first.get("2d_predict")
     passes = {of["class"]: of for of in dropout["leading"]} if dropout else {}
-    likely = {c: of["deterministic"] for c, of in passes.items()}
+    likely = {c: {"probability": of["deterministic"]} for c, of in passes.items()}
     if predicted:
-        likely = dict(zip(predicted["classes"], predicted["probabilities"], strict=True))
-    explained: dict[int, dict[str, Any]] = {}
-    for run, row in own:
-        if "maps" in row:
-            of = names.get(row["class"], f"class {row['class']}")
-            found = explained.setdefault(row["class"], {"name": of, "row": {}, "maps": {}})
-            found["row"] |= row
-            for kind, saliency in read_maps(run, row).items():
-                if kind not in found["maps"]:  # the plain map is 2e's and 2f's
-                    found["maps"][kind] = draw_map(run, row, kind, saliency)
+        likely = {c: {"probability": p} for c, p in zip(predicted["classes"], predicted["probabilities"], strict=True)}
+    for c in likely.keys() & passes.keys():
+        likely[c] |= {"over_passes": passes[c]["mean"], "over_passes_standard_error": passes[c]["standard_deviation"]}
+    pictures = (picture(run.folder.parent, f"{run.folder.name}/pictures/{row['index']:05d}.jpg") for run, row in own)
     return {
-        "name": name,
-        "picture": next(filter(None, (run.picture(f"pictures/{row['index']:05d}.jpg") for run, row in own)), None),
-        "likely": [(names.get(c, f"class {c}"), p, passes.get(c)) for c, p in likely.items()],
+        "name": path.rpartition("/")[2],
+        "picture": next(filter(None, pictures), None),
+        "likely": {f"{names.get(c, 'class')} {c}": of_class for c, of_class in likely.items()},
         "dropout": dropout,
-        "explained": explained.values(),
+        "explained": explained_classes([(run, row) for run, row in own if "maps" in row], names),
     }
 
 
-def read_maps(run: Run, row: dict) -> dict[str, np.ndarray]:
-    """Read the maps (H, W) in a row's files by their kinds; those of a file that is not there are left out."""
-    folder = run.output / run.script
-    files = {kind: map_name(row["index"], kind) for kind in row["maps"]}
-    known = {kind: folder / file for kind, file in files.items() if file in row["files"]}
-    arrays = {kind: attempt(np.load, path) for kind, path in known.items() if is_inside(path, folder)}
-    return {kind: array.astype(np.float64) for kind, array in arrays.items() if array is not None}
-
-
-def draw_map(run: Run, row: dict, kind: str, saliency: np.ndarray) -> dict[str, Any]:
-    """Draw a map (H, W) as figures do, in <output>/report/, and return it with what was measured of it."""
-    area, status = row.get(f"{kind}_half_mass_area"), row.get(f"{kind}_status")
-    score = row.get(f"{kind}_insertion_minus_deletion")
-    said = [] if score is None else [f"score {numbers.number(score)}"]
-    said += [] if area is None else [f"half in {numbers.number(area)} of its pixels"]
-    file = f"report/{run.script}_{row['index']:05d}_{kind}.webp"
-    if status == "ok":
-        buffer = io.BytesIO()
-        Image.fromarray(map_pixels(saliency)).save(buffer, "WEBP", quality=85)
-        write_file(run.output / file, buffer.getvalue())
-    drawn = picture(run.output, file) if status == "ok" else None
-    return {"label": label(kind), "said": said, "status": status, "picture": drawn}
+def explained_classes(own: list[tuple[Run, dict]], names: dict[int, str]) -> list[dict[str, Any]]:
+    """Return name, row and pictures of maps (None: not drawn) of each class explained; a kind's maps share a scale."""
+    classes: dict[int, dict[str, Any]] = {}
+    arrays: dict[str, dict[int, np.ndarray]] = {}
+    for run, row in own:
+        c = row["class"]
+        found = classes.setdefault(c, {"name": names.get(c, f"class {c}"), "row": {}, "maps": {}})
+        found["row"] |= row
+        for kind in row["maps"]:  # the plain map is both 2e's and 2f's
+            found["maps"][kind] = None
+            path = run.folder / map_name(row["index"], kind)
+            if row[f"{kind}_status"] == "ok" and is_inside(path, run.folder) and path.is_file():
+                arrays.setdefault(kind, {})[c] = np.load(path)
+    for kind, of_classes in arrays.items():
+        limit = brightest([abs(saliency) for saliency in of_classes.values()])
+        for c, saliency in of_classes.items():
+            image = Image.fromarray(map_pixels(saliency, limit))
+            classes[c]["maps"][kind] = drawn(run.folder.parent, f"map_{own[0][1]['index']:05d}_{c}_{kind}", image)
+    return list(classes.values())
 
 
 if __name__ == "__main__":

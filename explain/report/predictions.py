@@ -58,7 +58,7 @@ def draw(rows: list[dict], total: int, photos: Sequence[Path], model: Classifier
     figure, axes = panel_grid(len(rows), ["", ""], 1 if len(rows) == 1 else 2, text_lines=3, widths=[1, 1.3])
     for (left, right), row in zip(axes, rows, strict=True):
         draw_picture(left, model, photos[row["index"]])
-        draw_heading((left, right), short(file_name(row), 44))
+        draw_heading((left, right), file_name(row))
         places = range(len(row["classes"]))
         right.barh(
             places, row["probabilities"], height=0.35, align="edge", color=[BLUE] + [SKY] * (len(row["classes"]) - 1)

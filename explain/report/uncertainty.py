@@ -26,6 +26,7 @@ from explain.report.figures import (
     draw_legend,
     draw_picture,
     file_name,
+    measured_on,
     panel_grid,
     save_pictures,
     short,
@@ -51,7 +52,8 @@ def write(
     ordered = by_uncertainty(tested)
     judged, judged_tables = selective.summary(labelled, options.seed)
     verdicts, lines = selective.describe_verdicts(judged), findings(ordered)
-    results = summary(tested, passes, len(model.categories)) | judged
+    judged_on = measured_on([row["label"] for row in labelled], output.classes)
+    results = summary(tested, passes, len(model.categories)) | judged | (judged_on if labelled else {})
     save_pictures(output, tested[: options.show], photos, model)
     draw_figure(output, "mc_dropout", draw, ordered[: options.show], len(tested), photos, model, passes, verdicts)
     if len(ordered) > 1:
@@ -63,16 +65,14 @@ def write(
     else:
         lines.append(f"settling.png is not drawn: it takes more than {quantity(passes, 'pass')}")
     if any("auroc_interval" in measure for measure in judged.get("mistakes", {}).values()):
-        draw_figure(
-            output, "mistakes", draw_mistakes, labelled, quantity(len(labelled), "labelled image"), judged, model
-        )
+        draw_figure(output, "mistakes", draw_mistakes, labelled, judged_on["measured_on"], judged, model)
         lines.append(selective.verdict(judged["mistakes"]))
     elif labelled or not options.images:
         lines.append(verdicts)
     if judged.get("mistakes_under_shift"):
-        images = sum("disturbed" in row for row in labelled)
-        sample = quantity(images, "labelled image")
-        draw_figure(output, "shift", draw_shift, judged["mistakes_under_shift"], images, sample, model)
+        disturbed = [row["label"] for row in labelled if "disturbed" in row]
+        sample = measured_on(disturbed, output.classes)["measured_on"]
+        draw_figure(output, "shift", draw_shift, judged["mistakes_under_shift"], len(disturbed), sample, model)
     all_tables = tables(tested, ordered, model.categories) | judged_tables
     finish(output, rows, skipped, results, all_tables, model, findings=lines)
 

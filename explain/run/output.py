@@ -24,14 +24,18 @@ import torchvision
 
 from explain.basics.errors import UserError, quantity
 from explain.basics.files import is_inside, remove_file, write_file
+from explain.data.datasets import dataset_digest
 from explain.networks.classifier import Classifier
+from explain.run.command_line import EXECUTION_OPTIONS
 
-# they decide who computes and when files are read, or only say what the others do: no part of the result
-EXECUTION_OPTIONS = ("shard", "fresh", "command", "prefetch")
-# no row depends on them (--names: on the names themselves)
-DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
 FINDINGS = 10  # lines printed of what was found
 PICTURES = "output/pictures"  # where results of pictures given as arguments go, so that the report stays as it is
+
+
+def dataset_of(options: argparse.Namespace) -> Path | None:
+    """Return the folder of the dataset that a run is about; None for pictures given as arguments, which have none."""
+    pictures = getattr(options, "images", None) or getattr(options, "folder", None)
+    return Path(options.dataset) if hasattr(options, "dataset") and not pictures else None
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -72,9 +76,7 @@ class OutputFolder:
     """
 
     def __init__(self, options: argparse.Namespace, script: str):
-        if options.output is None:
-            pictures = getattr(options, "images", None) or getattr(options, "folder", None)
-            options.output = PICTURES if pictures else "output"
+        options.output = options.output or ("output" if dataset_of(options) else PICTURES)
         self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"
@@ -83,6 +85,7 @@ class OutputFolder:
         self.captions: dict[str, list[str]] = {}  # title and sentences of each figure
         self.margins: dict[str, list[float]] = {}  # fractions of its height that they take, above and below
         self.no_picture = 0  # files in the folders of images that are no pictures by their names
+        self.classes = 0  # that the labelled data have, of which --limit may leave some out
         self.started = time.perf_counter()
         existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
         if not os.path.isdir(existing):
@@ -121,18 +124,15 @@ class OutputFolder:
                     if os.path.getmtime(path) <= written:
                         remove_file(path)
 
-    def earlier(self) -> dict[str, Any]:
-        """Return the metrics that are there; those of nothing where there are none, or not ours."""
-        used, files = 0, []
+    def earlier_files(self) -> list[str]:
+        """Return the files that the metrics in the folder list; none where the metrics are missing or damaged."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            metrics = json.loads(self.metrics.read_bytes()) if self.metrics.is_file() else {}
-            files = [name for name in metrics["files"] if isinstance(name, str)]
-            used = int(metrics["images"]["used"])
-        return {"used": used, "files": files}
+            return [name for name in json.loads(self.metrics.read_bytes())["files"] if isinstance(name, str)]
+        return []
 
     def discard_metrics(self, but: Collection[str] = ()) -> None:
         """Remove metrics.json, which means complete, and what it lists."""
-        self.discard(self.metrics, [name for name in self.earlier()["files"] if name not in but])
+        self.discard(self.metrics, [name for name in self.earlier_files() if name not in but])
 
     def describe_run(
         self, rows: Sequence[dict], skipped: Sequence[dict], used: int, model: Classifier | None
@@ -145,6 +145,7 @@ class OutputFolder:
             "settings": {key: value for key, value in vars(self.options).items() if key not in EXECUTION_OPTIONS},
             "seed": getattr(self.options, "seed", None),
             "device": getattr(self.options, "device", None),
+            "dataset": dataset_digest(dataset) if (dataset := dataset_of(self.options)) else None,
             "deterministic": not nondeterministic,
             "versions": {**library_versions(), "commit": project_commit()},
             "images": {
@@ -188,7 +189,7 @@ class OutputFolder:
         used = len(rows) if images is None else images
         metrics = self.describe_run(rows, skipped, used, model) | {"results": results, "files": sorted(files)}
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        if not files.issuperset(self.earlier()["files"]):  # a figure or a PDF that was not drawn this time
+        if not files.issuperset(self.earlier_files()):  # a figure or a PDF that was not drawn this time
             self.discard_metrics(but=files)
         write_file(self.metrics, text)
         for line in findings[:FINDINGS]:

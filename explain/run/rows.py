@@ -23,22 +23,16 @@ import torch
 
 from explain.basics.errors import OthersAtWork, UserError, quantity
 from explain.basics.files import remove_file, remove_leftovers, write_file
+from explain.basics.options import shard
 from explain.networks.classifier import Classifier
 from explain.networks.own_code import own_file
 from explain.run import shell
-from explain.run.output import DRAWING_OPTIONS, EXECUTION_OPTIONS, OutputFolder, json_line, library_versions
+from explain.run.command_line import DRAWING_OPTIONS, EXECUTION_OPTIONS
+from explain.run.output import OutputFolder, json_line, library_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "explain/report"  # figures and texts, on which no row depends
 CLEARING = "clearing"  # in run.json, while the rows of another run are being removed
-
-
-def shard(text: str) -> tuple[int, int]:
-    """Parse i/n with 0 <= i < n (argparse type)."""
-    i, _, n = text.partition("/")
-    if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
-        raise argparse.ArgumentTypeError(f"a shard is I/N with I from 0 to N - 1, as in 0/4, not {text!r}")
-    return int(i), int(n)
 
 
 def shard_of(options: argparse.Namespace) -> tuple[int, int]:
@@ -159,8 +153,11 @@ class Rows:
                 "give the same settings to resume it, or --fresh to discard it"
             )
         if stored and self.output.metrics.is_file() and not fresh:
-            used = quantity(self.output.earlier()["used"], "image")
-            print(f"replaces the results of {used} with {self._stored_difference(stored)}", file=sys.stderr)
+            used = {row["path"] for row in read_rows(self.complete_file) if "skipped" not in row}
+            print(
+                f"replaces the results of {quantity(len(used), 'image')} with {self._stored_difference(stored)}",
+                file=sys.stderr,
+            )
         # Stopped anywhere here, the next start finds CLEARING and begins again. What belongs to this run stays:
         # another shard may have come this way already, and be at work.
         self._store_settings({**self.settings, CLEARING: True})

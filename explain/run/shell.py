@@ -1,7 +1,7 @@
 """The command-line shell around an exercise: however a run ends, it ends with one line.
 
-Exercises import this file before the libraries that take seconds, so that Ctrl-C is answered from then on. Imported by
-anything else, it does nothing by itself.
+Exercises import this file before the libraries that take seconds, so that Ctrl-C, --help and a wrong option are
+answered at once. Imported by anything else, it does nothing by itself.
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ def stop_on_signals() -> None:
             signal.signal(number, stop)
 
 
+def answer_early(parse_options: Callable[[], Any]) -> None:
+    """Answer --help and end at a wrong option, before the libraries that take seconds are imported."""
+    try:
+        parse_options()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
 def keep_freed_memory() -> None:
     """Tell the C library to reuse freed memory rather than hand it back to the system after each batch.
 
@@ -63,6 +71,8 @@ def run(main: Callable[[], None]) -> None:
     """
     stop_on_signals()
     keep_freed_memory()
+    gc.freeze()  # what the imports made stays: later searches for garbage leave it out
+    gc.enable()
     warnings.filterwarnings("ignore", module="PIL")  # read_image says itself what is wrong with a file
     sys.stdout.reconfigure(errors="backslashreplace")  # for a path that is not text
     with ThreadPoolExecutor(1) as thread:
@@ -84,3 +94,4 @@ def run(main: Callable[[], None]) -> None:
 # the program is one of the exercises, and not a test or a notebook
 if Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent == ROOT:
     stop_on_signals()
+    gc.disable()  # until `run`; searching a million new objects for garbage takes a quarter of the time of the imports
