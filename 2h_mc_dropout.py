@@ -22,7 +22,6 @@ from typing import Any
 
 from explain.run.shell import answer_early, run
 
-from explain.basics.errors import printable
 from explain.basics.options import number
 from explain.run.command_line import exercise_parser, positive, whole
 
@@ -192,22 +191,20 @@ def images_to_judge(
     They are the dataset's validation images, or the pictures of a single folder given as argument, if all of them lie
     in subfolders that are named by classes. A note says whether they do.
     """
-    none = common.ImageFiles([], 0)
+    none, folder = common.ImageFiles([], 0), Path(*options.images[:1])
     if not options.images:
         try:
             split = common.validation_images(options.dataset)
         except common.UserError:
             return none
         return common.label_images(split, model, options.dataset)
-    folder = Path(options.images[0])
     if len(options.images) > 1 or not folder.is_dir() or any(file.path.parent == folder for file in tested):
         return none
     try:
-        labelled = common.labelled_images(folder, model)
+        labelled, note = common.labelled_images(folder, model), "the folders' names are taken as labels"
     except common.UserError as error:
-        common.add_notes(model, [f"the pictures are taken as unlabelled, since {error}"])
-        return none
-    common.add_notes(model, [f"the folders in {printable(folder)} are taken as the classes of their pictures"])
+        labelled, note = none, f"the pictures are taken as unlabelled, since {error}"
+    common.add_notes(model, [note])
     return labelled
 
 
@@ -220,11 +217,10 @@ def main() -> None:
     options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
     labelled = common.spread_over_classes(images_to_judge(tested, model, options), options.limit, options.seed)
     to_disturb = {file.key for file in common.spread_over_classes(labelled, options.shift_limit, options.seed)}
-    shown, files = len(tested), labelled
     if options.images and labelled:  # all are explained, and judge the measures
-        shown = len(labelled)
+        files, shown = labelled, len(labelled)
     else:
-        numbered = [file._replace(index=shown + file.index) for file in labelled]
+        shown, numbered = len(tested), [file._replace(index=len(tested) + file.index) for file in labelled]
         files = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped, labelled.classes)
 
     def passes_of(images: Tensor, batch: list[common.ImageFile]) -> tuple[Tensor, Tensor]:

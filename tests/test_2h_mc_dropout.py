@@ -294,7 +294,7 @@ def test_a_labelled_folder_is_explained_and_judged(tmp_path, monkeypatch, capsys
     assert results["images"] == results["predictions"]["images"] == 12
     assert results["predictions"]["single"]["accuracy"] == 0.5
     assert figures == {"mc_dropout.png", "uncertainty.png", "settling.png", "mistakes.png"}
-    assert "note: the folders in photos are taken as the classes of their pictures" in capsys.readouterr().err
+    assert "note: the folders' names are taken as labels" in capsys.readouterr().err
     (tmp_path / "photos" / rows[0]["path"].split("/")[1]).rename(tmp_path / "photos/no class")
     metrics, rows, _ = run_2h(tmp_path, monkeypatch, *settings, output="b")
     assert not any("label" in row for row in rows) and len(rows) == 12
@@ -409,7 +409,10 @@ def test_what_is_told_apart(difference, apart):
     figure, text = uncertainty_report.draw_order(rows, SimpleNamespace(label="net"), 100)
     open_dots = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in open_dots] == ([] if apart else [[2]])
-    assert f"{0 if apart else 1} of the others cannot be told apart" in text[1] and "2 √(e₁² + e₂²)" in text[1]
+    assert (
+        f"{'none' if apart else 1} of the others cannot be told from the first" in text[1]
+        and "2 √(e₁² + e₂²)" in text[1]
+    )
 
 
 @pytest.mark.parametrize(

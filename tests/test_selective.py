@@ -86,6 +86,8 @@ def test_measures_are_judged_beside_the_single_pass():
         found
     )
     assert found == selective.compare_measures(rows_of(60, 20), seed=0)
+    same = {"auroc": 1.0, "above_baseline_interval": [0, 0]}  # no other measure is better than what one pass says
+    assert selective.verdict({"variance": same, "single_probability": same}).startswith("the probability of the single")
 
 
 def test_the_interval_covers_what_it_says():

@@ -243,12 +243,13 @@ def try_to_share(model: nn.Module, images: Tensor, p: float | None = None) -> bo
 def refuse_unreachable(model: nn.Module) -> None:
     """Raise UserError for dropout inside a fused operation, where no mask can be set."""
     for module in model.modules():
-        _refuse_hidden(getattr(_fused(module), "p", 0))
+        if getattr(module, "fused_attn", False):  # a kernel that takes the place of timm's attention dropout
+            _refuse_hidden(getattr(getattr(module, "attn_drop", None), "p", 0))
         _refuse_hidden(module.dropout if isinstance(module, nn.RNNBase) else 0)
 
 
 def prepare(model: nn.Module, p: float | None, name: str) -> bool:
-    """Set the rates of 0 that a network calls no dropout for, to p, and return whether its passes can be shared.
+    """Set every `drop_rate` of 0, for which a network calls no dropout, to p; return whether passes can be shared.
 
     `name` is the --model. Raises UserError for a network without active dropout, with the cure.
     """
@@ -275,11 +276,6 @@ def _refuse_hidden(p: float) -> None:
             f"this network has dropout (p = {p}) inside a fused operation (attention, recurrent layers), where no mask "
             "can be set: build it without"
         )
-
-
-def _fused(module: nn.Module) -> nn.Module | None:
-    """Return timm's attention dropout where a fused kernel, in which it cannot be switched on, takes its place."""
-    return getattr(module, "attn_drop", None) if getattr(module, "fused_attn", False) else None
 
 
 def one_generator_each(generator: torch.Generator | Generators | None, images: int) -> Generators:

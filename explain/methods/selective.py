@@ -150,7 +150,7 @@ def score_predictions(rows: Sequence[dict], whose: str) -> dict[str, float]:
 def verdict(judged: dict[str, dict]) -> str:
     """Return in words which measure finds mistakes best, and whether it differs from the baseline beyond the noise."""
     known = {name: measure for name, measure in judged.items() if measure["auroc"] is not None}
-    best = max(known, key=lambda name: known[name]["auroc"])
+    best = max(known, key=lambda name: (known[name]["auroc"], name == BASELINE))  # no other for the same
     best_of_all = f"the {in_words(best)} finds mistakes best (AUROC {known[best]['auroc']:.2f})"
     if best != BASELINE:
         beyond = known[best]["above_baseline_interval"][0] > 0
@@ -161,20 +161,18 @@ def verdict(judged: dict[str, dict]) -> str:
 
 def in_words(name: str) -> str:
     """Return a measure's name as a reader knows it."""
-    words = {"single_probability": "probability of the single pass", "single_margin": "margin of the single pass"}
-    words["single_entropy"] = "entropy of the single pass"
-    return words.get(name, name.replace("_", " "))
+    words = name.replace("_", " ")
+    return f"{words.removeprefix('single ')} of the single pass" if words.startswith("single ") else words
 
 
 def summary(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]]]:
     """Return the metrics of the labelled images, and their tables by file names."""
     if not rows:
         return {}, {}
-    shifted = [row["disturbed"] | {"none": row} for row in rows if "disturbed" in row]
-    names = ["none", *(name for name in (shifted[0] if shifted else ()) if name != "none")]
-    groups = {name: [row[name] for row in shifted] for name in names} if shifted else {}
+    shifted = [{"none": row, **row["disturbed"]} for row in rows if "disturbed" in row]
+    groups = {name: [row[name] for row in shifted] for name in (shifted[0] if shifted else ())}
     if shifted:
-        groups["pooled"] = [row[name] for row in shifted for name in names[1:]]
+        groups["pooled"] = [row[name] for row in shifted for name in row if name != "none"]
     under_shift: dict[str, dict] = {}
     for name, group in groups.items():
         scores = score_predictions(group, "mean")

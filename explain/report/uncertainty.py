@@ -64,7 +64,7 @@ def write(
         lines.append(sentence)
     else:
         lines.append(f"settling.png is not drawn: it takes more than {quantity(passes, 'pass')}")
-    if judged and any("auroc_interval" in measure for measure in judged["mistakes"].values()):
+    if any("auroc_interval" in measure for measure in judged.get("mistakes", {}).values()):
         draw_figure(output, "mistakes", draw_mistakes, labelled, judged_on["measured_on"], judged, model)
         lines.append(selective.verdict(judged["mistakes"]))
     elif labelled or not options.images:
@@ -117,10 +117,8 @@ def summary(rows: list[dict], passes: int, classes: int) -> dict:
 def passes_enough(ordered: list[dict], passes: int) -> dict[str, int | None]:
     """Return the number of passes after which two standard errors are within a tenth of each image's measures.
 
-    And, as `order`, after which they are within the difference of each image from the next in order of mutual
-    information, so that the order is certain. A standard error falls with the square root of the number of passes, and
-    so an error e after T passes is within d after T (e / d)^2. None where no number is enough (d is 0), or after a
-    single pass, which has no errors.
+    And, as `order`, within the difference of each image from the next in order of mutual information. An error e after
+    T passes is d after T (e / d)^2. None where no number is enough: d is 0. Nothing after a single pass.
     """
     if passes < 2:
         return {}
@@ -139,7 +137,8 @@ def passes_enough(ordered: list[dict], passes: int) -> dict[str, int | None]:
 
 def enough_in_words(enough: dict[str, int | None], passes: int, images: int) -> str:
     """Return what `passes_enough` has found, in a sentence."""
-    about = {key: "none" if n is None else f"{float(f'{n:.2g}'):,.0f}" for key, n in enough.items()}
+    rounded = {key: np.inf if n is None else float(f"{n:.2g}") for key, n in enough.items()}
+    about = {key: f"{n:,.0f}" if n < 1e6 else "over a million" for key, n in rounded.items()}
     order = f", {about['order']} for the order of the {images:,} images" if "order" in about else ""
     return (
         f"Enough passes, by two standard errors of these {passes:,}: about {about['variance']} for each variance to a "
@@ -155,9 +154,9 @@ def findings(ordered: list[dict]) -> list[str]:
     others = [file_name(row) for row in least_sure(ordered)[1:]]
     named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
     tail = f"; not told apart from it: {named}" if others else ""
-    lines = [f"least sure by mutual information: {file_name(first)}, {information(first)}{tail}"]
-    surest = f"surest by mutual information: {file_name(last)}, {information(last)}"
-    return [*lines, surest] if len(others) < len(ordered) - 1 else lines
+    least = f"least sure by mutual information: {file_name(first)}, {information(first)}{tail}"
+    surest = [f"surest by mutual information: {file_name(last)}, {information(last)}"]
+    return [least, *surest[: len(others) < len(ordered) - 1]]
 
 
 def tables(rows: list[dict], ordered: list[dict], categories: Sequence[str]) -> dict[str, list[dict]]:
@@ -231,7 +230,7 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> tuple[Figure
     """Draw mutual information and predictive entropy of all images, in order of mutual information."""
     figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    places, size = np.arange(1, len(rows) + 1), 3.5 if len(rows) <= 40 else 1
+    places, size = np.arange(1, len(rows) + 1), 3.5 if len(rows) <= 40 else 2.2
     for axes, key, label in (
         (above, "mutual_information", "mutual information: the passes disagree"),
         (below, "predictive_entropy", "predictive entropy: all uncertainty"),
@@ -242,7 +241,7 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> tuple[Figure
         axes.plot(places, values, "o", markersize=size, color=BLUE, label=label)
         axes.set(ylim=(0, 1.3 * (values + errors).max() or 1), ylabel="nats")
     single = [row["deterministic_entropy"] for row in rows]
-    below.plot(places, single, "_" if len(rows) <= 40 else ",", color=RED, label="entropy of the single pass")
+    below.plot(places, single, "_", markersize=2 * size, color=RED, label="entropy of the single pass")
     first, *others = least_sure(rows)
     indices = {row["index"] for row in others}
     together = [(place, row["mutual_information"]) for place, row in enumerate(rows, 1) if row["index"] in indices]
@@ -258,7 +257,7 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> tuple[Figure
     return figure, [
         f"{model.label}: how unsure it is of {quantity(len(rows), 'image')}, over {quantity(passes, 'pass')}",
         "Bars: one Monte Carlo standard error e. Two images are told apart where they differ by more than "
-        f"2 √(e₁² + e₂²). By mutual information, {len(others)} of the others cannot be told apart from the first."
+        f"2 √(e₁² + e₂²). By mutual information, {len(others) or 'none'} of the others cannot be told from the first."
         if passes > 1
         else "A single pass has no standard errors: no image can be told apart from another.",
     ]
@@ -316,16 +315,17 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
     right.axvline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     right.set_yticks(range(len(measures)), [selective.in_words(name) for name in measures])
     right.set(xlabel="AUROC for mistakes (dashed: chance)", ylim=(len(measures) - 0.5, -0.5))
-    predictions = [
-        f"{name} accuracy {of['accuracy']:.3f}, loss {of['loss']:.3f}, calibration error "
-        f"{of['expected_calibration_error']:.3f}, " + quantity(sum(not row[whose]["right"] for row in rows), "mistake")
-        for name, whose in (("mean of the passes:", "mean"), ("single pass:", "single"))
-        for of in [judged["predictions"][whose]]
-    ]
+    scores = []
+    for whose, prediction in (("mean", "mean of the passes"), ("single", "single pass")):
+        of, wrong = judged["predictions"][whose], sum(not row[whose]["right"] for row in rows)
+        error = of["expected_calibration_error"]
+        scores.append(
+            f"{prediction}: {quantity(wrong, 'mistake')}, loss {of['loss']:.3f}, calibration error {error:.3f}"
+        )
     return figure, [
         f"{model.label}: {selective.verdict(measures)}",
-        f"{sample}; {'; '.join(predictions)}. Bars: 95 % bootstrap intervals over images; lines in the colours of the "
-        "dots, the single pass's probability thick.",
+        f"{sample}; {'; '.join(scores)}. Bars: 95 % bootstrap intervals over images; lines in the colours of the dots, "
+        "the single pass's probability thick.",
     ]
 
 
