@@ -244,7 +244,7 @@ def test_captions_say_what_this_run_did(tmp_path, monkeypatch):
     monkeypatch.setattr(script.over_channels, "__doc__", "Return the norm over the channels.\n\n(N, 3, H, W)")
 
     def caption(*arguments: str) -> str:
-        given = [*arguments, *QUICK, "--model", "timm/test_resnet", "--weights", "random"]
+        given = [*QUICK, "--model", "timm/test_resnet", "--weights", "random", *arguments]
         run_main("2e_saliency", *given, cwd=tmp_path, monkeypatch=monkeypatch)
         metrics = json.loads((tmp_path / "output/pictures/2e_saliency/metrics.json").read_text())
         return " ".join(metrics["captions"]["saliency.png"])
