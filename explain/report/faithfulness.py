@@ -143,11 +143,11 @@ def verdict(results: dict) -> str:
 
 
 def findings(results: dict) -> list[str]:
-    """Return the verdict, and the line that is printed of each kind of map."""
+    """Return the verdict, and the scores of each kind of map."""
     lines = [verdict(results)]
-    for kind, measures in results["maps"].items():
-        pointing = "" if measures["grid_pointing"] is None else f", grid pointing {number(measures['grid_pointing'])}"
-        lines.append(f"{label(kind)}: insertion less deletion {measured(measures, SCORE)}{pointing}")
+    for kind, of_kind in results["maps"].items():
+        pointing = "" if of_kind["grid_pointing"] is None else f", grid pointing {number(of_kind['grid_pointing'])}"
+        lines.append(f"{label(kind)}: insertion less deletion {measured(of_kind, SCORE)}{pointing}")
     return lines
 
 
