@@ -63,9 +63,10 @@ def over_channels(gradient: Tensor) -> Tensor:
 
 
 def signed_saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return the gradient of the class's logit by the channel that reacts most, in logits per unit of pixel value.
+    """Return the gradient of the class's logit by the channel that reacts most (above 0: more of it raises the logit),
+    in logits per unit of pixel value.
 
-    Arguments as in `saliency_maps`. Above 0, more of that channel raises the class's logit.
+    Arguments and maps as in `saliency_maps`.
     """
     gradient = common.forward_pass(model, images, classes).gradient()  # (N, 3, H, W)
     return gradient.gather(1, gradient.abs().argmax(1, keepdim=True))[:, 0]

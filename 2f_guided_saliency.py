@@ -116,8 +116,7 @@ def guided_grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Class
         return guided_saliency_maps(model, images, classes) * grad_cam_maps(model, images, classes)
 
 
-# The maps of this exercise, in the order of the figures' columns; one entry more is one map more, in 2g too. A map's
-# caption is the first paragraph of its docstring, as in 2e
+# The maps of this exercise, in the order of the columns and with their captions in the docstrings, as in 2e; for 2g too
 MAPS: dict[str, common.MapFunction] = {
     "plain": saliency.saliency_maps,
     "guided": guided_saliency_maps,

@@ -21,7 +21,8 @@ from explain.report import maps as report
 from explain.report.figures import brightest
 from explain.run import shell
 
-script = load_script("2e_saliency")
+script, guided = load_script("2e_saliency"), load_script("2f_guided_saliency")
+METHODS = [script.saliency_maps, guided.guided_saliency_maps, guided.grad_cam_maps]
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
 QUICK = ["--copies", "2", "--scores", "0", "--threads", "1"]
 
@@ -60,10 +61,13 @@ def test_batch_of_n_is_n_single_ones_in_any_order(default, dtype, bound, toy, im
     model, images = model.to(dtype), images.to(dtype)
     together = script.saliency_maps(model, images, classes)
     backwards = script.saliency_maps(model, images.flip(0), classes.flip(0)).flip(0)
+    guided_together = guided.guided_saliency_maps(model, images, classes)
     for n in range(len(images)):
         alone = script.saliency_maps(model, images[n : n + 1], classes[n : n + 1])[0]
+        guided_alone = guided.guided_saliency_maps(model, images[n : n + 1], classes[n : n + 1])[0]
         assert (together[n] - alone).norm() <= bound * alone.norm()
         assert (backwards[n] - alone).norm() <= bound * alone.norm()
+        assert (guided_together[n] - guided_alone).norm() <= bound * guided_alone.norm()
 
 
 def test_smoothing_leaves_a_linear_network_as_it_is_and_is_seeded(images, toy):
@@ -109,29 +113,28 @@ def test_the_combined_map_is_a_product(images):
         smoothed = script.smoothed_saliency_maps(net, images, CLASSES, common.seeded_generators(0, range(5)), 3)
         expected = smoothed * detail
         if has_places:
-            expected = expected * load_script("2f_guided_saliency").grad_cam_maps(net, images, CLASSES)
+            expected = expected * guided.grad_cam_maps(net, images, CLASSES)
         found = script.combined_maps(net, images, CLASSES, common.seeded_generators(0, range(5)), 3)
         torch.testing.assert_close(found, expected)
         assert found.any()
 
 
-def test_nothing_is_left_behind(toy, images):
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+@pytest.mark.parametrize("where", ["nowhere", "forward", "backward"])
+def test_nothing_is_left_behind(where, method, toy, images):
     """The toy is in training mode: its batch norm must neither mix the images nor move its averages."""
     for parameter in toy.parameters():
         parameter.grad = torch.ones_like(parameter)
-    before, given = state_of(toy), images.clone()
-    script.saliency_maps(toy, images, CLASSES)
-    assert_same_state(before, state_of(toy))
+    net = toy if where == "nowhere" else nn.Sequential(*toy, Raises(where)).train()
+    before, given, plain = state_of(net), images.clone(), script.saliency_maps(toy, images, CLASSES)
+    if where == "nowhere":
+        assert torch.equal(method(net, images, CLASSES), method(net, images, CLASSES))
+    else:
+        with pytest.raises(RuntimeError, match=f"broken {where}"):
+            method(net, images, CLASSES)
+    assert_same_state(before, state_of(net))
     assert torch.equal(images, given) and images.grad is None and not images.requires_grad
-
-
-@pytest.mark.parametrize("where", ["forward", "backward"])
-def test_nothing_is_left_behind_after_an_error_in_the_model(where, toy, images):
-    broken = nn.Sequential(*toy, Raises(where)).train()
-    before = state_of(broken)
-    with pytest.raises(RuntimeError, match=f"broken {where}"):
-        script.saliency_maps(broken, images, CLASSES)
-    assert_same_state(before, state_of(broken))
+    assert torch.equal(plain, script.saliency_maps(toy, images, CLASSES))  # no mode is left on
 
 
 @pytest.mark.parametrize("wrong", [4, -1])
@@ -244,11 +247,13 @@ def test_captions_say_what_this_run_did(tmp_path, monkeypatch):
     monkeypatch.setattr(script.over_channels, "__doc__", "Return the norm over the channels.\n\n(N, 3, H, W)")
 
     def caption(*arguments: str) -> str:
-        given = [*arguments, *QUICK, "--model", "timm/test_resnet", "--weights", "random"]
+        nonlocal metrics
+        given = [*QUICK, "--model", "timm/test_resnet", "--weights", "random", *arguments]
         run_main("2e_saliency", *given, cwd=tmp_path, monkeypatch=monkeypatch)
         metrics = json.loads((tmp_path / "output/pictures/2e_saliency/metrics.json").read_text())
         return " ".join(metrics["captions"]["saliency.png"])
 
+    metrics: dict = {}
     text = caption("a.png", "b.png", "--noise", "0.5")
     assert "Saliency map: the gradient of the class's logit, reduced to the norm over the channels." in text
     assert "of 2 copies with Gaussian noise of standard deviation 0.5 (" in text and "(N, " not in text
@@ -256,6 +261,7 @@ def test_captions_say_what_this_run_did(tmp_path, monkeypatch):
     text = caption("a.png", "--classes", "1", "2", "--signed", "--copies", "0")
     assert "by the channel that reacts most" in text and "Smoothed" not in text and "Grad-CAM" not in text
     assert "a picture's classes share the largest of theirs" in text
+    assert metrics["results"]["maps"] == 2 and metrics["images"]["used"] == 1
 
 
 def mine(model, images, classes, copies):

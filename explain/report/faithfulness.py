@@ -145,11 +145,11 @@ def verdict(results: dict) -> str:
 
 
 def findings(results: dict) -> list[str]:
-    """Return the verdict, and the line that is printed of each kind of map."""
+    """Return the verdict, and the scores of each kind of map."""
     lines = [verdict(results)]
-    for kind, measures in results["maps"].items():
-        pointing = "" if measures["grid_pointing"] is None else f", grid pointing {number(measures['grid_pointing'])}"
-        lines.append(f"{label(kind)}: insertion less deletion {measured(measures, SCORE)}{pointing}")
+    for kind, of_kind in results["maps"].items():
+        pointing = "" if of_kind["grid_pointing"] is None else f", grid pointing {number(of_kind['grid_pointing'])}"
+        lines.append(f"{label(kind)}: insertion less deletion {measured(of_kind, SCORE)}{pointing}")
     return lines
 
 
@@ -163,8 +163,8 @@ def draw_curves(
     rows: list[dict], results: dict, model: Classifier, options: argparse.Namespace
 ) -> tuple[Figure, list[str]]:
     """Draw the mean insertion and deletion curves of every kind of map."""
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.2))
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.28))
     left = figure.add_subplot(grid[0, 0])
     panels = left, figure.add_subplot(grid[0, 1], sharey=left)
     x, styles = np.linspace(0, 1, options.steps + 1), map_styles(results["kinds"], results["baselines"])
@@ -175,7 +175,7 @@ def draw_curves(
         axes.set(xlabel=f"share of the pixels {'put into the blurred copy' if name == 'insertion' else 'taken'}")
         axes.set_title(f"{name}: {'higher' if name == 'insertion' else 'lower'} is better")
     panels[0].set_ylabel("probability of the class")
-    draw_legend(figure.add_subplot(grid[1, :]), left, columns=5)
+    draw_legend(figure.add_subplot(grid[1, :]), left, columns=4)
     cells = f", in cells of {options.cells} x {options.cells} pixels" if options.cells > 1 else ""
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",

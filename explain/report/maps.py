@@ -160,7 +160,7 @@ def draw(
 ) -> tuple[Figure, list[str]]:
     """Draw the first rows: pictures and maps. All classes of a picture share a scale, with `one_scale` all kinds."""
     found, rows = len(rows), rows[: output.options.show]
-    heads = ["picture", *(f"{column.head}\n{column.unit}" for column in columns)]
+    heads = ["real image", *(f"{column.head}\n{column.unit}" for column in columns)]
     figure, axes = panel_grid(len(rows), heads, per_line=1 if len(rows) <= 4 else 2, text_lines=5)
     kinds = {column.kind for column in columns}
     maps = {(r["index"], kind): np.load(output.path / map_name(r["index"], kind)) for r in rows for kind in kinds}
