@@ -25,7 +25,9 @@ from explain.run.shell import answer_early, run
 from explain.basics.options import number
 from explain.run.command_line import exercise_parser, positive, whole
 
-PASSES_SHARED, PASSES_WHOLE = 1000, 100  # by default: where passes share the features, they are all but free
+PASSES_MANY, PASSES_FEW = 1000, 100  # by default: many where all of them take no more operations than ...
+CHEAP = 4  # ... this many forward passes
+PASSES_TO_JUDGE = 200  # at most, for images that only judge the measures: their number limits what is known, not T
 
 
 def parse_options() -> argparse.Namespace:
@@ -34,8 +36,9 @@ def parse_options() -> argparse.Namespace:
         "--passes",
         type=positive,
         metavar="T",
-        help=f"number of forward passes with dropout on (default: {PASSES_SHARED}, or {PASSES_WHOLE} where they cannot "
-        "share what comes before the first dropout)",
+        help=f"number of forward passes with dropout on; images that only judge the measures get at most "
+        f"{PASSES_TO_JUDGE} (default: {PASSES_MANY} if they take no more operations than {CHEAP} passes without "
+        f"dropout, else {PASSES_FEW})",
     )
     probability = number("above 0 and below 1", lambda p: 0 < p < 1)
     help_text = "probability of every dropout of the network (default: each has its own)"
@@ -55,6 +58,7 @@ from torch import Generator, Tensor, nn
 import common
 from explain.methods import dropout, selective
 from explain.methods.disturbances import disturbed
+from explain.networks.running import device_of
 from explain.report import uncertainty as report
 
 TOP = 5  # leading classes, by mean probability, whose spread is kept
@@ -173,6 +177,7 @@ def known_uncertainty(logits: Tensor, single: Tensor, label: int) -> dict[str, A
         "single_probability": float(first),
         "single_margin": float(first - second),
         "single_entropy": float(entropy(p_single)),
+        "passes": len(p),
         "mean": selective.score_prediction(mean, label),
         "single": selective.score_prediction(p_single, label),
     }
@@ -181,6 +186,13 @@ def known_uncertainty(logits: Tensor, single: Tensor, label: int) -> dict[str, A
 def entropy(p: np.ndarray) -> np.ndarray:
     """Return the entropy, in nats, of distributions p (..., classes); 0 log 0 is 0."""
     return -(p * np.log(np.maximum(p, 1e-300))).sum(-1)
+
+
+def default_passes(model: common.Classifier, share: bool, p: float | None) -> int:
+    """Return many passes where they are cheap, by a rule of arithmetic: the same number on every machine."""
+    example = torch.zeros(1, 3, model.input_size, model.input_size, device=device_of(model))
+    cost = PASSES_MANY * dropout.fraction_after_dropout(model, example, p)  # in forward passes, beside the first
+    return PASSES_MANY if share and cost <= CHEAP else PASSES_FEW
 
 
 def images_to_judge(
@@ -214,7 +226,8 @@ def main() -> None:
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     share = dropout.prepare(model, options.dropout, options.model)  # one trial, so that all images are treated alike
-    options.passes = options.passes or (PASSES_SHARED if share else PASSES_WHOLE)
+    options.passes = options.passes or default_passes(model, share, options.dropout)
+    options.passes_to_judge = min(options.passes, PASSES_TO_JUDGE)
     labelled = common.spread_over_classes(images_to_judge(tested, model, options), options.limit, options.seed)
     to_disturb = {file.key for file in common.spread_over_classes(labelled, options.shift_limit, options.seed)}
     if options.images and labelled:  # all are explained, and judge the measures
@@ -223,23 +236,25 @@ def main() -> None:
         shown, numbered = len(tested), [file._replace(index=len(tested) + file.index) for file in labelled]
         files = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped, labelled.classes)
 
-    def passes_of(images: Tensor, batch: list[common.ImageFile]) -> tuple[Tensor, Tensor]:
+    def passes_of(images: Tensor, batch: list[common.ImageFile], passes: int) -> tuple[Tensor, Tensor]:
         generators = common.seeded_generators(options.seed, (file.index for file in batch))
-        logits = mc_dropout_logits(model, images, options.passes, generators, share, True, options.dropout)
+        logits = mc_dropout_logits(model, images, passes, generators, share, True, options.dropout)
         return logits[0], logits[1:]  # (N, classes), (T, N, classes)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> list[dict]:
-        single, logits = passes_of(images, batch)
+        counts = [options.passes if file.index < shown else options.passes_to_judge for file in batch]
+        run = {passes: passes_of(images, batch, passes) for passes in {*counts}}
         rows = []
-        for n, file in enumerate(batch):
-            rows.append(uncertainty(logits[:, n], single[n]) if file.index < shown else {})
+        for n, (file, passes) in enumerate(zip(batch, counts, strict=True)):
+            single, logits = (of_batch.select(-2, n) for of_batch in run[passes])  # (classes,), (T, classes)
+            rows.append(uncertainty(logits, single) if file.index < shown else {})
             if file.label is not None:
-                rows[n] |= {"label": file.label, **known_uncertainty(logits[:, n], single[n], file.label)}
+                rows[n] |= {"label": file.label, **known_uncertainty(logits, single, file.label)}
         shifted = [n for n, file in enumerate(batch) if file.label is not None and file.key in to_disturb]
         if shifted:
             generators = common.seeded_generators(options.seed, (file.index for file in batch))
             for name, pictures in disturbed(images, generators).items():
-                single, logits = passes_of(pictures, batch)
+                single, logits = passes_of(pictures, batch, options.passes_to_judge)
                 for n in shifted:
                     known = known_uncertainty(logits[:, n], single[n], batch[n].label)
                     rows[n].setdefault("disturbed", {})[name] = known

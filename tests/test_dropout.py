@@ -311,3 +311,13 @@ def test_a_trial_is_made_once_until_the_network_changes(monkeypatch):
         seen.append(trials_of_a_call())
         assert trials_of_a_call() == 0
     assert seen == [1, 0, 1, 1, 1, 1]  # `.data` is written to without a trace, and values alone change no operation
+
+
+def test_the_fraction_of_the_operations_after_the_first_dropout():
+    """By hand, two operations a product: 2 * 3 * 4 * 64 of the convolution before, 2 * 256 * 10 of the linear layer."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, 10), nn.Dropout(0.5))
+    assert dropout.fraction_after_dropout(network, torch.rand(1, 3, 8, 8)) == pytest.approx(5120 / (1536 + 5120))
+    assert network.training and not network[0].weight.grad
+    first = nn.Sequential(nn.Dropout(0.1), nn.Flatten(), nn.Linear(192, 2))
+    assert dropout.fraction_after_dropout(first, torch.rand(1, 3, 8, 8)) == 1
+    assert dropout.fraction_after_dropout(nn.Sequential(nn.Flatten(), nn.Dropout()), torch.rand(1, 3, 8, 8)) == 1

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from explain.basics.errors import UserError
 from explain.networks.logits import as_logits, logits_of, run_network
@@ -197,6 +198,23 @@ def passes_can_be_shared(model: nn.Module, images: Tensor, p: float | None = Non
     if _trials.get(model, (None, False))[0] != key:
         _trials[model] = key, try_to_share(model, images, p)
     return _trials[model][1]
+
+
+def fraction_after_dropout(model: nn.Module, example: Tensor, p: float | None = None) -> float:
+    """Return the fraction of a forward pass's floating-point operations that follow its first dropout.
+
+    They are those of matrix products and convolutions, counted for an example (1, 3, H, W); 1 where there are none.
+    """
+    before: list[int] = []
+
+    def count(shape: Sequence[int]) -> Tensor:
+        before.append(counter.get_total_flops())
+        return torch.ones(shape, device=example.device)  # nothing is dropped
+
+    with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter, DropoutMode(count, p):
+        logits_of(model, example)
+    total = counter.get_total_flops()
+    return 1 - before[0] / total if total else 1.0
 
 
 def describe_network(model: nn.Module) -> list[tuple]:

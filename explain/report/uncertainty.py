@@ -72,6 +72,7 @@ def write(
     if judged.get("mistakes_under_shift"):
         disturbed = [row["label"] for row in labelled if "disturbed" in row]
         sample = measured_on(disturbed, output.classes)["measured_on"]
+        sample += f", {quantity(options.passes_to_judge, 'pass')} each"
         draw_figure(output, "shift", draw_shift, judged["mistakes_under_shift"], len(disturbed), sample, model)
     all_tables = tables(tested, ordered, model.categories) | judged_tables
     finish(output, rows, skipped, results, all_tables, model, findings=lines)
@@ -324,8 +325,8 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
         )
     return figure, [
         f"{model.label}: {selective.verdict(measures)}",
-        f"{sample}; {'; '.join(scores)}. Bars: 95 % bootstrap intervals over images; lines in the colours of the dots, "
-        "the single pass's probability thick.",
+        f"{sample}, {quantity(rows[0]['passes'], 'pass')} each; {'; '.join(scores)}. Bars: 95 % bootstrap intervals over "
+        "images; lines in the colours of the dots, the single pass's probability thick.",
     ]
 
 
