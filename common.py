@@ -92,7 +92,12 @@ def list_pictures(folder: Path) -> tuple[list[Path], int]:
 def test_images(options: argparse.Namespace) -> ImageFiles:
     """List the files and folders given as arguments, else the dataset's test images; the first --limit of them."""
     if options.images:
-        paths, no_picture = _argument_files(options.images)
+        paths, no_picture = [], 0
+        for path in map(Path, options.images):  # files whatever their names, and the pictures in folders
+            if not os.path.lexists(path):
+                raise UserError(f"{printable(path)} does not exist: give image files or folders of images")
+            pictures, others = list_pictures(path) if path.is_dir() else ([path], 0)
+            paths, no_picture = paths + pictures, no_picture + others
         files = [ImageFile(i, printable(path), path) for i, path in enumerate(paths)]
         source = " ".join(printable(Path(argument)) for argument in options.images)
     else:
@@ -113,17 +118,6 @@ def test_images(options: argparse.Namespace) -> ImageFiles:
         others = f" but {no_picture} that are no pictures by their names" if no_picture else ""
         raise UserError(f"{source} has no files{others}: put images there or give them as arguments")
     return ImageFiles(files[: options.limit], no_picture)
-
-
-def _argument_files(arguments: Sequence[str]) -> tuple[list[Path], int]:
-    """Return the files given as arguments, whatever their names, and the pictures in folders; count the other files."""
-    paths, no_picture = [], 0
-    for path in map(Path, arguments):
-        if not os.path.lexists(path):
-            raise UserError(f"{printable(path)} does not exist: give image files or folders of images")
-        pictures, others = list_pictures(path) if path.is_dir() else ([path], 0)
-        paths, no_picture = paths + pictures, no_picture + others
-    return paths, no_picture
 
 
 def validation_images(dataset: str | os.PathLike, limit: int | None = None) -> ImageFiles:

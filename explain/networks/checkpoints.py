@@ -85,7 +85,8 @@ def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
         left = [str(k) for k in entries if str(k) != entry]
         notes.append(f"weights under {entry!r}" + (f"; left: {', '.join(left)}" if left else ""))
         content = state_dicts[entry]
-    other = {name: t for name, t in content.items() if _is_floating(t) and t.dtype != torch.float32}
+    tensors = {name: t for name, t in content.items() if isinstance(t, Tensor)}
+    other = {name: t for name, t in tensors.items() if t.is_floating_point() and t.dtype != torch.float32}
     kinds = Counter(str(tensor.dtype)[6:] for tensor in other.values())
     notes += [f"{number} tensors converted from {kind} to float32" for kind, number in sorted(kinds.items())]
     state = {**content, **{name: tensor.float() for name, tensor in other.items()}}
@@ -137,10 +138,6 @@ def _is_state_dict(content: Any) -> bool:
 def _names_tensors(content: Any) -> bool:
     is_named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
     return is_named and any(isinstance(value, Tensor) for value in content.values())
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def names_in(content: Mapping[Any, Any]) -> list[str] | None:

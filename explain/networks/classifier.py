@@ -37,6 +37,7 @@ from explain.networks.logits import logits_only
 from explain.networks.own_code import is_own, network_maker, own_file, try_weights
 from explain.networks.preprocessing import (
     IMAGENET,
+    OPTIONS,
     Preprocessing,
     beside_weights,
     timm_preprocessing,
@@ -58,7 +59,7 @@ class Classifier(nn.Module):
     `names_from` says where the names come from, `wnids` what ImageNet calls them, if known), `weights` says where the
     parameters came from and `sha256` identifies them. A network of one channel gets the mean of the three, which are
     equal in a picture that was preprocessed for it. `cropped` is the fraction of a picture's area that the network does
-    not see, by the picture's size; `white` is the value that is white in a 16-bit picture . `notes`
+    not see, by the picture's size; `white` is the value that is white in a 16-bit picture. `notes`
     are listed in metrics.json, `warnings` are printed too.
     """
 
@@ -73,7 +74,7 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         preprocessing = preprocessing.grey() if channels == 1 else preprocessing
-        self.name, self.preprocessing = name, preprocessing.describe()
+        self.name, self.preprocessing = name, {key: getattr(preprocessing, key) for key in (*OPTIONS, "source")}
         self.preprocess, self.input_size = preprocessing.preprocess, preprocessing.input_size
         self.categories = [f"class {i}" for i in range(classes)] if categories is None else list(categories)
         self.names_from = "numbers" if categories is None else "the network"
@@ -86,7 +87,7 @@ class Classifier(nn.Module):
         self.label = name  # in figures, where weights that are not the published ones are named too
         # of a picture
         self.view = f"{'squashed to a square' if preprocessing.squash else 'central crop'}, as the network sees it"
-        self.network, self.warns_of_pixels = network, True
+        self.network, self.seen = network, set()  # what `check_pixels` says or does once
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
 
@@ -97,14 +98,21 @@ class Classifier(nn.Module):
         return self.network((images - self.mean) / self.std)
 
     def check_pixels(self, images: Tensor) -> None:
-        """Raise UserError for a value that is not finite; warn once about values far outside [0, 1]."""
-        low, high = map(float, images.aminmax()) if len(images) else (0.0, 1.0)
+        """Raise UserError for a value that is not finite; warn, once, about values far outside [0, 1].
+
+        A look at a tensor waits for its device: on any but the CPU only the first batch is looked at.
+        """
+        on_cpu = images.device.type == "cpu"
+        if not len(images) or ("a batch on a device" in self.seen and not on_cpu):
+            return
+        self.seen |= set() if on_cpu else {"a batch on a device"}
+        low, high = torch.stack(images.aminmax()).tolist()
         if not math.isfinite(high - low):
             bad = images[~images.isfinite()]
             raise UserError(f"the images have {len(bad):,} values such as {float(bad[0])}: give pixels in [0, 1]")
-        leaves = self.warns_of_pixels and (low < -0.5 or high > 1.5)
+        leaves = "no pixels" not in self.seen and (low < -0.5 or high > 1.5)
         if leaves and (images - images.clamp(0, 1)).abs().flatten(1).mean(1).max() > OUTSIDE:
-            self.warns_of_pixels = False
+            self.seen.add("no pixels")
             warnings.warn(
                 f"the images have values from {low:.3g} to {high:.3g}, and this classifier takes pixels in [0, 1], "
                 "which it normalises itself: undo your normalisation (images * std + mean), or divide 8 bits by 255",

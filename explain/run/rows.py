@@ -138,7 +138,8 @@ class Rows:
             self._start(options.fresh)
         remove_leftovers(self.folder)
         rows = self._read()
-        self.todo = [k for k in self.own if k not in rows or not self._has_files(rows[k])]
+        whole = {k for k, row in rows.items() if all((self.folder / file).is_file() for file in row.get("files", []))}
+        self.todo = [k for k in self.own if k not in whole]
         if self.todo:
             remove_file(output.metrics)  # it means that all is there
         if done := len(self.own) - len(self.todo):
@@ -244,9 +245,6 @@ class Rows:
                 "give one of them its own --output"
             )
         return False
-
-    def _has_files(self, row: dict) -> bool:
-        return all((self.folder / name).is_file() for name in row.get("files", []))
 
     def append(self, rows: Sequence[dict]) -> None:
         """Add rows to the shard's file, and have them on the disk before going on."""
