@@ -43,10 +43,9 @@ from explain.networks.logits import at_least_one, check_images, class_ids, class
 from explain.networks.preprocessing import OPTIONS
 from explain.networks.running import check_finite, class_standing, evaluation_mode, most_likely, predict_logits
 from explain.run.command_line import exercise_parser, option_parser, positive, whole
-from explain.run.machine import resolve_options
 from explain.run.output import OutputFolder, dataset_of, map_name, write_array
 from explain.run.progress import progress
-from explain.run.rows import Rows, run_settings
+from explain.run.rows import Rows, resolve_options, run_settings
 
 # What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
 __all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]

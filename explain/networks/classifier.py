@@ -7,7 +7,7 @@ import importlib
 import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -23,15 +23,7 @@ from torch.nn.parameter import is_lazy
 from explain.basics.errors import UserError, one_line, unknown
 from explain.basics.files import sha256_of
 from explain.data.pictures import fit_whole
-from explain.networks.checkpoints import (
-    Checkpoint,
-    fit_names,
-    load_state,
-    names_in,
-    other_sizes,
-    read_state_dict,
-    split_key,
-)
+from explain.networks.checkpoints import Checkpoint, load_checkpoint, load_state, names_in, read_state_dict, split_key
 from explain.networks.inference import prepare
 from explain.networks.logits import logits_only
 from explain.networks.own_code import is_own, network_maker, own_file, try_weights
@@ -46,7 +38,6 @@ from explain.networks.preprocessing import (
 from explain.networks.running import DependsOnBatch, evaluation_mode, predict_logits
 from explain.networks.trial import probe_images, refuse_unsteady
 
-Rename = Callable[[dict[str, Any]], dict[str, Any]]
 # How far, on average, an image's values may lie outside [0, 1]: noise with a standard deviation of 0.2 takes a black
 # image 0.08 outside, while one normalised to [-1, 1] lies about 0.25 outside, and one of ImageNet's normalisation 0.5
 OUTSIDE = 0.15
@@ -184,25 +175,6 @@ def load_model(
     return model.to(device)
 
 
-def _load(
-    name: str, create: Callable[..., nn.Module], weights: str, classes: int, rename: Rename = dict
-) -> tuple[nn.Module, Checkpoint, dict[str, int]]:
-    """Build a network of as many classes and input channels as a file's weights have, and load them.
-
-    `create(num_classes=, in_chans=)` builds it, with `classes` by default. Returns it with the checkpoint, and with
-    those of its sizes that are not the default ones.
-    """
-    path, key = split_key(weights)
-    checkpoint = read_state_dict(path, key)
-    network = create()
-    state, notes, warnings = fit_names(checkpoint.state, network.state_dict(), rename)
-    sizes = other_sizes(network, state, classes)
-    if sizes:
-        network = create(**sizes)
-    load_state(network, state, path, name)
-    return network, checkpoint._replace(notes=checkpoint.notes + notes, warnings=warnings), sizes
-
-
 def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifier:
     """Note in the model where its weights come from."""
     path, key = split_key(weights)
@@ -231,7 +203,7 @@ def _build_packaged(name: str, weights: str | None, options: dict[str, Any]) -> 
     names = dict(zip(published.state, network.state_dict(), strict=True))
     if weights is not None:
         rename = lambda state: {names.get(key, key): state[key] for key in state}  # noqa: E731
-        network, checkpoint, sizes = _load(name, create, weights, network.num_classes, rename)
+        network, checkpoint, sizes = load_checkpoint(name, create, weights, network.num_classes, rename)
         return _loaded(_timm_classifier(name, network, options, sizes, **trained_with), weights, checkpoint)
     load_state(network, dict(zip(names.values(), published.state.values(), strict=True)), path, name)
     model = _timm_classifier(name, network, options, {}, **trained_with)
@@ -261,7 +233,7 @@ def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Clas
                 network = create(num_classes=1000)
             classes = network.num_classes
             create_head = lambda **sizes: create(**{"num_classes": classes, **sizes})  # noqa: E731
-            network, checkpoint, sizes = _load(name, create_head, weights, classes)
+            network, checkpoint, sizes = load_checkpoint(name, create_head, weights, classes)
     except OSError as error:
         raise UserError(_no_hub(name, error)) from None
     except RuntimeError as error:  # timm: an architecture without published weights
@@ -354,7 +326,7 @@ def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) 
         network = create()
     else:
         file = weights or str(_download(name, preset.url))
-        network, checkpoint, sizes = _load(name, create, file, len(categories), _without_published_oddities)
+        network, checkpoint, sizes = load_checkpoint(name, create, file, len(categories), _without_published_oddities)
     own = None if "num_classes" in sizes else categories
     preprocessing = torchvision_preprocessing(preset).replace(options)
     classes = sizes.get("num_classes", len(categories))
@@ -393,7 +365,7 @@ def _build_own(
         preprocessing = IMAGENET.replace(options)
     network, checkpoint = network.float(), None
     if weights is not None:
-        network, checkpoint, _ = _load(name, lambda **_: network, weights, 0)
+        network, checkpoint, _ = load_checkpoint(name, lambda **_: network, weights, 0)
     if stochastic:
         network.stochastic = True  # for evaluation_mode
     names = names_in(vars(network))

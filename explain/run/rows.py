@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 
-from explain.basics.errors import OthersAtWork, UserError, quantity
+from explain.basics.errors import OthersAtWork, UserError, one_line, quantity
 from explain.basics.files import remove_file, remove_leftovers, write_file
 from explain.networks.classifier import Classifier
 from explain.networks.own_code import own_file
@@ -49,6 +50,29 @@ def shard_of(options: argparse.Namespace) -> tuple[int, int]:
         return shard(f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}")
     except argparse.ArgumentTypeError as error:
         raise UserError(f"RANK/WORLD_SIZE in the environment: {error}") from None
+
+
+def resolve_options(options: argparse.Namespace) -> None:
+    """Replace what the options leave to the machine (--threads, --device auto, --prefetch) by its values, once for all.
+
+    Raises UserError for a device that cannot be used.
+    """
+    # two threads on one core only wait for each other
+    options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
+    torch.set_num_threads(options.threads)
+    if options.device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        options.device = accelerator.type if accelerator else "cpu"
+    if getattr(options, "prefetch", 0) is None:
+        options.prefetch = 0 if options.device == "cpu" else 2
+    # deterministic matrix products on a GPU; read once, when it is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        if options.device == "cuda" and os.environ.get("LOCAL_RANK"):  # each of torchrun's processes has its own GPU
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.zeros(1, device=options.device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
 
 
 def run_settings(
@@ -138,8 +162,8 @@ class Rows:
             self._start(options.fresh)
         remove_leftovers(self.folder)
         rows = self._read()
-        whole = {k for k, row in rows.items() if all((self.folder / file).is_file() for file in row.get("files", []))}
-        self.todo = [k for k in self.own if k not in whole]
+        files = {k: row.get("files", []) for k, row in rows.items()}
+        self.todo = [k for k in self.own if k not in files or not all((self.folder / f).is_file() for f in files[k])]
         if self.todo:
             remove_file(output.metrics)  # it means that all is there
         if done := len(self.own) - len(self.todo):
