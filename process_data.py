@@ -145,7 +145,12 @@ def check_images(
             example = f"{next(iter(files), 'a.jpg')} 0"
             head += f", whose first line is {read.first!r}; expected is a file name and a class, as in {example!r}"
         raise UserError(list_lines(head, problems.values()))
-    report_problems(problems, base, options.skip_bad)
+    total = quantity(len(problems), "problem")
+    if problems and not options.skip_bad:
+        head = f"{base} has {total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
+        raise UserError(list_lines(head, problems.values()))
+    if problems:
+        print(list_lines(f"{base} has {total}, skipped because of --skip-bad:", problems.values()), file=sys.stderr)
     for index, name in enumerate(good):
         class_id = labels[name]
         place = {"index": index, "path": f"DL_data_p/{class_id}/{name}"}
@@ -180,16 +185,6 @@ def match_names(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Pat
         elif name in read.labels and not follow and not is_inside(path, folder) and not is_inside(path, path.parent):
             problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
     return files, problems, len(paths) - len(files)
-
-
-def report_problems(problems: Mapping[str, str], base: Path, skip: bool) -> None:
-    """Raise UserError with all problems of a dataset, or print them where they are to be skipped."""
-    total = quantity(len(problems), "problem")
-    if problems and not skip:
-        head = f"{base} has {total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
-        raise UserError(list_lines(head, problems.values()))
-    if problems:
-        print(list_lines(f"{base} has {total}, skipped because of --skip-bad:", problems.values()), file=sys.stderr)
 
 
 def describe_images(role: str, paths: Sequence[Path], base: Path, white: int | None) -> list[dict[str, Any]]:

@@ -22,11 +22,6 @@ MAX_NAME = 1000  # characters of a class name; ImageNet's longest has 121
 MAX_QUOTE = 300  # characters of a line that an error quotes
 SAMPLE = 500  # lines that decide how a list is read
 
-FROM_ONE = (
-    "class ids start at 0: subtract 1, or, if they are those of ILSVRC-2012's development kit, which has an order of "
-    "its own, put its meta.mat and its ILSVRC2012_validation_ground_truth.txt there instead"
-)
-
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file, stripped, whatever ends them, without a byte-order mark.
@@ -275,7 +270,9 @@ def read_labels(
     ids_given = [c for text in numbers for c in classes_of(text)]
     if ids_given and ids is None and min(ids_given) > 0 and max(ids_given) == len(names):
         raise UserError(
-            f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: {FROM_ONE}"
+            f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: class ids start at "
+            "0: subtract 1, or, if they are those of the development kit of ILSVRC-2012, in an order of its own, put its "
+            "meta.mat and its ILSVRC2012_validation_ground_truth.txt there instead"
         )
 
     labels: dict[str, int] = {}

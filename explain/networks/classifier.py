@@ -38,8 +38,8 @@ from explain.networks.preprocessing import (
 from explain.networks.running import DependsOnBatch, evaluation_mode, predict_logits
 from explain.networks.trial import probe_images, refuse_unsteady
 
-# How far, on average, an image's values may lie outside [0, 1]: noise with a standard deviation of 0.2 takes a black
-# image 0.08 outside, while one normalised to [-1, 1] lies about 0.25 outside, and one of ImageNet's normalisation 0.5
+# Mean distance of an image's values from [0, 1] that is allowed: 0.08 in a black image with noise of 0.2, but about
+# 0.25 in one normalised to [-1, 1], and 0.5 in one normalised as for ImageNet
 OUTSIDE = 0.15
 
 
@@ -76,7 +76,6 @@ class Classifier(nn.Module):
         self.checkpoint_names: list[str] | None = None
         self.dataset_names: tuple[Sequence[tuple[str, str]], Path] | None = None  # and their file, once it is read
         self.label = name  # in figures, where weights that are not the published ones are named too
-        # of a picture
         self.view = f"{'squashed to a square' if preprocessing.squash else 'central crop'}, as the network sees it"
         self.network, self.seen = network, set()  # what `check_pixels` says or does once
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
@@ -93,10 +92,10 @@ class Classifier(nn.Module):
 
         A look at a tensor waits for its device: on any but the CPU only the first batch is looked at.
         """
-        on_cpu = images.device.type == "cpu"
-        if not len(images) or ("a batch on a device" in self.seen and not on_cpu):
+        device = images.device.type
+        if not len(images) or (device != "cpu" and device in self.seen):
             return
-        self.seen |= set() if on_cpu else {"a batch on a device"}
+        self.seen.add(device)
         low, high = torch.stack(images.aminmax()).tolist()
         if not math.isfinite(high - low):
             bad = images[~images.isfinite()]
