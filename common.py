@@ -497,10 +497,6 @@ def seeded_generators(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed((seed * 0x9E3779B1 + key) % 2**32) for key in keys]
 
 
-# ------------------------------------------------------------------------------------------------
-# The network that the options describe
-
-
 def load_from_options(options: argparse.Namespace) -> Classifier:
     """Load the model that the options describe, with its classes' names, on the device that `resolve_options` finds.
 
