@@ -270,9 +270,9 @@ def read_labels(
     ids_given = [c for text in numbers for c in classes_of(text)]
     if ids_given and ids is None and min(ids_given) > 0 and max(ids_given) == len(names):
         raise UserError(
-            f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: class ids start at "
-            "0: subtract 1, or, if they are those of ILSVRC-2012's development kit, which has its own order, put its "
-            "meta.mat and its ILSVRC2012_validation_ground_truth.txt there instead"
+            f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: class ids start "
+            "at 0: subtract 1, or, if they are those of ILSVRC-2012's development kit, which has its own order, put "
+            "its meta.mat and its ILSVRC2012_validation_ground_truth.txt there instead"
         )
 
     labels: dict[str, int] = {}
