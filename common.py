@@ -44,10 +44,9 @@ from explain.networks.logits import at_least_one, check_images, class_ids, class
 from explain.networks.preprocessing import OPTIONS
 from explain.networks.running import check_finite, class_standing, evaluation_mode, most_likely, predict_logits
 from explain.run.command_line import exercise_parser, option_parser, positive, whole
-from explain.run.machine import resolve_options
 from explain.run.output import OutputFolder, dataset_of, map_name, write_array
 from explain.run.progress import progress
-from explain.run.rows import Rows, run_settings
+from explain.run.rows import Rows, resolve_options, run_settings
 
 # What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
 __all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]
@@ -97,7 +96,12 @@ def list_pictures(folder: Path) -> tuple[list[Path], int]:
 def test_images(options: argparse.Namespace) -> ImageFiles:
     """List the files and folders given as arguments, else the dataset's test images; the first --limit of them."""
     if options.images:
-        paths, no_picture = _argument_files(options.images)
+        paths, no_picture = [], 0
+        for path in map(Path, options.images):  # files whatever their names, and the pictures in folders
+            if not os.path.lexists(path):
+                raise UserError(f"{printable(path)} does not exist: give image files or folders of images")
+            pictures, others = list_pictures(path) if path.is_dir() else ([path], 0)
+            paths, no_picture = paths + pictures, no_picture + others
         files = [ImageFile(i, printable(path), path) for i, path in enumerate(paths)]
         source = " ".join(printable(Path(argument)) for argument in options.images)
     else:
@@ -118,17 +122,6 @@ def test_images(options: argparse.Namespace) -> ImageFiles:
         others = f" but {no_picture} that are no pictures by their names" if no_picture else ""
         raise UserError(f"{source} has no files{others}: put images there or give them as arguments")
     return ImageFiles(files[: options.limit], no_picture)
-
-
-def _argument_files(arguments: Sequence[str]) -> tuple[list[Path], int]:
-    """Return the files given as arguments, whatever their names, and the pictures in folders; count the other files."""
-    paths, no_picture = [], 0
-    for path in map(Path, arguments):
-        if not os.path.lexists(path):
-            raise UserError(f"{printable(path)} does not exist: give image files or folders of images")
-        pictures, others = list_pictures(path) if path.is_dir() else ([path], 0)
-        paths, no_picture = paths + pictures, no_picture + others
-    return paths, no_picture
 
 
 def validation_images(dataset: str | os.PathLike) -> ImageFiles:
@@ -582,10 +575,6 @@ def seeded_generators(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
     volume 3, section 6.4), for 1,000 seeds over a million keys.
     """
     return [torch.Generator().manual_seed((seed * 0x9E3779B1 + key) % 2**32) for key in keys]
-
-
-# ------------------------------------------------------------------------------------------------
-# The network that the options describe
 
 
 def load_from_options(options: argparse.Namespace) -> Classifier:

@@ -191,6 +191,13 @@ def test_a_checkpoints_ids_are_no_names(dataset):
         assert named(model, folder)[0] == expected
 
 
+def test_a_checkpoint_with_another_number_of_names_is_said(tmp_path):
+    model = network(["class 0", "class 1"], names_from="numbers")
+    model.checkpoint_names = ["a"]
+    assert named(model, tmp_path) == (["class 0", "class 1"], "numbers")
+    assert model.notes == ["the checkpoint has 1 names for 2 classes: not used"]
+
+
 def test_a_checkpoints_names_may_be_wnids(dataset):
     """As ImageFolder leaves them of folders named by wnids; the dataset's list has names beside them."""
     folder = dataset("n01443537 goldfish", "n01440764 tench")

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from explain.data.label_order import invert, orders, other_order
+from explain.data.label_order import orders, other_order
 
 CLASSES = 20
 NAMES = [f"name {chr(ord('a') + (7 * i) % CLASSES)}" for i in range(CLASSES)]  # not in the order of text
@@ -38,7 +38,6 @@ def test_orders_by_hand():
     assert eleven["the labels are places among numbers sorted as text"][:4] == [0, 1, 10, 2]
     assert eleven["the network's classes are numbers sorted as text, the labels are not"][10] == 2
     assert eleven["the ids start at 1"][:3] == [-1, 0, 1]
-    assert invert([2, 0, 1]) == [1, 2, 0]
 
 
 def test_another_permutation_is_noticed_without_a_name():

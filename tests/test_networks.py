@@ -443,7 +443,7 @@ def test_values_that_are_not_finite_are_refused(small, method, value, says):
 def test_values_far_outside_of_pixels_are_warned_of_once(small, change, says):
     """A normalised batch passed in silence, with a probability of 0.573 in place of 0.976."""
     pixels = torch.linspace(0, 1, 32).expand(2, 3, 32, 32)
-    small.warns_of_pixels = True
+    small.seen.clear()
     with warnings.catch_warnings(record=True) as caught, torch.inference_mode():
         warnings.simplefilter("always")
         for _ in range(2):

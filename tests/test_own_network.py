@@ -742,15 +742,6 @@ def test_the_order_in_which_names_are_looked_for(photos, monkeypatch):
         run("--names", "none.txt")
 
 
-def test_a_checkpoint_with_another_number_of_names_is_said(photos, monkeypatch):
-    state = common.load_model("net.py:Net", input_size=32).network.state_dict()
-    saved(photos / "w.pth", {"model": state, "class_to_idx": {"a": 0, "b": 1}})
-    run_main("2d_predict", *FAST, "photos", "--weights", "w.pth", cwd=photos, monkeypatch=monkeypatch)
-    metrics = json.loads((photos / "output/2d_predict/metrics.json").read_text())
-    assert metrics["model"]["names"] == "numbers"
-    assert "the checkpoint has 2 names for 4 classes: not used" in metrics["model"]["notes"]
-
-
 @pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # fonts are another matter
 def test_names_in_any_script_and_with_any_sign_through_all_exercises(photos, monkeypatch):
     for i in range(4):

@@ -179,13 +179,6 @@ def test_a_step_that_the_network_does_not_bear_is_left_out_and_said(own):
     assert load("Logits").notes == []
 
 
-def test_what_was_left_out_is_in_the_metrics(own, monkeypatch):
-    save_photo(own / "a.png")
-    run_main("2d_predict", "a.png", "--model", "nets.py:View", "--input-size", "32", cwd=own, monkeypatch=monkeypatch)
-    metrics = json.loads((own / "output/pictures/2d_predict/metrics.json").read_text())
-    assert "channels-last memory" in metrics["model"]["notes"][0]
-
-
 # ------------------------------------------------------------------------------------------------
 # A function of each picture alone
 

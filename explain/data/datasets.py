@@ -57,7 +57,8 @@ def find_parts(data: Path) -> tuple[Path, Path | None, Path | None, Path | None]
         raise UserError(f"{data} does not exist: put your dataset there, or add --sample for a small one")
     images, labels = find_folder(data, IMAGE_FOLDERS), find_file(data, LABEL_LISTS)
     names = find_file(data, NAME_LISTS)
-    by_class = images is not None and not labels and has_only_folders(images)
+    entries = [] if labels or not images else [e for e in os.scandir(images) if not is_system_name(e.name)]
+    by_class = bool(entries) and all(entry.is_dir() for entry in entries)
     kit = labels is not None and labels.name == GROUND_TRUTH and find_file(data, ["meta.mat"])
     needed = {f"folder {IMAGE_FOLDERS[0]}": images, "file val.txt": labels or by_class}
     needed["file synset_words.txt"] = names or by_class or kit
@@ -65,12 +66,6 @@ def find_parts(data: Path) -> tuple[Path, Path | None, Path | None, Path | None]
         if not path:
             raise UserError(f"{data} has no {part}: put it there, or choose another --dataset")
     return images, labels, names, find_folder(data, TEST_FOLDERS)
-
-
-def has_only_folders(folder: Path) -> bool:
-    """Return whether a folder has subfolders and, files of the system aside, nothing else."""
-    entries = [entry for entry in os.scandir(folder) if not is_system_name(entry.name)]
-    return bool(entries) and all(entry.is_dir() for entry in entries)
 
 
 def read_kit(data: Path, names: list[tuple[str, str]] | None) -> tuple[dict[int, int], list[tuple[str, str]]]:

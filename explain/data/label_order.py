@@ -33,16 +33,11 @@ def orders(names: Sequence[str]) -> dict[str, list[int]]:
     as_text, by_name = sorted(range(n), key=str), sorted(range(n), key=lambda i: names[i])
     return {
         "the ids start at 1": [-1, *range(n - 1)],
-        "the network's classes are numbers sorted as text, the labels are not": invert(as_text),
+        "the network's classes are numbers sorted as text, the labels are not": np.argsort(as_text).tolist(),
         "the labels are places among numbers sorted as text": as_text,
-        "the network's classes are sorted by name, the labels are not": invert(by_name),
+        "the network's classes are sorted by name, the labels are not": np.argsort(by_name).tolist(),
         "the labels are places among the sorted names": by_name,
     }
-
-
-def invert(order: Sequence[int]) -> list[int]:
-    """Return the inverse of a permutation."""
-    return sorted(range(len(order)), key=order.__getitem__)
 
 
 def other_order(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Any] | None:

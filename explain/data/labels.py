@@ -22,11 +22,6 @@ MAX_NAME = 1000  # characters of a class name; ImageNet's longest has 121
 MAX_QUOTE = 300  # characters of a line that an error quotes
 SAMPLE = 500  # lines that decide how a list is read
 
-FROM_ONE = (
-    "class ids start at 0: subtract 1, or, if they are those of ILSVRC-2012's development kit, which has an order of "
-    "its own, put its meta.mat and its ILSVRC2012_validation_ground_truth.txt there instead"
-)
-
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a text file, stripped, whatever ends them, without a byte-order mark.
@@ -210,12 +205,9 @@ def split_line(line: str) -> tuple[str, str]:
     return line[: max(cut, 0)].strip(" \t,").removeprefix("./"), line[cut + 1 :]
 
 
-def _id_first(line: str) -> tuple[str, str]:
-    return tuple(reversed([part.strip(" \t,") for part in (re.split(r"[ \t,]+", line, maxsplit=1) + [""])[:2]]))
-
-
 def _name_first(line: str) -> tuple[str, str]:
-    return tuple(part.strip(" \t,") for part in (re.split(r"[ \t,]+", line, maxsplit=1) + [""])[:2])
+    first, *rest = re.split(r"[ \t,]+", line, maxsplit=1)
+    return first.strip(" \t,"), "".join(rest).strip(" \t,")
 
 
 def _columns(separator: str | None, name: int, label: int) -> Reading:
@@ -232,7 +224,7 @@ def _columns(separator: str | None, name: int, label: int) -> Reading:
 # in the order of preference, where several fit
 READINGS: dict[str, Reading] = {
     "NAME CLASS": split_line,
-    "CLASS NAME": _id_first,
+    "CLASS NAME": lambda line: _name_first(line)[::-1],
     "NAME CLASS, a class of several words": _name_first,
     **{
         f"column {name + 1} the name, column {label + 1} the class, separated by {separator or 'spaces'!r}": _columns(
@@ -262,8 +254,13 @@ def read_labels(
     notes = [f"comment lines left out: {len(lines) - len(listed)}"] if len(listed) < len(lines) else []
     first = listed[0][1][:MAX_QUOTE] if listed else ""
     if listed and files and all(CLASS_ALONE.fullmatch(line) and find(line) is None for _, line in listed):
-        entries, note = _one_class_a_line(path, listed, files)
-        notes.append(note)
+        if len(listed) != len(files):
+            raise UserError(
+                f"{path} has a class on each of {len(listed)} lines and there are {len(files)} images: give one for "
+                "each, in the order of their names, or a file name beside each class"
+            )
+        entries = [(*line, name, line[1]) for line, name in zip(listed, sorted(files), strict=True)]
+        notes.append("a class a line, for the images in the order of their names")
     else:
         known = range(len(names))
         entries, more = _two_columns(listed, first, find, lambda text: any(c in known for c in classes_of(text)))
@@ -273,7 +270,9 @@ def read_labels(
     ids_given = [c for text in numbers for c in classes_of(text)]
     if ids_given and ids is None and min(ids_given) > 0 and max(ids_given) == len(names):
         raise UserError(
-            f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: {FROM_ONE}"
+            f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: class ids start "
+            "at 0: subtract 1, or, if they are those of ILSVRC-2012's development kit, which has its own order, put "
+            "its meta.mat and its ILSVRC2012_validation_ground_truth.txt there instead"
         )
 
     labels: dict[str, int] = {}
@@ -318,17 +317,6 @@ def _class_finder(names: Sequence[tuple[str, str]], ids: Mapping[int, int] | Non
         return [number] if ids is None else [ids[number]] if number in ids else []
 
     return classes_of
-
-
-def _one_class_a_line(path: Path, lines: list[Line], files: Collection[str]) -> tuple[list[Entry], str]:
-    """Read a list of classes alone, in the order of the images' names; return its entries, and how it was read."""
-    if len(lines) != len(files):
-        raise UserError(
-            f"{path} has a class on each of {len(lines)} lines and there are {len(files)} images: give one for "
-            "each, in the order of their names, or a file name beside each class"
-        )
-    entries = [(*line, name, line[1]) for line, name in zip(lines, sorted(files), strict=True)]
-    return entries, "a class a line, for the images in the order of their names"
 
 
 def _two_columns(
@@ -383,19 +371,22 @@ def _finder(files: Collection[str]) -> Callable[[str], str | None]:
 
     Names that differ only in how Unicode composes their letters are one name, but an exact hit comes first.
     """
-    exact, tables = {*files}, ({}, {}, {})
+
+    def last(name: str) -> str:
+        return re.split(r"[\\/]", composed(name))[-1]
+
+    def stem(file: str) -> str:
+        return last(file).rpartition(".")[0] or last(file)
+
+    # how a file's name is entered, how a listed name is looked up
+    forms = [(str, str), (composed, composed), (last, last), (stem, last)]
+    tables: list[dict[str, list[str]]] = [{} for _ in forms]
     for file in files:
-        whole = composed(file)
-        last = whole.rpartition("/")[2]
-        for table, key in zip(tables, (whole, last, last.rpartition(".")[0] or last), strict=True):
-            table.setdefault(key, []).append(file)
+        for table, (entered, _) in zip(tables, forms, strict=True):
+            table.setdefault(entered(file), []).append(file)
 
     def find(name: str) -> str | None:
-        if name in exact:
-            return name
-        whole = composed(name)
-        last = re.split(r"[\\/]", whole)[-1]
-        keys = zip(tables, (whole, last, last), strict=True)
+        keys = zip(tables, (looked_up(name) for _, looked_up in forms), strict=True)
         hits = next((table[key] for table, key in keys if key in table), [])
         return hits[0] if len(hits) == 1 else None
 

@@ -21,11 +21,8 @@ from explain.basics.options import WHITE
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "PPM")  # and HEIC, by another package
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}  # ISO/IEC 23008-12, annex B
 FINDINGS = ("notes", "largest_16_bit")  # in a picture's `info`, for its row
-BYTE_ORDERS = {
-    "B": "L",
-    "L": "B",
-    "N": "B" if sys.byteorder == "little" else "L",
-}  # and the opposite, as Pillow has them
+# and the opposite, as Pillow has them
+BYTE_ORDERS = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 # What a picture's name ends with; the second line are those that cannot be read, and are worth a sentence each
 PICTURE_SUFFIX = re.compile(
     r"\.(jpe?g|jpe|jfif|mpo|a?png|gif|bmp|dib|tiff?|webp|avifs?|hei[cf]|hif|"

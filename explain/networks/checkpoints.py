@@ -28,6 +28,7 @@ from explain.data.labels import as_names
 KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "ema", "state_dict_ema", "model_ema")
 # What wrappers put into the middle of names: sharded training, recomputation on the way back, torch.compile
 INFIXES = re.compile("_fsdp_wrapped_module.|_checkpoint_wrapped_module.|_orig_mod.".replace(".", r"\."))
+Rename = Callable[[dict[str, Any]], dict[str, Any]]
 MAX_PREFIX = 20  # parts of a prefix; a damaged file may have names of any length
 # Where they keep the names of the classes
 NAME_KEYS = ("classes", "class_to_idx", "class_names", "idx_to_class")
@@ -85,7 +86,8 @@ def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
         left = [str(k) for k in entries if str(k) != entry]
         notes.append(f"weights under {entry!r}" + (f"; left: {', '.join(left)}" if left else ""))
         content = state_dicts[entry]
-    other = {name: t for name, t in content.items() if _is_floating(t) and t.dtype != torch.float32}
+    tensors = {name: t for name, t in content.items() if isinstance(t, Tensor)}
+    other = {name: t for name, t in tensors.items() if t.is_floating_point() and t.dtype != torch.float32}
     kinds = Counter(str(tensor.dtype)[6:] for tensor in other.values())
     notes += [f"{number} tensors converted from {kind} to float32" for kind, number in sorted(kinds.items())]
     state = {**content, **{name: tensor.float() for name, tensor in other.items()}}
@@ -139,17 +141,13 @@ def _names_tensors(content: Any) -> bool:
     return is_named and any(isinstance(value, Tensor) for value in content.values())
 
 
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
 def names_in(content: Mapping[Any, Any]) -> list[str] | None:
     """Return the names of classes that a checkpoint carries under one of NAME_KEYS, in the order of their ids."""
     return next(filter(None, (as_names(content[key]) for key in NAME_KEYS if key in content)), None)
 
 
 def fit_names(
-    state: Mapping[str, Any], own: Mapping[str, Any], rename: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    state: Mapping[str, Any], own: Mapping[str, Any], rename: Rename = dict
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
     """Return the entries of a state dict under a network's names, notes on the names, and on the entries left out.
 
@@ -281,13 +279,29 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: s
         network.load_state_dict(fitting, strict=False)
     except Exception as error:  # whatever a module raises whose entry is no tensor, and not what it expects
         raise UserError(f"{path} does not fit {name} ({one_line(error)}): give the --model of this file") from None
-    bad = [key for key, value in network.state_dict().items() if not _is_finite(value)]
+    tensors = {key: t for key, t in network.state_dict().items() if isinstance(t, Tensor) and not is_lazy(t)}
+    bad = [key for key, tensor in tensors.items() if not (tensor.is_quantized or tensor.isfinite().all())]
     for key in bad[:1]:
         raise UserError(f"{path} has NaN or infinity in {key} ({len(bad)} tensors): it is damaged")
 
 
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, Tensor) or is_lazy(value) or value.is_quantized or bool(value.isfinite().all())
+def load_checkpoint(
+    name: str, create: Callable[..., nn.Module], weights: str, classes: int, rename: Rename = dict
+) -> tuple[nn.Module, Checkpoint, dict[str, int]]:
+    """Build a network of as many classes and input channels as a file's weights have, and load them.
+
+    `create(num_classes=, in_chans=)` builds it, with `classes` by default. Returns it with the checkpoint, and with
+    those of its sizes that are not the default ones.
+    """
+    path, key = split_key(weights)
+    checkpoint = read_state_dict(path, key)
+    network = create()
+    state, notes, warnings = fit_names(checkpoint.state, network.state_dict(), rename)
+    sizes = other_sizes(network, state, classes)
+    if sizes:
+        network = create(**sizes)
+    load_state(network, state, path, name)
+    return network, checkpoint._replace(notes=checkpoint.notes + notes, warnings=warnings), sizes
 
 
 def _takes(own: Any, value: Any) -> bool:

@@ -142,13 +142,10 @@ def match_labels(model: Classifier, dataset: Path) -> LabelNames | None:
     if found is None or model.names_from in ("numbers", str(found[1])):
         return None
     names, file = found
-    if _are_numbers([name for _, name in names]) != _are_numbers(model.categories):
+    of_data, of_network = (all(map(str.isdecimal, own)) for own in ([name for _, name in names], model.categories))
+    if of_data != of_network:
         return None
     return LabelNames(names, file, model.categories, model.names_from, match_names(names, model))
-
-
-def _are_numbers(names: Sequence[str]) -> bool:
-    return all(name.isdecimal() for name in names)
 
 
 def match_names(names: Names, model: Classifier) -> list[list[int]]:

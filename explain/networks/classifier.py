@@ -7,7 +7,7 @@ import importlib
 import math
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -23,20 +23,13 @@ from torch.nn.parameter import is_lazy
 from explain.basics.errors import UserError, one_line, unknown
 from explain.basics.files import sha256_of
 from explain.data.pictures import fit_whole
-from explain.networks.checkpoints import (
-    Checkpoint,
-    fit_names,
-    load_state,
-    names_in,
-    other_sizes,
-    read_state_dict,
-    split_key,
-)
+from explain.networks.checkpoints import Checkpoint, load_checkpoint, load_state, names_in, read_state_dict, split_key
 from explain.networks.inference import prepare
 from explain.networks.logits import logits_only
 from explain.networks.own_code import is_own, network_maker, own_file, try_weights
 from explain.networks.preprocessing import (
     IMAGENET,
+    OPTIONS,
     Preprocessing,
     beside_weights,
     timm_preprocessing,
@@ -45,9 +38,8 @@ from explain.networks.preprocessing import (
 from explain.networks.running import DependsOnBatch, evaluation_mode, predict_logits
 from explain.networks.trial import probe_images, refuse_unsteady
 
-Rename = Callable[[dict[str, Any]], dict[str, Any]]
-# How far, on average, an image's values may lie outside [0, 1]: noise with a standard deviation of 0.2 takes a black
-# image 0.08 outside, while one normalised to [-1, 1] lies about 0.25 outside, and one of ImageNet's normalisation 0.5
+# Mean distance of an image's values from [0, 1] that is allowed: 0.08 in a black image with noise of 0.2, but about
+# 0.25 in one normalised to [-1, 1], and 0.5 in one normalised as for ImageNet
 OUTSIDE = 0.15
 
 
@@ -58,7 +50,7 @@ class Classifier(nn.Module):
     `names_from` says where the names come from, `wnids` what ImageNet calls them, if known), `weights` says where the
     parameters came from and `sha256` identifies them. A network of one channel gets the mean of the three, which are
     equal in a picture that was preprocessed for it. `cropped` is the fraction of a picture's area that the network does
-    not see, by the picture's size; `white` is the value that is white in a 16-bit picture . `notes`
+    not see, by the picture's size; `white` is the value that is white in a 16-bit picture. `notes`
     are listed in metrics.json, `warnings` are printed too.
     """
 
@@ -73,7 +65,7 @@ class Classifier(nn.Module):
     ):
         super().__init__()
         preprocessing = preprocessing.grey() if channels == 1 else preprocessing
-        self.name, self.preprocessing = name, preprocessing.describe()
+        self.name, self.preprocessing = name, {key: getattr(preprocessing, key) for key in (*OPTIONS, "source")}
         self.preprocess, self.input_size = preprocessing.preprocess, preprocessing.input_size
         self.categories = [f"class {i}" for i in range(classes)] if categories is None else list(categories)
         self.names_from = "numbers" if categories is None else "the network"
@@ -84,9 +76,8 @@ class Classifier(nn.Module):
         self.checkpoint_names: list[str] | None = None
         self.dataset_names: tuple[Sequence[tuple[str, str]], Path] | None = None  # and their file, once it is read
         self.label = name  # in figures, where weights that are not the published ones are named too
-        # of a picture
         self.view = f"{'squashed to a square' if preprocessing.squash else 'central crop'}, as the network sees it"
-        self.network, self.warns_of_pixels = network, True
+        self.network, self.seen = network, set()  # what `check_pixels` says or does once
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
 
@@ -97,14 +88,21 @@ class Classifier(nn.Module):
         return self.network((images - self.mean) / self.std)
 
     def check_pixels(self, images: Tensor) -> None:
-        """Raise UserError for a value that is not finite; warn once about values far outside [0, 1]."""
-        low, high = map(float, images.aminmax()) if len(images) else (0.0, 1.0)
+        """Raise UserError for a value that is not finite; warn, once, about values far outside [0, 1].
+
+        A look at a tensor waits for its device: on any but the CPU only the first batch is looked at.
+        """
+        device = images.device.type
+        if not len(images) or (device != "cpu" and device in self.seen):
+            return
+        self.seen.add(device)
+        low, high = torch.stack(images.aminmax()).tolist()
         if not math.isfinite(high - low):
             bad = images[~images.isfinite()]
             raise UserError(f"the images have {len(bad):,} values such as {float(bad[0])}: give pixels in [0, 1]")
-        leaves = self.warns_of_pixels and (low < -0.5 or high > 1.5)
+        leaves = "no pixels" not in self.seen and (low < -0.5 or high > 1.5)
         if leaves and (images - images.clamp(0, 1)).abs().flatten(1).mean(1).max() > OUTSIDE:
-            self.warns_of_pixels = False
+            self.seen.add("no pixels")
             warnings.warn(
                 f"the images have values from {low:.3g} to {high:.3g}, and this classifier takes pixels in [0, 1], "
                 "which it normalises itself: undo your normalisation (images * std + mean), or divide 8 bits by 255",
@@ -176,25 +174,6 @@ def load_model(
     return model.to(device)
 
 
-def _load(
-    name: str, create: Callable[..., nn.Module], weights: str, classes: int, rename: Rename = dict
-) -> tuple[nn.Module, Checkpoint, dict[str, int]]:
-    """Build a network of as many classes and input channels as a file's weights have, and load them.
-
-    `create(num_classes=, in_chans=)` builds it, with `classes` by default. Returns it with the checkpoint, and with
-    those of its sizes that are not the default ones.
-    """
-    path, key = split_key(weights)
-    checkpoint = read_state_dict(path, key)
-    network = create()
-    state, notes, warnings = fit_names(checkpoint.state, network.state_dict(), rename)
-    sizes = other_sizes(network, state, classes)
-    if sizes:
-        network = create(**sizes)
-    load_state(network, state, path, name)
-    return network, checkpoint._replace(notes=checkpoint.notes + notes, warnings=warnings), sizes
-
-
 def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifier:
     """Note in the model where its weights come from."""
     path, key = split_key(weights)
@@ -223,7 +202,7 @@ def _build_packaged(name: str, weights: str | None, options: dict[str, Any]) -> 
     names = dict(zip(published.state, network.state_dict(), strict=True))
     if weights is not None:
         rename = lambda state: {names.get(key, key): state[key] for key in state}  # noqa: E731
-        network, checkpoint, sizes = _load(name, create, weights, network.num_classes, rename)
+        network, checkpoint, sizes = load_checkpoint(name, create, weights, network.num_classes, rename)
         return _loaded(_timm_classifier(name, network, options, sizes, **trained_with), weights, checkpoint)
     load_state(network, dict(zip(names.values(), published.state.values(), strict=True)), path, name)
     model = _timm_classifier(name, network, options, {}, **trained_with)
@@ -253,7 +232,7 @@ def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Clas
                 network = create(num_classes=1000)
             classes = network.num_classes
             create_head = lambda **sizes: create(**{"num_classes": classes, **sizes})  # noqa: E731
-            network, checkpoint, sizes = _load(name, create_head, weights, classes)
+            network, checkpoint, sizes = load_checkpoint(name, create_head, weights, classes)
     except OSError as error:
         raise UserError(_no_hub(name, error)) from None
     except RuntimeError as error:  # timm: an architecture without published weights
@@ -346,7 +325,7 @@ def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) 
         network = create()
     else:
         file = weights or str(_download(name, preset.url))
-        network, checkpoint, sizes = _load(name, create, file, len(categories), _without_published_oddities)
+        network, checkpoint, sizes = load_checkpoint(name, create, file, len(categories), _without_published_oddities)
     own = None if "num_classes" in sizes else categories
     preprocessing = torchvision_preprocessing(preset).replace(options)
     classes = sizes.get("num_classes", len(categories))
@@ -385,7 +364,7 @@ def _build_own(
         preprocessing = IMAGENET.replace(options)
     network, checkpoint = network.float(), None
     if weights is not None:
-        network, checkpoint, _ = _load(name, lambda **_: network, weights, 0)
+        network, checkpoint, _ = load_checkpoint(name, lambda **_: network, weights, 0)
     if stochastic:
         network.stochastic = True  # for evaluation_mode
     names = names_in(vars(network))

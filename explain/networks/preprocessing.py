@@ -82,10 +82,6 @@ class Preprocessing:
         seen = [min(1, self.input_size / (side * scale)) for side, scale in zip(size, scales, strict=True)]
         return 1 - seen[0] * seen[1]
 
-    def describe(self) -> dict[str, Any]:
-        """Return what metrics.json says about it."""
-        return {key: getattr(self, key) for key in (*OPTIONS, "source")}
-
 
 # torchvision's and most others' for ImageNet (github.com/pytorch/examples, imagenet/main.py)
 IMAGENET = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", "ImageNet's usual")

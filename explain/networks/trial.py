@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +17,8 @@ REPEAT_ROUNDING = 1e-6  # of the largest logit: the same kernels on the same num
 GRADIENT_ROUNDING = 0.05  # of the gradient's norm: rounding decides some rectifiers (of googlenet's, 0.012)
 
 
-class Answer(NamedTuple):
-    """What a network says of images: logits (N, classes), and the gradient (N, 3, H, W) of a sum over them.
-
-    The gradient is None where the network computes its logits without gradients.
-    """
-
-    logits: Tensor
-    gradient: Tensor | None
+# Logits (N, classes) of images, and the gradient (N, 3, H, W) of a sum over them; None where it cannot be computed
+Answer = tuple[Tensor, Tensor | None]
 
 
 def probe_images(channels: int, size: int, count: int = 2) -> Tensor:
@@ -46,17 +39,18 @@ def answer(model: nn.Module, images: Tensor) -> Answer:
             weights = torch.arange(logits.shape[1], dtype=logits.dtype).cos()  # so that every class has a share
             with suppress(RuntimeError):  # a function without a backward pass: 2b and 2d need none
                 (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
-        return Answer(logits.detach(), gradient)
+        return logits.detach(), gradient
 
 
 def difference(found: Answer, expected: Answer) -> str | None:
     """Return how an answer differs from the one that was expected, beyond rounding; None where it does not."""
-    if not _close(found.logits, expected.logits):
-        return f"other logits, by up to {_largest(found.logits, expected.logits):.2g}"
-    if (found.gradient is None) != (expected.gradient is None):
+    (logits, gradient), (own_logits, own_gradient) = found, expected
+    if not _close(logits, own_logits):
+        return f"other logits, by up to {_largest(logits, own_logits):.2g}"
+    if (gradient is None) != (own_gradient is None):
         return "no gradient"
-    if expected.gradient is not None:
-        change = (found.gradient - expected.gradient).norm() / expected.gradient.norm().clamp(min=1e-30)
+    if own_gradient is not None:
+        change = (gradient - own_gradient).norm() / own_gradient.norm().clamp(min=1e-30)
         if not change <= GRADIENT_ROUNDING:
             return f"another gradient, by {change:.2g} of its norm"
     return None

@@ -19,9 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 
-from explain.basics.errors import OthersAtWork, UserError, quantity
+from explain.basics.errors import OthersAtWork, UserError, one_line, quantity
 from explain.basics.files import remove_file, remove_leftovers, write_file
 from explain.basics.options import shard
 from explain.networks.classifier import Classifier
@@ -43,6 +44,29 @@ def shard_of(options: argparse.Namespace) -> tuple[int, int]:
         return shard(f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}")
     except argparse.ArgumentTypeError as error:
         raise UserError(f"RANK/WORLD_SIZE in the environment: {error}") from None
+
+
+def resolve_options(options: argparse.Namespace) -> None:
+    """Replace what the options leave to the machine (--threads, --device auto, --prefetch) by its values, once for all.
+
+    Raises UserError for a device that cannot be used.
+    """
+    # two threads on one core only wait for each other
+    options.threads = options.threads or joblib.cpu_count(only_physical_cores=True)
+    torch.set_num_threads(options.threads)
+    if options.device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        options.device = accelerator.type if accelerator else "cpu"
+    if getattr(options, "prefetch", 0) is None:
+        options.prefetch = 0 if options.device == "cpu" else 2
+    # deterministic matrix products on a GPU; read once, when it is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        if options.device == "cuda" and os.environ.get("LOCAL_RANK"):  # each of torchrun's processes has its own GPU
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.zeros(1, device=options.device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+        raise UserError(f"device {options.device!r} cannot be used ({one_line(error)}): try --device cpu") from None
 
 
 def run_settings(
@@ -132,7 +156,8 @@ class Rows:
             self._start(options.fresh)
         remove_leftovers(self.folder)
         rows = self._read()
-        self.todo = [k for k in self.own if k not in rows or not self._has_files(rows[k])]
+        files = {k: row.get("files", []) for k, row in rows.items()}
+        self.todo = [k for k in self.own if k not in files or not all((self.folder / f).is_file() for f in files[k])]
         if self.todo:
             remove_file(output.metrics)  # it means that all is there
         if done := len(self.own) - len(self.todo):
@@ -241,9 +266,6 @@ class Rows:
                 "give one of them its own --output"
             )
         return False
-
-    def _has_files(self, row: dict) -> bool:
-        return all((self.folder / name).is_file() for name in row.get("files", []))
 
     def append(self, rows: Sequence[dict]) -> None:
         """Add rows to the shard's file, and have them on the disk before going on."""
