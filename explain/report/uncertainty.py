@@ -325,8 +325,8 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
         )
     return figure, [
         f"{model.label}: {selective.verdict(measures)}",
-        f"{sample}, {quantity(rows[0]['passes'], 'pass')} each; {'; '.join(scores)}. Bars: 95 % bootstrap intervals over "
-        "images; lines in the colours of the dots, the single pass's probability thick.",
+        f"{sample}, {quantity(rows[0]['passes'], 'pass')} each; {'; '.join(scores)}. Bars: 95 % bootstrap intervals "
+        "over images; lines in the colours of the dots, the single pass's probability thick.",
     ]
 
 
