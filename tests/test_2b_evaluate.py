@@ -422,9 +422,9 @@ def test_imagenets_wnids_name_folders_for_imagenets_networks(tmp_path):
     assert model.wnids[55] == "n01729977" and len(model.wnids) == 1000
     save_photo(tmp_path / "crane/a.png")
     with pytest.raises(common.UserError, match="the folder 'crane' in .* names two classes: 134 and 517: rename it"):
-        script.labelled_images(str(tmp_path), model)
+        common.labelled_images(str(tmp_path), model)
     (tmp_path / "crane").rename(tmp_path / "crane bird")
-    assert [file.label for file in script.labelled_images(str(tmp_path), model)] == [134]
+    assert [file.label for file in common.labelled_images(str(tmp_path), model)] == [134]
 
 
 def test_a_split_folder_of_no_id_is_named(tmp_path, monkeypatch):
@@ -488,7 +488,7 @@ def test_squashed_pictures(own, capsys):
     squashed = own("photos", "--squash")
     assert squashed["results"]["top1_accuracy"] == 1 and squashed["model"]["preprocessing"]["squash"] is True
     assert (squashed["results"]["median_cropped"], squashed["results"]["mostly_cropped"]) == (0, 0)
-    assert "the centre crop" not in capsys.readouterr().err and squashed["command"].endswith(" --squash")
+    assert "the centre crop" not in capsys.readouterr().err and " --squash" in squashed["command"]
     assert own("photos", "--squash", "--resize", "40")["results"]["mostly_cropped"] == 1
     said = capsys.readouterr().err
     assert "of the median picture; give --resize 8 to show it all of them" in said and "give --squash" not in said
