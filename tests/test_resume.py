@@ -243,20 +243,33 @@ def test_other_images_and_other_code_refuse_to_mix(undisturbed, tmp_path, monkey
     assert contents(folder) == whole(undisturbed, name)
 
 
-def test_fresh_starts_over(undisturbed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("left", [5, 8])
+def test_fresh_starts_over(left, undisturbed, tmp_path, monkeypatch):
     """A run of five rows needs to be told; a complete one is replaced, and what only it had is removed."""
     name = "2e_saliency"
+    save_inputs(tmp_path)
     shorter = ["photos", *SCRIPTS[name][1:], "--limit", "2", "--seed", "1"]
-    folder, complete, five = (tmp_path / place / "output" / name for place in ("new", "complete", "five"))
-    save_inputs(tmp_path / "new")
-    shutil.copytree(undisturbed(name), tmp_path / "complete")
-    interrupted(undisturbed, name, tmp_path / "five", rows_left=5)
-    with pytest.raises(common.UserError, match="--fresh"):
-        run_main(name, *shorter, cwd=tmp_path / "five", monkeypatch=monkeypatch)
-    assert min(len(list(left.glob("maps/*.npy"))) for left in (complete, five)) > 2
-    for place, more in (("new", []), ("complete", []), ("five", ["--fresh"])):
-        run_main(name, *shorter, *more, cwd=tmp_path / place, monkeypatch=monkeypatch)
-    assert contents(folder) == contents(complete) == contents(five)
+    run_main(name, *shorter, cwd=tmp_path, monkeypatch=monkeypatch)
+    expected = contents(tmp_path / "output" / name)
+    run_main(name, *SCRIPTS[name], "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
+    folder = tmp_path / "other" / name
+    if left == 5:
+        (folder / "metrics.json").unlink()
+        lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
+        (folder / "rows.jsonl").unlink()
+        rows_so_far(folder).write_text("".join(lines[:5]))
+        with pytest.raises(common.UserError, match="--fresh"):
+            run_main(name, *shorter, "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
+        for k in (5, 6, 7):
+            for path in folder.glob(f"maps/{k:05d}*.npy"):
+                path.unlink()
+    assert len(list(folder.glob("maps/*.npy"))) > 2
+    fresh = ["--fresh"] if left == 5 else []
+    run_main(name, *shorter, "--output", "other", *fresh, cwd=tmp_path, monkeypatch=monkeypatch)
+    found = contents(folder)
+    found["metrics.json"] = found["metrics.json"].replace(b'"output": "other"', b'"output": "output"')
+    found["metrics.json"] = found["metrics.json"].replace(b"--output other", b"--output output")
+    assert found == expected
 
 
 def test_fresh_with_the_same_settings(undisturbed, tmp_path, monkeypatch):
