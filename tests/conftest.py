@@ -111,6 +111,25 @@ def save_inputs(folder: Path) -> None:
         (folder / broken).write_bytes(b"no image")
 
 
+@pytest.fixture(scope="session")  # a worker of pytest-xdist goes to another file and comes back
+def undisturbed(tmp_path_factory) -> Callable[..., Path]:
+    """A function that returns the folder in which a script of SCRIPTS has run, once and in a process of its own.
+
+    With further options, which other runs do not have, it runs again.
+    """
+    folders = {}
+
+    def folder(name: str, *more: str) -> Path:
+        key = name, more
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp(name)
+            save_inputs(folders[key])
+            finish_script(name, *SCRIPTS[name], *more, cwd=folders[key])
+        return folders[key]
+
+    return folder
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below the folder, hidden ones too; of metrics.json all but the seconds."""
     found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -124,7 +143,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def fork_server() -> multiprocessing.context.ForkServerContext:
     """Return what starts processes that are forked from one that has imported everything but computed nothing."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["conftest", "common", "scipy.stats", "sklearn.metrics"])
+    # a process that finds nothing by the tests' own path, and so imports what conftest.py does by name
+    server.set_forkserver_preload(["pytest", "scipy.stats", "sklearn.metrics", *SCRIPTS, "process_data"])
     return server
 
 

@@ -65,7 +65,7 @@ def test_turns_alternate_and_the_first_one_does_not_count(turns):
 @pytest.mark.parametrize(
     ("theirs", "says"),
     [
-        (torch.tensor([3.0, 4.5]), {"apart": 0.1}),
+        (torch.tensor([3.0, 4.5]), {"apart": pytest.approx(0.1)}),
         (ImportError("No module named 'peer'\nmore"), {"cannot": "ImportError: No module named 'peer'"}),
     ],
 )

@@ -25,9 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
-import torchvision
-from conftest import load_script, run_script, save_photo
+from conftest import TINY, load_script, run_main, run_script, save_photo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -103,12 +103,6 @@ def tail_of_zeros(data: bytes) -> bytes:
     return data[: len(data) // 2].ljust(len(data), b"\0")
 
 
-def deep_png(colour: int) -> bytes:
-    """16 bits a channel: 0, 32768 and 65535, and full opacity."""
-    pixel = struct.pack(">3H", 0, 32768, 65535) + (b"\xff\xff" if colour == 6 else b"")
-    return png(64, 48, 16, colour, (b"\0" + pixel * 64) * 48)
-
-
 def ycck() -> bytes:
     """CMYK as Photoshop stores it: luma, chroma, black. Pillow writes it as CMYK; Adobe's marker says what it is."""
     negative = Image.eval(PICTURE, lambda value: 255 - value).convert("YCbCr")
@@ -144,14 +138,10 @@ def palette(transparency: bytes) -> bytes:
     return stored(picture, "PNG", transparency=bytes(transparency[order.index(index)] for index in (0, 1)))
 
 
-def floats(value: float) -> bytes:
-    pixels = np.full((48, 64), 0.5, np.float32)
-    pixels[0, 0] = value
-    return stored(Image.fromarray(pixels), "TIFF")
+SEVERAL, TURNED, WHITE = ["first frame of several"], ["turned upright by EXIF"], ["transparency laid over white"]
 
-
-SEVERAL, DEEP, TURNED = ["first frame of several"], ["16-bit to 8-bit"], ["turned upright by EXIF"]
-WHITE = ["transparency laid over white"]
+ONE_BIT = PICTURE.convert("L").point(lambda v: 255 * (v > 90), "1")
+TEXT = b"P3\n# a comment\n64 48\n15\n" + (b"15 0 3 " * 32 + b"0 3 15\n" * 32) * 48
 
 # name -> content, left and right colour as it must be read, notes
 READ = {
@@ -159,15 +149,7 @@ READ = {
     "animated.webp": (several("WEBP"), LEFT, RIGHT, SEVERAL),
     "pages.tif": (several("TIFF"), LEFT, RIGHT, SEVERAL),
     "frames.jpg": (several("MPO"), LEFT, RIGHT, SEVERAL),
-    "deep.png": (deep_png(2), (0, 128, 255), (0, 128, 255), DEEP),
-    "deep and opaque.png": (deep_png(6), (0, 128, 255), (0, 128, 255), DEEP + WHITE),
-    "one bit.tif": (
-        stored(PICTURE.convert("L").point(lambda v: 255 * (v > 90), "1"), "TIFF", compression="group4"),
-        (0, 0, 0),
-        (255, 255, 255),
-        ["1 to RGB"],
-    ),
-    "palette.png": (palette(b"\x00\xff"), (255, 255, 255), RIGHT, WHITE),
+    "one bit.tif": (stored(ONE_BIT, "TIFF", compression="group4"), (0, 0, 0), (255, 255, 255), ["1 to RGB"]),
     "half transparent palette.png": (palette(b"\xff\x80"), LEFT, (137, 187, 227), WHITE),
     "ycck.jpg": (ycck(), LEFT, RIGHT, ["CMYK to RGB"]),
     "lab.tif": (lab(), LEFT, RIGHT, ["LAB to RGB"]),
@@ -176,34 +158,17 @@ READ = {
     "orientation 65535.tif": (oriented("TIFF", 65535), LEFT, RIGHT, []),
     "turned.tif": (oriented("TIFF", 3), RIGHT, LEFT, TURNED),
     "colours.ppm": (stored(PICTURE, "PPM"), LEFT, RIGHT, []),
-    "text.ppm": (
-        b"P3\n# a comment\n64 48\n15\n" + (b"15 0 3 " * 32 + b"0 3 15\n" * 32) * 48,
-        (255, 0, 51),
-        (0, 51, 255),
-        [],
-    ),
-    "deep.ppm": (
-        b"P6 64 48 4095\n" + (struct.pack(">3H", 4095, 0, 819) * 32 + struct.pack(">3H", 0, 819, 4095) * 32) * 48,
-        (255, 0, 51),
-        (0, 51, 255),
-        ["12-bit to 8-bit"],
-    ),
-    "bits.pbm": (
-        stored(PICTURE.convert("L").point(lambda v: 255 * (v > 90), "1"), "PPM"),
-        (0, 0, 0),
-        (255, 255, 255),
-        ["1 to RGB"],
-    ),
+    "text.ppm": (TEXT, (255, 0, 51), (0, 51, 255), []),
+    "bits.pbm": (stored(ONE_BIT, "PPM"), (0, 0, 0), (255, 255, 255), ["1 to RGB"]),
     "video behind it.jpg": (stored(PICTURE, "JPEG") + b"\xff\xda video", LEFT, RIGHT, []),
 }
 
-WHOLE = stored(NOISE, "JPEG")
+WHOLE, GREY = stored(NOISE, "JPEG"), stored(NOISE.convert("L"), "JPEG", progressive=True)
 SCAN = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\0"  # one that adds nothing: ten bytes, and a pass over all pixels
 
 # name -> content, what is said of it
 REFUSED = {
     "200 megapixels.png": (png(20_000, 10_000), "more than 80,000,000 pixels: scale it down"),
-    "100 megapixels.png": (png(10_000, 10_000), "10000 x 10000 pixels, more than 80,000,000"),
     "no width.png": (png(0, 10), "not an image in"),
     "no height.jpg": (jpeg_of(64, 0), "not an image in"),
     "long.png": (png(65_000, 10), "one side over 500 times"),
@@ -215,14 +180,10 @@ REFUSED = {
     "table of zeros.jpg": (changed(WHOLE, b"\xff\xdb", 5, b"\0" * 64), "quantization table has zeros"),
     "tail of zeros.jpg": (tail_of_zeros(WHOLE), "truncated"),
     "tail of zeros.png": (tail_of_zeros(stored(NOISE, "PNG")), "cannot be read"),
-    "thousand scans.jpg": (
-        stored(NOISE.convert("L"), "JPEG", progressive=True)[:-2] + SCAN * 1000 + b"\xff\xd9",
-        "scans",
-    ),
+    "thousand scans.jpg": (GREY[:-2] + SCAN * 1000 + b"\xff\xd9", "scans"),
     "checksum.png": (changed(stored(NOISE, "PNG"), b"IEND", -8, b"\0\0\0\0"), "checksum"),
     "later frame.gif": (later_frame(), "cannot be read"),
     "exif.png": (png(4, 4, pixels=bytes(13) * 4, more=chunk(b"eXIf", b"garbage!")), "cannot be read"),
-    "nan.tif": (floats(np.nan), "no defined white"),
     "postscript.jpg": (stored(PICTURE, "EPS"), "not an image in"),
     "short.ppm": (b"P3 64 48 255\n" + b"220 30 60 " * 3071, "cannot be read"),
     "no white.ppm": (b"P6 64 48 0\n" + bytes(9216), "cannot be read"),
@@ -266,17 +227,8 @@ def test_damage_is_named(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "how"),
-    [
-        ("JPEG", {}),
-        ("JPEG", {"progressive": True}),
-        ("PNG", {}),
-        ("GIF", {}),
-        ("BMP", {}),
-        ("WEBP", {}),
-        ("TIFF", {}),
-        ("TIFF", {"compression": "tiff_lzw"}),
-        ("PPM", {}),
-    ],
+    [(kind, {}) for kind in ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")]
+    + [("JPEG", {"progressive": True}), ("TIFF", {"compression": "tiff_lzw"})],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_truncated_at_twenty_offsets(kind, how):
@@ -394,15 +346,7 @@ NAMES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "mine.pth"
-    torch.save(torchvision.models.squeezenet1_0().state_dict(), path)
-    return path
-
-
-def test_a_folder_of_all_that(tmp_path, weights):
+def test_a_folder_of_all_that(tmp_path, monkeypatch):
     """One run over it as a command: the readable are used, the others listed, nothing else is said."""
     folder = tmp_path / "images"
     for name, (content, *_) in {**READ, **REFUSED}.items():
@@ -422,23 +366,23 @@ def test_a_folder_of_all_that(tmp_path, weights):
     (folder / "folder.jpg").mkdir()
     (folder / "tree.jpg").symlink_to(".")  # a folder within itself
 
-    model = ("--model", "squeezenet1_0", "--weights", weights)
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "mine.pth")
+    model = (*TINY[:2], "--weights", tmp_path / "mine.pth", *TINY[4:])
     result = run_script("2d_predict", folder, *model, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert not [line for line in result.stderr.splitlines() if "Warning" in line or "Traceback" in line]
-    metrics = json.loads((tmp_path / "output/pictures/2d_predict/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "output/2d_predict/metrics.json").read_text())
     skipped = {Path(s["path"]).name: s["reason"] for s in metrics["images"]["skipped"]}
     assert set(skipped) == broken and all("\n" not in reason for reason in skipped.values())
     assert metrics["images"]["used"] == len(READ) + len(names)
     assert metrics["images"]["notes"]["turned upright by EXIF"] == 1
-    assert metrics["model"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
-    with (tmp_path / "output/pictures/2d_predict/predictions.csv").open(newline="") as file:
+    assert metrics["model"]["sha256"] == hashlib.sha256((tmp_path / "mine.pth").read_bytes()).hexdigest()
+    with (tmp_path / "output/2d_predict/predictions.csv").open(newline="") as file:
         paths = {row["path"] for row in csv.DictReader(file)}
     assert len(paths) == len(READ) + len(names) and all(path.isprintable() for path in paths)
 
-    result = run_script("2d_predict", folder / "pipe.jpg", "--strict", *model, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.splitlines()[-1] == f"error: {folder}/pipe.jpg is not a regular file: give an image file"
+    with pytest.raises(UserError, match=f"^{folder}/pipe.jpg is not a regular file: give an image file$"):
+        run_main("2d_predict", folder / "pipe.jpg", "--strict", *model, cwd=tmp_path, monkeypatch=monkeypatch)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -543,18 +487,10 @@ def test_earlier_metrics_cannot_delete_what_lies_elsewhere(tmp_path):
     assert all(path.is_file() for path in outside) and not inside.exists()
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"files": [], "images": 3}',
-        '{"files": [1, null]}',
-        '{"files": ["\\u0000.png"]}',
-        "[" * 100_000,
-        "[]",
-        "\xff",
-        None,
-    ],
-)
+NO_METRICS = ['{"files": [], "images": 3}', '{"files": [1, null]}', '{"files": ["\\u0000.png"]}', "[" * 100_000, "[]"]
+
+
+@pytest.mark.parametrize("content", [*NO_METRICS, "\xff", None])
 def test_metrics_that_are_none_are_replaced(content, tmp_path):
     path = tmp_path / "thing/metrics.json"
     path.parent.mkdir()
@@ -608,7 +544,7 @@ def zipped() -> bytes:
 
 
 OLD = {"_use_new_zipfile_serialization": False}
-BIAS = "features.0.bias"  # (96,)
+BIAS = "conv1.1.bias"  # (16,)
 MISFIT = f"1 of another shape or kind, {BIAS} first"
 NO_DATA = "cannot be loaded as data"
 CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
@@ -621,30 +557,30 @@ CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "numbered.pth": (lambda s: saved({**s, 1: torch.ones(1)}), "is not a state dict"),
     "nested.pth": (lambda s: saved({"state_dict": {**s, 1: 3}}), "is not a state dict"),
     "no tensor.pth": (lambda s: saved({**s, BIAS: 3}), MISFIT),
-    "endless.pth": (lambda s: saved({"a." * 100_000: torch.ones(1)}), "52 tensors missing"),
-    "nothing.pth": (lambda s: saved({}), "52 tensors missing, 0 extra, .* features.0.weight first"),
+    "endless.pth": (lambda s: saved({"a." * 100_000: torch.ones(1)}), "77 tensors missing"),
+    "nothing.pth": (lambda s: saved({}), "77 tensors missing, 0 extra, .* conv1.0.weight first"),
     "huge.pth": (lambda s: saved({**s, BIAS: torch.ones(1).expand(1 << 42)}), MISFIT),
     "extra and huge.pth": (
-        lambda s: saved({**s, "features.x": torch.ones(1).expand(1 << 42)}),
-        "1 extra.* features.x first",
+        lambda s: saved({**s, "conv1.x": torch.ones(1).expand(1 << 42)}),
+        "1 extra.* conv1.x first",
     ),
-    "sparse.pth": (lambda s: saved({**s, BIAS: torch.ones(96).to_sparse()}), MISFIT),
-    "meta.pth": (lambda s: saved({**s, BIAS: torch.ones(96, device="meta")}), MISFIT),
-    "complex.pth": (lambda s: saved({**s, BIAS: torch.ones(96) * 1j}), MISFIT),
-    "whole.pth": (lambda s: saved({**s, BIAS: torch.ones(96).char()}), MISFIT),
-    "overflow.pth": (lambda s: saved({**s, BIAS: torch.ones(96).double() * 1e300}), f"NaN or infinity in {BIAS}"),
-    "nan.pth": (lambda s: saved({k: v * torch.nan for k, v in s.items()}), "in features.0.weight .52 tensors"),
-    "nan.safetensors": (lambda s: save({**s, BIAS: torch.full((96,), torch.nan)}), f"{BIAS} .1 tensors"),
+    "sparse.pth": (lambda s: saved({**s, BIAS: torch.ones(16).to_sparse()}), MISFIT),
+    "meta.pth": (lambda s: saved({**s, BIAS: torch.ones(16, device="meta")}), MISFIT),
+    "complex.pth": (lambda s: saved({**s, BIAS: torch.ones(16) * 1j}), MISFIT),
+    "whole.pth": (lambda s: saved({**s, BIAS: torch.ones(16).char()}), MISFIT),
+    "overflow.pth": (lambda s: saved({**s, BIAS: torch.ones(16).double() * 1e300}), f"NaN or infinity in {BIAS}"),
+    "nan.pth": (lambda s: saved({**s, BIAS: s[BIAS] * torch.nan}), f"in {BIAS} .1 tensors"),
+    "nan.safetensors": (lambda s: save({**s, BIAS: torch.full((16,), torch.nan)}), f"{BIAS} .1 tensors"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_checkpoints_that_are_refused(name, weights, tmp_path, recwarn):
+def test_checkpoints_that_are_refused(name, tmp_path, recwarn):
     make, says = CHECKPOINTS[name]
-    (tmp_path / name).write_bytes(make(torch.load(weights, weights_only=True)))
+    (tmp_path / name).write_bytes(make(timm.create_model("test_resnet").state_dict()))
     recwarn.clear()
     with pytest.raises(UserError, match=says) as caught:
-        common.load_model("squeezenet1_0", str(tmp_path / name))
+        common.load_model("timm/test_resnet", str(tmp_path / name))
     assert "\n" not in str(caught.value) and name in str(caught.value) and not list(recwarn)
     assert "weights_only" not in str(caught.value)  # torch advises to switch it off
 
@@ -655,7 +591,7 @@ def test_checkpoints_that_are_refused(name, weights, tmp_path, recwarn):
 def test_code_in_a_checkpoint_does_not_run(write, tmp_path):
     write({"a": Trap(tmp_path / "sprung")}, tmp_path / "trap.pth")
     with pytest.raises(UserError, match=NO_DATA):
-        common.load_model("squeezenet1_0", str(tmp_path / "trap.pth"))
+        common.load_model("timm/test_resnet", str(tmp_path / "trap.pth"))
     assert not (tmp_path / "sprung").exists()
     with (tmp_path / "trap.pth").open("rb") as file:
         for _ in range(4):  # the trap is a real one; torch's older format is four pickles and the numbers
@@ -750,8 +686,11 @@ def fuzz(check, examples: int, *strategies) -> None:
     rules(given(*strategies, MUTATIONS)(timed))()
 
 
+EXAMPLES = pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.long)])
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.long)])
+@EXAMPLES
 def test_mutated_images(examples):
     """An RGB image or one sentence; a PNG, which has checksums, is as it was or refused."""
     whole = pictures.decode_image(SEEDS[0], "whole").tobytes()
@@ -768,7 +707,7 @@ def test_mutated_images(examples):
     fuzz(check, examples, st.integers(0, len(SEEDS) - 1))
 
 
-@pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.long)])
+@EXAMPLES
 def test_mutated_lists(examples, tmp_path):
     """Labels inside the folder and within the names, or one sentence each."""
     path = tmp_path / "list"
@@ -782,16 +721,15 @@ def test_mutated_lists(examples, tmp_path):
         except UserError as error:
             assert "\n" not in str(error)
         else:
-            assert all(
-                0 <= c < 3 and not name.startswith("/") and ".." not in name.split("/") for name, c in labels.items()
-            )
+            assert {0, 1, 2}.issuperset(labels.values())
+            assert not any(name.startswith("/") or ".." in name.split("/") for name in labels)
             assert labels.keys().isdisjoint(bad) and not any("\n" in reason for reason in bad.values())
 
     fuzz(check, examples, st.integers(0, len(LISTS) - 1))
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.long)])
+@EXAMPLES
 @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
 def test_mutated_checkpoints(kind, examples, tmp_path):
     """Loaded into a network, or one sentence; what is loaded is finite."""

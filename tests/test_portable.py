@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPTS, contents, load_script, run_main, save_inputs, save_photo
+from conftest import SCRIPTS, contents, load_script, run_main, save_photo
 
 import common
 from explain.basics import files
@@ -52,9 +53,8 @@ def as_on_windows(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_without_what_is_posix_alone(name, tmp_path, monkeypatch, request):
-    save_inputs(tmp_path)
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+def test_a_script_without_what_is_posix_alone(name, undisturbed, tmp_path, monkeypatch, request):
+    shutil.copytree(undisturbed(name), tmp_path, dirs_exist_ok=True)
     expected = contents(tmp_path / "output")
     request.getfixturevalue("as_on_windows")
     monkeypatch.chdir(tmp_path)

@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
     """A folder with photo.jpg, in which the first of the commands has been run."""
     folder = tmp_path_factory.mktemp("readme")
     save_photo(folder / "photo.jpg", size=(300, 260))
-    finish_script("2e_saliency", "photo.jpg", "--threads", 1, cwd=folder)
+    finish_script("2e_saliency", "photo.jpg", "--threads", 1, "--copies", 1, "--scores", 0, cwd=folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import multiprocessing
@@ -13,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -37,30 +37,20 @@ from explain.report import figures
 from explain.run import rows, shell
 
 # long enough for a state to be kept
-SCRIPTS = {**SCRIPTS, "2c_class_visualization": [*SCRIPTS["2c_class_visualization"], "--steps", "60"]}
-SCRIPTS["2c_class_visualization"] += ["--methods", "gaussian"]
+LONGER = {"2c_class_visualization": ["--steps", "60", "--methods", "gaussian"]}
+SCRIPTS = {name: [*arguments, *LONGER.get(name, [])] for name, arguments in SCRIPTS.items()}
 # the mechanism is the same for all that explain images
 SOME_SCRIPTS = [name if name[:2] in ("2c", "2e") else pytest.param(name, marks=pytest.mark.long) for name in SCRIPTS]
 PER_IMAGE = [name for name in SCRIPTS if name != "2c_class_visualization"]
 
 
-@pytest.fixture(scope="session")  # a worker of pytest-xdist goes to another file and comes back
-def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, int]]:
-    """A folder with the inputs and the outputs of one run of every script, and how often each touched its files."""
-    folder, events = tmp_path_factory.mktemp("undisturbed"), {}
-    save_inputs(folder)
-    for name, arguments in SCRIPTS.items():
-        finish_script(name, *arguments, cwd=folder)
-        events[name] = int((folder / "said.events").read_text())
-        (folder / "output").rename(folder / f"only {name}")  # each alone, since the page reads what the others left
-    for name in SCRIPTS:
-        (folder / "output").mkdir(exist_ok=True)
-        (folder / f"only {name}" / name).rename(folder / "output" / name)
-    return folder, events
-
-
 def whole(undisturbed, name: str) -> dict[str, bytes]:
-    return contents(undisturbed[0] / "output" / name)
+    return contents(undisturbed(name, *LONGER.get(name, [])) / "output" / name)
+
+
+def events_of(undisturbed, name: str) -> int:
+    """Return how often the undisturbed run touched its files."""
+    return int((undisturbed(name, *LONGER.get(name, [])) / "said.events").read_text())
 
 
 def rows_so_far(folder: Path) -> Path:
@@ -74,7 +64,7 @@ def interrupted(undisturbed, name: str, tmp_path: Path, rows_left: int) -> Path:
     save_inputs(tmp_path)
     folder = tmp_path / "output" / name
     folder.mkdir(parents=True)
-    done = undisturbed[0] / "output" / name
+    done = undisturbed(name) / "output" / name
     (folder / "run.json").write_bytes((done / "run.json").read_bytes())
     lines = (done / "rows.jsonl").read_bytes().splitlines(keepends=True)
     rows_so_far(folder).write_bytes(b"".join(lines[:rows_left]) + lines[rows_left][:20])
@@ -94,9 +84,12 @@ def test_two_runs_leave_the_same_bytes(name, undisturbed, tmp_path, monkeypatch)
     assert contents(tmp_path / "output" / name) == whole(undisturbed, name)
 
 
-def kill_and_go_on(name: str, moments: int, undisturbed, tmp_path: Path) -> None:
-    """Killed at random moments of its progress, each in a folder of its own, and started again."""
-    expected, events = whole(undisturbed, name), undisturbed[1][name]
+@pytest.mark.parametrize("moments", [1, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_killed_at_random_moments(name, moments, undisturbed, tmp_path):
+    """Each in a folder of its own, and started again; those whose mechanisms differ, at three at least."""
+    expected, events = whole(undisturbed, name), events_of(undisturbed, name)
+    moments = max(moments, 3) if name in SOME_SCRIPTS else moments
     for moment in sorted(random.Random(name).sample(range(1, events + 1), moments)):
         cwd = tmp_path / str(moment)
         save_inputs(cwd)
@@ -105,17 +98,6 @@ def kill_and_go_on(name: str, moments: int, undisturbed, tmp_path: Path) -> None
         assert process.exitcode == -signal.SIGKILL
         finish_script(name, *SCRIPTS[name], cwd=cwd)
         assert contents(cwd / "output" / name) == expected, f"killed at {moment} of {events}"
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_killed_at_three_moments(name, undisturbed, tmp_path):
-    kill_and_go_on(name, 3, undisturbed, tmp_path)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_killed_at_twenty_moments(name, undisturbed, tmp_path):
-    kill_and_go_on(name, 20, undisturbed, tmp_path)
 
 
 @pytest.fixture
@@ -179,11 +161,9 @@ def test_only_what_is_missing_is_done_again(name, undisturbed, tmp_path, monkeyp
     monkeypatch.setattr(
         common.Rows, "append", lambda self, rows: done.extend(r["index"] for r in rows) or append(self, rows)
     )
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
-    assert done == [5, 6, 7] and contents(folder) == whole(undisturbed, name)
-    # once complete, nothing is: with the same settings only the drawing is done again
     run_main(name, *SCRIPTS[name], "--show", "1", cwd=tmp_path, monkeypatch=monkeypatch)
     assert done == [5, 6, 7] and contents(folder) != whole(undisturbed, name)
+    # once complete, nothing is: with the same settings only the drawing is done again
     run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     assert done == [5, 6, 7] and contents(folder) == whole(undisturbed, name)
 
@@ -217,7 +197,7 @@ def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch, s
     assert steps[61 + 55 :] == list(range(50, 61))
     run_main(name, *arguments, "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
     resumed, other = contents(tmp_path / "output" / name), contents(tmp_path / "other" / name)
-    resumed.pop("metrics.json"), other.pop("metrics.json")  # they name the output folder
+    del resumed["metrics.json"], other["metrics.json"]  # they name the output folder
     assert resumed == other
 
 
@@ -499,11 +479,6 @@ def test_ctrl_c_ends_a_long_operation(number, tmp_path, monkeypatch):
     assert Path("slow.err").read_text() == shell.STOPPED_EARLY
 
 
-# and what each is about to import when it is stopped; before the first of these, it is Python's own start
-MOMENTS = dict(
-    zip(SCRIPTS, ("numpy", "torch", "torch._C", "torchvision", "timm", "joblib", "matplotlib.figure"), strict=True)
-)
-MOMENTS["process_data"] = "torch.nn"
 STOPS = """
 import os, sys
 
@@ -516,10 +491,14 @@ sys.addaudithook(stop)
 """
 
 
-@pytest.mark.parametrize(("name", "number"), list(zip(MOMENTS, cycle(shell.STOP_SIGNALS), strict=False)))
-def test_ctrl_c_while_libraries_are_imported(name, number, tmp_path):
+# a module in C++, and one of Python's; before the libraries, it is Python's own start
+@pytest.mark.parametrize(
+    ("name", "number", "moment"),
+    [("2b_evaluate", signal.SIGINT, "torch._C"), ("process_data", signal.SIGTERM, "numpy")],
+)
+def test_ctrl_c_while_libraries_are_imported(name, number, moment, tmp_path):
     """It was a traceback."""
-    (tmp_path / "sitecustomize.py").write_text(STOPS.format(moment=MOMENTS[name], number=number))
+    (tmp_path / "sitecustomize.py").write_text(STOPS.format(moment=moment, number=number))
     script, pipe = [sys.executable, ROOT / f"{name}.py"], subprocess.PIPE
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with subprocess.Popen(script, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
@@ -530,10 +509,19 @@ def test_ctrl_c_while_libraries_are_imported(name, number, tmp_path):
         assert process.stderr.read() == shell.STOPPED_EARLY
 
 
+@pytest.mark.parametrize("name", [*SCRIPTS, "process_data"])
+def test_every_script_answers_ctrl_c_before_it_imports_libraries(name):
+    tree = ast.parse((ROOT / f"{name}.py").read_text())
+    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+    before = names[: names.index("explain.run.shell" if "explain.run.shell" in names else "explain.run")]
+    assert all(module.partition(".")[0] in sys.stdlib_module_names for module in before)
+
+
 @pytest.mark.parametrize("name", SOME_SCRIPTS)
 def test_ctrl_c_says_how_to_go_on(name, undisturbed, tmp_path):
     save_inputs(tmp_path)
-    half = undisturbed[1][name] // 2
+    half = events_of(undisturbed, name) // 2
     process = start_script(name, *SCRIPTS[name], cwd=tmp_path, stop_at=half, by=signal.SIGINT)
     wait_for((tmp_path / "said.stop").is_file, process)
     assert ends_within(2, process.is_alive) and process.exitcode == 130
