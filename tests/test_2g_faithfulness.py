@@ -192,7 +192,7 @@ def test_each_curve_and_panel_has_its_own_n():
     checked = {"A": 0.5, "Z": None}
     rows[0] |= {"stability": checked, "other_class": checked, "layers": [1, 2], "down_to": ["head", "stem"]}
     rows[0]["randomised"] = {"A": [0.5, 0.25], "Z": [None, None]}
-    results = report.summary(rows)
+    results = report.summary(rows) | {"measured_on": "3 images"}
     assert results["maps"]["Z"]["insertion_standard_error"] is None and results["maps"]["Z"]["images"] == 1
     model = argparse.Namespace(label="net")
     options = argparse.Namespace(steps=2, cells=8, copies=3, noise=0.5, randomise=1)
@@ -217,7 +217,9 @@ def test_a_panel_without_data_is_not_drawn_and_says_why():
         {"right": False, "mosaic": {"shares": None, "left_out": "too few photos"}},
     ]
     options = argparse.Namespace(randomise=0)
-    figure, text = report.draw_measures(report.summary(rows), argparse.Namespace(label="net"), options)
+    figure, text = report.draw_measures(
+        report.summary(rows) | {"measured_on": "2 images"}, argparse.Namespace(label="net"), options
+    )
     assert len([panel for panel in figure.axes if panel.get_title()]) == 1
     assert text[-2:] == [
         "No grid pointing: too few photos.",

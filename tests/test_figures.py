@@ -138,7 +138,7 @@ def test_what_no_font_has_is_said_once(tmp_path, monkeypatch, capsys):
 
 def test_pictures_of_ones_own_leave_the_report_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    parser = common.option_parser("", "images", "--output")
+    parser = common.option_parser("", "images", "--output", "--dataset")
     for arguments, folder in ((["a.png"], "output/pictures"), ([], "output"), (["a.png", "--output", "x"], "x")):
         options = parser.parse_args(arguments)
         assert common.OutputFolder(options, "thing.py").path.as_posix() == f"{folder}/thing"

@@ -417,7 +417,7 @@ def test_a_network_of_the_users_own_file(own):
 
 
 TRAINED = """
-from net import *
+from networks_of_mine import *
 calls, MADE = [], Net()
 
 def seeded():
@@ -451,6 +451,7 @@ def once():
 )
 def test_a_forgotten_weights_file_is_noticed(own, name, says):
     """The maps of random numbers were titled as those of a trained network."""
+    (own / "networks_of_mine.py").write_text(OWN)
     (own / "trained.py").write_text(TRAINED)
     saved(own / "w.pth", common.load_model("net.py:Net", input_size=32).network.state_dict())
     state = torch.get_rng_state()

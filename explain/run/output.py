@@ -127,7 +127,8 @@ class OutputFolder:
     def earlier_files(self) -> list[str]:
         """Return the files that the metrics in the folder list; none where the metrics are missing or damaged."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            return [name for name in json.loads(self.metrics.read_bytes())["files"] if isinstance(name, str)]
+            if self.metrics.is_file():  # reading a pipe would wait for a writer
+                return [name for name in json.loads(self.metrics.read_bytes())["files"] if isinstance(name, str)]
         return []
 
     def discard_metrics(self, but: Collection[str] = ()) -> None:
