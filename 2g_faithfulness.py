@@ -261,7 +261,7 @@ def main() -> None:
         files = common.label_images(files, model, options.dataset)
         files = common.spread_over_classes(files, options.limit, options.seed)
     else:
-        files = common.ImageFiles(files[: options.limit], files.no_picture)
+        files = common.ImageFiles(files[: options.limit], files.other_files)
     files, classes = common.classes_to_explain(options.classes, files, model.categories, model.wnids)
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict[str, Any]]:

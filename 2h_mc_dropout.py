@@ -234,7 +234,7 @@ def main() -> None:
         files, shown = labelled, len(labelled)
     else:
         shown, numbered = len(tested), [file._replace(index=len(tested) + file.index) for file in labelled]
-        files = common.ImageFiles([*tested, *numbered], tested.no_picture, labelled.skipped, labelled.classes)
+        files = common.ImageFiles([*tested, *numbered], tested.other_files, labelled.skipped, labelled.classes)
 
     def passes_of(images: Tensor, batch: list[common.ImageFile], passes: int) -> tuple[Tensor, Tensor]:
         generators = common.seeded_generators(options.seed, (file.index for file in batch))

@@ -43,7 +43,6 @@ from explain.networks.classifier import Classifier, load_model
 from explain.networks.logits import at_least_one, check_images, class_ids, class_logits
 from explain.networks.preprocessing import OPTIONS
 from explain.networks.running import check_finite, class_standing, evaluation_mode, most_likely, predict_logits
-from explain.run.command_line import exercise_parser, option_parser, positive, whole
 from explain.run.output import OutputFolder, dataset_of, map_name, write_array
 from explain.run.progress import progress
 from explain.run.rows import Rows, resolve_options, run_settings
@@ -55,8 +54,8 @@ __all__ += ["class_score_gradient", "classes_to_explain", "find_class", "find_cl
 __all__ += ["shared", "shared_results", "MapFunction", "NoSuchMap", "call_with", "make_maps", "parameters_of"]
 __all__ += ["map_name", "map_rows", "check_finite", "check_images"]
 __all__ += ["evaluation_mode", "predict_logits", "explain_batches", "explain_images", "pad", "read_image"]
-__all__ += ["record_nondeterminism", "seeded_generators", "Rows", "run_settings", "Classifier", "exercise_parser"]
-__all__ += ["load_from_options", "load_model", "option_parser", "positive", "whole", "whole_argument"]
+__all__ += ["record_nondeterminism", "seeded_generators", "Rows", "run_settings", "Classifier"]
+__all__ += ["load_from_options", "load_model", "whole_argument"]
 __all__ += ["OutputFolder", "UserError", "keep_freed_memory", "progress", "to_pixels", "write_array"]
 
 # Class ids, one for each image, or one for all; None: an image's most likely class
@@ -81,9 +80,9 @@ class ImageFiles(list[ImageFile]):
     `classes` is the number of classes that the data have, of which a --limit may leave some out; 0 without labels.
     """
 
-    def __init__(self, files: Iterable[ImageFile], no_picture: int, skipped: Iterable[dict] = (), classes: int = 0):
+    def __init__(self, files: Iterable[ImageFile], other_files: int, skipped: Iterable[dict] = (), classes: int = 0):
         super().__init__(files)
-        self.no_picture, self.skipped, self.classes = no_picture, list(skipped), classes
+        self.other_files, self.skipped, self.classes = other_files, list(skipped), classes
 
 
 def list_pictures(folder: Path) -> tuple[list[Path], int]:
@@ -96,12 +95,12 @@ def list_pictures(folder: Path) -> tuple[list[Path], int]:
 def test_images(options: argparse.Namespace) -> ImageFiles:
     """List the files and folders given as arguments, else the dataset's test images; the first --limit of them."""
     if options.images:
-        paths, no_picture = [], 0
+        paths, other_files = [], 0
         for path in map(Path, options.images):  # files whatever their names, and the pictures in folders
             if not os.path.lexists(path):
                 raise UserError(f"{printable(path)} does not exist: give image files or folders of images")
             pictures, others = list_pictures(path) if path.is_dir() else ([path], 0)
-            paths, no_picture = paths + pictures, no_picture + others
+            paths, other_files = paths + pictures, other_files + others
         files = [ImageFile(i, printable(path), path) for i, path in enumerate(paths)]
         source = " ".join(printable(Path(argument)) for argument in options.images)
     else:
@@ -115,13 +114,13 @@ def test_images(options: argparse.Namespace) -> ImageFiles:
                 f"{base / 'DL_data'} has no folder {TEST_FOLDERS[0]}: give image files as arguments, "
                 "or run `python process_data.py --sample` for a sample dataset"
             )
-        paths, no_picture = list_pictures(folder)
+        paths, other_files = list_pictures(folder)
         files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
         source = str(folder)
     if not files:
-        others = f" but {no_picture} that are no pictures by their names" if no_picture else ""
+        others = f" but {other_files} that are no pictures by their names" if other_files else ""
         raise UserError(f"{source} has no files{others}: put images there or give them as arguments")
-    return ImageFiles(files[: options.limit], no_picture)
+    return ImageFiles(files[: options.limit], other_files)
 
 
 def validation_images(dataset: str | os.PathLike) -> ImageFiles:
@@ -167,7 +166,7 @@ def spread_over_classes(files: ImageFiles, limit: int | None, seed: int) -> Imag
     spread = sorted((files[place] for place in order), key=turn)
     chosen = files if limit is None else spread[:limit]
     numbered = (file._replace(index=index) for index, file in enumerate(chosen))
-    return ImageFiles(numbered, files.no_picture, files.skipped, len(images_of))
+    return ImageFiles(numbered, files.other_files, files.skipped, len(images_of))
 
 
 def label_images(files: ImageFiles, model: Classifier, dataset: str | os.PathLike) -> ImageFiles:
@@ -187,7 +186,7 @@ def label_images(files: ImageFiles, model: Classifier, dataset: str | os.PathLik
             labelled.append(file._replace(index=len(labelled), label=c))
     if matched:
         add_notes(model, matched.notes(len(skipped)))
-    return ImageFiles(labelled, files.no_picture, skipped)
+    return ImageFiles(labelled, files.other_files, skipped)
 
 
 def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
@@ -215,7 +214,7 @@ def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
         )
     files: list[ImageFile] = []
     skipped: list[dict] = []
-    paths, no_picture = list_pictures(base)
+    paths, other_files = list_pictures(base)
     for path in paths:
         parts = path.relative_to(base).parts
         if len(parts) == 1:
@@ -227,7 +226,7 @@ def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
         raise UserError(f"the folders in {printable(base)} have no files: put images there")
     notes += note_missing(model.categories, ids.values(), printable(base))
     add_notes(model, [*notes, *note_empty(ids, (path.relative_to(base).as_posix() for path in paths))])
-    return ImageFiles(files, no_picture, skipped)
+    return ImageFiles(files, other_files, skipped)
 
 
 def add_notes(model: Classifier, notes: Iterable[str]) -> None:
@@ -421,7 +420,7 @@ def explain_images(
     `explain` as in `explain_batches`. Raises OthersAtWork where rows of other shards are missing, UserError where no
     image can be used.
     """
-    output.no_picture, output.classes = getattr(files, "no_picture", 0), getattr(files, "classes", 0)
+    output.other_files, output.classes = getattr(files, "other_files", 0), getattr(files, "classes", 0)
     skipped = list(getattr(files, "skipped", []))
     if not files:
         raise UserError(_unusable(skipped))

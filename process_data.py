@@ -79,7 +79,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
 
     # 2. Read and check everything. Problems end the run here, before anything is written.
     images, skipped, counts = check_images(image_folder, label_list, names, labels, options)
-    test_files, no_picture = common.list_pictures(test_folder) if test_folder else ([], 0)
+    test_files, other_files = common.list_pictures(test_folder) if test_folder else ([], 0)
     tests = describe_images("test", test_files, base, options.white)
     skipped += [{"path": row["path"], "reason": row["reason"]} for row in tests if "reason" in row]
     tests = [row for row in tests if "reason" not in row]
@@ -121,7 +121,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
         "written": written,
         "unchanged": len(images) - written,
         "no_longer_belong": len(leftovers),
-        "no_picture": counts["no_picture"] + no_picture + others_there,
+        "other_files": counts["other_files"] + other_files + others_there,
         "pruned": len(leftovers) if options.prune else 0,
     }
     print_changes(results, split, [path.relative_to(split).as_posix() for path in leftovers])
@@ -156,7 +156,7 @@ def check_images(
     and counts for metrics.json. Raises UserError with all problems at once, or prints them with --skip-bad.
     """
     base = Path(options.dataset)
-    files, problems, no_picture = match_names(folder, read, bool(options.folders))
+    files, problems, other_files = match_names(folder, read, bool(options.folders))
     labels = read.labels
 
     # decode the images that are left
@@ -188,7 +188,7 @@ def check_images(
     bad = [name for name in files if name in problems]
     skipped = [{"path": key_of(files[name], base), "reason": problems[name]} for name in bad]
     counts: dict[str, Any] = {"listed": len({*labels, *read.problems}), "listed_but_absent": len(absent)}
-    counts |= {"absent": absent, "problems": len(problems), "no_picture": no_picture}
+    counts |= {"absent": absent, "problems": len(problems), "other_files": other_files}
     counts["bad_lines"] = [problem for name, problem in problems.items() if name not in files]
     if read.notes:
         counts["read_as"] = read.notes

@@ -618,7 +618,7 @@ def test_links_to_class_folders_and_folders_without_pictures(own, capsys):
     assert "note: 1 class folder without a picture: grey" in capsys.readouterr().err
     run_main("2d_predict", "photos", *OWN, cwd=own.folder, monkeypatch=own.monkeypatch)
     images = json.loads((own.folder / "output/2d_predict/metrics.json").read_text())["images"]
-    assert (images["used"], images["no_picture"]) == (7, 1)
+    assert (images["used"], images["other_files"]) == (7, 1)
 
 
 def test_the_parts_of_a_dataset_are_no_classes(own):

@@ -273,7 +273,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
 def test_names_of_any_bytes_can_be_printed(tmp_path):
     path = tmp_path / os.fsdecode(b"\xff\n$.png")
     save_photo(path)
-    (file,) = common.test_images(common.option_parser("", "images", "--dataset", "--limit").parse_args([str(tmp_path)]))
+    (file,) = common.test_images(option_parser("", "images", "--dataset", "--limit").parse_args([str(tmp_path)]))
     assert file.key.endswith("\\xff\\n$.png") and file.key.isprintable() and file.path == path
     file.key.encode()
 
@@ -369,7 +369,7 @@ def test_folders_of_systems_are_no_part_of_a_dataset(tmp_path):
 @pytest.mark.parametrize("name", ["test_images", "Test Images", "test"])
 def test_the_datasets_test_images(name, tmp_path):
     save_photo(tmp_path / "DL_data" / name / "x.png")
-    options = common.option_parser("", "images", "--dataset", "--limit").parse_args(["--dataset", str(tmp_path)])
+    options = option_parser("", "images", "--dataset", "--limit").parse_args(["--dataset", str(tmp_path)])
     (file,) = common.test_images(options)
     assert file.key == f"DL_data/{name}/x.png" and file.path.is_file()
 
@@ -420,7 +420,7 @@ def test_every_seed_and_every_key_has_its_own_stream():
 
 def test_an_earlier_run_goes_but_not_what_others_put_there(tmp_path):
     """Its files do, unless another shard of the new run has written them again by now."""
-    options = common.option_parser("", "--output", "--seed").parse_args(["--output", str(tmp_path)])
+    options = option_parser("", "--output", "--seed").parse_args(["--output", str(tmp_path)])
     folder, rows = tmp_path / "thing", [{"index": 0, "notes": ["L to RGB"]}]
     for names in (["a.csv", "b.csv", "again.csv"], ["a.csv"]):
         output_folder = common.OutputFolder(options, "thing.py")
@@ -437,7 +437,7 @@ def test_an_earlier_run_goes_but_not_what_others_put_there(tmp_path):
     assert metrics["images"]["notes"] == {"L to RGB": 1} and metrics["seed"] == 0
     (tmp_path / "file").write_text("")
     with pytest.raises(common.UserError, match="is not a folder"):
-        common.OutputFolder(common.option_parser("", "--output").parse_args(["--output", str(tmp_path)]), "file.py")
+        common.OutputFolder(option_parser("", "--output").parse_args(["--output", str(tmp_path)]), "file.py")
 
 
 def test_nothing_finite_is_needed_to_draw(tmp_path):
@@ -466,7 +466,7 @@ def test_operations_without_a_deterministic_form_are_named(tmp_path):
         warnings.warn("bad_op does not have a deterministic implementation, but you set ...", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
     assert chance == {"bad_op"} and not torch.are_deterministic_algorithms_enabled()
-    options = common.option_parser("", "--output").parse_args(["--output", str(tmp_path)])
+    options = option_parser("", "--output").parse_args(["--output", str(tmp_path)])
     for rows in ([{"index": 0}], [{"index": 0, "nondeterministic": ["bad_op"]}]):
         common.OutputFolder(options, "thing.py").finish(rows, [], {}, {})
         metrics = json.loads((tmp_path / "thing/metrics.json").read_text())
@@ -475,7 +475,7 @@ def test_operations_without_a_deterministic_form_are_named(tmp_path):
 
 
 def test_an_unknown_device(monkeypatch):
-    options = common.option_parser("", "--model", "--weights", "--device", "--threads").parse_args(["--device", "warp"])
+    options = option_parser("", "--model", "--weights", "--device", "--threads").parse_args(["--device", "warp"])
     with pytest.raises(common.UserError, match="try --device cpu"):
         common.load_from_options(options)
     options.device = "meta"
@@ -487,7 +487,7 @@ def test_an_unknown_device(monkeypatch):
 def test_tf32_only_where_it_is_asked_for(given, tmp_path):
     """torch's own default rounds a convolution's inputs on a GPU, and not a matrix product's."""
     arguments = ["--model", "timm/test_resnet", "--weights", "random", "--device", "cpu", "--threads", "1"]
-    options = common.exercise_parser("").parse_args([*arguments, "--dataset", str(tmp_path), *given])
+    options = exercise_parser("").parse_args([*arguments, "--dataset", str(tmp_path), *given])
     switches = torch.backends.cudnn, torch.backends.cuda.matmul
     for switch in switches:
         switch.allow_tf32 = not given  # conftest.py sets it back at the end

@@ -19,6 +19,7 @@ from PIL import Image
 
 import common
 from explain.report import faithfulness, figures, maps, predictions, uncertainty
+from explain.run.command_line import option_parser
 
 LONG = "a name of sixty characters, which is as long as names may be"
 PICTURES = 12
@@ -122,7 +123,7 @@ def test_a_font_with_the_missing_characters_is_taken(tmp_path, monkeypatch):
 
 
 def test_what_no_font_has_is_said_once(tmp_path, monkeypatch, capsys):
-    options = common.option_parser("", "--output", "--no-title", "--pdf").parse_args(["--output", str(tmp_path)])
+    options = option_parser("", "--output", "--no-title", "--pdf").parse_args(["--output", str(tmp_path)])
     monkeypatch.setattr(figures, "_installed_fonts", list)
 
     def draw():
@@ -138,7 +139,7 @@ def test_what_no_font_has_is_said_once(tmp_path, monkeypatch, capsys):
 
 def test_pictures_of_ones_own_leave_the_report_as_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    parser = common.option_parser("", "images", "--output", "--dataset")
+    parser = option_parser("", "images", "--output", "--dataset")
     for arguments, folder in ((["a.png"], "output/pictures"), ([], "output"), (["a.png", "--output", "x"], "x")):
         options = parser.parse_args(arguments)
         assert common.OutputFolder(options, "thing.py").path.as_posix() == f"{folder}/thing"

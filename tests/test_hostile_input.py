@@ -300,7 +300,7 @@ def test_names_too_long_for_the_system(tmp_path):
     with pytest.raises(UserError, match="File name too long"):
         common.read_image(tmp_path / ("x" * 300))
     (tmp_path / "DL_data" / "test").mkdir(parents=True)
-    parser = common.option_parser("", "images", "--dataset", "--limit", "--classes")
+    parser = option_parser("", "images", "--dataset", "--limit", "--classes")
     options = parser.parse_args(["--dataset", str(tmp_path), "--classes", "x" * 300])
     with pytest.raises(UserError, match="has no files"):
         common.test_images(options)
@@ -426,7 +426,7 @@ def test_a_class_folder_beyond_all_numbers(tmp_path):
 
 
 def report_in(output: Path) -> common.OutputFolder:
-    return common.OutputFolder(common.option_parser("", "--output").parse_args(["--output", str(output)]), "thing.py")
+    return common.OutputFolder(option_parser("", "--output").parse_args(["--output", str(output)]), "thing.py")
 
 
 def file_above(folder: Path) -> Path:

@@ -17,11 +17,11 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-import common
 from explain.basics.errors import UserError
 from explain.report import page
 from explain.report.figures import draw_title, figure_style, margins
 from explain.report.page import EXERCISES
+from explain.run.command_line import exercise_parser
 from explain.run.output import map_name
 
 HOSTILE = "<script>document.title='run'</script> \"quo'ted\" &amp; \u202eפוט"
@@ -53,7 +53,7 @@ def write_run(output: Path, script: str, results: dict, rows: list[dict] = (), *
     folder = output / script
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {"script": script, "settings": {"show": 2}, "results": results, "files": []}
-    metrics |= {"images": {"found": 2, "used": 2, "skipped": [], "notes": {}, "no_picture": 0}} | more
+    metrics |= {"images": {"found": 2, "used": 2, "skipped": [], "notes": {}, "other_files": 0}} | more
     (folder / "metrics.json").write_text(json.dumps(metrics))
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -85,7 +85,7 @@ def half(tmp_path_factory) -> Path:
     """One exercise, whose names, reasons and classes are hostile."""
     output = tmp_path_factory.mktemp("half") / "output"
     skipped = [{"path": f"photos/{HOSTILE}", "reason": f"it is {HOSTILE}"}]
-    images = {"found": 3, "used": 2, "skipped": skipped, "notes": {HOSTILE: 1}, "no_picture": 1}
+    images = {"found": 3, "used": 2, "skipped": skipped, "notes": {HOSTILE: 1}, "other_files": 1}
     model = network(HOSTILE) | {"notes": [HOSTILE]}
     folder = write_predictions(output, [HOSTILE, LONG], images=images, model=model, captions={"a.png": [HOSTILE] * 2})
     Image.new("RGB", (40, 30), "white").save(folder / "a.png")
@@ -223,7 +223,7 @@ def test_a_link_that_leaves_the_folder_is_not_followed(tmp_path):
 def test_a_large_folder_is_bounded(tmp_path):
     """50,000 rows and as many skipped images: only the first rows are read, and the first reasons listed."""
     skipped = [{"path": f"photos/{i}.jpg", "reason": "broken"} for i in range(50_000)]
-    images = {"found": 100_000, "used": 50_000, "skipped": skipped, "notes": {}, "no_picture": 0}
+    images = {"found": 100_000, "used": 50_000, "skipped": skipped, "notes": {}, "other_files": 0}
     folder = write_predictions(tmp_path, [f"{i}.png" for i in range(50_000)], images=images)
     with (folder / "rows.jsonl").open("a") as file:
         file.write("no row")  # which would be an error
@@ -352,6 +352,6 @@ def test_a_photo_is_kept_as_jpeg_and_a_drawing_without_loss(tmp_path):
     ],
 )
 def test_the_command_has_what_is_not_default(given, command):
-    parser = common.exercise_parser("", "images", "--limit")
+    parser = exercise_parser("", "images", "--limit")
     parser.prog = "x.py"
     assert parser.parse_args(given).command == command

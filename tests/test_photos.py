@@ -268,7 +268,7 @@ def folder_of_all(folder):
         (folder / name).write_text("no picture")
 
 
-def test_what_is_no_picture_by_its_name_is_a_number(tmp_path, monkeypatch, capsys):
+def test_files_that_are_no_images_by_their_names_are_counted(tmp_path, monkeypatch, capsys):
     """It was listed among the damaged pictures, file by file; what is a picture by its name still is."""
     folder_of_all(tmp_path / "photos")
     folder_of_all(tmp_path / "data/DL_data_p/7")
@@ -280,7 +280,7 @@ def test_what_is_no_picture_by_its_name_is_a_number(tmp_path, monkeypatch, capsy
         run_main(script, *arguments, *TINY, "--fresh", cwd=tmp_path, monkeypatch=monkeypatch)
         images = json.loads((tmp_path / f"output/{script}/metrics.json").read_text())["images"]
         limited = "--limit" in arguments
-        assert (images["used"], images["no_picture"]) == (2 if limited else 5, 5)
+        assert (images["used"], images["other_files"]) == (2 if limited else 5, 5)
         assert [entry["path"].rpartition("/")[2] for entry in images["skipped"]] == ([] if limited else ["old.dng"])
         said = capsys.readouterr().out.splitlines()
         assert "files left out, since their names are not those of pictures: 5" in said
@@ -308,7 +308,7 @@ def test_process_data_counts_them_too(tmp_path, monkeypatch):
     for _ in range(2):
         run_main("process_data", cwd=tmp_path, monkeypatch=monkeypatch)
         metrics = json.loads((tmp_path / "output/process_data/metrics.json").read_text())
-        assert metrics["images"]["no_picture"] == 2 and metrics["results"]["problems"] == 0
+        assert metrics["images"]["other_files"] == 2 and metrics["results"]["problems"] == 0
     save_photo(data / "validation_images/c.png").rename(data / "validation_images/c.dat")
     (data / "val.txt").write_text("a.png 0\nb.png 1\nc.dat 1\n")
     with pytest.raises(common.UserError, match="'c.dat' is in the list, but no picture by its name: rename it"):

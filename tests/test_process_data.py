@@ -511,7 +511,7 @@ def test_folders_of_systems_are_no_classes(dataset, split):
         (dataset.parent / "mine" / file).write_text("x")
     rows, metrics = split("--folders", "mine")
     assert classes_of(rows) == {"4.png": (0, "cat")}
-    assert metrics["results"]["problems"] == 0 and metrics["images"]["no_picture"] == 3
+    assert metrics["results"]["problems"] == 0 and metrics["images"]["other_files"] == 3
     shutil.rmtree(dataset / "DL_data/validation_images")
     (dataset / "DL_data/val.txt").unlink()
     class_folders(dataset / "DL_data/validation_images", "__MACOSX", "goldfish")

@@ -172,7 +172,7 @@ def test_what_is_no_shard(text, tmp_path, monkeypatch):
 
 
 def test_the_environment_of_torchrun(monkeypatch):
-    options = common.option_parser("", "--shard").parse_args([])
+    options = option_parser("", "--shard").parse_args([])
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert rows.shard_of(options) == (0, 1)

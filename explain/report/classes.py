@@ -27,7 +27,7 @@ def write(rows: list[dict], skipped: list[dict], results: dict[str, Any], output
     photos = {row["class"]: Path(options.dataset, row["path"]) for row in reversed(images)}  # the first of each class
     draw_figure(output, "classes", draw_classes, table, photos, options.show, options.white)
     output.write_rows(rows)
-    output.no_picture = results.pop("no_picture")
+    output.other_files = results.pop("other_files")
     finish(output, rows, skipped, results, {"classes.csv": table})
 
 

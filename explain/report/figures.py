@@ -185,11 +185,7 @@ def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok")
     return draw_image(axes, np.zeros_like(saliency), cmap="gray")
 
 
-SCORE = (
-    "Score: area under the class's probability while pixels are put into a blurred copy in the map's order, less that "
-    "while they are taken from the picture (insertion less deletion; Petsiuk et al. 2018). A random order's "
-    "score is shown under the picture."
-)
+SCORE = "Score: insertion minus deletion (Petsiuk et al. 2018; 2g); under the picture, that of a random order."
 
 
 def write_score(axes: Axes, row: dict, kind: str) -> None:

@@ -74,9 +74,7 @@ def write_guided(
     pair = [column for column in columns if column.kind in ("plain", "guided")]
     found = {key: rows[0][key] for key in ("rectifiers", "left_as_they_are")}
     guided, others = ([f"{n} {name}" for name, n in counts.items()] for counts in found.values())
-    of_pair = [f"Guided: {', '.join(guided) or 'none'}; left as they are: {', '.join(others) or 'none'}."]
-    if guided:
-        of_pair.append("Guided maps depend little on the upper layers (Adebayo et al. 2018): edges, not reasons.")
+    of_pair = [f"Guided: {', '.join(guided) or 'none'}{'; left as they are: ' * bool(others)}{', '.join(others)}."]
     draw_figure(output, "guided_saliency", draw, rows, pair, notes + of_pair, photos, model, output, True)
     if rest := [column for column in columns if column not in pair]:
         draw_figure(output, "guided_grad_cam", draw, rows, rest, notes, photos, model, output)
@@ -189,7 +187,6 @@ def draw(
         f"{model.label}: {', '.join(dict.fromkeys(column.head for column in columns))}"
         + ("" if len(rows) == found else f", {len(rows)} of {found}"),
         *dict.fromkeys(f"{c.head[0].upper()}{c.head[1:]}: {c.description}." for c in columns if c.description),
-        "A map shows where the class's logit reacts to the picture, not whether the class is there.",
         *notes,
         *([SCORE] if any("random_insertion_minus_deletion" in row for row in rows) else []),
         f"Pictures: {model.view}.",

@@ -162,7 +162,7 @@ class Run(NamedTuple):
 def read_run(output: Path, script: str) -> Run:
     """Read a finished run; raises one of UNREADABLE where there is none."""
     metrics = json.loads((output / script / "metrics.json").read_bytes())
-    metrics["images"] = {key: metrics["images"][key] for key in ("found", "used", "skipped", "notes", "no_picture")}
+    metrics["images"] = {key: metrics["images"][key] for key in ("found", "used", "skipped", "notes", "other_files")}
     with (output / script / "rows.jsonl").open("rb") as file:
         rows = (row for row in map(json.loads, file) if not {"skipped", "reason"} & row.keys())
         first_rows = list(itertools.islice(rows, int(metrics["settings"]["show"])))

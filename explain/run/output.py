@@ -84,7 +84,7 @@ class OutputFolder:
         self.figures: list[Path] = []
         self.captions: dict[str, list[str]] = {}  # title and sentences of each figure
         self.margins: dict[str, list[float]] = {}  # fractions of its height that they take, above and below
-        self.no_picture = 0  # files in the folders of images that are no pictures by their names
+        self.other_files = 0  # files in the folders of images that are no pictures by their names
         self.classes = 0  # that the labelled data have, of which --limit may leave some out
         self.started = time.perf_counter()
         existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
@@ -154,7 +154,7 @@ class OutputFolder:
                 "used": used,
                 "skipped": list(skipped),
                 "notes": dict(notes),
-                "no_picture": self.no_picture,
+                "other_files": self.other_files,
             },
             "seconds": round(time.perf_counter() - self.started, 3),
             "figures": list(self.captions),  # in the order in which they are to be read
@@ -199,8 +199,8 @@ class OutputFolder:
             print(f"and {len(findings) - FINDINGS} more, in {', '.join(tables)}")
         if skipped:
             print(f"skipped {len(skipped)} of {quantity(used + len(skipped), 'image')}; metrics.json says why")
-        if self.no_picture:
-            print(f"files left out, since their names are not those of pictures: {self.no_picture:,}")
+        if self.other_files:
+            print(f"files left out, since their names are not those of pictures: {self.other_files:,}")
         for figure in self.figures:
             print(figure)
         print(self.metrics)
