@@ -22,6 +22,7 @@ from explain.data import pictures
 from explain.report import figures
 from explain.report.figures import figure_style, save_figure
 from explain.run import output, shell
+from explain.run.command_line import exercise_parser, option_parser
 from explain.run.rows import run_settings
 
 

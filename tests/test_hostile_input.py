@@ -40,6 +40,7 @@ from explain.data import pictures
 from explain.data.labels import read_labels, read_names
 from explain.networks import checkpoints
 from explain.run import shell
+from explain.run.command_line import option_parser
 
 process_data = load_script("process_data")
 

@@ -17,6 +17,7 @@ from conftest import ROOT, SCRIPTS, contents, fork_server, load_script, run_main
 import common
 from explain.basics import files
 from explain.run import rows
+from explain.run.command_line import option_parser
 
 
 @pytest.fixture
