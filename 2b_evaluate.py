@@ -3,7 +3,7 @@
 Cross-entropy loss, mean of -log p(y | x), and the fractions of images whose class is the most likely one (top-1) or
 among the five most likely (top-5), on the split validation images. Can its confidence be believed? The expected
 calibration error, sum over 15 bins of (n_b / n) |accuracy_b - confidence_b| (Guo et al. 2017, On Calibration of Modern
-Neural Networks, section 2), with its reliability diagram; and what is left of it after one temperature (section 4.2),
+Neural Networks, section 2), with its reliability diagram; and the error left after temperature scaling (section 4.2),
 fitted and judged on different images. Images are read as they are stored (EXIF ignored), as for
 published accuracies.
 

@@ -1,4 +1,4 @@
-"""2c: what does an image look like that the network scores as high as it can for a class?
+"""2c: which image does the network score highest for a class?
 
 Gradient ascent from seeded noise to argmax_I S_c(I) - l2 * ||I - grey||^2, with S_c the logit of class c (Simonyan et
 al. 2014, Deep Inside Convolutional Networks, section 2). Three methods, from no prior to a strong one:

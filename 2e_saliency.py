@@ -2,8 +2,8 @@
 
 The class saliency map, M = max over channels of |d S_c / d x|: how strongly the logit S_c of the
 class reacts to a small change of each pixel (Simonyan et al. 2014, Deep Inside Convolutional
-Networks, section 3.1). Beside it the smoothed one, the mean of the maps of noisy copies (Smilkov
-et al. 2017, SmoothGrad, section 3), and over the picture a combined one. Under each map stands its faithfulness score:
+Networks, section 3.1). Beside it: the smoothed map, the mean of the maps of noisy copies (Smilkov
+et al. 2017, SmoothGrad, section 3), and a combined map over the picture. Each map has its faithfulness score below it:
 does the class's probability follow the pixels that the map names (2g)? The maps explain the most likely class
 unless you name another.
 
@@ -27,7 +27,7 @@ from explain.run.command_line import exercise_parser
 def parse_options() -> argparse.Namespace:
     images = ("images", "--classes", "--limit", "--prefetch", "--strict", "--scores")
     parser = exercise_parser(__doc__, *images, "--copies", "--noise")
-    parser.add_argument("--signed", action="store_true", help="show whether more of a pixel raises or lowers the logit")
+    parser.add_argument("--signed", action="store_true", help="show whether a larger value raises or lowers the logit")
     return parser.parse_args()
 
 

@@ -43,7 +43,7 @@ saliency = importlib.import_module("2e_saliency")  # the plain map, and the redu
 
 
 def guide(signal: Tensor) -> Tensor:
-    """Return the positive part of the signal that comes back to it (Springenberg et al. 2015, section 3.4).
+    """Return the positive part of the signal that reaches it (Springenberg et al. 2015, section 3.4).
 
     Of a signal R_out, 1[0 < R_out] * R_out; the rectifier's own derivative makes the rule complete, with 1[0 < x].
     """
@@ -86,8 +86,8 @@ def guided_saliency_maps(model: nn.Module, images: Tensor, classes: common.Class
 
 @common.shared
 def grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return the sum over channels of the last layer with a height and a width, each channel weighted by its mean
-    gradient, where it is above 0 (Selvaraju et al. 2017), in logits.
+    """Return the positive part of the sum over channels of the last layer with a height and a width, each channel
+    weighted by its mean gradient (Selvaraju et al. 2017), in logits.
 
     images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W), bilinear between the layer's
     places. Section 3, equations 1 and 2. Raises UserError where `common.forward_pass` does, and NoSuchMap for a network

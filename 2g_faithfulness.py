@@ -1,7 +1,7 @@
 """2g: how far can a saliency map be believed?
 
-The maps of 2e and 2f are judged by what happens to the class's score, beside baselines that know
-nothing of the network:
+The maps of 2e and 2f are judged by what happens to the class's score, beside baselines that
+ignore the network:
 
   insertion, deletion   area under the class's probability while pixels are put into a blurred copy, or taken from
                         the picture, in the map's order (Petsiuk et al. 2018, RISE, section 3.2)
@@ -32,11 +32,11 @@ from explain.run.command_line import exercise_parser, positive, whole
 def parse_options() -> argparse.Namespace:
     parser = exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--copies", "--noise")
     numbers = {  # of what, by default
-        "steps": (CURVE_STEPS, positive, "steps in which pixels come and go"),
-        "cells": (1, positive, "side in pixels of the cells that come and go as one, in the map's mean order"),
+        "steps": (CURVE_STEPS, positive, "number of steps in which pixels are inserted or deleted"),
+        "cells": (1, positive, "side, in pixels, of cells inserted or deleted as a whole, ordered by the map's mean"),
         "mosaics": (1, whole, "mosaics of four photos for grid pointing"),
         "randomise": (3, whole, "randomise layers, add noise and change the class for the first N images"),
-        "stages": (6, positive, "steps in which layers are randomised"),
+        "stages": (6, positive, "number of stages in which layers are randomised"),
     }
     for name, (default, kind, meaning) in numbers.items():
         parser.add_argument(f"--{name}", default=default, type=kind, metavar="N", help=meaning)

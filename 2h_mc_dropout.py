@@ -2,10 +2,10 @@
 
 Monte Carlo dropout: T passes with dropout kept on are T samples of the predictive distribution
 (Gal and Ghahramani 2016, Dropout as a Bayesian Approximation, section 4). For each image: the mean
-p of the passes' probabilities p_t, the predictive entropy H[p] (all uncertainty), its part that
-the passes disagree about, the mutual information H[p] - mean_t H[p_t] (Houlsby et al. 2011,
+p of the passes' probabilities p_t, the predictive entropy H[p] (all uncertainty), its part due to
+disagreement of the passes, the mutual information H[p] - mean_t H[p_t] (Houlsby et al. 2011,
 section 2), and the spread of the leading classes, beside the single deterministic pass. Entropies are in nats.
-Are these worth anything? On the validation images, whose classes are known, as they are and disturbed: does each
+Are these measures useful? On the validation images, whose classes are known, as they are and disturbed: does each
 measure find the mistakes, and does it find more than the largest probability of the single pass does?
 
     python 2h_mc_dropout.py                         # the dataset's test images, T = 1,000
@@ -41,9 +41,9 @@ def parse_options() -> argparse.Namespace:
         f"dropout, else {PASSES_FEW})",
     )
     probability = number("above 0 and below 1", lambda p: 0 < p < 1)
-    help_text = "probability of every dropout of the network (default: each has its own)"
+    help_text = "dropout probability of every dropout layer (default: the network's own values)"
     parser.add_argument("--dropout", type=probability, metavar="P", help=help_text)
-    help_text = "disturb N labelled images too, spread as by --limit: noise, blur, a turn, low contrast (0: none)"
+    help_text = "also disturb N labelled images, chosen as by --limit: noise, blur, rotation, low contrast (0: none)"
     parser.add_argument("--shift-limit", default=100, type=whole, metavar="N", help=help_text)
     return parser.parse_args()
 

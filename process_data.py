@@ -4,7 +4,7 @@
 place of the id), and line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is
 passed on in this layout (Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is
 read and checked before anything is written, and all problems are reported at once. A second run changes nothing. No
-file is ever deleted: --prune moves those that have left the dataset, --fresh, its other name, those of another dataset.
+file is ever deleted: --prune (or --fresh, its other name) moves files that do not belong to the dataset elsewhere.
 
     python process_data.py --sample       # no dataset yet: 23 photos from installed packages, in seconds
     python process_data.py                # your own dataset in dataset/DL_data; --link saves the disk space
@@ -40,7 +40,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
     parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space, not copies")
     parser.add_argument(
-        "--prune", "--fresh", action="store_true", help="move files that are not of this dataset to DL_data_p_pruned"
+        "--prune", "--fresh", action="store_true", help="move files outside this dataset to DL_data_p_pruned"
     )
     parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
     parser.add_argument("--strict", action="store_true", help="treat a listed file that is absent as a problem")

@@ -1,6 +1,6 @@
-"""The whole report: every exercise, one after another in one process, which starts only once.
+"""The whole report: every exercise, one after another in a single process.
 
-Each runs as by itself, with the options given here, which are those that all exercises have. Where one fails (a network
+Each exercise runs as if started alone, with the options that all exercises share. If an exercise fails (a network
 without dropout has no 2h), the others go on; the exit status is then 1.
 
     python report.py                                           # all exercises, with their defaults
@@ -24,7 +24,7 @@ EXERCISES += ["2g_faithfulness", "2h_mc_dropout"]
 def parse_options() -> list[str]:
     parser = exercise_parser(__doc__)
     choices = ["all", *EXERCISES]
-    help_text = f"exercises to run: {', '.join(EXERCISES)} (default: all)"
+    help_text = f"exercises to run: {', '.join(EXERCISES)}"
     parser.add_argument("exercises", nargs="*", choices=choices, default="all", metavar="EXERCISE", help=help_text)
     asked = parser.parse_args().exercises
     return EXERCISES if "all" in asked else asked

@@ -410,7 +410,7 @@ def test_what_is_told_apart(difference, apart):
     open_dots = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in open_dots] == ([] if apart else [[2]])
     assert (
-        f"{'none' if apart else 1} of the others cannot be told from the first" in text[1]
+        f"Not told apart from the first by mutual information: {'none' if apart else 1} of the others." in text[1]
         and "2 √(e₁² + e₂²)" in text[1]
     )
 

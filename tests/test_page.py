@@ -275,10 +275,10 @@ def test_a_single_file_shrinks_its_pictures_until_it_fits(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("difference", "sentence"),
     [
-        (0.09, "The most faithful map is plain, insertion less deletion 0.100 ± 0.020; "),
+        (0.09, "The most faithful map is plain, insertion minus deletion 0.100 ± 0.020; "),
         (
             -0.3,
-            "No map is shown to be better than a baseline: the best map is plain, insertion less deletion 0.100 ± 0.",
+            "No map is shown to be better than a baseline: the best map is plain, insertion minus deletion 0.100 ± 0.",
         ),
         (None, "2 maps and baselines compared on 7 images."),
     ],

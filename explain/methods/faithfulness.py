@@ -150,7 +150,7 @@ def insertion_deletion(
 def faithfulness_scores(
     model: nn.Module, image: Tensor, c: Tensor, maps: dict[str, Tensor], generator: torch.Generator
 ) -> dict[str, float | None]:
-    """Return insertion less deletion of each kind of map (H, W) of an image (3, H, W), and of a random order.
+    """Return insertion minus deletion of each kind of map (H, W) of an image (3, H, W), and of a random order.
 
     None for a map that says nothing: all zero, or not finite.
     """

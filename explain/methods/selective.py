@@ -207,8 +207,8 @@ def describe_verdicts(results: dict) -> str:
     wrong, images = judged[BASELINE]["mistakes"], results["predictions"]["images"]
     if not aurocs:
         return (
-            f"Whether these find mistakes cannot be said: {quantity(wrong, 'mistake')} and "
-            f"{quantity(images - wrong, 'right answer')} on labelled images, and {FEWEST} of each are needed."
+            f"Too few images to tell whether these find mistakes: {quantity(wrong, 'mistake')} and "
+            f"{quantity(images - wrong, 'right answer')} on labelled images; at least {FEWEST} of each are needed."
         )
     numbers = ", ".join(f"{in_words(name)} {aurocs[name]:.2f}" for name in SHOWN if name in aurocs)
     return f"AUROC for mistakes on {quantity(images, 'labelled image')}: {numbers} (chance: 0.5)."

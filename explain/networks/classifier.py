@@ -113,7 +113,7 @@ class Classifier(nn.Module):
         """Have `preprocess` fit the whole picture into the square, with grey around it, in place of a crop."""
         fit = partial(fit_whole, side=self.input_size)
         self.preprocess = fit if self.channels == 3 else lambda image: fit(image.convert("L").convert("RGB"))
-        self.view = "whole picture, fitted into the network's square; what is around it is grey"
+        self.view = "whole picture, fitted into the network's square, with grey around it"
         self.cropped = lambda size: 0.0
 
 

@@ -138,8 +138,8 @@ def crop_sentence(results: dict, model: Classifier) -> str:
     if model.preprocessing["squash"]:
         cure = f"give --resize {model.input_size} to show it all of them"
     return (
-        f"the centre crop takes away more than {CROPPED} of the area of {results['mostly_cropped']:.3f} of the "
-        f"pictures, {results['median_cropped']:.3f} of the median picture; {cure}"
+        f"the centre crop removes {results['median_cropped']:.3f} of the median picture's area, and more than "
+        f"{CROPPED} of the area of a fraction {results['mostly_cropped']:.3f} of the pictures; {cure}"
     )
 
 

@@ -141,7 +141,7 @@ def verdict(results: dict) -> str:
     else:
         text = f"No map is shown to be better than the baseline {label(baseline)}"
     scores = ", ".join(f"{label(kind)} {measured(results['maps'][kind], SCORE)}" for kind in (best, baseline))
-    return f"{text}. Insertion less deletion: {scores}, difference {measured(results, 'difference')} (the same images)."
+    return f"{text}. Insertion minus deletion: {scores}, difference {measured(results, 'difference')} (the same images)."
 
 
 def findings(results: dict) -> list[str]:
@@ -149,7 +149,7 @@ def findings(results: dict) -> list[str]:
     lines = [verdict(results)]
     for kind, of_kind in results["maps"].items():
         pointing = "" if of_kind["grid_pointing"] is None else f", grid pointing {number(of_kind['grid_pointing'])}"
-        lines.append(f"{label(kind)}: insertion less deletion {measured(of_kind, SCORE)}{pointing}")
+        lines.append(f"{label(kind)}: insertion minus deletion {measured(of_kind, SCORE)}{pointing}")
     return lines
 
 
@@ -180,7 +180,7 @@ def draw_curves(
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",
         f"{results['measured_on']}. {MEANS}",
-        f"Grey: baselines that know nothing of the network. Pixels come and go in {options.steps} steps{cells}, in the "
+        f"Grey: baselines that ignore the network. Pixels are changed in {options.steps} steps{cells}, in the "
         "map's order, the largest value first (Petsiuk et al. 2018).",
         f"Smoothed map: {options.copies} copies, noise {options.noise:g}." if "smoothed" in results["maps"] else "",
     ]
@@ -188,7 +188,7 @@ def draw_curves(
 
 # of each panel of measures: its head, which way is better, what is counted in metrics.json
 PANELS = {
-    SCORE: ("insertion less deletion", "higher", "images"),
+    SCORE: ("insertion minus deletion", "higher", "images"),
     "grid_pointing": ("grid pointing", "higher", "cells"),
     "other_class": ("correlation with another class", "lower", "other_class_images"),
 }
@@ -224,8 +224,8 @@ def draw_measures(results: dict, model: Classifier, options: argparse.Namespace)
     return figure, [
         f"{model.label}: how far can each map be believed?",
         f"{results['measured_on']}. {verdict(results)}",
-        "Error bars: one standard error, none of one value. Lines: baselines that know nothing of the network"
-        + ("; of grid pointing: chance." if known["grid_pointing"] else "."),
+        "Error bars: one standard error (none for a single value). Lines: baselines that ignore the network"
+        + ("; in grid pointing: chance." if known["grid_pointing"] else "."),
         "A map that does not change with the class explains no class." if known["other_class"] else "",
         "" if known["grid_pointing"] else f"No grid pointing: {no_mosaic}.",
         "" if known["other_class"] else f"No map of another class: none measured with --randomise {options.randomise}.",
@@ -251,9 +251,9 @@ def draw_randomised(stages: list[dict], model: Classifier) -> tuple[Figure, list
     axes.set(xlabel=layers, ylabel="rank correlation with intact map")
     draw_legend(below, axes, columns=4)
     return figure, [
-        f"{model.label}: what is left of the maps when layers are randomised",
-        f"{MEANS} Band: one standard error, none of one value.",
-        "A map that stays does not depend on what the layers have learned. To fall is necessary for a faithful map, "
+        f"{model.label}: how much maps change when layers are randomised",
+        f"{MEANS} Band: one standard error (none for a single value).",
+        "A map whose correlation stays high ignores the learned layers. Falling is necessary for a faithful map, but "
         "not sufficient (Adebayo et al. 2018). metrics.json names the layers.",
     ]
 

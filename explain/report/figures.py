@@ -185,7 +185,7 @@ def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok")
     return draw_image(axes, np.zeros_like(saliency), cmap="gray")
 
 
-SCORE = "Score: insertion minus deletion (Petsiuk et al. 2018; 2g); under the picture, that of a random order."
+SCORE = "Score: insertion minus deletion (Petsiuk et al. 2018; 2g); under the picture: a random order's score."
 
 
 def write_score(axes: Axes, row: dict, kind: str) -> None:

@@ -258,7 +258,7 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> tuple[Figure
     return figure, [
         f"{model.label}: how unsure it is of {quantity(len(rows), 'image')}, over {quantity(passes, 'pass')}",
         "Bars: one Monte Carlo standard error e. Two images are told apart where they differ by more than "
-        f"2 √(e₁² + e₂²). By mutual information, {len(others) or 'none'} of the others cannot be told from the first."
+        f"2 √(e₁² + e₂²). Not told apart from the first by mutual information: {len(others) or 'none'} of the others."
         if passes > 1
         else "A single pass has no standard errors: no image can be told apart from another.",
     ]

@@ -22,7 +22,7 @@ EXECUTION_OPTIONS = ("shard", "fresh", "command", "prefetch")
 DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
 # One name, one meaning, one default in every script that has them.
 SHARED_OPTIONS: dict[str, dict[str, Any]] = {
-    "images": dict(nargs="*", metavar="IMAGE", help="image files or folders instead of the dataset's test images"),
+    "images": dict(nargs="*", metavar="IMAGE", help="image files or folders to use instead of the dataset's images"),
     "--classes": dict(
         nargs="+",
         metavar="CLASS",
@@ -32,8 +32,8 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--limit": dict(
         type=positive,
         metavar="N",
-        help="use only N images: the first ones, or of labelled images N spread over the classes, in a random order "
-        "(--seed) with each class before any second image of one",
+        help="use only N images: the first N, or N labelled images in a random order (--seed) that takes one of every "
+        "class before a second one of any",
     ),
     "--strict": dict(action="store_true", help="stop at an image that cannot be read instead of skipping it"),
     "--dataset": dict(default="dataset", metavar="DIR", help="folder that contains DL_data and DL_data_p"),
@@ -75,12 +75,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--white": dict(
         type=whole_number(1, WHITE),
         metavar="N",
-        help=f"value that is white in 16-bit images, such as 4095 for 12 bits in 16 (default: {WHITE})",
+        help=f"value of white in 16-bit images, such as 4095 for 12-bit data (default: {WHITE})",
     ),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto uses an accelerator if there is one"),
     "--tf32": dict(
         action="store_true",
-        help="let an NVIDIA GPU round the inputs of convolutions and matrix products to TF32, 10 bits after the point "
+        help="let an NVIDIA GPU round the inputs of convolutions and matrix products to TF32, 10 bits of mantissa "
         "instead of 23: faster, but the last digits of every result differ from a CPU's",
     ),
     "--threads": dict(
@@ -107,8 +107,8 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         default=12,
         type=whole,
         metavar="N",
-        help="number of images whose maps get a faithfulness score: does the class's probability follow the pixels "
-        "that a map names? (0: none)",
+        help="number of images whose maps get a faithfulness score, insertion minus deletion, as in 2g "
+        "(0: none)",
     ),
     "--whole": dict(
         action="store_true",
@@ -119,7 +119,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         help="accept a network whose answers change from run to run, or with the other images of a batch; every "
         "figure says so",
     ),
-    "--no-title": dict(action="store_true", help="write a figure's title and caption to <figure>.txt instead"),
+    "--no-title": dict(action="store_true", help="write titles and captions to <figure>.txt, not into figures"),
     "--pdf": dict(action="store_true", help="save figures as PDF, too"),
     "--shard": dict(
         type=shard,
@@ -162,7 +162,7 @@ class _Parser(argparse.ArgumentParser):
         group = next((group for group, members in GROUPS.items() if names[0] in members), "the method")
         if not names[0].startswith("-"):
             group = "what to explain"
-            self.usage += f" [{settings['metavar']} ...]"
+            self.usage += f" [{settings['metavar']}{' ...' * (settings.get('nargs') == '*')}]"
         return self.groups[group].add_argument(*names, **settings)
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:
