@@ -142,8 +142,6 @@ def main() -> None:
     model = common.load_from_options(options)
     files, classes = common.classes_to_explain(options.classes, files, model.categories, model.wnids)
     table = MAPS | ({"plain": signed_saliency_maps} if options.signed else {})
-    if not options.copies:
-        table = {kind: method for kind, method in table.items() if "copies" not in common.parameters_of(method)}
 
     def explain(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
         ids = [classes[file.index] for file in batch]

@@ -143,7 +143,7 @@ def main() -> None:
             "left_as_they_are": Counter(name for *_, name, rectifies in seen if not rectifies),
         }
         for n, row in enumerate(common.map_rows(forward, images, batch, maps, reasons, options, output)):
-            if "guided" in maps:
+            if {"plain", "guided"} <= maps.keys():
                 row["rank_correlation"] = rank_correlation(maps["plain"][n], maps["guided"][n])
             yield row | counts
 

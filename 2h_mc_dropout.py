@@ -8,7 +8,7 @@ section 2), and the spread of the leading classes, beside the single determinist
 Are these measures useful? On the validation images, whose classes are known, as they are and disturbed: does each
 measure find the mistakes, and does it find more than the largest probability of the single pass does?
 
-    python 2h_mc_dropout.py                         # the dataset's test images, T = 1,000
+    python 2h_mc_dropout.py                         # the dataset's test images
     python 2h_mc_dropout.py photo.jpg --passes 20   # your own picture, no dataset needed; the fast one
     python 2h_mc_dropout.py FOLDER                  # labelled pictures, one subfolder for each class
 """
@@ -189,10 +189,15 @@ def entropy(p: np.ndarray) -> np.ndarray:
 
 
 def default_passes(model: common.Classifier, share: bool, p: float | None) -> int:
-    """Return many passes where they are cheap, by a rule of arithmetic: the same number on every machine."""
+    """Return PASSES_MANY where the passes share what comes before dropout and cost little, else PASSES_FEW.
+
+    A rule of arithmetic: the same number on every machine.
+    """
+    if not share:
+        return PASSES_FEW
     example = torch.zeros(1, 3, model.input_size, model.input_size, device=device_of(model))
     cost = PASSES_MANY * dropout.fraction_after_dropout(model, example, p)  # in forward passes, beside the first
-    return PASSES_MANY if share and cost <= CHEAP else PASSES_FEW
+    return PASSES_MANY if cost <= CHEAP else PASSES_FEW
 
 
 def images_to_judge(
@@ -210,7 +215,9 @@ def images_to_judge(
         except common.UserError:
             return none
         return common.label_images(split, model, options.dataset)
-    if len(options.images) > 1 or not folder.is_dir() or any(file.path.parent == folder for file in tested):
+    if len(options.images) > 1 or not folder.is_dir():
+        return none
+    if any(path.parent == folder for path in common.list_pictures(folder)[0]):
         return none
     try:
         labelled, note = common.labelled_images(folder, model), "the folders' names are taken as labels"

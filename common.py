@@ -106,7 +106,7 @@ def test_images(options: argparse.Namespace) -> ImageFiles:
     else:
         for text in getattr(options, "classes", None) or []:
             if os.path.lexists(text):
-                raise UserError(f"{text} stands among the classes: give image files before --classes")
+                raise UserError(f"{text} is a file, but is given as a class: give image files before --classes")
         base = Path(options.dataset)
         folder = find_folder(base / "DL_data", TEST_FOLDERS)
         if folder is None:
@@ -118,7 +118,7 @@ def test_images(options: argparse.Namespace) -> ImageFiles:
         files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
         source = str(folder)
     if not files:
-        others = f" but {other_files} that are no pictures by their names" if other_files else ""
+        others = f" but {other_files} files without an image extension" if other_files else ""
         raise UserError(f"{source} has no files{others}: put images there or give them as arguments")
     return ImageFiles(files[: options.limit], other_files)
 
@@ -131,7 +131,7 @@ def validation_images(dataset: str | os.PathLike) -> ImageFiles:
     for folder in folders:
         if not re.fullmatch("[0-9]{1,9}", folder.name):
             raise UserError(
-                f"{printable(folder)} is not named by a class id: rename it, or evaluate the folder as it lies by "
+                f"{printable(folder)} is not named by a class id: rename it, or evaluate it in place by "
                 f"`python 2b_evaluate.py {split}`"
             )
     folders.sort(key=lambda p: int(p.name))
@@ -218,7 +218,7 @@ def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
     for path in paths:
         parts = path.relative_to(base).parts
         if len(parts) == 1:
-            reason = f"it lies in no class's folder in {printable(base)}"
+            reason = f"it is not in the folder of a class in {printable(base)}"
             skipped.append({"path": printable(path), "reason": reason})
         else:
             files.append(ImageFile(len(files), printable(path), path, ids[parts[0]]))
@@ -325,14 +325,18 @@ def make_maps(
     """Return the maps (N, H, W) of each kind in a table, and of the kinds that the network cannot have, the reason.
 
     A function gets what it has parameters for: generators, one for each of the images' indices, the same in every call,
-    and copies and noise of the options. Those that take copies are called first, while no graph of a shared forward
-    pass takes memory beside theirs.
+    and copies and noise of the options. Those that take copies are left out if there are none (--copies 0), else called
+    first, while no graph of a shared forward pass takes memory beside theirs.
     """
     settings = {name: value for name, value in vars(options).items() if name in ("copies", "noise")}
     settings["generators"] = seeded_generators(options.seed, indices)
+    of_copies = [kind for kind in table if "copies" in parameters_of(table[kind])]
     maps, reasons = {}, {}
     with shared_results():
-        for kind in sorted(table, key=lambda kind: "copies" not in parameters_of(table[kind])):
+        for kind in [
+            *(of_copies if getattr(options, "copies", 0) else ()),
+            *(kind for kind in table if kind not in of_copies),
+        ]:
             try:
                 maps[kind] = call_with(table[kind], model, images, classes, **settings)
             except NoSuchMap as reason:
@@ -579,7 +583,7 @@ def seeded_generators(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
 def load_from_options(options: argparse.Namespace) -> Classifier:
     """Load the model that the options describe, with its classes' names, on the device that `resolve_options` finds.
 
-    What had to be guessed is said on stderr.
+    Assumptions are printed to stderr.
     """
     resolve_options(options)
     if options.squash and options.whole:

@@ -207,7 +207,7 @@ def match_names(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Pat
     files = {name: path for name, path in paths.items() if name in listed or is_picture_name(path)}
     for name, path in files.items():  # a listed name is only looked up here, and never opened
         if not is_picture_name(path):
-            problems[name] = f"{name!r} is in the list, but no picture by its name: rename it or take it out"
+            problems[name] = f"{name!r} is listed, but has no image extension: rename it or remove it from the list"
         elif name not in listed:
             problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
         elif name in read.labels and path.is_symlink() and not os.path.lexists(os.path.realpath(path)):

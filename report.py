@@ -10,31 +10,36 @@ without dropout has no 2h), the others go on; the exit status is then 1.
 
 from __future__ import annotations
 
+import gc
 import runpy
 import sys
+import traceback
 
 from explain.run.shell import ROOT, answer_early
 
+from explain.basics.errors import UserError
 from explain.run.command_line import exercise_parser
 
 EXERCISES = ["2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency"]
 EXERCISES += ["2g_faithfulness", "2h_mc_dropout"]
 
 
-def parse_options() -> list[str]:
+def parse_options() -> list[str] | str:
     parser = exercise_parser(__doc__)
     choices = ["all", *EXERCISES]
     help_text = f"exercises to run: {', '.join(EXERCISES)}"
     parser.add_argument("exercises", nargs="*", choices=choices, default="all", metavar="EXERCISE", help=help_text)
     asked = parser.parse_args().exercises
-    return EXERCISES if "all" in asked else asked
+    if asked != "all" and sys.argv[1 : 1 + len(asked)] != asked:
+        raise UserError("give the exercises before the options")
+    return asked
 
 
 def main() -> None:
-    exercises = parse_options()
-    shared = [word for word in sys.argv[1:] if word not in ("all", *EXERCISES)]
+    asked = parse_options()
+    shared = sys.argv[1:] if asked == "all" else sys.argv[1 + len(asked) :]
     failed = []
-    for name in exercises:
+    for name in EXERCISES if "all" in asked else asked:
         print(f"\n{name}", flush=True)
         sys.argv = [f"{name}.py", *shared]
         try:
@@ -42,6 +47,11 @@ def main() -> None:
         except SystemExit as end:
             failed.append(name)
             print(end, file=sys.stderr)
+        except Exception:  # a defect of one exercise is not one of the others
+            failed.append(name)
+            traceback.print_exc()
+        gc.unfreeze()  # an exercise freezes its objects at its end, which is here not the end of the process
+        gc.collect()
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

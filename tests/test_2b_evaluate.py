@@ -410,7 +410,7 @@ def test_a_folder_of_no_class_is_named_and_loose_files_are_listed(own):
     skipped = metrics["images"]["skipped"]
     assert [row["path"] for row in skipped] == ["photos/loose.png", "photos/0/broken.png"]
     assert any(note.startswith("2 classes of the network not in photos: ") for note in metrics["model"]["notes"])
-    assert "lies in no class's folder" in skipped[0]["reason"] and metrics["images"]["found"] == 8
+    assert "is not in the folder of a class" in skipped[0]["reason"] and metrics["images"]["found"] == 8
     for name, says in (("none", "none is not a folder"), ("photos/0", "has no subfolders")):
         with pytest.raises(common.UserError, match=says):
             own(name)
@@ -484,14 +484,17 @@ def test_squashed_pictures(own, capsys):
     results = cropped["results"]
     assert results["top1_accuracy"] == 0.25 and cropped["model"]["preprocessing"]["squash"] is False
     assert (results["median_cropped"], results["mostly_cropped"]) == (0.5, 1.0)
-    assert "more than 0.25 of the area of 1.000 of the pictures, 0.500 of the median" in capsys.readouterr().err
+    assert (
+        "removes 0.500 of the median picture's area, and more than 0.25 of the area of a fraction 1.000"
+        in capsys.readouterr().err
+    )
     squashed = own("photos", "--squash")
     assert squashed["results"]["top1_accuracy"] == 1 and squashed["model"]["preprocessing"]["squash"] is True
     assert (squashed["results"]["median_cropped"], squashed["results"]["mostly_cropped"]) == (0, 0)
     assert "the centre crop" not in capsys.readouterr().err and " --squash" in squashed["command"]
     assert own("photos", "--squash", "--resize", "40")["results"]["mostly_cropped"] == 1
     said = capsys.readouterr().err
-    assert "of the median picture; give --resize 8 to show it all of them" in said and "give --squash" not in said
+    assert "of the pictures; give --resize 8 to show it all of them" in said and "give --squash" not in said
     assert own("photos", "--whole")["results"]["mostly_cropped"] == 0
     with pytest.raises(common.UserError, match="--squash and --whole are two ways"):
         own("photos", "--whole", "--squash")

@@ -169,7 +169,7 @@ class Blurred(nn.Module):
         (11, 4.0, 0.5, [4, 2, 1, 0.5]),  # in steps 1, 3, 5, 7 of 0 to 10: equal ratios; 8 is 0.8 of the way
         (11, 3.0, 0.0, [3, 2, 1, 0]),  # no ratio leads to 0: equal differences
         (5, 4.0, 1.0, [4, 1]),
-        (3, 4.0, 1.0, [1]),  # the only blur is the last
+        (3, 4.0, 1.0, [4]),  # the only blur is the first
         (2, 4.0, 1.0, []),  # the last step has none
     ],
 )
@@ -409,7 +409,8 @@ def test_the_summary_of_all_classes():
         row_of_ranks(1, a=1, b=6),
     ]
     reference = {"mean": [0.5, 0.5, 0.2], "spread": [0.2, 0.2, 0.2]}
-    summary = report.summarise(rows, reference)
+    assert "top5" not in report.summarise(rows, reference, 5)
+    summary = report.summarise(rows, reference, 6)
     a, b = summary["judges"]["a"], summary["judges"]["b"]
     assert (summary["classes"], summary["top1"], summary["top5"]) == (4, 0.75, 1)
     assert (a["top1"], a["top5"], b["top1"], b["top5"]) == (0.5, 0.75, 0, 0.5)

@@ -174,7 +174,7 @@ def test_a_map_more_is_kept_whatever_the_options(workplace, tmp_path, monkeypatc
         path.write_text(text)
     assert json.loads((own / "metrics.json").read_text())["results"]["kinds"] == ["plain", "mine"]
     assert np.load(own / "maps/00000_mine.npy").min() < 0
-    assert len([*(tmp_path / "o/report").glob("map_00000_*_mine.*")]) == 1
+    assert len([*(tmp_path / "o/report").glob("2e_saliency_00000_*_mine.*")]) == 1
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def test_a_finished_folder_has_a_card_for_each_picture(finished):
     loss = json.loads((finished / "2b_evaluate/metrics.json").read_text())["results"]["loss"]
     assert f"{loss:.3f}" in found.text
     drawn = [path.name for path in (finished / "report").iterdir()]
-    assert len([name for name in drawn if re.fullmatch(r"map_0000\d_\d+_plain\.(jpg|png)", name)]) == 2
+    assert len([name for name in drawn if re.fullmatch(r"2e_saliency_0000\d_\d+_plain\.(jpg|png)", name)]) == 2
     assert re.search(r" guided score −?\d\.\d{3} half in 0\.\d{3} ", found.text)
     assert any(re.match(r"guided map of 0.png for ", given.get("alt", "")) for _, given in found.elements)
 
@@ -248,7 +248,7 @@ def test_a_run_that_ends_meanwhile_is_not_lost(tmp_path, monkeypatch):
 
     monkeypatch.setattr(page, "render", render_late)
     found = Page(page.write_page(tmp_path))
-    assert "Half of a map lies in 0.250 of its pixels, on average over 2 maps" in found.text and len(calls) == 2
+    assert "Half of a plain map lies in 0.250 of its pixels, on average over 2 maps" in found.text and len(calls) == 2
 
 
 def test_a_single_file_has_its_pictures_inside(finished):

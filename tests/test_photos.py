@@ -283,7 +283,7 @@ def test_files_that_are_no_images_by_their_names_are_counted(tmp_path, monkeypat
         assert (images["used"], images["other_files"]) == (2 if limited else 5, 5)
         assert [entry["path"].rpartition("/")[2] for entry in images["skipped"]] == ([] if limited else ["old.dng"])
         said = capsys.readouterr().out.splitlines()
-        assert "files left out, since their names are not those of pictures: 5" in said
+        assert "files skipped, without an image extension: 5" in said
 
 
 def test_a_file_given_by_name_is_read_whatever_its_name(tmp_path, monkeypatch):
@@ -292,7 +292,7 @@ def test_a_file_given_by_name_is_read_whatever_its_name(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "output/2d_predict/metrics.json").read_text())["images"]["used"] == 1
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/README.txt").touch()
-    with pytest.raises(common.UserError, match="texts has no files but 1 that are no pictures by their names: put"):
+    with pytest.raises(common.UserError, match="texts has no files but 1 files without an image extension: put"):
         run_main("2d_predict", "texts", *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
 
 
@@ -311,5 +311,5 @@ def test_process_data_counts_them_too(tmp_path, monkeypatch):
         assert metrics["images"]["other_files"] == 2 and metrics["results"]["problems"] == 0
     save_photo(data / "validation_images/c.png").rename(data / "validation_images/c.dat")
     (data / "val.txt").write_text("a.png 0\nb.png 1\nc.dat 1\n")
-    with pytest.raises(common.UserError, match="'c.dat' is in the list, but no picture by its name: rename it"):
+    with pytest.raises(common.UserError, match="'c.dat' is listed, but has no image extension: rename it"):
         run_main("process_data", cwd=tmp_path, monkeypatch=monkeypatch)

@@ -39,14 +39,15 @@ class Settings:
     def blurs(self) -> dict[int, tuple[float, float]]:
         """Return the blurs by step: the kernel's standard deviation, in pixels, and the least contrast after it.
 
-        The first and the last blur have the first and the last value. The last step of the ascent has no blur.
+        The first and the last blur have the first and the last value, a single one the first. The last step of the
+        ascent has no blur.
         """
         if not (self.blur_every and (self.blur_px or self.final_blur_px or self.contrast)):
             return {}
         steps = range(self.blur_every - 1, math.ceil(self.blur_until * (self.steps - 1)), self.blur_every)
         blurs = {}
         for number, step in enumerate(steps, start=1):
-            left = (len(steps) - number) / max(len(steps) - 1, 1)  # 1 in the first blur, 0 in the last
+            left = 1 - (number - 1) / max(len(steps) - 1, 1)  # 1 in the first blur, 0 in the last of several
             blurs[step] = anneal(self.final_blur_px, self.blur_px, left), self.contrast * number / len(steps)
         return blurs
 
@@ -67,8 +68,10 @@ def check_effect(options: argparse.Namespace, methods: Collection[Settings]) -> 
         cure = "there is only one step: give more --steps"
         without |= dict.fromkeys(("final_rate", "first_size", "statistics"), cure)
     if not any(method.augments() for method in methods):
-        without["augment_until"] = "there are no crops, rotations or noise: give --zoom-from, --zoom-to or --noise"
-    if not any(method.blurs() for method in methods):
+        without["augment_until"] = (
+            "there are no crops, rotations or noise: give --zoom-from, --zoom-to, --rotation-degrees or --noise"
+        )
+    if not any(any(blur) for method in methods for blur in method.blurs().values()):
         cure = "no step has a blur: give --blur-px, and a --blur-every below --steps times --blur-until"
         without |= dict.fromkeys(("blur_every", "blur_until", "blur_px", "final_blur_px", "contrast"), cure)
     for name, why in without.items():

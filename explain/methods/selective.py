@@ -14,7 +14,7 @@ import numpy as np
 from explain.basics.errors import quantity
 from explain.methods.calibration import calibration
 
-# Where each measure stands in a row, the sign with which it rises with uncertainty, and whose prediction it judges
+# Measures by their keys in a row: the sign with which each rises with uncertainty, and whose prediction it judges
 MEASURES = {
     "variance": (1, "mean"),
     "coefficient_of_variation": (1, "mean"),

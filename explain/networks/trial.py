@@ -78,7 +78,7 @@ def refuse_unsteady(name: str, model: nn.Module, images: Tensor, stochastic: boo
         raise UserError(
             f"{name} gives a picture other logits, by up to {_largest(alone, once[:1]):.2g}, beside others than alone: "
             "a batch norm uses the batch's statistics (call eval() before torch.export; track_running_stats=True), "
-            "or activations are quantised by the range of the batch, or accept it by --stochastic"
+            "or activations are quantised by the range of the batch; correct that, or give --stochastic to accept it"
         )
     return "random" if is_random else "dependent on its batch"
 

@@ -38,24 +38,25 @@ SURE = 0.9  # probability from which metrics.json counts an archetype as one tha
 COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "zero_gradient_steps")
 
 
-def recognition(measures: Sequence[dict]) -> dict[str, float]:
-    """Return how well a network recognises the classes of pictures, from its measures of each."""
+def recognition(measures: Sequence[dict], classes: int) -> dict[str, float]:
+    """Return how well a network of so many classes recognises the classes of pictures, from its measures of each."""
+    top5 = {"top5": sum(m["rank"] <= 5 for m in measures) / len(measures)}
     return {
         "top1": sum(m["rank"] == 1 for m in measures) / len(measures),
-        "top5": sum(m["rank"] <= 5 for m in measures) / len(measures),
+        **(top5 if classes > 5 else {}),  # five of five are always right
         "mean_probability": sum(m["probability"] for m in measures) / len(measures),
         "median_rank": statistics.median(m["rank"] for m in measures),
     }
 
 
-def summarise(rows: Sequence[dict], reference: dict[str, list[float]]) -> dict[str, Any]:
+def summarise(rows: Sequence[dict], reference: dict[str, list[float]], classes: int) -> dict[str, Any]:
     """Return the recognition of pictures by all networks, and the distance of their mean colours to a reference."""
     own = {key: np.mean([row[key] for row in rows], 0) for key in ("mean", "spread")}
     difference = np.concatenate([own[key] - reference[key] for key in own])
     return {
         "classes": len(rows),
-        **recognition(rows),
-        "judges": {judge: recognition([row["judges"][judge] for row in rows]) for judge in rows[0]["judges"]},
+        **recognition(rows, classes),
+        "judges": {judge: recognition([row["judges"][judge] for row in rows], classes) for judge in rows[0]["judges"]},
         "colours": {key: value.tolist() for key, value in own.items()}
         | {"distance_from_photos": float(np.sqrt(np.mean(difference**2)))},
     }
@@ -110,11 +111,13 @@ def write(
             )
     results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
     results["judges"] = {name: {"weights": j.weights, "sha256": j.sha256} for name, j in judge_networks.items()}
-    results["photos"] = summarise(list(photos.values()), reference) if photos else None
+    results["photos"] = summarise(list(photos.values()), reference, len(model.categories)) if photos else None
     methods = list(descriptions)
     for method in methods:
         own = [row for row in rows if row["method"] == method]
-        results[method] = summarise(own, reference) | summarise_ascents(own, descriptions[method], model)
+        results[method] = summarise(own, reference, len(model.categories)) | summarise_ascents(
+            own, descriptions[method], model
+        )
     tables = {"archetypes.csv": [table_line(row, photos.get(row["class"], {})) for row in rows]}
     if judge_networks:
         worst_first = sorted(tables["archetypes.csv"], key=lambda line: (-line["mean_rank"], line["class"]))
@@ -138,7 +141,10 @@ def findings(results: dict[str, Any], methods: Sequence[str]) -> list[str]:
     lines = []
     for method in methods:
         networks = {"the network itself": results[method], **results[method]["judges"]}
-        shares = [f"{m['top1']:.3f} first, {m['top5']:.3f} among five by {name}" for name, m in networks.items()]
+        shares = [
+            f"{m['top1']:.3f} first{', ' + format(m['top5'], '.3f') + ' among five' if 'top5' in m else ''} by {name}"
+            for name, m in networks.items()
+        ]
         lines.append(
             f"{method}: {quantity(results[method]['classes'], 'archetype')} recognised: {'; '.join(shares[::-1])}"
         )

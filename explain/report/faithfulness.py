@@ -141,7 +141,9 @@ def verdict(results: dict) -> str:
     else:
         text = f"No map is shown to be better than the baseline {label(baseline)}"
     scores = ", ".join(f"{label(kind)} {measured(results['maps'][kind], SCORE)}" for kind in (best, baseline))
-    return f"{text}. Insertion minus deletion: {scores}, difference {measured(results, 'difference')} (the same images)."
+    return (
+        f"{text}. Insertion minus deletion: {scores}, difference {measured(results, 'difference')} (the same images)."
+    )
 
 
 def findings(results: dict) -> list[str]:
@@ -211,7 +213,7 @@ def draw_measures(results: dict, model: Classifier, options: argparse.Namespace)
         bars = [styles[kind]["color"] for kind in known[name]]
         axes.barh(places, values, xerr=errors, color=bars, error_kw={"linewidth": 0.8})
         for kind in results["baselines"] if name == SCORE else ():
-            axes.axvline(maps[kind][name], **styles[kind], linewidth=1, label=kind)
+            axes.axvline(maps[kind][name], **styles[kind], linewidth=1, label=label(kind))
         if name == "grid_pointing":
             axes.axvline(0.25, color=GREY, linestyle=":", linewidth=1)
         n = span(maps[kind][counted] for kind in known[name])
@@ -220,7 +222,7 @@ def draw_measures(results: dict, model: Classifier, options: argparse.Namespace)
         axes.set_ylim(len(kinds) - 0.4, -0.6)
     panels[0].set_yticklabels([label(kind) for kind in kinds])
     draw_legend(figure.add_subplot(grid[1, :]), panels[0], columns=4)
-    no_mosaic = "; ".join(results["mosaics_left_out"]) or "no mosaics with --mosaics 0"
+    no_mosaic = "; ".join(results["mosaics_left_out"]) or f"no mosaic was made with --mosaics {options.mosaics}"
     return figure, [
         f"{model.label}: how far can each map be believed?",
         f"{results['measured_on']}. {verdict(results)}",

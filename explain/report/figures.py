@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.textpath import TextPath
 from PIL import Image
@@ -83,13 +83,12 @@ def panel_grid(
     per_line: int = 1,
     text_lines: int = 1,
     widths: Sequence[float] | None = None,
-    inside: SubFigure | None = None,
-) -> tuple[Figure | SubFigure, np.ndarray]:
+) -> tuple[Figure, np.ndarray]:
     """Return a figure as wide as a page and its axes (items, columns), `per_line` items side by side.
 
     `heads` are the names of the columns, printed once on top ("" for none), with their units on a second line; `widths`
     are the columns' relative widths (1: a square panel). There is room for `text_lines` lines of text with each item; a
-    colour bar takes two. `inside` is the part of a figure to use in place of a new one.
+    colour bar takes two.
     """
     widths = [1.0] * len(heads) if widths is None else list(widths)
     per_line = min(per_line, items)
@@ -100,7 +99,7 @@ def panel_grid(
     wrapped = [[textwrap.wrap(line, int(side * 15)) for line in f"{name}\n".split("\n")] for name in heads]
     head = 0.06 + 0.13 * max(len(name) + len(unit) for name, unit, *_ in wrapped)  # inches
     line_height = side + 0.13 * text_lines + 0.06
-    figure = inside or Figure(figsize=(WIDTH, head + lines * line_height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, head + lines * line_height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     slack = WIDTH / side - sum(ratios)
     # no row or column without an extent: the layout's solver ends the process at some of them

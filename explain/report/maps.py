@@ -75,7 +75,8 @@ def write_guided(
     found = {key: rows[0][key] for key in ("rectifiers", "left_as_they_are")}
     guided, others = ([f"{n} {name}" for name, n in counts.items()] for counts in found.values())
     of_pair = [f"Guided: {', '.join(guided) or 'none'}{'; left as they are: ' * bool(others)}{', '.join(others)}."]
-    draw_figure(output, "guided_saliency", draw, rows, pair, notes + of_pair, photos, model, output, True)
+    if pair:
+        draw_figure(output, "guided_saliency", draw, rows, pair, notes + of_pair, photos, model, output, True)
     if rest := [column for column in columns if column not in pair]:
         draw_figure(output, "guided_grad_cam", draw, rows, rest, notes, photos, model, output)
     correlation = {"mean_rank_correlation": mean_and_error(row.get("rank_correlation") for row in rows)["mean"]}

@@ -260,7 +260,9 @@ def explained_classes(own: list[tuple[Run, dict]], names: dict[int, str]) -> lis
         limit = brightest([abs(saliency) for saliency in of_classes.values()])
         for c, saliency in of_classes.items():
             image = Image.fromarray(map_pixels(saliency, limit))
-            classes[c]["maps"][kind] = drawn(run.folder.parent, f"map_{own[0][1]['index']:05d}_{c}_{kind}", image)
+            classes[c]["maps"][kind] = drawn(
+                run.folder.parent, f"{own[0][0].folder.name}_{own[0][1]['index']:05d}_{c}_{kind}", image
+            )
     return list(classes.values())
 
 

@@ -63,7 +63,7 @@ def write(
         draw_figure(output, "settling", draw_settling, ordered[:SETTLING_SHOWN], sentence, model)
         lines.append(sentence)
     else:
-        lines.append(f"settling.png is not drawn: it takes more than {quantity(passes, 'pass')}")
+        lines.append("settling.png is not drawn: it takes at least 4 passes")
     if any("auroc_interval" in measure for measure in judged.get("mistakes", {}).values()):
         draw_figure(output, "mistakes", draw_mistakes, labelled, judged_on["measured_on"], judged, model)
         lines.append(selective.verdict(judged["mistakes"]))
@@ -292,7 +292,7 @@ def draw_settling(rows: list[dict], sentence: str, model: Classifier) -> tuple[F
     ]
 
 
-COLOURS = dict(zip(selective.MEASURES, [*CYCLE[:4], CYCLE[4], BLACK, GREY, SKY], strict=True))
+COLOURS = dict(zip(selective.MEASURES, [*CYCLE[:5], BLACK, GREY, SKY], strict=True))
 
 
 def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier) -> tuple[Figure, list[str]]:
@@ -332,7 +332,9 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
 
 def draw_shift(shift: dict[str, dict], images: int, sample: str, model: Classifier) -> tuple[Figure, list[str]]:
     """Draw accuracy and confidence under each disturbance, and AUROC for mistakes of the measures of `SHOWN`."""
-    measures = [name for name in selective.SHOWN if any(of.get(name, {}).get("auroc") for of in shift.values())]
+    measures = [
+        name for name in selective.SHOWN if any(of.get(name, {}).get("auroc") is not None for of in shift.values())
+    ]
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     grid = figure.add_gridspec(2, 1 + bool(measures), height_ratios=(1, 0.14))
     panels = [figure.add_subplot(grid[0, column]) for column in range(1 + bool(measures))]

@@ -107,8 +107,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         default=12,
         type=whole,
         metavar="N",
-        help="number of images whose maps get a faithfulness score, insertion minus deletion, as in 2g "
-        "(0: none)",
+        help="number of images whose maps get a faithfulness score, insertion minus deletion, as in 2g (0: none)",
     ),
     "--whole": dict(
         action="store_true",

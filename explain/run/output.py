@@ -45,9 +45,9 @@ def write_array(path: Path, array: np.ndarray) -> None:
     write_file(path, buffer.getvalue())
 
 
-def map_name(index: int, kind: str = "") -> str:
+def map_name(index: int, kind: str) -> str:
     """Return the name of the file that holds an image's maps (of a kind), in the exercise's folder."""
-    return f"maps/{index:05d}{kind and '_'}{kind}.npy"
+    return f"maps/{index:05d}_{kind}.npy"
 
 
 def json_line(row: dict) -> str:
@@ -84,7 +84,7 @@ class OutputFolder:
         self.figures: list[Path] = []
         self.captions: dict[str, list[str]] = {}  # title and sentences of each figure
         self.margins: dict[str, list[float]] = {}  # fractions of its height that they take, above and below
-        self.other_files = 0  # files in the folders of images that are no pictures by their names
+        self.other_files = 0  # files without an image extension in the folders of images
         self.classes = 0  # that the labelled data have, of which --limit may leave some out
         self.started = time.perf_counter()
         existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
@@ -200,7 +200,7 @@ class OutputFolder:
         if skipped:
             print(f"skipped {len(skipped)} of {quantity(used + len(skipped), 'image')}; metrics.json says why")
         if self.other_files:
-            print(f"files left out, since their names are not those of pictures: {self.other_files:,}")
+            print(f"files skipped, without an image extension: {self.other_files:,}")
         for figure in self.figures:
             print(figure)
         print(self.metrics)
