@@ -195,13 +195,13 @@ def test_each_curve_and_panel_has_its_own_n():
     results = report.summary(rows) | {"measured_on": "3 images"}
     assert results["maps"]["Z"]["insertion_standard_error"] is None and results["maps"]["Z"]["images"] == 1
     model = argparse.Namespace(label="net")
-    options = argparse.Namespace(steps=2, cells=8, copies=3, noise=0.5, randomise=1)
+    options = argparse.Namespace(steps=2, cells=8, copies=3, noise=0.5, randomise=1, mosaics=0)
     figure, text = report.draw_curves(rows, results, model, options)
     assert labels_of(figure) == ["A (3)", "Z (1)", "b (3)"] and "2 steps, in cells of 8 x 8 pixels" in text[2]
     figure, text = report.draw_measures(results, model, options)
     titles = [panel.get_title() for panel in figure.axes if panel.get_title()]
     assert [title.splitlines()[-1] for title in titles] == ["images: 1 to 3", "images: 1"]  # no panel for pointing
-    assert "No grid pointing: no mosaics with --mosaics 0." in text
+    assert "No grid pointing: no mosaic was made with --mosaics 0." in text
     figure, text = report.draw_randomised(results["randomised"], model)
     assert labels_of(figure) == ["A (1)", "chance"] and "not sufficient" in " ".join(text)
 

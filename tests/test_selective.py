@@ -117,7 +117,7 @@ def test_with_too_few_mistakes_or_right_answers_nothing_is_said(wrong):
     results, tables = selective.summary(rows_of(60, wrong), seed=0)
     assert all(found["auroc"] is None and "auroc_interval" not in found for found in results["mistakes"].values())
     said = selective.describe_verdicts(results)
-    assert f"{wrong} mistakes and {60 - wrong} right answers on labelled images, and 5 of each are needed" in said
+    assert f"{wrong} mistakes and {60 - wrong} right answers on labelled images; at least 5 of each are needed" in said
     assert results["mistakes_under_shift"] == {} and [*tables] == ["measures.csv"]
     assert selective.summary([], 0) == ({}, {}) and "was not measured" in selective.describe_verdicts({})
 
