@@ -236,7 +236,8 @@ def draw_mistakes(
             f"p {row['confidence']:.2f}, loss {row['loss']:.2f}, rank {row['rank']}",
         )
     title = f"{quantity(len(wrong), 'mistake')} in {quantity(len(costliest), 'image')}"
-    shown = f", the {len(axes)} with the highest loss" if len(axes) < len(wrong) else ""
+    shown = ", the costliest" if len(axes) == 1 else f", the {len(axes)} costliest"
+    shown = shown if len(axes) < len(wrong) else ""
     return figure, [
         f"{model.label}: {title}{shown}",
         f"{results['measured_on']}. Highest loss first. p: probability of the predicted class; loss and rank: of the "

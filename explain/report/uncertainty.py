@@ -214,7 +214,8 @@ def draw(
         right.set(xlim=(-0.03, 1.03), ylim=(len(row["leading"]) - 0.6, -0.75), yticks=[], xticks=[0, 0.5, 1])
         right.set_xlabel("probability", labelpad=1)
         right.spines["left"].set_visible(False)
-    shown = f"the {len(rows)} least sure of {total} pictures" if len(rows) < total else quantity(total, "picture")
+    least_sure = "the least sure" if len(rows) == 1 else f"the {len(rows)} least sure"
+    shown = f"{least_sure} of {total} pictures" if len(rows) < total else quantity(total, "picture")
     return figure, [
         f"{model.label}: {quantity(passes, 'pass')} with dropout on, {shown}",
         "Most likely classes with the mean ± standard deviation of their probability over passes. Thin line: least to "
