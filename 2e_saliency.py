@@ -89,7 +89,7 @@ def smoothed_saliency_maps(
     """
     ids = common.class_ids(classes, len(common.check_images(images)))
     if None in ids:  # without a graph, which would stay beside those of the copies
-        best = common.predict_logits(model, images).argmax(1).tolist()
+        best = common.most_likely(common.predict_logits(model, images))[:, 0].tolist()
         ids = [c if asked is None else asked for asked, c in zip(ids, best, strict=True)]
     copies = common.whole_argument("copies", copies)
     if len(generators) != len(images):
