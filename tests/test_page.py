@@ -147,6 +147,7 @@ def test_every_link_and_picture_is_there(which, request):
 def test_a_finished_folder_has_a_card_for_each_picture(finished):
     """Two pictures are shown (--show 2), each with five classes and two or more maps; the numbers are those of rows."""
     found = Page(finished / "report.html")
+    assert "None" not in found.text
     assert [given.get("class") for _, given in found.elements].count("card") == 2
     rows = [json.loads(line) for line in (finished / "2d_predict/rows.jsonl").read_text().splitlines()]
     assert all(f"{p:.3f}" in found.text for row in rows[:2] for p in row["probabilities"])
