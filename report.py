@@ -18,10 +18,7 @@ import traceback
 from explain.run.shell import ROOT, answer_early
 
 from explain.basics.errors import UserError
-from explain.run.command_line import exercise_parser
-
-EXERCISES = ["2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency"]
-EXERCISES += ["2g_faithfulness", "2h_mc_dropout"]
+from explain.run.command_line import EXERCISES, exercise_parser
 
 
 def parse_options() -> list[str] | str:

@@ -31,13 +31,11 @@ from explain.basics.files import is_inside, remove_file, write_file
 from explain.methods import selective
 from explain.report import numbers
 from explain.report.figures import brightest, label, map_pixels
+from explain.run import command_line
 from explain.run.output import OutputFolder, map_name
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-EXERCISES = (
-    "process_data", "2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency",
-    "2g_faithfulness", "2h_mc_dropout",
-)  # fmt: skip
+EXERCISES = ("process_data", *command_line.EXERCISES)
 OF_A_PICTURE = ("2d_predict", "2e_saliency", "2f_guided_saliency", "2h_mc_dropout")  # the exercises on a card
 NETWORK = "{name}, {classes} classes, input {input_size} × {input_size} pixels; weights: {weights}, SHA-256 {sha256}"
 # options that the command of a missing exercise takes over from the others, and their defaults

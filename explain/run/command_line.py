@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 from explain.basics.errors import UserError
 from explain.basics.options import COPIES, INTERPOLATIONS, NOISE, WHITE, above_0, at_least_0, shard, whole_number
 
+EXERCISES = ("2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency")
+EXERCISES += ("2g_faithfulness", "2h_mc_dropout")
 positive, whole = whole_number(1), whole_number(0)
 seed = whole_number(0, (1 << 31) - 1)  # an image's index is added to a multiple of it
 
