@@ -112,8 +112,8 @@ def names_imported(path: Path) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Constant) and re.fullmatch(r"\d\w+", str(node.value)):
-            names.append(str(node.value))  # of an exercise, for importlib.import_module
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            names += [str(name.value) for name in node.args if isinstance(name, ast.Constant)]  # an exercise
     return names
 
 
