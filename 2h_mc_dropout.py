@@ -217,7 +217,7 @@ def images_to_judge(
         return common.label_images(split, model, options.dataset)
     if len(options.images) > 1 or not folder.is_dir():
         return none
-    if any(path.parent == folder for path in common.list_pictures(folder)[0]):
+    if any(path.parent == folder for path in common.list_images(folder)[0]):
         return none
     try:
         labelled, note = common.labelled_images(folder, model), "the folders' names are taken as labels"

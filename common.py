@@ -33,8 +33,8 @@ from explain.basics.errors import NoSuchMap, UserError, printable, whole_argumen
 from explain.basics.files import is_system_name, list_files, size_of
 from explain.basics.sharing import is_shared, shared, shared_results
 from explain.data.datasets import TEST_FOLDERS, class_folders, find_folder, note_empty, read_dataset_names
+from explain.data.image_files import FINDINGS, is_image_name, nearly_black, read_image, to_pixels
 from explain.data.labels import read_names
-from explain.data.pictures import FINDINGS, is_picture_name, nearly_black, read_image, to_pixels
 from explain.methods.faithfulness import faithfulness_scores
 from explain.methods.feature_maps import run_with_features
 from explain.methods.maps import describe_map, latest
@@ -48,7 +48,7 @@ from explain.run.progress import progress
 from explain.run.rows import Rows, resolve_options, run_settings
 
 # What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
-__all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_pictures"]
+__all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_images"]
 __all__ += ["spread_over_classes", "labelled_images", "test_images", "validation_images", "Classes", "class_ids"]
 __all__ += ["class_score_gradient", "classes_to_explain", "find_class", "find_classes", "forward_pass", "most_likely"]
 __all__ += ["shared", "shared_results", "MapFunction", "NoSuchMap", "call_with", "make_maps", "parameters_of"]
@@ -85,10 +85,10 @@ class ImageFiles(list[ImageFile]):
         self.other_files, self.skipped, self.classes = other_files, list(skipped), classes
 
 
-def list_pictures(folder: Path) -> tuple[list[Path], int]:
+def list_images(folder: Path) -> tuple[list[Path], int]:
     """List the files below a folder that may be pictures by their names, as `list_files` does, and count the others."""
     files = list_files(folder)
-    pictures = [path for path in files if is_picture_name(path)]
+    pictures = [path for path in files if is_image_name(path)]
     return pictures, len(files) - len(pictures)
 
 
@@ -99,7 +99,7 @@ def test_images(options: argparse.Namespace) -> ImageFiles:
         for path in map(Path, options.images):  # files whatever their names, and the pictures in folders
             if not os.path.lexists(path):
                 raise UserError(f"{printable(path)} does not exist: give image files or folders of images")
-            pictures, others = list_pictures(path) if path.is_dir() else ([path], 0)
+            pictures, others = list_images(path) if path.is_dir() else ([path], 0)
             paths, other_files = paths + pictures, other_files + others
         files = [ImageFile(i, printable(path), path) for i, path in enumerate(paths)]
         source = " ".join(printable(Path(argument)) for argument in options.images)
@@ -114,7 +114,7 @@ def test_images(options: argparse.Namespace) -> ImageFiles:
                 f"{base / 'DL_data'} has no folder {TEST_FOLDERS[0]}: give image files as arguments, "
                 "or run `python process_data.py --sample` for a sample dataset"
             )
-        paths, other_files = list_pictures(folder)
+        paths, other_files = list_images(folder)
         files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
         source = str(folder)
     if not files:
@@ -135,7 +135,7 @@ def validation_images(dataset: str | os.PathLike) -> ImageFiles:
                 f"`python 2b_evaluate.py {split}`"
             )
     folders.sort(key=lambda p: int(p.name))
-    listings = [list_pictures(folder) for folder in folders]
+    listings = [list_images(folder) for folder in folders]
     paths = [path for pictures, _ in listings for path in pictures]
     if not paths:
         raise UserError(
@@ -214,7 +214,7 @@ def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
         )
     files: list[ImageFile] = []
     skipped: list[dict] = []
-    paths, other_files = list_pictures(base)
+    paths, other_files = list_images(base)
     for path in paths:
         parts = path.relative_to(base).parts
         if len(parts) == 1:

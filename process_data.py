@@ -53,10 +53,10 @@ if __name__ == "__main__":
 import common
 from explain.basics.errors import UserError, printable, quantity
 from explain.basics.files import copy_or_link, is_file_of, is_inside, move_out, write_file
-from explain.data import pictures
+from explain.data import image_files
 from explain.data.datasets import SPLIT_NAMES, TEST_FOLDERS, find_folder, key_of, read_lists
+from explain.data.image_files import is_image_name
 from explain.data.labels import Labels, names_text
-from explain.data.pictures import is_picture_name
 from explain.data.sample import write_sample
 from explain.report import classes as report
 from explain.run import shell
@@ -79,13 +79,13 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
 
     # 2. Read and check everything. Problems end the run here, before anything is written.
     images, skipped, counts = check_images(image_folder, label_list, names, labels, options)
-    test_files, other_files = common.list_pictures(test_folder) if test_folder else ([], 0)
+    test_files, other_files = common.list_images(test_folder) if test_folder else ([], 0)
     tests = describe_images("test", test_files, base, options.white)
     skipped += [{"path": row["path"], "reason": row["reason"]} for row in tests if "reason" in row]
     tests = [row for row in tests if "reason" not in row]
 
     # 3. Find what no longer belongs there. The other scripts read it until --prune moves it, and so it has rows.
-    pictures_there, others_there = common.list_pictures(split) if split.is_dir() else ([], 0)
+    pictures_there, others_there = common.list_images(split) if split.is_dir() else ([], 0)
     leftovers = sorted(set(pictures_there) - {base / row["path"] for row in images.values()})
     if options.prune:
         for path in leftovers:
@@ -204,9 +204,9 @@ def match_names(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Pat
     """
     paths = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
     listed, problems = {*read.labels, *read.problems}, dict(read.problems)
-    files = {name: path for name, path in paths.items() if name in listed or is_picture_name(path)}
+    files = {name: path for name, path in paths.items() if name in listed or is_image_name(path)}
     for name, path in files.items():  # a listed name is only looked up here, and never opened
-        if not is_picture_name(path):
+        if not is_image_name(path):
             problems[name] = f"{name!r} is listed, but has no image extension: rename it or remove it from the list"
         elif name not in listed:
             problems[name] = f"{name!r} is in {folder} but not in the list: list it or move it away"
@@ -231,7 +231,9 @@ def describe_images(role: str, paths: Sequence[Path], base: Path, white: int | N
             for fact in jobs:
                 facts.append(fact)
                 bar.update()
-    if sentence := pictures.nearly_black([fact["largest_16_bit"] for fact in facts if "largest_16_bit" in fact], white):
+    if sentence := image_files.nearly_black(
+        [fact["largest_16_bit"] for fact in facts if "largest_16_bit" in fact], white
+    ):
         print(f"note: {sentence}", file=sys.stderr)
     return [
         {"role": role, "index": index, "path": key_of(path, base), "class": None, "name": None, **fact}
@@ -242,11 +244,11 @@ def describe_images(role: str, paths: Sequence[Path], base: Path, white: int | N
 def inspect_image(path: Path, upright: bool, white: int | None = None) -> dict[str, Any]:
     """Decode a whole image; return what identifies its content, or the `reason` why it cannot be used."""
     try:
-        data = pictures.read_bytes(path)  # once: the bytes that are decoded are those that are hashed
-        info = pictures.decode_image(data, printable(path), upright, white).info
+        data = image_files.read_bytes(path)  # once: the bytes that are decoded are those that are hashed
+        info = image_files.decode_image(data, printable(path), upright, white).info
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
-    findings = {key: info[key] for key in pictures.FINDINGS if key in info}
+    findings = {key: info[key] for key in image_files.FINDINGS if key in info}
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **findings}
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 import common
 from explain.basics.errors import OthersAtWork
 from explain.basics.files import write_file
-from explain.data import pictures
+from explain.data import image_files
 from explain.report import figures
 from explain.report.figures import figure_style, save_figure
 from explain.run import output, shell
@@ -176,7 +176,7 @@ def test_a_ppm_of_sixteen_bits_is_read_as_a_png(kind, tmp_path):
     ],
 )
 def test_pictures_that_come_out_nearly_black_are_said(largest, white, says):
-    found = pictures.nearly_black(largest, white)
+    found = image_files.nearly_black(largest, white)
     assert found is None if says is None else found.endswith(says)
 
 

@@ -36,7 +36,7 @@ from torch import nn
 
 import common
 from explain.basics.errors import UserError
-from explain.data import pictures
+from explain.data import image_files
 from explain.data.labels import read_labels, read_names
 from explain.networks import checkpoints
 from explain.run import shell
@@ -235,12 +235,12 @@ def test_damage_is_named(name, tmp_path):
 def test_truncated_at_twenty_offsets(kind, how):
     """Refused; but for the last byte of a PNG or a GIF, without which all pixels are there."""
     whole = stored(NOISE, kind, **how)
-    pixels = pictures.decode_image(whole, "whole").tobytes()
+    pixels = image_files.decode_image(whole, "whole").tobytes()
     for part in range(19):
         with pytest.raises(UserError, match="cannot be read|not an image"):
-            pictures.decode_image(whole[: len(whole) * part // 19], "part")
+            image_files.decode_image(whole[: len(whole) * part // 19], "part")
     try:
-        assert pictures.decode_image(whole[:-1], "part").tobytes() == pixels
+        assert image_files.decode_image(whole[:-1], "part").tobytes() == pixels
     except UserError:
         assert kind not in ("PNG", "GIF")
 
@@ -314,13 +314,13 @@ def test_a_file_that_changes_while_it_is_read(mode, tmp_path, monkeypatch):
     before, after = (stored(Image.new(mode, (64, 48), value), "TIFF") for value in (0, "white"))
     path.write_bytes(before)
     expected = common.read_image(path)
-    real = pictures._to_rgb
+    real = image_files._to_rgb
 
     def changes(image):
         path.write_bytes(after)
         return real(image)
 
-    monkeypatch.setattr(pictures, "_to_rgb", changes)
+    monkeypatch.setattr(image_files, "_to_rgb", changes)
     assert common.read_image(path).tobytes() == expected.tobytes()
     path.write_bytes(before)
     assert process_data.inspect_image(path, True)["sha256"] == hashlib.sha256(before).hexdigest()  # what was looked at
@@ -328,8 +328,8 @@ def test_a_file_that_changes_while_it_is_read(mode, tmp_path, monkeypatch):
 
 def test_a_file_that_vanishes_while_it_is_read(tmp_path, monkeypatch):
     path = save_photo(tmp_path / "a.png")
-    size, real = path.stat().st_size, pictures._to_rgb
-    monkeypatch.setattr(pictures, "_to_rgb", lambda image: path.unlink() or real(image))
+    size, real = path.stat().st_size, image_files._to_rgb
+    monkeypatch.setattr(image_files, "_to_rgb", lambda image: path.unlink() or real(image))
     assert process_data.inspect_image(path, True)["bytes"] == size
     assert "No such file" in process_data.inspect_image(path, True)["reason"]
 
@@ -694,15 +694,15 @@ EXAMPLES = pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=py
 @EXAMPLES
 def test_mutated_images(examples):
     """An RGB image or one sentence; a PNG, which has checksums, is as it was or refused."""
-    whole = pictures.decode_image(SEEDS[0], "whole").tobytes()
+    whole = image_files.decode_image(SEEDS[0], "whole").tobytes()
 
     def check(seed: int, mutations: list) -> None:
         try:
-            image = pictures.decode_image(mutated(SEEDS[seed], mutations), "name")
+            image = image_files.decode_image(mutated(SEEDS[seed], mutations), "name")
         except UserError as error:
             assert str(error).startswith("name ") and "\n" not in str(error)
         else:
-            assert image.mode == "RGB" and image.width * image.height <= pictures.MAX_PIXELS
+            assert image.mode == "RGB" and image.width * image.height <= image_files.MAX_PIXELS
             assert seed or image.tobytes() == whole
 
     fuzz(check, examples, st.integers(0, len(SEEDS) - 1))

@@ -14,7 +14,7 @@ from conftest import TINY, run_main, save_photo
 from PIL import Image, ImageCms, ImageFile
 
 import common
-from explain.data import pictures
+from explain.data import image_files
 
 RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 # columns red, green, blue; rows X, Y, Z, adapted to D50 (SMPTE EG 432-1 and IEC 61966-2-1, as in the usual profiles)
@@ -67,7 +67,7 @@ def stored(image: Image.Image, kind: str, **settings) -> bytes:
 
 
 def read(image: Image.Image, profile: bytes, kind: str = "PNG", upright: bool = True) -> tuple[np.ndarray, list[str]]:
-    result = pictures.decode_image(stored(image, kind, icc_profile=profile), "photo", upright)
+    result = image_files.decode_image(stored(image, kind, icc_profile=profile), "photo", upright)
     assert result.mode == "RGB"
     return np.asarray(result), result.info["notes"]
 
@@ -153,7 +153,7 @@ def test_a_broken_profile_is_noted_and_passed_over(mode, profile):
     image.info["icc_profile"] = profile
     plain = np.asarray(image.convert("RGB"))
     for upright in (True, False):
-        result, notes = pictures._use_profile(image, upright)
+        result, notes = image_files._use_profile(image, upright)
         assert np.array_equal(result.convert("RGB"), plain) and notes == [UNUSABLE]
 
 
@@ -161,10 +161,10 @@ def test_a_damaged_profile_in_a_file():
     data = stored(Image.fromarray(RGB), "PNG", icc_profile=P3)
     at = data.index(b"iCCP") + 20
     with pytest.raises(common.UserError, match="is not an image"):  # the checksum
-        pictures.decode_image(data[:at] + b"damage" + data[at + 6 :], "photo")
+        image_files.decode_image(data[:at] + b"damage" + data[at + 6 :], "photo")
     data = stored(Image.fromarray(RGB), "TIFF", icc_profile=P3)
     at = data.index(P3[100:]) - 100
-    image = pictures.decode_image(data[: at + 36] + b"damage" + data[at + 42 :], "photo")
+    image = image_files.decode_image(data[: at + 36] + b"damage" + data[at + 42 :], "photo")
     assert np.array_equal(image, RGB) and image.info["notes"] == [UNUSABLE]
 
 
@@ -186,14 +186,14 @@ def test_2d_converts_and_2b_does_not(tmp_path, monkeypatch):
 
 def test_avif():
     data = stored(Image.fromarray(RGB), "AVIF", quality=95)
-    image = pictures.decode_image(data, "photo.avif")
+    image = image_files.decode_image(data, "photo.avif")
     assert np.abs(np.asarray(image).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() == 0
     assert image.info["notes"] == []
     for end in (100, len(data) // 2, len(data) - 1):
         with pytest.raises(common.UserError, match=r"photo\.avif (cannot be read|is not an image)"):
-            pictures.decode_image(data[:end], "photo.avif")
+            image_files.decode_image(data[:end], "photo.avif")
     frames = stored(Image.fromarray(RGB), "AVIF", save_all=True, append_images=[Image.new("RGB", (32, 24))])
-    assert pictures.decode_image(frames, "photo.avif").info["notes"] == ["first frame of several"]
+    assert image_files.decode_image(frames, "photo.avif").info["notes"] == ["first frame of several"]
 
 
 def test_avif_upright():
@@ -201,7 +201,7 @@ def test_avif_upright():
     for upright, size in ((True, (24, 32)), (False, (32, 24))):
         exif = Image.Exif()
         exif[0x0112] = 6  # Pillow takes it out of what it is given
-        read_back = pictures.decode_image(stored(image, "AVIF", exif=exif), "photo", upright)
+        read_back = image_files.decode_image(stored(image, "AVIF", exif=exif), "photo", upright)
         assert read_back.size == size
         assert read_back.info["notes"] == ["turned upright by EXIF" if upright else "EXIF orientation ignored"]
 
@@ -210,8 +210,8 @@ def test_the_bits_that_avif_had():
     """A header that says 10 or 12 bits; Pillow returns 8, and writes no other."""
     image = SimpleNamespace(format="AVIF", info={})
     for flags, bits in ((0x0C, 8), (0x4C, 10), (0x6C, 12)):
-        assert pictures._bits(image, b"....av1C\x81\x20" + bytes([flags]) + b"\0") == bits
-    assert pictures._bits(SimpleNamespace(format="HEIF", info={"bit_depth": 10}), b"") == 10
+        assert image_files._bits(image, b"....av1C\x81\x20" + bytes([flags]) + b"\0") == bits
+    assert image_files._bits(SimpleNamespace(format="HEIF", info={"bit_depth": 10}), b"") == 10
 
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
@@ -245,10 +245,10 @@ def test_heic_where_its_package_is_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", package)
     for registered in (Image.OPEN, Image.ID):
         monkeypatch.setattr(Image, "OPEN" if registered is Image.OPEN else "ID", registered.copy())
-    image = pictures.decode_image(HEIC, "photo.heic")
+    image = image_files.decode_image(HEIC, "photo.heic")
     assert np.array_equal(image, RGB) and image.info["notes"] == ["10-bit to 8-bit"]
     with pytest.raises(common.UserError, match="is not an image in JPEG, .*, AVIF, PPM, HEIC"):  # a closed list, still
-        pictures.decode_image(stored(Image.fromarray(RGB), "TGA"), "photo.tga")
+        image_files.decode_image(stored(Image.fromarray(RGB), "TGA"), "photo.tga")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -343,7 +343,7 @@ def test_the_code_that_a_run_depends_on_is_what_its_script_imports():
     def names(script: str) -> set[str]:
         return {path.relative_to(ROOT).as_posix() for path in rows.imported_files(ROOT / f"{script}.py")}
 
-    nouns = ("run/rows", "networks/classifier", "networks/inference", "data/pictures", "basics/errors")
+    nouns = ("run/rows", "networks/classifier", "networks/inference", "data/image_files", "basics/errors")
     shared = {"common.py", *(f"explain/{noun}.py" for noun in nouns)}
     assert shared < names("2b_evaluate") and "2b_evaluate.py" in names("2b_evaluate")
     only_of_2c = {"explain/methods/archetypes.py", "explain/methods/priors.py"}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from explain.basics.errors import UserError, printable, quantity
 from explain.basics.files import is_system_name, list_files
+from explain.data.image_files import is_image_name
 from explain.data.labels import Labels, Names, read_labels, read_names, split_wnid
 from explain.data.lookup import class_lookup, names_several, other_numbers
-from explain.data.pictures import is_picture_name
 
 # Spellings met in the wild, the last of each in Kaggle's archive
 IMAGE_FOLDERS = ("validation_images", "validation images", "val", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val")
@@ -195,7 +195,7 @@ def note_empty(subfolders: Iterable[str], files: Iterable[str]) -> list[str]:
 
     A link to a folder that is listed by its own name has none, either.
     """
-    full = {file.partition("/")[0] for file in files if is_picture_name(Path(file))}
+    full = {file.partition("/")[0] for file in files if is_image_name(Path(file))}
     empty = [printable(Path(name)) for name in subfolders if name not in full]
     return [f"{quantity(len(empty), 'class folder')} without a picture: {shown(empty)}"] if empty else []
 
@@ -223,7 +223,7 @@ def read_lists(
         ids, names, notes = class_folders(folder, names, numeric)
     files = [path.relative_to(folder).as_posix() for path in list_files(folder)]
     if label_list is None:
-        in_folders = [file for file in files if "/" in file and is_picture_name(Path(file))]
+        in_folders = [file for file in files if "/" in file and is_image_name(Path(file))]
         labels = {file: ids[file.split("/")[0]] for file in in_folders}
         notes = [*read_as(names), *notes, *note_empty(ids, files)]
         return folder, tests, names, Labels(labels, {}, notes, ""), folder
@@ -249,6 +249,6 @@ def dataset_digest(dataset: Path) -> str | None:
     """Return a digest of the names of a dataset's split and test pictures; None where there are none."""
     tests = find_folder(dataset / "DL_data", TEST_FOLDERS)
     folders = [folder for folder in (dataset / "DL_data_p", tests) if folder and folder.is_dir()]
-    pictures = [path for folder in folders for path in list_files(folder) if is_picture_name(path)]
+    pictures = [path for folder in folders for path in list_files(folder) if is_image_name(path)]
     names = "\n".join(printable(path.relative_to(dataset)) for path in pictures)
     return hashlib.sha256(names.encode()).hexdigest()[:12] if names else None

@@ -19,7 +19,7 @@ from torch import Tensor
 from explain.basics.errors import UserError
 from explain.basics.files import write_file
 from explain.basics.options import JUDGES
-from explain.data.pictures import read_image, to_pixels
+from explain.data.image_files import read_image, to_pixels
 from explain.networks.classifier import Classifier, load_model
 from explain.networks.running import class_standing, device_of, predict_logits
 
@@ -70,7 +70,7 @@ def measure(model: Classifier, picture: Image.Image, c: int) -> dict[str, float]
     return {key: standing[key] for key in ("logit", "probability", "rank")}
 
 
-def describe_picture(
+def describe_image(
     model: Classifier, judges: dict[str, Classifier], pictures: dict[Classifier, Image.Image], c: int
 ) -> dict[str, Any]:
     """Return the measures of class c by all networks, each of its own rendering of one picture.
@@ -102,7 +102,7 @@ def describe_photos(
             continue
         networks = (model, *judges.values())
         pictures = {network: Image.fromarray(to_pixels(network.preprocess(photo))) for network in networks}
-        measures = describe_picture(model, judges, pictures, file.label)
+        measures = describe_image(model, judges, pictures, file.label)
         photos[file.label] = {"photo": file.key, "path": file.path} | measures
     return photos, skipped
 
@@ -122,4 +122,4 @@ def save(
     write_file(file(path), png.getvalue())
     pictures = dict.fromkeys((model, *judge_networks.values()), picture)
     row = {"class": c, "name": name, "method": method, "path": path, "files": [path]}
-    return row | describe_picture(model, judge_networks, pictures, c)
+    return row | describe_image(model, judge_networks, pictures, c)

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from explain.basics.errors import UserError, one_line, unknown
 from explain.basics.files import sha256_of
-from explain.data.pictures import fit_whole
+from explain.data.image_files import fit_whole
 from explain.networks.checkpoints import Checkpoint, load_checkpoint, load_state, names_in, read_state_dict, split_key
 from explain.networks.inference import prepare
 from explain.networks.logits import logits_only

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from explain.basics.errors import UserError, quantity
-from explain.data.pictures import read_image
+from explain.data.image_files import read_image
 from explain.methods.ascent import GROW_AT, growing_sides
 from explain.methods.ascent_settings import Settings
 from explain.methods.priors import PHOTO_COLOURS, grey_distance_limit
@@ -23,13 +23,13 @@ from explain.report.figures import (
     GREY,
     WIDTH,
     draw_figure,
+    draw_file,
     draw_heading,
     draw_image,
     draw_legend,
-    draw_picture,
     panel_grid,
     short,
-    write_picture,
+    write_image,
 )
 from explain.report.page import finish
 from explain.run.output import OutputFolder
@@ -106,7 +106,7 @@ def write(
         reference = {key: np.mean([photo[key] for photo in photos.values()], 0) for key in reference}
     for c in [*photos][: output.options.show]:
         with suppress(UserError):  # it is gone by now
-            write_picture(
+            write_image(
                 output.file(f"photos/{c}.jpg"), model.preprocess(read_image(photos[c]["path"], white=model.white))
             )
     results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
@@ -189,7 +189,7 @@ def draw_archetypes(
     for panels, group in zip(axes, by_class, strict=True):
         c = group[0]["class"]
         if c in with_photo:
-            draw_picture(panels[0], model, photos[c]["path"])
+            draw_file(panels[0], model, photos[c]["path"])
             panels[0].set_xlabel(standing_lines(photos[c]), linespacing=1.15)
         elif with_photo:
             draw_image(panels[0], np.ones((1, 1, 3)))

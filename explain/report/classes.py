@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import ImageOps
 
 from explain.basics.errors import quantity
-from explain.data.pictures import read_image
+from explain.data.image_files import read_image
 from explain.report.figures import draw_figure, draw_heading, draw_image, panel_grid
 from explain.report.page import finish
 from explain.run.output import OutputFolder

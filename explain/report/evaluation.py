@@ -21,9 +21,9 @@ from explain.report.figures import (
     ORANGE,
     WIDTH,
     draw_figure,
+    draw_file,
     draw_heading,
     draw_legend,
-    draw_picture,
     file_name,
     measured_on,
     panel_grid,
@@ -227,7 +227,7 @@ def draw_mistakes(
     wrong = [row for row in costliest if row["rank"] > 1]
     figure, axes = panel_grid(min(show, len(wrong)), [""], per_line=4, text_lines=4)
     for (panel,), row in zip(axes, wrong, strict=False):
-        draw_picture(panel, model, photos[row["index"]], upright=False)
+        draw_file(panel, model, photos[row["index"]], upright=False)
         draw_heading(
             [panel],
             file_name(row),

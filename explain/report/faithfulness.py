@@ -20,10 +20,10 @@ from explain.report.figures import (
     WIDTH,
     brightest,
     draw_figure,
+    draw_file,
     draw_image,
     draw_legend,
     draw_map,
-    draw_picture,
     kinds_of_maps,
     label,
     map_styles,
@@ -273,7 +273,7 @@ def draw_mosaic(mosaic: dict, maps: np.ndarray, paths: Sequence[Path], model: Cl
     lines = -(-(1 + len(kinds)) // 4)  # of four panels
     figure = Figure(figsize=(WIDTH, 0.5 + 1.7 * lines), layout="constrained")
     first, *others = figure.subplots(lines, 4, squeeze=False).flat
-    photos = [draw_picture(first, model, path) for path in paths]
+    photos = [draw_file(first, model, path) for path in paths]
     first.clear()
     draw_image(first, tiled(torch.stack(photos)))
     first.set_title("mosaic")

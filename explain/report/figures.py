@@ -29,7 +29,7 @@ from torch import Tensor
 
 from explain.basics.errors import UserError, quantity
 from explain.basics.files import write_file
-from explain.data.pictures import read_image, to_pixels
+from explain.data.image_files import read_image, to_pixels
 from explain.networks.classifier import Classifier
 from explain.run.output import OutputFolder
 
@@ -127,7 +127,7 @@ def draw_image(axes: Axes, image: Tensor | np.ndarray, **settings: Any) -> Any:
     return axes.imshow(to_pixels(image) if isinstance(image, Tensor) else image, **settings)
 
 
-def draw_picture(axes: Axes, model: Classifier, path: Path, upright: bool = True) -> Tensor:
+def draw_file(axes: Axes, model: Classifier, path: Path, upright: bool = True) -> Tensor:
     """Draw a picture as the network sees it, and return it (3, S, S); one that is gone by now is a note on white."""
     try:
         picture, note = model.preprocess(read_image(path, upright, model.white)), ""
@@ -333,7 +333,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_file(path, buffer.getvalue())
 
 
-def write_picture(path: Path, image: Tensor) -> None:
+def write_image(path: Path, image: Tensor) -> None:
     """Save a picture (3, H, W), or a grey one (1, H, W), in [0, 1] as JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(to_pixels(image.expand(3, -1, -1))).save(buffer, format="JPEG", quality=90)
@@ -371,7 +371,7 @@ def save_pictures(output: OutputFolder, rows: Sequence[dict], photos: Sequence[P
     for row in rows:
         name = f"pictures/{row['index']:05d}.jpg"
         try:
-            write_picture(output.file(name), model.preprocess(read_image(photos[row["index"]], white=model.white)))
+            write_image(output.file(name), model.preprocess(read_image(photos[row["index"]], white=model.white)))
         except UserError:
             if not (output.path / name).is_file():
                 output.files.remove(name)

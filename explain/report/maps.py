@@ -24,10 +24,10 @@ from explain.report.figures import (
     class_lines,
     draw_colour_bar,
     draw_figure,
+    draw_file,
     draw_heading,
     draw_image,
     draw_map,
-    draw_picture,
     kinds_of_maps,
     label,
     panel_grid,
@@ -165,7 +165,7 @@ def draw(
     maps = {(r["index"], kind): np.load(output.path / map_name(r["index"], kind)) for r in rows for kind in kinds}
     for (first, *panels), row in zip(axes, rows, strict=True):
         draw_heading([first, *panels], *class_lines(row, model.categories))
-        picture = draw_picture(first, model, photos[row["index"]])
+        picture = draw_file(first, model, photos[row["index"]])
         write_score(first, row, "random")
         same_picture = [r for r in rows if r["path"] == row["path"]]
         drawn = []

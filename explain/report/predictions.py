@@ -14,8 +14,8 @@ from explain.report.figures import (
     SKY,
     class_finding,
     draw_figure,
+    draw_file,
     draw_heading,
-    draw_picture,
     file_name,
     panel_grid,
     save_pictures,
@@ -53,7 +53,7 @@ def draw(rows: list[dict], total: int, photos: Sequence[Path], model: Classifier
     """Draw each picture beside the bars of its most likely classes."""
     figure, axes = panel_grid(len(rows), ["", ""], 1 if len(rows) == 1 else 2, text_lines=3, widths=[1, 1.3])
     for (left, right), row in zip(axes, rows, strict=True):
-        draw_picture(left, model, photos[row["index"]])
+        draw_file(left, model, photos[row["index"]])
         draw_heading((left, right), file_name(row))
         places = range(len(row["classes"]))
         right.barh(

@@ -22,9 +22,9 @@ from explain.report.figures import (
     SKY,
     WIDTH,
     draw_figure,
+    draw_file,
     draw_heading,
     draw_legend,
-    draw_picture,
     file_name,
     measured_on,
     panel_grid,
@@ -196,7 +196,7 @@ def draw(
     """Draw each picture beside box plots of its leading classes over the passes."""
     figure, axes = panel_grid(len(rows), ["", ""], 1 if len(rows) == 1 else 2, text_lines=4, widths=[1, 1.5])
     for (left, right), row in zip(axes, rows, strict=True):
-        draw_picture(left, model, photos[row["index"]])
+        draw_file(left, model, photos[row["index"]])
         variation = row["coefficient_of_variation"]
         numbers = f"MI {information(row)}, H {row['predictive_entropy']:.2f}, "
         numbers += "" if variation is None else f"CV {variation:.2f}, "

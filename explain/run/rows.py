@@ -13,7 +13,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path

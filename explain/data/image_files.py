@@ -50,7 +50,7 @@ MAX_BYTES = 8 * MAX_PIXELS  # of a file: four channels of 16 bits, uncompressed
 MAX_SCANS = 500  # of a progressive JPEG, each a pass over all pixels; ten are common, libjpeg-turbo's fuzzer stops here
 
 
-def is_picture_name(path: Path) -> bool:
+def is_image_name(path: Path) -> bool:
     """Return whether a file may be a picture by its name: by what it ends with, or where that is no word (photo.2)."""
     return bool(PICTURE_SUFFIX.fullmatch(path.suffix)) or not path.suffix[1:2].isalpha()
 
