@@ -25,14 +25,18 @@ from typing import Any
 
 from explain.run.shell import answer_early, run
 
-from explain.basics.options import CURVE_STEPS
 from explain.run.command_line import exercise_parser, positive, whole
 
 
 def parse_options() -> argparse.Namespace:
     parser = exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--copies", "--noise")
     numbers = {  # of what, by default
-        "steps": (CURVE_STEPS, positive, "number of steps in which pixels are inserted or deleted"),
+        "steps": (
+            None,
+            positive,
+            "number of equal steps in which pixels are inserted or deleted (default: eight "
+            "points of Gauss-Lobatto quadrature)",
+        ),
         "cells": (1, positive, "side, in pixels, of cells inserted or deleted as a whole, ordered by the map's mean"),
         "mosaics": (1, whole, "mosaics of four photos for grid pointing"),
         "randomise": (3, whole, "randomise layers, add noise and change the class for the first N images"),
@@ -105,45 +109,51 @@ def baseline_maps(images: Tensor, indices: Sequence[int], options: argparse.Name
 
 
 def measure_image(
-    table: Table, model: nn.Module, image: Tensor, c: Tensor, index: int, options: argparse.Namespace
+    maps: dict[str, Tensor], model: nn.Module, image: Tensor, c: Tensor, index: int, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return curves and areas of insertion and deletion for every map and baseline of an image (1, 3, H, W)."""
-    maps, reasons = common.make_maps(table, model, image, c, options, [index])
+    """Return curves and areas of insertion and deletion for the maps and every baseline of an image (1, 3, H, W)."""
     baselines = baseline_maps(image, [index], options)
     good = with_order(maps | baselines)
-    n, ordered = len(good), in_cells(torch.cat([*good.values()]), options.cells)
-    arguments = model, image.expand(n, -1, -1, -1), c.expand(n), ordered, options.steps
+    ordered = in_cells(torch.cat([*good.values()]), options.cells)[:, None]  # (kinds, 1, H, W)
+    arguments = model, image, c, ordered, options.steps
     with common.shared_results():  # the areas are those under the curves that are drawn
-        curves, areas = insertion_deletion_curves(*arguments), torch.stack(insertion_deletion(*arguments))
+        curves, areas = insertion_deletion_curves(*arguments)[:, :, 0], torch.stack(insertion_deletion(*arguments))
     names = ("insertion", "deletion")
     return {
         "maps": [*maps],
         "baselines": [*baselines],
-        "left_out": {kind: reason.lacking for kind, reason in reasons.items()},
         "curves": {kind: dict(zip(names, curves[:, k].tolist(), strict=True)) for k, kind in enumerate(good)},
-        "areas": {kind: dict(zip(names, areas[:, k].tolist(), strict=True)) for k, kind in enumerate(good)},
+        "areas": {kind: dict(zip(names, areas[:, k, 0].tolist(), strict=True)) for k, kind in enumerate(good)},
     }
 
 
 def check_image(
-    table: Table, model: nn.Module, image: Tensor, c: Tensor, other: Tensor, index: int, options: argparse.Namespace
+    table: Table,
+    maps: dict[str, Tensor],
+    model: nn.Module,
+    image: Tensor,
+    c: Tensor,
+    other: Tensor,
+    index: int,
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Return what is left of an image's maps under a little noise, for another class, and in a randomised network."""
 
-    def maps_of(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:  # (kinds, 1, H, W)
-        return torch.stack([*common.make_maps(table, model, images, classes, options, [index])[0].values()])
+    def maps_of(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:  # (kinds, 1, H, W)
+        intact = network is model and images is image and classes is c
+        made = maps if intact else common.make_maps(table, network, images, classes, options, [index])[0]
+        return torch.stack([*made.values()])
 
-    intact, _ = common.make_maps(table, model, image, c, options, [index])
     (generator,) = common.seeded_generators(options.seed, [index])
     noise = torch.randn(image.shape[1:], generator=generator).to(image)
     changed = {"stability": maps_of(model, image + NOISE * noise, c), "other_class": maps_of(model, image, other)}
     row: dict[str, Any] = {
-        name: {kind: rank_correlation(a, b) for (kind, a), b in zip(intact.items(), maps, strict=True)}
-        for name, maps in changed.items()
+        name: {kind: rank_correlation(a, b) for (kind, a), b in zip(maps.items(), others, strict=True)}
+        for name, others in changed.items()
     }
     generator = torch.Generator().manual_seed(options.seed)  # the same random layers for every image
     layers, stages = cascading_randomisation(model, image, c, maps_of, options.stages, generator)
-    row["randomised"] = {kind: [stage[k][0] for stage in stages] for k, kind in enumerate(intact)}
+    row["randomised"] = {kind: [stage[k][0] for stage in stages] for k, kind in enumerate(maps)}
     return row | {"layers": [number for number, _ in layers], "down_to": [name for _, name in layers]}
 
 
@@ -242,11 +252,13 @@ def measure_batch(
         image, c = images[n : n + 1], explained[n : n + 1]
         row["right"] = file.label is None or row["rank"] == 1
         if row["right"]:
-            row |= measure_image(table, model, image, c, file.index, options)
+            maps, reasons = common.make_maps(table, model, image, c, options, [file.index])
+            row["left_out"] = {kind: reason.lacking for kind, reason in reasons.items()}
+            row |= measure_image(maps, model, image, c, file.index, options)
             if file.index < options.randomise:
                 leading = common.most_likely(logits[n : n + 1], 2)[0]
                 other = leading[leading != c][:1]  # the likeliest of the others
-                row |= check_image(table, model, image, c, other, file.index, options)
+                row |= check_image(table, maps, model, image, c, other, file.index, options)
         yield row
 
 

@@ -170,7 +170,7 @@ def test_nothing_is_left_behind_and_an_image_is_its_own(toy, images):
     [
         (torch.full((5, 8, 8), torch.nan), "320 values not finite"),
         (torch.zeros(5, 4, 4), r"they are \(5, 4, 4\)"),
-        (torch.zeros(2, 5, 8, 8), r"they are \(2, 5, 8, 8\)"),
+        (torch.zeros(2, 5, 4, 8), r"they are \(2, 5, 4, 8\)"),
         (np.zeros((5, 8, 8), object), "of this ndarray of object no tensor of real numbers"),
         (np.full((5, 8, 8), "a"), "of this ndarray of <U1 no tensor"),
         (torch.zeros(5, 8, 8, dtype=torch.complex64), "of this Tensor of torch.complex64 no tensor"),
@@ -237,3 +237,31 @@ def test_the_worth_of_a_pictures_maps(white_pixels):
     assert means["right"]["images"] == 2 and means["empty"] == {"mean": None, "standard_error": None, "images": 0}
     a = found["right_insertion_minus_deletion"]
     assert means["right"]["mean"] == pytest.approx(a / 2) and means["right"]["standard_error"] == pytest.approx(a / 2)
+
+
+def test_eight_points_give_the_areas_of_polynomials():
+    """Gauss-Lobatto quadrature with n points is exact up to degree 2n - 3; equal steps are the trapezoid rule."""
+    fractions, weights = faithfulness.curve_points()
+    assert len(fractions) == 8 and (fractions[0], fractions[-1]) == (0, 1)
+    for degree in range(14):
+        assert float(fractions**degree @ weights) == pytest.approx(1 / (degree + 1), abs=1e-14)
+    assert abs(float(fractions**14 @ weights) - 1 / 15) > 1e-9
+    values = torch.tensor([3.0, 1, 4, 1, 5], dtype=torch.float64)
+    fractions, weights = faithfulness.curve_points(4)
+    assert fractions.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert float(values @ weights) == float(torch.trapezoid(values, dx=0.25))
+
+
+@pytest.mark.parametrize("steps", [None, 3, 1])
+def test_kinds_of_maps_share_the_ends_of_their_curves(toy, images, steps):
+    """Together they give what each gives alone, with fewer passes."""
+    classes, maps = torch.tensor([0, 1, 2, 3, 0]), torch.stack([images.mean(1), images[:, 0], -images[:, 1]])
+    together = faithfulness.insertion_deletion_curves(toy, images, classes, maps, steps)
+    alone = [faithfulness.insertion_deletion_curves(toy, images, classes, own, steps) for own in maps]
+    torch.testing.assert_close(together, torch.stack(alone, 1), atol=1e-6, rtol=0)
+    seen = []
+    with toy.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0])):
+        faithfulness.insertion_deletion(toy, images, classes, maps, steps)
+    points = 8 if steps is None else steps + 1
+    passes = 5 * (2 + 3 * 2 * (points - 2))  # rounded up to whole batches
+    assert len(seen) == -(-passes // faithfulness.ROWS_TOGETHER) * faithfulness.ROWS_TOGETHER

@@ -16,14 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explain.basics.errors import UserError, whole_argument
-from explain.basics.options import CURVE_STEPS
 from explain.basics.sharing import shared
 from explain.networks.logits import check_images, class_ids
 from explain.networks.running import predict_logits
 
 BLUR_PX = 10.0  # standard deviation of the Gaussian that blurs the copy: objects go, colours of the scene stay
-ROWS_TOGETHER = 16  # pictures in a pass
+ROWS_TOGETHER = 16  # images in a pass
 SEED = 0  # of the order of pixels that a map does not tell apart
+# Gauss-Lobatto quadrature with eight points (Abramowitz and Stegun 1964, table 25.6): fractions of the pixels and their
+# weights in the area, mirrored at 1/2. On 91 photos and two networks no map's mean is farther from that of 28 equal
+# steps than 0.3 of its standard error; 7 equal steps, of as many forward passes, are 0.9 away.
+NODES = (0.0, 0.0641299257451967, 0.2041499092834289, 0.3953503910487606)
+WEIGHTS = (1 / 56, 0.1053521135717530, 0.1705613462417522, 0.2062293973293519)
 
 
 def blurred(images: Tensor, sigma_px: float = BLUR_PX) -> Tensor:
@@ -96,37 +100,59 @@ def _as_tensor(maps: Any) -> Tensor:
     return torch.from_numpy(np.array(array, array.dtype.newbyteorder("="), order="C"))  # a copy
 
 
-@shared
-def insertion_deletion_curves(model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int) -> Tensor:
-    """Return the class's probability (2, N, steps + 1) as pixels are put into a blurred copy, and taken from the image.
+def curve_points(steps: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the points (K,) of a curve, as fractions of the pixels moved, and their weights (K,) in the area under it.
 
-    images (N, 3, H, W), classes one for each or one for all, maps (N, H, W). After k steps the k / steps of the pixels
-    with the largest values are the image's in the first curve, and the copy's in the second. Petsiuk et al. 2018, RISE,
-    section 3.2. Raises UserError for maps that are not finite or of another size, for a class out of range, for no
-    images, and for less than one step.
+    `steps` are equal steps with the trapezoid rule; by default the eight points of Gauss-Lobatto quadrature.
     """
-    classes, steps = class_tensor(classes, images), whole_argument("steps", steps)
+    if steps is None:
+        fractions, weights = torch.tensor(NODES, dtype=torch.float64), torch.tensor(WEIGHTS, dtype=torch.float64)
+        return torch.cat([fractions, 1 - fractions.flip(0)]), torch.cat([weights, weights.flip(0)])
+    steps = whole_argument("steps", steps)
+    weights = torch.full((steps + 1,), 1 / steps, dtype=torch.float64)
+    weights[[0, -1]] /= 2
+    return torch.arange(steps + 1, dtype=torch.float64) / steps, weights
+
+
+@shared
+def insertion_deletion_curves(
+    model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int | None = None
+) -> Tensor:
+    """Return the class's probability (2, N, K) as pixels are put into a blurred copy, and taken from the image.
+
+    images (N, 3, H, W), classes one for each or one for all, maps (N, H, W), or several kinds of them in one call
+    (kinds, N, H, W) -> (2, kinds, N, K). At each of the K `curve_points` that fraction of the pixels, those with the
+    largest values, is the image's in the first curve and the copy's in the second. Petsiuk et al. 2018, RISE, section
+    3.2. Raises UserError for maps that are not finite or of another size, for a class out of range, for no images, and
+    for less than one step.
+    """
+    classes, (fractions, _) = class_tensor(classes, images), curve_points(steps)
     if not len(images):
         raise UserError("0 images have no curves: give at least one")
-    maps = map_tensor(maps, (len(images), *images.shape[2:]), images.device)
-    copies = blurred(images)
-    counts = torch.arange(steps + 1, device=images.device) * maps[0].numel() // steps  # of pixels moved
+    maps = map_tensor(maps, (len(images), *images.shape[2:]), images.device, kinds=True)
+    ranks = pixel_ranks(maps.flatten(0, -3)).unflatten(0, (-1, len(images)))  # (kinds, N, H, W)
+    counts = (fractions * ranks[0, 0].numel() + 1e-6).long().to(images.device)  # of pixels; 3 / 7 * 49 is below 21
 
-    def pictures() -> Iterator[Tensor]:  # both curves have both ends: 2 * steps of each image are all there are
-        for image, copy, rank in zip(images, copies, pixel_ranks(maps), strict=True):
-            moved = (rank < counts[:, None, None])[:, None]  # (steps + 1, 1, H, W)
-            yield from torch.where(moved, image, copy)
-            yield from torch.where(moved, copy, image)[1:-1]
+    def mixtures() -> Iterator[Tensor]:  # of an image: the ends of its curves, and of each kind what is between them
+        for n, (image, copy) in enumerate(zip(images, blurred(images), strict=True)):
+            yield from (copy, image)
+            for rank in ranks[:, n]:
+                moved = (rank < counts[1:-1, None, None])[:, None]  # (K - 2, 1, H, W)
+                yield from (*torch.where(moved, image, copy), *torch.where(moved, copy, image))
 
-    p = class_probabilities(model, pictures(), classes.repeat_interleave(2 * steps)).view(len(images), 2 * steps)
-    insertion, between = p[:, : steps + 1], p[:, steps + 1 :]
-    return torch.stack([insertion, torch.cat([insertion[:, -1:], between, insertion[:, :1]], 1)])
+    between = len(counts) - 2
+    p = class_probabilities(model, mixtures(), classes.repeat_interleave(2 + len(ranks) * 2 * between))
+    ends, inner = p.view(len(images), -1).split([2, len(ranks) * 2 * between], 1)
+    inner = inner.view(len(images), len(ranks), 2, between)
+    first, last = (end[:, None, :, None].expand(-1, len(ranks), -1, -1) for end in (ends, ends.flip(1)))
+    curves = torch.cat([first, inner, last], -1).permute(2, 1, 0, 3)  # (2, kinds, N, K)
+    return curves.reshape(2, *maps.shape[:-2], -1)
 
 
-def class_probabilities(model: nn.Module, pictures: Iterator[Tensor], classes: Tensor) -> Tensor:
-    """Return each picture's probability (N,) of its class (N,), from passes of `ROWS_TOGETHER` pictures (3, H, W)."""
+def class_probabilities(model: nn.Module, images: Iterator[Tensor], classes: Tensor) -> Tensor:
+    """Return each image's probability (N,) of its class (N,), from passes of `ROWS_TOGETHER` images (3, H, W)."""
     logits = []
-    while rows := list(islice(pictures, ROWS_TOGETHER)):
+    while rows := list(islice(images, ROWS_TOGETHER)):
         short = ROWS_TOGETHER - len(rows)  # kernels may differ with the batch's shape: all passes have the same
         logits.append(predict_logits(model, torch.stack([*rows, *rows[-1:] * short]))[: len(rows)])
     p = torch.cat(logits).softmax(1)
@@ -136,14 +162,15 @@ def class_probabilities(model: nn.Module, pictures: Iterator[Tensor], classes: T
 
 
 def insertion_deletion(
-    model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int = CURVE_STEPS
+    model: nn.Module, images: Tensor, classes: ClassIds, maps: Maps, steps: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the areas (N,) under the insertion curve (larger is better) and the deletion curve (smaller is better).
 
-    Arguments and errors as in `insertion_deletion_curves`; 2 * steps forward passes an image.
+    Arguments and errors as in `insertion_deletion_curves`; of several kinds of maps (kinds, N). Forward passes: two an
+    image, and twelve, or 2 * steps - 2, a map.
     """
-    curves = insertion_deletion_curves(model, images, classes, maps, steps).double()
-    insertion, deletion = torch.trapezoid(curves, dx=1 / steps)
+    curves = insertion_deletion_curves(model, images, classes, maps, steps).double()  # (2, ..., N, K)
+    insertion, deletion = curves @ curve_points(steps)[1].to(curves.device)
     return insertion, deletion
 
 
@@ -156,9 +183,8 @@ def faithfulness_scores(
     """
     kinds = {**maps, "random": random_maps(image[None], [generator])[0]}
     good = with_order(kinds)
-    n = len(good)
-    areas = insertion_deletion(model, image.expand(n, -1, -1, -1), c.expand(n), torch.stack([*good.values()]))
-    values = dict(zip(good, (areas[0] - areas[1]).tolist(), strict=True))
+    insertion, deletion = insertion_deletion(model, image[None], c.view(1), torch.stack([*good.values()])[:, None])
+    values = dict(zip(good, (insertion - deletion)[:, 0].tolist(), strict=True))
     return {f"{kind}_insertion_minus_deletion": values.get(kind) for kind in kinds}
 
 

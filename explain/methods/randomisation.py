@@ -32,8 +32,8 @@ def cascading_randomisation(
     activations keep their scale. Adebayo et al. 2018, section 3.1 (there: a new initialisation). Raises UserError for
     less than one stage.
     """
-    model, stages = copy_of(model), whole_argument("stages", stages)
-    intact = maps_of(model, images, classes)
+    stages, intact = whole_argument("stages", stages), maps_of(model, images, classes)
+    model = copy_of(model)
     depths, correlations = [], []
     for layers in layers_from_the_top(model, images[:1], stages):
         for _, module in layers:

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from explain.basics.errors import UserError
-from explain.methods.faithfulness import mean_and_error, tiled
+from explain.methods.faithfulness import curve_points, mean_and_error, tiled
 from explain.networks.classifier import Classifier
 from explain.report.figures import (
     GREY,
@@ -169,21 +169,21 @@ def draw_curves(
     grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.28))
     left = figure.add_subplot(grid[0, 0])
     panels = left, figure.add_subplot(grid[0, 1], sharey=left)
-    x, styles = np.linspace(0, 1, options.steps + 1), map_styles(results["kinds"], results["baselines"])
+    (x, _), styles = curve_points(options.steps), map_styles(results["kinds"], results["baselines"])
     for axes, name in zip(panels, ("insertion", "deletion"), strict=True):
         for kind, measures in results["maps"].items():
             mean = np.mean([row["curves"][kind][name] for row in rows if kind in row["curves"]], 0)
-            axes.plot(x, mean, label=f"{label(kind)} ({measures['images']})", **styles[kind])
+            axes.plot(x, mean, marker=".", label=f"{label(kind)} ({measures['images']})", **styles[kind])
         axes.set(xlabel=f"share of the pixels {'put into the blurred copy' if name == 'insertion' else 'taken'}")
         axes.set_title(f"{name}: {'higher' if name == 'insertion' else 'lower'} is better")
     panels[0].set_ylabel("probability of the class")
     draw_legend(figure.add_subplot(grid[1, :]), left, columns=4)
-    cells = f", in cells of {options.cells} x {options.cells} pixels" if options.cells > 1 else ""
+    cells = f" in cells of {options.cells} x {options.cells} pixels" if options.cells > 1 else ""
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",
         f"{results['measured_on']}. {MEANS}",
-        f"Grey: baselines that ignore the network. Pixels are changed in {options.steps} steps{cells}, in the "
-        "map's order, the largest value first (Petsiuk et al. 2018).",
+        f"Grey: baselines that ignore the network. Pixels are changed{cells} in the map's order, the "
+        f"largest value first, and the probability is measured at {len(x)} points (Petsiuk et al. 2018).",
         f"Smoothed map: {options.copies} copies, noise {options.noise:g}." if "smoothed" in results["maps"] else "",
     ]
 
