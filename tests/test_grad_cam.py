@@ -109,3 +109,9 @@ def test_wide_images():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     wide = torch.rand(2, 3, 20, 33)
     assert features(net, wide).shape == (2, 4, 9, 16) and grad_cam_maps(net, wide, [0, 3]).shape == (2, 20, 33)
+
+
+def test_a_pass_without_features_has_the_same_gradient(toy, images):
+    with_features, without = (common.forward_pass(toy, images, 1, features=asked) for asked in (True, False))
+    assert without.features is None and with_features.features is not None
+    assert torch.equal(without.gradient(), with_features.gradient())
