@@ -26,7 +26,7 @@ from typing import Any
 from explain.run.shell import answer_early, run
 
 from explain.basics.options import CURVE_STEPS
-from explain.run.command_line import exercise_parser, positive, whole
+from explain.run.command_line import exercise_parser, not_negative, positive
 
 
 def parse_options() -> argparse.Namespace:
@@ -34,8 +34,8 @@ def parse_options() -> argparse.Namespace:
     numbers = {  # of what, by default
         "steps": (CURVE_STEPS, positive, "number of steps in which pixels are inserted or deleted"),
         "cells": (1, positive, "side, in pixels, of cells inserted or deleted as a whole, ordered by the map's mean"),
-        "mosaics": (1, whole, "mosaics of four photos for grid pointing"),
-        "randomise": (3, whole, "randomise layers, add noise and change the class for the first N images"),
+        "mosaics": (1, not_negative, "mosaics of four photos for grid pointing"),
+        "randomise": (3, not_negative, "randomise layers, add noise and change the class for the first N images"),
         "stages": (6, positive, "number of stages in which layers are randomised"),
     }
     for name, (default, kind, meaning) in numbers.items():
@@ -251,7 +251,7 @@ def measure_batch(
 
 
 def main() -> None:
-    options = parse_options()
+    options = common.resolve_options(parse_options())
     labelled = not options.images and not options.classes
     files = common.test_images(options) if options.images else common.validation_images(options.dataset)
     output = common.OutputFolder(options, __file__)

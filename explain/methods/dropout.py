@@ -170,8 +170,8 @@ def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: Gen
         return torch.cat(logits)
 
 
-def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: Generators, p: float | None) -> Tensor:
-    """Run the passes one by one for each image: right for every network, whatever its dropouts are applied to."""
+def separate_passes(model: nn.Module, images: Tensor, passes: int, generators: Generators, p: float | None) -> Tensor:
+    """Run the passes one by one for each image, which is correct for every network."""
     with DropoutMode(p=p):
         single = logits_of(model, images)
     columns = []  # (1 + passes, classes) of each image
@@ -254,7 +254,7 @@ def try_to_share(model: nn.Module, images: Tensor, p: float | None = None) -> bo
                 if not torch.allclose(grown, expected[:count].expand_as(grown), rtol=1e-3, atol=tolerance):
                     return False
             except (RuntimeError, ValueError, IndexError, AssertionError):
-                return False  # shapes that do not fit; an error of the model's own comes again in a whole pass
+                return False  # shapes that do not fit; an error of the model's own comes again in a separate pass
     return True
 
 
