@@ -80,7 +80,7 @@ def main() -> None:
     files = common.spread_over_classes(files, options.limit, options.seed)
 
     def evaluate_batch(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
-        classes = torch.tensor([common.class_of(file) for file in batch], device=images.device)
+        classes = torch.tensor([file.label for file in batch], device=images.device)
         columns = {"class": classes, **evaluate(model, images, classes)}
         logits = columns.pop("logits")
         values = zip(*(column.tolist() for column in columns.values()), strict=True)

@@ -42,8 +42,7 @@ def parse_options() -> argparse.Namespace:
     probability = number("above 0 and below 1", lambda p: 0 < p < 1)
     help_text = "dropout probability of every dropout layer (default: the network's own values)"
     parser.add_argument("--dropout", type=probability, metavar="P", help=help_text)
-    help_text = "also judge the measures on N labelled images, chosen as by --limit, with noise, blur, a quarter turn or "
-    help_text += "less contrast"
+    help_text = "also judge the measures on N labelled images disturbed by noise, blur, a quarter turn or low contrast"
     parser.add_argument("--shift-limit", default=100, type=not_negative, metavar="N", help=help_text)
     return parser.parse_args()
 
@@ -213,9 +212,7 @@ def images_to_judge(model: common.Classifier, options: argparse.Namespace) -> co
         except common.UserError:
             return none
         return common.label_images(split, model, options.dataset)
-    if len(options.images) > 1 or not folder.is_dir():
-        return none
-    if any(path.parent == folder for path in common.list_images(folder)[0]):
+    if len(options.images) > 1 or not folder.is_dir() or folder in {p.parent for p in common.list_images(folder)[0]}:
         return none
     try:
         labelled, note = common.labelled_images(folder, model), "the folders' names are taken as labels"

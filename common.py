@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import chain
@@ -49,10 +49,10 @@ from explain.run.progress import progress
 from explain.run.rows import Rows, resolve_options, run_settings
 
 # The dataset; the class score; maps; from image files to rows; options; output
-__all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_images"]
+__all__ = ["ImageFile", "ImageFiles", "add_notes", "label_images", "list_files", "list_images"]
 __all__ += ["spread_over_classes", "labelled_images", "test_images", "validation_images", "Classes", "class_ids"]
 __all__ += ["class_score_gradient", "classes_to_explain", "find_class", "find_classes", "forward_pass", "most_likely"]
-__all__ += ["shared", "shared_results", "MapFunction", "NoSuchMap", "call_with", "make_maps", "parameters_of"]
+__all__ += ["shared", "shared_results", "MapFunction", "NoSuchMap", "call_with", "make_maps"]
 __all__ += ["map_name", "map_rows", "check_finite", "check_images"]
 __all__ += ["evaluation_mode", "predict_logits", "explain_batches", "explain_images", "pad", "read_image"]
 __all__ += ["record_nondeterminism", "seeded_generators", "Rows", "run_settings", "Classifier"]
@@ -72,7 +72,7 @@ class ImageFile(NamedTuple):
     index: int
     key: str
     path: Path
-    label: int | None = None  # the class id, if known and not in the key
+    label: int | None = None  # the class id, if known
 
 
 class ImageFiles(list[ImageFile]):
@@ -150,21 +150,16 @@ def validation_images(dataset: str | os.PathLike) -> ImageFiles:
     return ImageFiles(files, sum(others for _, others in listings))
 
 
-def class_of(file: ImageFile) -> int:
-    """Return the class id of a labelled image: its label, or the folder in its key, DL_data_p/<class id>/..."""
-    return int(file.key.split("/")[1]) if file.label is None else file.label
-
-
 def spread_over_classes(files: ImageFiles, limit: int | None, seed: int) -> ImageFiles:
     """Return `limit` labelled images in a random order in which every class comes before any class comes twice.
 
     Without a limit, all images are returned in their own order. Indices are the places in the returned list.
     """
-    images_of: Counter[int] = Counter()
+    images_of: Counter[int | None] = Counter()
 
     def turn(file: ImageFile) -> int:  # 1 for the first image of a class, 2 for the second
-        images_of[class_of(file)] += 1
-        return images_of[class_of(file)]
+        images_of[file.label] += 1
+        return images_of[file.label]
 
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     spread = sorted((files[place] for place in order), key=turn)
@@ -183,7 +178,8 @@ def label_images(files: ImageFiles, model: Classifier, dataset: str | os.PathLik
     labelled: list[ImageFile] = []
     skipped: list[dict] = []
     for file in files:
-        c = matched.class_of(class_of(file)) if matched else class_of(file)
+        c = int(file.key.split("/")[1])  # DL_data_p/<class id>/...
+        c = matched.class_of(c) if matched else c
         if isinstance(c, str):
             skipped.append({"path": file.key, "reason": c})
         else:
@@ -333,7 +329,7 @@ def make_maps(
     """
     settings = {name: value for name, value in vars(options).items() if name in ("copies", "noise")}
     settings["generators"] = seeded_generators(options.seed, indices)
-    of_copies = {kind: "copies" in parameters_of(table[kind]) for kind in table}
+    of_copies = {kind: "copies" in inspect.signature(latest(table[kind])).parameters for kind in table}
     maps, reasons = {}, {}
     with shared_results():
         for kind in sorted(table, key=lambda kind: not of_copies[kind]):
@@ -348,13 +344,9 @@ def make_maps(
 
 def call_with(function: Callable, *arguments: Any, **settings: Any) -> Any:
     """Call the latest version of a function with those of the settings that it has parameters for."""
-    known = {name: settings[name] for name in parameters_of(function) if name in settings}
-    return latest(function)(*arguments, **known)
-
-
-def parameters_of(function: Callable) -> Collection[str]:
-    """Return the names of the parameters of the latest version of a function."""
-    return inspect.signature(latest(function)).parameters.keys()
+    function = latest(function)
+    known = {name: settings[name] for name in inspect.signature(function).parameters if name in settings}
+    return function(*arguments, **known)
 
 
 def map_rows(
@@ -470,17 +462,9 @@ def explain_batches(
     device = model.mean.device
     with (
         closing(progress(len(files), "images")) as bar,
-        closing(read_batches(model, files, batch, upright, prefetch)) as batches,
+        closing(read_batches(model, files, batch, strict, upright, prefetch)) as batches,
     ):
-        for chunk, results, images in batches:
-            rows: list[dict] = [{"index": file.index, "path": file.key} for file in chunk]
-            for row, result in zip(rows, results, strict=True):
-                if not isinstance(result, UserError):
-                    row |= result
-                elif strict:
-                    raise result
-                else:
-                    row["skipped"] = str(result)
+        for chunk, rows, images in batches:
             columns: Iterator[dict] = iter(())
             if readable := [n for n, row in enumerate(rows) if "skipped" not in row]:
                 padded = pad(readable, batch)
@@ -503,22 +487,25 @@ def explain_batches(
 
 
 def read_batches(
-    model: Classifier, files: Sequence[ImageFile], batch: int, upright: bool, prefetch: int
-) -> Iterator[tuple[Sequence[ImageFile], list[dict[str, Any] | UserError], Tensor]]:
-    """Yield the files, `batch` at a time, with parts of their rows or errors, and their images (batch, 3, S, S).
+    model: Classifier, files: Sequence[ImageFile], batch: int, strict: bool, upright: bool, prefetch: int
+) -> Iterator[tuple[Sequence[ImageFile], list[dict], Tensor]]:
+    """Yield the files, `batch` at a time, with the beginnings of their rows and their images (batch, 3, S, S).
 
-    A part has notes, the fraction of the area that is cropped, and the largest value of a 16-bit image. The pixels are
-    arbitrary for a file with an error, and behind the last file. `prefetch` batches are read ahead.
+    A row has index, path, notes, the fraction of the area that is cropped, and the largest value of a 16-bit image; or
+    why the file is `skipped`. The pixels of skipped files are arbitrary. `prefetch` batches are read ahead.
     """
 
-    def load(file: ImageFile, place: Tensor) -> dict[str, Any] | UserError:
+    def load(file: ImageFile, place: Tensor) -> dict[str, Any]:
+        row = {"index": file.index, "path": file.key}
         try:
             image = read_image(file.path, upright, model.white)
         except UserError as error:
-            return error
+            if strict:
+                raise
+            return row | {"skipped": str(error)}
         place.copy_(model.preprocess(image))
         findings = {key: image.info[key] for key in FINDINGS if key in image.info}
-        return findings | {"cropped": model.cropped(image.size)}
+        return row | findings | {"cropped": model.cropped(image.size)}
 
     shape = batch, 3, model.input_size, model.input_size
     pinned = model.mean.device.type == "cuda"  # copies from pinned memory do not wait for the GPU
@@ -526,7 +513,7 @@ def read_batches(
     readers = ThreadPoolExecutor(torch.get_num_threads(), "reader", torch.set_num_threads, (1,))
     ahead: deque[tuple[Sequence[ImageFile], list[Future], Tensor]] = deque()
 
-    def first_of_them() -> tuple[Sequence[ImageFile], list[dict[str, Any] | UserError], Tensor]:
+    def first_of_them() -> tuple[Sequence[ImageFile], list[dict], Tensor]:
         chunk, futures, images = ahead.popleft()
         return chunk, [future.result() for future in futures], images
 

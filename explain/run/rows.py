@@ -32,7 +32,6 @@ from explain.run.output import OutputFolder, json_line, library_versions
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = ROOT / "explain/report"  # figures and texts, on which no row depends
-CLEARING = "clearing"  # a key of run.json while the rows of another run are being removed
 
 
 def shard_of(options: argparse.Namespace) -> tuple[int, int]:
@@ -170,7 +169,7 @@ class Rows:
             if fresh:
                 self._discard_own()
             return
-        if stored and not fresh and CLEARING not in stored:
+        if stored and not fresh:
             if self.output.metrics.is_file():
                 used = {row["path"] for row in read_rows(self.complete_file) if "skipped" not in row}
                 print(
@@ -182,14 +181,15 @@ class Rows:
                     f"{self.folder} has an unfinished run with {self._difference(stored)}: "
                     "give the same settings to resume it, or --fresh to discard it"
                 )
-        # A run stopped here leaves CLEARING in run.json, and the next one begins again. Files of this run stay: another
-        # shard may have started earlier and be at work.
-        self._store_settings({**self.settings, CLEARING: True})
+        # Without run.json, a run that is stopped here is cleared away by the next one. Files of this run stay, since
+        # another shard may be at work.
+        run_file = self.folder / "run.json"
+        run_file.unlink(missing_ok=True)
         self.output.discard_metrics()
         for path in self._files():
             if f".{self.run}." not in path.name:
                 self.output.discard(path, [name for row in read_rows(path) for name in row.get("files", [])])
-        self._store_settings(self.settings)
+        write_file(run_file, json.dumps(self.settings, indent=2, sort_keys=True) + "\n")
 
     def _discard_own(self) -> None:
         """Discard this shard's rows and states, for --fresh with the same settings; keep those of other shards."""
@@ -221,9 +221,6 @@ class Rows:
             return {}
         return stored if isinstance(stored, dict) else {}
 
-    def _store_settings(self, settings: dict) -> None:
-        write_file(self.folder / "run.json", json.dumps(settings, indent=2, sort_keys=True) + "\n")
-
     def _difference(self, stored: dict) -> str:
         """Return the first setting that differs, with its stored value, as words that complete "results with ..."."""
         name = next(name for name, value in self.settings.items() if stored.get(name) != value)
@@ -246,8 +243,7 @@ class Rows:
 
     def _is_alone(self) -> bool:
         """Return whether the folder is this run's; raises UserError if another run has taken it over."""
-        stored = self._stored_settings()
-        if not stored or {**stored, CLEARING: None} == {**self.settings, CLEARING: None}:
+        if self._stored_settings() in ({}, self.settings):
             return True
         if self.own:
             raise UserError(
