@@ -188,14 +188,10 @@ def entropy(p: np.ndarray) -> np.ndarray:
 
 
 def default_passes(model: common.Classifier, share: bool, p: float | None) -> int:
-    """Return PASSES_MANY if the passes share the layers before dropout and are cheap, else PASSES_FEW.
-
-    The rule counts operations, so that every machine finds the same number.
-    """
-    if not share:
-        return PASSES_FEW
+    """Return PASSES_MANY if that many passes take few operations, else PASSES_FEW; the same number on every machine."""
     example = torch.zeros(1, 3, model.input_size, model.input_size, device=device_of(model))
-    cost = PASSES_MANY * dropout.fraction_after_dropout(model, example, p)  # in passes without dropout
+    fraction = dropout.fraction_after_dropout(model, example, p) if share else 1
+    cost = PASSES_MANY * fraction  # in passes without dropout
     return PASSES_MANY if cost <= CHEAP else PASSES_FEW
 
 

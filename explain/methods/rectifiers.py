@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -60,19 +60,14 @@ class RectifierRule(TorchFunctionMode):
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if function in (torch.autograd.grad, Tensor.backward):
-            with self.hooked(args[0] if args else kwargs["outputs"]):
+            self.backward_passes += 1
+            outputs = args[0] if args else kwargs["outputs"]
+            with ExitStack() as hooks:
+                for node, kind, name, rectifies in activations([outputs] if isinstance(outputs, Tensor) else outputs):
+                    hook = partial(self.apply, name, kind, node) if rectifies else partial(self.count, name)
+                    hooks.enter_context(node.register_prehook(hook))
                 return function(*args, **kwargs)
         return without_hidden_rectifier(function, args, kwargs)
-
-    @contextmanager
-    def hooked(self, outputs: Tensor | Sequence[Tensor]) -> Iterator[None]:
-        """Apply the rule to every rectifier on the way to `outputs`, until the end of the block."""
-        self.backward_passes += 1
-        with ExitStack() as hooks:
-            for node, kind, name, rectifies in activations([outputs] if isinstance(outputs, Tensor) else outputs):
-                hook = partial(self.apply, name, kind, node) if rectifies else partial(self.count, name)
-                hooks.enter_context(node.register_prehook(hook))
-            yield
 
     def apply(self, name: str, kind: str, node: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return the signal, the gradient by the rectifier's output, after the rule."""

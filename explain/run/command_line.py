@@ -44,10 +44,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--strict": dict(action="store_true", help="stop at an image that cannot be read, instead of skipping it"),
     "--dataset": dict(default="dataset", metavar="DIR", help="folder that contains DL_data and DL_data_p"),
-    "--output": dict(
-        metavar="DIR",
-        help="write results to DIR/<name of the script>/ (default: output)",
-    ),
+    "--output": dict(metavar="DIR", help="write results to DIR/<name of the script>/ (default: output)"),
     "--model": dict(
         default="efficientnet_lite0",
         metavar="NAME",
@@ -97,9 +94,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
     "--prefetch": dict(
-        type=not_negative,
-        metavar="N",
-        help="number of batches to read ahead (default: 0 on a CPU, 2 elsewhere)",
+        type=not_negative, metavar="N", help="number of batches to read ahead (default: 0 on a CPU, 2 elsewhere)"
     ),
     "--copies": dict(
         default=COPIES,
@@ -140,14 +135,13 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--fresh": dict(action="store_true", help="discard existing results and start over"),
 }
-# The groups of --help, in order; an option that a script adds belongs to the method.
+# The groups of --help; other shared options are rarely needed, and those that a script adds belong to the method
 GROUPS = {
     "what to explain": ("images", "--classes", "--limit", "--dataset"),
     "the network": ("--model", "--weights", "--names", "--input-size", "--resize", "--whole"),
     "the method": ("--scores", "--copies", "--noise"),
     "the output": ("--output", "--show", "--no-title", "--pdf", "--fresh"),
-    "rarely needed": ("--mean", "--std", "--interpolation", "--squash", "--white", "--stochastic", "--strict", "--seed")
-    + ("--device", "--tf32", "--threads", "--batch-size", "--prefetch", "--shard"),
+    "rarely needed": (),
 }
 NOT_IN_ALL = ("images", "--classes", "--limit", "--scores", "--copies", "--noise", "--strict", "--prefetch")
 
@@ -179,7 +173,8 @@ class _Parser(argparse.ArgumentParser):
         self.groups["rarely needed"].add_argument("-h", "--help", action="help", help="show this help")
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        group = next((group for group, members in GROUPS.items() if names[0] in members), "the method")
+        others = "rarely needed" if names[0] in SHARED_OPTIONS else "the method"
+        group = next((group for group, members in GROUPS.items() if names[0] in members), others)
         if not names[0].startswith("-"):
             group = "what to explain"
             self.usage += f" [{settings['metavar']}{' ...' * (settings.get('nargs') == '*')}]"
@@ -226,8 +221,9 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 def option_parser(doc: str, *names: str) -> argparse.ArgumentParser:
     """Return a parser with the named SHARED_OPTIONS, whose help explains the script by its docstring."""
     parser = _Parser(doc)
-    for name in (name for members in GROUPS.values() for name in members if name in names):
-        parser.add_argument(name, **SHARED_OPTIONS[name])
+    for name, settings in SHARED_OPTIONS.items():
+        if name in names:
+            parser.add_argument(name, **settings)
     return parser
 
 

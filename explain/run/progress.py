@@ -19,9 +19,7 @@ class _Lines(tqdm):
         if values["elapsed"] >= SECONDS and self.n:
             elapsed = tqdm.format_interval(values["elapsed"])
             left = tqdm.format_interval((self.total - self.n) * values["elapsed"] / self.n)
-            print(
-                f"{self.n:,} of {self.total:,} {self.unit}, {elapsed} elapsed, {left} left", file=sys.stderr, flush=True
-            )
+            print(f"{self.n:,} of {self.total:,} {self.unit}, {elapsed} elapsed, {left} left", file=sys.stderr)
 
 
 def progress(total: int, unit: str, **settings: Any) -> tqdm:
