@@ -125,9 +125,8 @@ def combined_maps(
         return combined
 
 
-# The maps of this exercise, in the order of the figure's columns; an entry added here is drawn, and judged by 2g. The
-# first paragraph of a function's docstring is the map's caption, with ", in" before its unit: `describe` in
-# report/maps.py
+# The maps of this exercise, in the order of the figure's columns; 2g judges them, too. The first paragraph of a
+# function's docstring is the map's caption, with ", in" before its unit (see `describe` in report/maps.py).
 MAPS: dict[str, common.MapFunction] = {
     "plain": saliency_maps,
     "smoothed": smoothed_saliency_maps,

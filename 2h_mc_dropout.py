@@ -191,8 +191,7 @@ def default_passes(model: common.Classifier, share: bool, p: float | None) -> in
     """Return PASSES_MANY if that many passes take few operations, else PASSES_FEW; the same number on every machine."""
     example = torch.zeros(1, 3, model.input_size, model.input_size, device=device_of(model))
     fraction = dropout.fraction_after_dropout(model, example, p) if share else 1
-    cost = PASSES_MANY * fraction  # in passes without dropout
-    return PASSES_MANY if cost <= CHEAP else PASSES_FEW
+    return PASSES_MANY if PASSES_MANY * fraction <= CHEAP else PASSES_FEW
 
 
 def images_to_judge(model: common.Classifier, options: argparse.Namespace) -> common.ImageFiles:
@@ -224,8 +223,7 @@ def main() -> None:
     model = common.load_from_options(options)
     share = dropout.prepare(model, options.dropout, options.model)  # one trial, so that all images are treated alike
     passes = options.passes or default_passes(model, share, options.dropout)
-    chosen = {"passes": passes, "passes_to_judge": min(passes, PASSES_TO_JUDGE)}
-    options = argparse.Namespace(**vars(options) | chosen)
+    options = argparse.Namespace(**vars(options) | {"passes": passes, "passes_to_judge": min(passes, PASSES_TO_JUDGE)})
     output = common.OutputFolder(options, __file__)  # its settings include the number of passes
     labelled = common.spread_over_classes(images_to_judge(model, options), options.limit, options.seed)
     to_disturb = {file.key for file in common.spread_over_classes(labelled, options.shift_limit, options.seed)}

@@ -211,16 +211,11 @@ def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
             "the folders' names are numbers and taken as class ids; if the network was trained with torchvision's "
             "ImageFolder, which sorts them as text (10 before 2), give the names in that order by --names"
         )
-    files: list[ImageFile] = []
-    skipped: list[dict] = []
     paths, other_files = list_images(base)
-    for path in paths:
-        parts = path.relative_to(base).parts
-        if len(parts) == 1:
-            reason = f"it is not in the folder of a class in {printable(base)}"
-            skipped.append({"path": printable(path), "reason": reason})
-        else:
-            files.append(ImageFile(len(files), printable(path), path, ids[parts[0]]))
+    inside = [(path, ids[path.relative_to(base).parts[0]]) for path in paths if path.parent != base]
+    files = [ImageFile(i, printable(path), path, label) for i, (path, label) in enumerate(inside)]
+    reason = f"it is not in the folder of a class in {printable(base)}"
+    skipped = [{"path": printable(path), "reason": reason} for path in paths if path.parent == base]
     if not files:
         raise UserError(f"the folders in {printable(base)} have no files: put images there")
     notes += note_missing(model.categories, ids.values(), printable(base))
@@ -420,9 +415,8 @@ def explain_images(
     can be used.
     """
     output.other_files, output.classes = files.other_files, files.classes
-    skipped = files.skipped
     if not files:
-        raise UserError(_unusable(skipped))
+        raise UserError(_unusable(files.skipped))
     inputs = [(file.index, file.key, size_of(file.path), file.label) for file in files]
     rows_on_disk = Rows(output, options, run_settings(options, output.source, model, inputs), len(files))
     todo = [files[index] for index in rows_on_disk.todo]
@@ -432,7 +426,7 @@ def explain_images(
     rows = rows_on_disk.complete()
     if sentence := nearly_black([row["largest_16_bit"] for row in rows if "largest_16_bit" in row], model.white):
         print(f"note: {sentence}", file=sys.stderr)
-    skipped = skipped + [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
+    skipped = files.skipped + [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
     used = [row for row in rows if "skipped" not in row]
     if not used:
         raise UserError(_unusable(skipped))
@@ -563,8 +557,8 @@ def seeded_generators(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
     """Return a generator for each key (an image's index, a class id), which does not depend on the other keys.
 
     torch's CPU generator uses only the lowest 32 bits of its seed. The keys of each seed start at a multiple of
-    2^32 / golden ratio (Knuth, The Art of Computer Programming, volume 3, section 6.4), so that 1,000 seeds have over a
-    million keys each before any two share a generator.
+    2^32 / golden ratio, so that 1,000 seeds have over a million keys each before any two share a generator (Knuth, The
+    Art of Computer Programming, volume 3, section 6.4).
     """
     return [torch.Generator().manual_seed((seed * 0x9E3779B1 + key) % 2**32) for key in keys]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -48,14 +48,12 @@ def wilson_interval(right: float, images: int) -> tuple[float, float]:
 
 def at_temperature(logits: Tensor, classes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return loss and confidence, each (N,) in double precision, of logits (N, classes) divided by a temperature."""
-
-    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        rows = max(1, CHUNK // logits.shape[1])
-        for some, c in zip(logits.split(rows), classes.split(rows), strict=True):
-            log_p = (some.double() / temperature).log_softmax(1)
-            yield -log_p.gather(1, c[:, None])[:, 0], log_p.amax(1).exp()
-
-    losses, confidences = zip(*chunks(), strict=True)
+    losses, confidences = [], []
+    rows = max(1, CHUNK // logits.shape[1])
+    for chunk, c in zip(logits.split(rows), classes.split(rows), strict=True):
+        log_p = (chunk.double() / temperature).log_softmax(1)
+        losses.append(-log_p.gather(1, c[:, None])[:, 0])
+        confidences.append(log_p.amax(1).exp())
     return torch.cat(losses), torch.cat(confidences)
 
 

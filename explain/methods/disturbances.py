@@ -13,9 +13,8 @@ from explain.methods.faithfulness import blurred
 def disturbed(images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
     """Return images (N, 3, H, W) in [0, 1] under each disturbance; each image's noise comes from its own generator.
 
-    The disturbances are noise of a standard deviation in pixel values, clipped to [0, 1] as in a camera; a Gaussian
-    blur of a standard deviation in pixels; a quarter turn; and a lower contrast, a factor of the distance from the
-    image's mean.
+    They are noise of a standard deviation in pixel values, clipped to [0, 1] as in a camera; a Gaussian blur of a
+    standard deviation in pixels; a quarter turn; and a lower contrast, a factor of the distance from the image's mean.
     """
     noise = noise_of(images, generators)
     mean = images.mean((1, 2, 3), keepdim=True)

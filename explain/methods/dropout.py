@@ -110,9 +110,8 @@ class SharedPasses(DropoutMode):
     """Let passes share the layers before the first dropout, where the batch grows.
 
     There an input (images, ...) becomes (passes * images, ...), and `draw` gets the shape (passes, images, ...). The
-    first `intact` passes drop nothing, whatever is drawn for them. At most `at_most` passes run together, fewer if the
-    inputs of one image's first dropout would hold more than `numbers` values; `passes` is their number, known from that
-    dropout on.
+    first `intact` passes drop nothing. At most `at_most` passes run together, fewer if the inputs of one image's first
+    dropout would hold more than `numbers` values; `passes` is their number, known from that dropout on.
     """
 
     batch_dimensions = 2
@@ -239,8 +238,7 @@ def try_to_share(model: nn.Module, images: Tensor, p: float | None = None) -> bo
     With nothing dropped, a batch that grows threefold at the first dropout must give the same logits as one that does
     not. It fails if a skip connection leads around the dropout, if rows are paired by position, if weights are dropped,
     or if the first dimension is not the batch. Batches of two and of three images are tried, since a table of weights
-    can have as many rows as one of them, but not as both. Of the images (N, 3, H, W) only shape, type and device
-    matter.
+    may have as many rows as one of them. Of the images (N, 3, H, W) only shape, type and device matter.
     """
     examples = torch.rand((3, *images.shape[1:]), generator=torch.Generator().manual_seed(0)).to(images)
     with evaluation_mode(model), torch.inference_mode():

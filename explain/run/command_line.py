@@ -146,9 +146,6 @@ GROUPS = {
 NOT_IN_ALL = ("images", "--classes", "--limit", "--scores", "--copies", "--noise", "--strict", "--prefetch")
 
 
-PICTURES = "output/pictures"  # for images given as arguments, so that the report in output stays as it is
-
-
 def dataset_of(options: argparse.Namespace) -> Path | None:
     """Return the folder of the dataset that a run uses; None if images or a folder were given as arguments."""
     given = getattr(options, "images", None) or getattr(options, "folder", None)
@@ -185,7 +182,7 @@ class _Parser(argparse.ArgumentParser):
         options = super().parse_args(*arguments)
         chosen = {"command": self._command(options)}
         if getattr(options, "output", "") is None:
-            chosen["output"] = "output" if dataset_of(options) else PICTURES
+            chosen["output"] = "output" if dataset_of(options) else "output/pictures"
         return argparse.Namespace(**vars(options) | chosen)
 
     def _command(self, options: argparse.Namespace) -> str:
