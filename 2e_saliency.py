@@ -90,7 +90,7 @@ def smoothed_saliency_maps(
     if None in ids:  # found without a graph, whose memory would add to that of the copies
         best = common.most_likely(common.predict_logits(model, images))[:, 0].tolist()
         ids = [c if asked is None else asked for asked, c in zip(ids, best, strict=True)]
-    copies = common.whole_argument("copies", copies)
+    copies = common.integer_argument("copies", copies)
     if len(generators) != len(images):
         raise common.UserError(f"{len(generators)} generators for {len(images)} images: give one for each")
     total = torch.zeros_like(images[:, 0])

@@ -85,7 +85,7 @@ def mc_dropout_logits(
     a network without active dropout, with dropout that cannot be reached, or with logits that are not finite, and if
     there are no images. Gal and Ghahramani 2016, section 4.
     """
-    passes = common.whole_argument("passes", passes)
+    passes = common.integer_argument("passes", passes)
     if not len(common.check_images(images)):
         raise common.UserError("there are no images: give at least one")
     generators = dropout.one_generator_each(generator, len(images))

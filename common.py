@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from explain.basics.errors import NoSuchMap, UserError, printable, whole_argument
+from explain.basics.errors import NoSuchMap, UserError, integer_argument, printable
 from explain.basics.files import is_system_name, list_files, size_of
 from explain.basics.sharing import is_shared, shared, shared_results
 from explain.data.datasets import TEST_FOLDERS, class_folders, find_folder, note_empty, read_dataset_names
@@ -56,7 +56,7 @@ __all__ += ["shared", "shared_results", "MapFunction", "NoSuchMap", "call_with",
 __all__ += ["map_name", "map_rows", "check_finite", "check_images"]
 __all__ += ["evaluation_mode", "predict_logits", "explain_batches", "explain_images", "pad", "read_image"]
 __all__ += ["record_nondeterminism", "seeded_generators", "Rows", "run_settings", "Classifier"]
-__all__ += ["resolve_options", "load_from_options", "load_model", "whole_argument"]
+__all__ += ["resolve_options", "load_from_options", "load_model", "integer_argument"]
 __all__ += ["OutputFolder", "UserError", "keep_freed_memory", "progress", "to_pixels", "write_array"]
 
 # Class ids, one for each image or one for all; None means an image's most likely class

@@ -42,7 +42,7 @@ def quantity(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
-def whole_argument(name: str, value: Any, least: int = 1) -> int:
+def integer_argument(name: str, value: Any, least: int = 1) -> int:
     """Return a function's argument as an int; raises UserError if it is not a whole number, or is below `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")

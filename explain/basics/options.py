@@ -19,7 +19,7 @@ JUDGES = ("efficientnet_lite2", "efficientnet_lite0")  # of archetypes: the firs
 CURVE_STEPS = 14
 
 
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+def integer(least: int, most: int | None = None) -> Callable[[str], int]:
     """Return an argparse type for whole numbers from `least` to `most`."""
     allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
 

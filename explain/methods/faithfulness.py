@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explain.basics.errors import UserError, whole_argument
+from explain.basics.errors import UserError, integer_argument
 from explain.basics.options import CURVE_STEPS
 from explain.basics.sharing import shared
 from explain.networks.logits import check_images, class_ids
@@ -105,7 +105,7 @@ def insertion_deletion_curves(model: nn.Module, images: Tensor, classes: ClassId
     section 3.2. Raises UserError for maps that are not finite or of another size, for a class out of range, for no
     images, and for less than one step.
     """
-    classes, steps = class_tensor(classes, images), whole_argument("steps", steps)
+    classes, steps = class_tensor(classes, images), integer_argument("steps", steps)
     if not len(images):
         raise UserError("0 images have no curves: give at least one")
     maps = map_tensor(maps, (len(images), *images.shape[2:]), images.device)

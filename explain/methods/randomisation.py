@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from explain.basics.errors import UserError, one_line, whole_argument
+from explain.basics.errors import UserError, integer_argument, one_line
 from explain.methods.maps import rank_correlation
 from explain.networks.logits import run_network
 from explain.networks.running import evaluation_mode
@@ -32,7 +32,7 @@ def cascading_randomisation(
     activations keep their scale. Adebayo et al. 2018, section 3.1 (there: a new initialisation). Raises UserError for
     less than one stage.
     """
-    model, stages = copy_of(model), whole_argument("stages", stages)
+    model, stages = copy_of(model), integer_argument("stages", stages)
     intact = maps_of(model, images, classes)
     depths, correlations = [], []
     for layers in layers_from_the_top(model, images[:1], stages):

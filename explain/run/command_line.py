@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from explain.basics.errors import UserError
-from explain.basics.options import COPIES, INTERPOLATIONS, NOISE, WHITE, above_0, at_least_0, shard, whole_number
+from explain.basics.options import COPIES, INTERPOLATIONS, NOISE, WHITE, above_0, at_least_0, integer, shard
 
 EXERCISES = ("2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency")
 EXERCISES += ("2g_faithfulness", "2h_mc_dropout")
-positive, not_negative = whole_number(1), whole_number(0)
-seed = whole_number(0, (1 << 31) - 1)  # an image's index is added to a multiple of it
+positive, not_negative = integer(1), integer(0)
+seed = integer(0, (1 << 31) - 1)  # an image's index is added to a multiple of it
 
 # no result depends on them: they say which process computes a row, and when it reads files
 EXECUTION_OPTIONS = ("shard", "fresh", "command", "prefetch")
@@ -76,7 +76,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         help="resize both sides of an image to --resize (without it: to --input-size), which changes their ratio",
     ),
     "--white": dict(
-        type=whole_number(1, WHITE),
+        type=integer(1, WHITE),
         metavar="N",
         help=f"value of white in 16-bit images, for example 4095 for 12-bit data (default: {WHITE})",
     ),
