@@ -175,8 +175,7 @@ def label_images(files: ImageFiles, model: Classifier, dataset: str | os.PathLik
     classes that the network does not have are `skipped`.
     """
     matched = match_labels(model, Path(dataset))
-    labelled: list[ImageFile] = []
-    skipped: list[dict] = []
+    labelled, skipped = [], []
     for file in files:
         c = int(file.key.split("/")[1])  # DL_data_p/<class id>/...
         c = matched.class_of(c) if matched else c

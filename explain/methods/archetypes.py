@@ -62,8 +62,7 @@ def load_judges(
 
 def measure(model: Classifier, image: Image.Image, c: int) -> dict[str, float]:
     """Return the logit, probability and rank of class c for an 8-bit image, resized to the input size."""
-    side = (model.input_size, model.input_size)
-    resized = image.resize(side, Image.Resampling.BICUBIC)
+    resized = image.resize((model.input_size, model.input_size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 255  # (1, 3, S, S)
     logits = predict_logits(model, pixels.to(device_of(model))).cpu().double()  # (1, classes)
     (standing,) = class_standing(logits, torch.tensor([c]))

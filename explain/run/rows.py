@@ -51,8 +51,10 @@ def resolve_options(options: argparse.Namespace) -> argparse.Namespace:
     """
     threads = options.threads or joblib.cpu_count(only_physical_cores=True)  # two on one core only wait for each other
     torch.set_num_threads(threads)
-    accelerator = torch.accelerator.current_accelerator(check_available=True) if options.device == "auto" else None
-    device = options.device if options.device != "auto" else accelerator.type if accelerator else "cpu"
+    device = options.device
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        device = accelerator.type if accelerator else "cpu"
     chosen = {"threads": threads, "device": device}
     if getattr(options, "prefetch", 0) is None:
         chosen["prefetch"] = 0 if device == "cpu" else 2
