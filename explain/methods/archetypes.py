@@ -29,7 +29,7 @@ def load_judges(
 ) -> dict[str, Classifier]:
     """Load the judges that --judge requests as NAME or NAME=FILE, by name; ["none"] requests no judge.
 
-    By default there is one judge for ImageNet's 1,000 classes, and none for others. With `whole`, judges see whole
+    By default there is one judge for ImageNet's 1,000 classes, and no judge for others. With `whole`, judges see whole
     photos. Raises UserError for a judge that is given twice, is the network explained, or has other classes.
     """
     if requests == ["none"]:

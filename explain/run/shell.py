@@ -20,7 +20,7 @@ from typing import Any
 from explain.basics.errors import OthersAtWork, UserError, printable
 
 ROOT = Path(__file__).resolve().parents[2]
-STOPPED = "\nstopped; what is done is kept: run the same command again to resume\n"
+STOPPED = "\nstopped; finished work is kept: run the same command again to resume\n"
 STOPPED_EARLY = "\nstopped before anything was done\n"
 progress_is_kept = False  # set to True once there are files from which a run can be resumed
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and the signal of clusters and torchrun
