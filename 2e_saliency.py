@@ -26,7 +26,7 @@ from explain.run.command_line import exercise_parser
 def parse_options() -> argparse.Namespace:
     images = ("images", "--classes", "--limit", "--prefetch", "--strict", "--scores")
     parser = exercise_parser(__doc__, *images, "--copies", "--noise")
-    parser.add_argument("--signed", action="store_true", help="show whether a brighter pixel raises or lowers the logit")
+    parser.add_argument("--signed", action="store_true", help="show if a brighter pixel raises or lowers the logit")
     return parser.parse_args()
 
 
