@@ -4,12 +4,12 @@ Cross-entropy loss, mean of -log p(y | x), and the fractions of images whose cla
 among the five most likely (top-5), on the split validation images. Can its confidence be believed? The expected
 calibration error, sum over 15 bins of (n_b / n) |accuracy_b - confidence_b| (Guo et al. 2017, On Calibration of Modern
 Neural Networks, section 2), with its reliability diagram; and the error left after temperature scaling (section 4.2),
-fitted and judged on different images. Images are read as they are stored (EXIF ignored), as for
-published accuracies.
+fitted and judged on different images. The orientation in an image's EXIF data is ignored, as it is for published
+accuracies.
 
     python 2b_evaluate.py                 # all validation images, after process_data.py
     python 2b_evaluate.py --limit 16      # the fast one
-    python 2b_evaluate.py FOLDER          # a folder of labelled pictures, one subfolder for each class
+    python 2b_evaluate.py FOLDER          # your own labelled images, one subfolder for each class
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def parse_options() -> argparse.Namespace:
         "folder",
         nargs="?",
         metavar="FOLDER",
-        help="folder with a subfolder for each class, named by the class's name, wnid or id, in place of the dataset",
+        help="labelled images to use instead of the dataset's: a folder with a subfolder for each class, named by its "
+        "name, its WordNet id (n01770393) or its id; by default the results go to output/pictures",
     )
     return parser.parse_args()
 
@@ -45,10 +46,10 @@ from explain.report import evaluation as report
 
 
 def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Tensor]:
-    """Return loss (nats), rank of the true class, predicted class, its confidence and the Brier score, each (N,).
+    """Return loss (nats), rank of the true class, predicted class, confidence and Brier score, each (N,), by name.
 
-    images (N, 3, H, W), true classes (N,). Rank 1 is the most likely; the Brier score is the sum over classes of
-    (p - 1[true])^2. The logits (N, classes) are returned too. Raises UserError for a class that the network does not
+    images (N, 3, H, W), true classes (N,). Rank 1 is the most likely class; the Brier score is the sum over classes of
+    (p - 1[true])^2. The result also has the logits (N, classes). Raises UserError for a class that the network does not
     have.
     """
     logits = common.predict_logits(model, images)
@@ -56,7 +57,7 @@ def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Ten
         raise common.UserError(
             f"class {int(classes.max())} is unknown to a model of {logits.shape[1]} classes: do the ids start at 1?"
         )
-    # a tie counts against the network: a constant output has no accuracy above chance
+    # a tie counts against the network, so that a constant output is never right
     rank = (logits >= logits.gather(1, classes[:, None])).sum(1)
     p = logits.softmax(1)
     predicted = common.most_likely(logits)[:, 0]
@@ -68,7 +69,7 @@ def evaluate(model: nn.Module, images: Tensor, classes: Tensor) -> dict[str, Ten
 
 
 def main() -> None:
-    options = parse_options()
+    options = common.resolve_options(parse_options())
     split = None if options.folder else common.validation_images(options.dataset)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
@@ -79,7 +80,7 @@ def main() -> None:
     files = common.spread_over_classes(files, options.limit, options.seed)
 
     def evaluate_batch(images: Tensor, batch: list[common.ImageFile]) -> Iterator[dict]:
-        classes = torch.tensor([common.class_of(file) for file in batch], device=images.device)
+        classes = torch.tensor([file.label for file in batch], device=images.device)
         columns = {"class": classes, **evaluate(model, images, classes)}
         logits = columns.pop("logits")
         values = zip(*(column.tolist() for column in columns.values()), strict=True)

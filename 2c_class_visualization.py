@@ -291,7 +291,7 @@ def make_archetypes(
 
 
 def main() -> None:
-    options = parse_options()
+    options = common.resolve_options(parse_options())
     settings = settings_of(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)

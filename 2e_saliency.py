@@ -1,14 +1,13 @@
 """2e: which pixels did the network look at?
 
-The class saliency map, M = max over channels of |d S_c / d x|: how strongly the logit S_c of the
-class reacts to a small change of each pixel (Simonyan et al. 2014, Deep Inside Convolutional
-Networks, section 3.1). Beside it: the smoothed map, the mean of the maps of noisy copies (Smilkov
-et al. 2017, SmoothGrad, section 3), and a combined map over the picture. Each map has its faithfulness score below it:
-does the class's probability follow the pixels that the map names (2g)? The maps explain the most likely class
-unless you name another.
+The class saliency map, M = max over channels of |d S_c / d x|, says how strongly the logit S_c of the class reacts to a
+small change of each pixel (Simonyan et al. 2014, Deep Inside Convolutional Networks, section 3.1). Beside it are the
+smoothed map, the mean of the maps of noisy copies (Smilkov et al. 2017, SmoothGrad, section 3), and a combined map,
+drawn over the image. Below each map is its faithfulness score: does the class's probability depend on the pixels that
+the map highlights (2g)? The maps explain the most likely class unless you name another.
 
     python 2e_saliency.py                                 # the dataset's test images
-    python 2e_saliency.py photo.jpg                       # your own picture, no dataset needed; the fast one
+    python 2e_saliency.py photo.jpg                       # your own image, no dataset needed; the fast one
     python 2e_saliency.py photo.jpg --classes airedale "mountain bike"   # two classes on one scale
 """
 
@@ -27,7 +26,7 @@ from explain.run.command_line import exercise_parser
 def parse_options() -> argparse.Namespace:
     images = ("images", "--classes", "--limit", "--prefetch", "--strict", "--scores")
     parser = exercise_parser(__doc__, *images, "--copies", "--noise")
-    parser.add_argument("--signed", action="store_true", help="show whether a larger value raises or lowers the logit")
+    parser.add_argument("--signed", action="store_true", help="show if a brighter pixel raises or lowers the logit")
     return parser.parse_args()
 
 
@@ -42,7 +41,7 @@ from explain.methods.disturbances import noise_of
 from explain.methods.faithfulness import detail_maps
 from explain.report import maps as report
 
-PIXELS_TOGETHER = 1 << 20  # of copies in a pass, whose memory they are: 20 of 224 x 224
+PIXELS_TOGETHER = 1 << 20  # in the copies of a pass, which limits its memory: 20 copies of 224 x 224
 
 
 def saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
@@ -88,17 +87,17 @@ def smoothed_saliency_maps(
     absolute values. Raises UserError where `common.forward_pass` does, and for another number of generators.
     """
     ids = common.class_ids(classes, len(common.check_images(images)))
-    if None in ids:  # without a graph, which would stay beside those of the copies
+    if None in ids:  # found without a graph, whose memory would add to that of the copies
         best = common.most_likely(common.predict_logits(model, images))[:, 0].tolist()
         ids = [c if asked is None else asked for asked, c in zip(ids, best, strict=True)]
-    copies = common.whole_argument("copies", copies)
+    copies = common.integer_argument("copies", copies)
     if len(generators) != len(images):
         raise common.UserError(f"{len(generators)} generators for {len(images)} images: give one for each")
     total = torch.zeros_like(images[:, 0])
-    together = PIXELS_TOGETHER // max(1, total.numel()) or 1  # copies of all images in a pass
+    together = PIXELS_TOGETHER // max(1, total.numel()) or 1  # copies of every image in a pass
     for start in range(0, copies, together) if len(images) else ():
         noisy = [noise_of(images, generators, noise).add_(images) for _ in range(min(together, copies - start))]
-        with common.shared_results(False):  # the graph of a pass goes with its maps
+        with common.shared_results(False):  # the graph of a pass is freed with its maps
             maps = saliency_maps(model, torch.cat(noisy), ids * len(noisy))
         total += maps.unflatten(0, (len(noisy), len(images))).sum(0)
     return total / copies
@@ -114,20 +113,20 @@ def combined_maps(
 ) -> Tensor:
     """Return the product of smoothed map, detail (distance from a blurred copy) and, if the network has it, Grad-CAM.
 
-    Grad-CAM says in which region the class is seen, the smoothed map which pixels count there, and the detail, the
-    distance from a blurred copy, how much of each pixel there is to lose: gradient times input, with the copy as zero.
-    Arguments and errors as in `smoothed_saliency_maps`.
+    Grad-CAM shows in which region the network sees the class, the smoothed map which pixels count there, and the
+    detail how far each pixel is from a blurred copy: smoothed map times detail is gradient times input, with the copy
+    as zero. Arguments and errors as in `smoothed_saliency_maps`.
     """
     combined = smoothed_saliency_maps(model, images, classes, generators, copies, noise) * detail_maps(images)
     try:
-        # from here, since 2f takes the plain map from this file
+        # imported here, since 2f imports this file
         return combined * importlib.import_module("2f_guided_saliency").grad_cam_maps(model, images, classes)
     except common.NoSuchMap:
         return combined
 
 
-# The maps of this exercise, in the order of the figure's columns; one entry more is one map more, in 2g too. The first
-# paragraph of a function's docstring is the map's caption, ", in" before its unit; see `describe` in report/maps.py
+# The maps of this exercise, in the order of the figure's columns; 2g judges them, too. The first paragraph of a
+# function's docstring is the map's caption, with ", in" before its unit (see `describe` in report/maps.py).
 MAPS: dict[str, common.MapFunction] = {
     "plain": saliency_maps,
     "smoothed": smoothed_saliency_maps,
@@ -136,7 +135,7 @@ MAPS: dict[str, common.MapFunction] = {
 
 
 def main() -> None:
-    options = parse_options()
+    options = common.resolve_options(parse_options())
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)

@@ -1,14 +1,14 @@
 """2f: which pixels did the network look at, seen through guided backpropagation?
 
-The class saliency map again, but on the way back every rectifier lets only positive signals pass:
-R_in = 1[0 < x] * 1[0 < R_out] * R_out (Springenberg et al. 2015, Striving for Simplicity, section
-3.4). The map is less noisy, and less faithful: it depends little on the upper layers and on the class
-(Adebayo et al. 2018, Sanity Checks for Saliency Maps; 2g shows it), so read it as "which edges", not as "why".
-Grad-CAM says where the last layer sees the class, and guided Grad-CAM, the product of both, which edges there
-(Selvaraju et al. 2017, Grad-CAM, section 3). Under each map stands its score.
+The class saliency map again, but in the backward pass every rectifier lets only positive signals pass:
+R_in = 1[0 < x] * 1[0 < R_out] * R_out (Springenberg et al. 2015, Striving for Simplicity, section 3.4). The map is less
+noisy, but depends little on the upper layers and on the class (Adebayo et al. 2018, Sanity Checks for Saliency Maps; 2g
+measures it): it shows which edges the network saw, not why it chose the class. Grad-CAM shows where the last layer sees
+the class, and guided Grad-CAM, the product of both, which edges it sees there (Selvaraju et al. 2017, Grad-CAM, section
+3). Below each map is its faithfulness score.
 
     python 2f_guided_saliency.py                # the dataset's test images
-    python 2f_guided_saliency.py photo.jpg      # your own picture, no dataset needed; the fast one
+    python 2f_guided_saliency.py photo.jpg      # your own image, no dataset needed; the fast one
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from explain.methods.maps import rank_correlation
 from explain.methods.rectifiers import RectifierRule, activations, refuse_opaque
 from explain.report import maps as report
 
-saliency = importlib.import_module("2e_saliency")  # the plain map, and the reduction over channels, are 2e's
+saliency = importlib.import_module("2e_saliency")  # for the plain map and the reduction over channels
 
 
 def guide(signal: Tensor) -> Tensor:
     """Return the positive part of the signal that reaches it (Springenberg et al. 2015, section 3.4).
 
-    Of a signal R_out, 1[0 < R_out] * R_out; the rectifier's own derivative makes the rule complete, with 1[0 < x].
+    For a signal R_out this is 1[0 < R_out] * R_out; the rectifier's own derivative then multiplies it by 1[0 < x].
     """
     return signal.clamp(min=0)
 
@@ -54,8 +54,9 @@ def guide(signal: Tensor) -> Tensor:
 def guided_rectifiers() -> Iterator[RectifierRule]:
     """Make `torch.autograd.grad` and `Tensor.backward` follow guided backpropagation's rule inside the block.
 
-    Yields the counts of what the signal passed, `.rectifiers` and `.others` (see RectifierRule). Raises NoSuchMap at
-    the end where there was no rectifier: the gradient would be the plain one. Springenberg et al. 2015, section 3.4.
+    Yields a RectifierRule, whose `rectifiers` and `others` count the operations that the signal passed. Raises
+    NoSuchMap at the end if there was no rectifier, since the gradient would be the plain one. Springenberg et al. 2015,
+    section 3.4.
     """
     with RectifierRule(guide) as rule:
         yield rule
@@ -96,8 +97,8 @@ def grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> 
     forward = common.forward_pass(model, images, classes)
     if forward.features is None:
         raise common.NoSuchMap(
-            "Grad-CAM is a map of the last layer whose output has a height and a width, and this network has none "
-            "(places are mixed in tokens, or from the first layer on): use 2e_saliency.py, or a convolutional network",
+            "Grad-CAM is a map of the last layer whose output has a height and a width, and this network has no such "
+            "layer (its first layer, or its tokens, mix all places): use 2e_saliency.py, or a convolutional network",
             lacking="no layer with a height and a width",
         )
     features = forward.features.detach()[: len(images)]  # (N, C, h, w)
@@ -116,7 +117,7 @@ def guided_grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Class
         return guided_saliency_maps(model, images, classes) * grad_cam_maps(model, images, classes)
 
 
-# The maps of this exercise, in the order of the columns and with their captions in the docstrings, as in 2e; for 2g too
+# The maps of this exercise, with their captions in the docstrings, as in 2e
 MAPS: dict[str, common.MapFunction] = {
     "plain": saliency.saliency_maps,
     "guided": guided_saliency_maps,
@@ -126,7 +127,7 @@ MAPS: dict[str, common.MapFunction] = {
 
 
 def main() -> None:
-    options = parse_options()
+    options = common.resolve_options(parse_options())
     files = common.test_images(options)
     output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)

@@ -25,21 +25,16 @@ from typing import Any
 
 from explain.run.shell import answer_early, run
 
-from explain.run.command_line import exercise_parser, positive, whole
+from explain.run.command_line import exercise_parser, not_negative, positive
 
 
 def parse_options() -> argparse.Namespace:
     parser = exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--copies", "--noise")
     numbers = {  # of what, by default
-        "steps": (
-            None,
-            positive,
-            "number of equal steps in which pixels are inserted or deleted (default: eight "
-            "points of Gauss-Lobatto quadrature)",
-        ),
+        "steps": (None, positive, "equal steps of a curve (default: the eight points of Gauss-Lobatto quadrature)"),
         "cells": (1, positive, "side, in pixels, of cells inserted or deleted as a whole, ordered by the map's mean"),
-        "mosaics": (1, whole, "mosaics of four photos for grid pointing"),
-        "randomise": (3, whole, "randomise layers, add noise and change the class for the first N images"),
+        "mosaics": (1, not_negative, "mosaics of four photos for grid pointing"),
+        "randomise": (3, not_negative, "randomise layers, add noise and change the class for the first N images"),
         "stages": (6, positive, "number of stages in which layers are randomised"),
     }
     for name, (default, kind, meaning) in numbers.items():
@@ -263,7 +258,7 @@ def measure_batch(
 
 
 def main() -> None:
-    options = parse_options()
+    options = common.resolve_options(parse_options())
     labelled = not options.images and not options.classes
     files = common.test_images(options) if options.images else common.validation_images(options.dataset)
     output = common.OutputFolder(options, __file__)

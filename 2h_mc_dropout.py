@@ -1,16 +1,15 @@
 """2h: how sure is the network?
 
-Monte Carlo dropout: T passes with dropout kept on are T samples of the predictive distribution
-(Gal and Ghahramani 2016, Dropout as a Bayesian Approximation, section 4). For each image: the mean
-p of the passes' probabilities p_t, the predictive entropy H[p] (all uncertainty), its part due to
-disagreement of the passes, the mutual information H[p] - mean_t H[p_t] (Houlsby et al. 2011,
-section 2), and the spread of the leading classes, beside the single deterministic pass. Entropies are in nats.
-Are these measures useful? On the validation images, whose classes are known, as they are and disturbed: does each
-measure find the mistakes, and does it find more than the largest probability of the single pass does?
+Monte Carlo dropout: T passes with dropout kept on are T samples of the predictive distribution (Gal and Ghahramani
+2016, Dropout as a Bayesian Approximation, section 4). For each image: the mean p of the passes' probabilities p_t; the
+predictive entropy H[p], all uncertainty; the mutual information H[p] - mean_t H[p_t], the part due to disagreement of
+the passes (Houlsby et al. 2011, section 2); and the spread of the leading classes, beside the single deterministic
+pass. Entropies are in nats. Can these measures be trusted? On labelled images, as they are and disturbed: does each
+measure find the mistakes, and does it find more of them than the largest probability of the single pass?
 
     python 2h_mc_dropout.py                         # the dataset's test images
-    python 2h_mc_dropout.py photo.jpg --passes 20   # your own picture, no dataset needed; the fast one
-    python 2h_mc_dropout.py FOLDER                  # labelled pictures, one subfolder for each class
+    python 2h_mc_dropout.py photo.jpg --passes 20   # your own image, no dataset needed; the fast one
+    python 2h_mc_dropout.py FOLDER                  # your own labelled images, one subfolder for each class
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from typing import Any
 from explain.run.shell import answer_early, run
 
 from explain.basics.options import number
-from explain.run.command_line import exercise_parser, positive, whole
+from explain.run.command_line import exercise_parser, not_negative, positive
 
-PASSES_MANY, PASSES_FEW = 1000, 100  # by default: many where all of them take no more operations than ...
-CHEAP = 4  # ... this many forward passes
-PASSES_TO_JUDGE = 200  # at most, for images that only judge the measures: their number limits what is known, not T
+PASSES_MANY, PASSES_FEW = 1000, 100  # the default: many if all of them take no more operations than ...
+CHEAP = 4  # ... this number of passes without dropout
+PASSES_TO_JUDGE = 200  # at most, for images that only judge the measures: more images would say more, not more passes
 
 
 def parse_options() -> argparse.Namespace:
@@ -36,15 +35,15 @@ def parse_options() -> argparse.Namespace:
         "--passes",
         type=positive,
         metavar="T",
-        help=f"number of forward passes with dropout on; images that only judge the measures get at most "
-        f"{PASSES_TO_JUDGE} (default: {PASSES_MANY} if they take no more operations than {CHEAP} passes without "
+        help="number of forward passes with dropout on; images that only judge the measures get at most "
+        f"{PASSES_TO_JUDGE} (default: {PASSES_MANY} if these take no more operations than {CHEAP} passes without "
         f"dropout, else {PASSES_FEW})",
     )
     probability = number("above 0 and below 1", lambda p: 0 < p < 1)
     help_text = "dropout probability of every dropout layer (default: the network's own values)"
     parser.add_argument("--dropout", type=probability, metavar="P", help=help_text)
-    help_text = "also disturb N labelled images, chosen as by --limit: noise, blur, rotation, low contrast (0: none)"
-    parser.add_argument("--shift-limit", default=100, type=whole, metavar="N", help=help_text)
+    help_text = "also judge the measures on N labelled images disturbed by noise, blur, a quarter turn or low contrast"
+    parser.add_argument("--shift-limit", default=100, type=not_negative, metavar="N", help=help_text)
     return parser.parse_args()
 
 
@@ -61,8 +60,8 @@ from explain.methods.disturbances import disturbed
 from explain.networks.running import device_of
 from explain.report import uncertainty as report
 
-TOP = 5  # leading classes, by mean probability, whose spread is kept
-SETTLING = (3, 10, 30, 100, 300, 1000)  # numbers of passes at which the spread is kept, beside the last
+TOP = 5  # number of leading classes, by mean probability, whose spread is in the row
+SETTLING = (3, 10, 30, 100, 300, 1000)  # numbers of passes at which the spread is in the row, beside all passes
 QUANTILES = (0, 0.25, 0.5, 0.75, 1)  # of a box plot
 
 
@@ -75,18 +74,18 @@ def mc_dropout_logits(
     deterministic: bool = False,
     p: float | None = None,
 ) -> Tensor:
-    """Return the logits (passes, N, classes) of images (N, 3, H, W) with every dropout on, and only dropout.
+    """Return the logits (passes, N, classes) of images (N, 3, H, W) with every dropout, and nothing else, switched on.
 
-    (passes, N, ...) for a network whose output has more dimensions (a segmentation); see `as_logits`.
-    With `deterministic`, a pass without dropout comes first: (1 + passes, N, classes).
+    If the network's output has more dimensions (segmentation), so has the result; see `as_logits`. With
+    `deterministic`, a pass without dropout comes first: (1 + passes, N, classes).
 
-    With a list of generators, one for each image, an image's passes do not depend on the others in the batch; from a
-    single generator, one for each image is seeded. `share` says whether the passes share what comes before the first
-    dropout; by default a trial decides. `p` replaces the probability of every dropout that the network calls. Raises
-    UserError for a network without active dropout, with some that cannot be reached, or whose logits are not finite,
-    and for no images. Gal and Ghahramani 2016, section 4.
+    With a list of generators, one for each image, an image's passes do not depend on the others in the batch; a single
+    generator seeds one for each image. `share` tells whether the passes share the layers before the first dropout; by
+    default a trial decides. `p` replaces the probability of every dropout that the network calls. Raises UserError for
+    a network without active dropout, with dropout that cannot be reached, or with logits that are not finite, and if
+    there are no images. Gal and Ghahramani 2016, section 4.
     """
-    passes = common.whole_argument("passes", passes)
+    passes = common.integer_argument("passes", passes)
     if not len(common.check_images(images)):
         raise common.UserError("there are no images: give at least one")
     generators = dropout.one_generator_each(generator, len(images))
@@ -94,13 +93,13 @@ def mc_dropout_logits(
     if share is None:
         share = dropout.passes_can_be_shared(model, images, p)
     with common.evaluation_mode(model), torch.inference_mode():
-        logits = (dropout.shared_passes if share else dropout.whole_passes)(model, images, passes, generators, p)
+        logits = (dropout.shared_passes if share else dropout.separate_passes)(model, images, passes, generators, p)
     common.check_finite(logits[0])
     return logits if deterministic else logits[1:]
 
 
 def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
-    """Return an image's row from the logits (T, classes) of its passes and (classes,) of the deterministic one."""
+    """Return an image's row from the logits (T, classes) of its passes, and `single` (classes,) of the one without."""
     p = logits.double().softmax(1).cpu().numpy()  # (T, classes): p_t
     mean = p.mean(0)  # (classes,): the predictive distribution p
     leading = np.argsort(-mean, kind="stable")[:TOP].tolist()
@@ -129,11 +128,11 @@ def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
 
 
 def spread(p: np.ndarray, c: int) -> dict[str, float | None]:
-    """Return the measures of spread over passes p (T, classes), of class c, and their Monte Carlo standard errors.
+    """Return the measures of spread of class c over passes p (T, classes), and their Monte Carlo standard errors.
 
-    Each measure is smooth in the mean over passes, and so its error is the standard deviation over passes of their
-    influence on it, over the square root of T: the infinitesimal jackknife (Efron 1982, The Jackknife, the Bootstrap
-    and Other Resampling Plans, section 6.3). None where there is a single pass.
+    Each measure is a smooth function of means over passes, so its standard error is the standard deviation of the
+    passes' influence on it, divided by the square root of T: the infinitesimal jackknife (Efron 1982, The Jackknife,
+    the Bootstrap and Other Resampling Plans, section 6.3). It is None for a single pass.
     """
     passes, mean = len(p), p.mean(0)
     x = p[:, c]  # (T,)
@@ -161,9 +160,9 @@ def spread(p: np.ndarray, c: int) -> dict[str, float | None]:
 
 
 def known_uncertainty(logits: Tensor, single: Tensor, label: int) -> dict[str, Any]:
-    """Return the measures of a labelled image, and how right the mean of its passes and the single pass are.
+    """Return `selective.MEASURES` of a labelled image, and the scores of the mean of its passes and of the single pass.
 
-    logits (T, classes), single (classes,). The measures are those of `selective.MEASURES`.
+    logits (T, classes), single (classes,). Raises UserError for a class that the network does not have.
     """
     p, p_single = (t.double().softmax(-1).cpu().numpy() for t in (logits, single))
     if label >= len(p_single):
@@ -189,24 +188,17 @@ def entropy(p: np.ndarray) -> np.ndarray:
 
 
 def default_passes(model: common.Classifier, share: bool, p: float | None) -> int:
-    """Return PASSES_MANY where the passes share what comes before dropout and cost little, else PASSES_FEW.
-
-    A rule of arithmetic: the same number on every machine.
-    """
-    if not share:
-        return PASSES_FEW
+    """Return PASSES_MANY if that many passes take few operations, else PASSES_FEW; the same number on every machine."""
     example = torch.zeros(1, 3, model.input_size, model.input_size, device=device_of(model))
-    cost = PASSES_MANY * dropout.fraction_after_dropout(model, example, p)  # in forward passes, beside the first
-    return PASSES_MANY if cost <= CHEAP else PASSES_FEW
+    fraction = dropout.fraction_after_dropout(model, example, p) if share else 1
+    return PASSES_MANY if PASSES_MANY * fraction <= CHEAP else PASSES_FEW
 
 
-def images_to_judge(
-    tested: common.ImageFiles, model: common.Classifier, options: argparse.Namespace
-) -> common.ImageFiles:
-    """List the labelled images by which the measures are judged; an empty list where there are none.
+def images_to_judge(model: common.Classifier, options: argparse.Namespace) -> common.ImageFiles:
+    """List the labelled images that judge the measures; the list may be empty.
 
-    They are the dataset's validation images, or the pictures of a single folder given as argument, if all of them lie
-    in subfolders that are named by classes. A note says whether they do.
+    They are the dataset's validation images, or the images of a single folder given as argument if all of them are in
+    subfolders named by classes; a note says whether they are.
     """
     none, folder = common.ImageFiles([], 0), Path(*options.images[:1])
     if not options.images:
@@ -215,29 +207,27 @@ def images_to_judge(
         except common.UserError:
             return none
         return common.label_images(split, model, options.dataset)
-    if len(options.images) > 1 or not folder.is_dir():
-        return none
-    if any(path.parent == folder for path in common.list_images(folder)[0]):
+    if len(options.images) > 1 or not folder.is_dir() or folder in {p.parent for p in common.list_images(folder)[0]}:
         return none
     try:
         labelled, note = common.labelled_images(folder, model), "the folders' names are taken as labels"
     except common.UserError as error:
-        labelled, note = none, f"the pictures are taken as unlabelled, since {error}"
+        labelled, note = none, f"the images are taken as unlabelled, since {error}"
     common.add_notes(model, [note])
     return labelled
 
 
 def main() -> None:
-    options = parse_options()
+    options = common.resolve_options(parse_options())
     tested = common.test_images(options)
-    output = common.OutputFolder(options, __file__)
     model = common.load_from_options(options)
     share = dropout.prepare(model, options.dropout, options.model)  # one trial, so that all images are treated alike
-    options.passes = options.passes or default_passes(model, share, options.dropout)
-    options.passes_to_judge = min(options.passes, PASSES_TO_JUDGE)
-    labelled = common.spread_over_classes(images_to_judge(tested, model, options), options.limit, options.seed)
+    passes = options.passes or default_passes(model, share, options.dropout)
+    options = argparse.Namespace(**vars(options) | {"passes": passes, "passes_to_judge": min(passes, PASSES_TO_JUDGE)})
+    output = common.OutputFolder(options, __file__)  # its settings include the number of passes
+    labelled = common.spread_over_classes(images_to_judge(model, options), options.limit, options.seed)
     to_disturb = {file.key for file in common.spread_over_classes(labelled, options.shift_limit, options.seed)}
-    if options.images and labelled:  # all are explained, and judge the measures
+    if options.images and labelled:  # the same images are explained and judge the measures
         files, shown = labelled, len(labelled)
     else:
         shown, numbered = len(tested), [file._replace(index=len(tested) + file.index) for file in labelled]
@@ -260,8 +250,8 @@ def main() -> None:
         shifted = [n for n, file in enumerate(batch) if file.label is not None and file.key in to_disturb]
         if shifted:
             generators = common.seeded_generators(options.seed, (file.index for file in batch))
-            for name, pictures in disturbed(images, generators).items():
-                single, logits = passes_of(pictures, batch, options.passes_to_judge)
+            for name, changed in disturbed(images, generators).items():
+                single, logits = passes_of(changed, batch, options.passes_to_judge)
                 for n in shifted:
                     known = known_uncertainty(logits[:, n], single[n], batch[n].label)
                     rows[n].setdefault("disturbed", {})[name] = known

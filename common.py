@@ -1,8 +1,8 @@
-"""What several exercises share: the dataset, the class score, the way from image files to rows, options.
+"""Code that several exercises share: the dataset, the class score, the way from image files to rows, options.
 
-Pixel space everywhere: float32, RGB, (N, 3, H, W), values in [0, 1]; normalisation is inside the model. `__all__` is
-what an exercise may use; what stands behind it (networks, pictures, figures, the output folder, rows) is in explain/.
-Importing this file does nothing.
+Images are float32, RGB, (N, 3, H, W), with values in [0, 1]; normalisation is inside the model. Exercises use the names
+in `__all__`; the code behind them (networks, image files, figures, the output folder, rows) is in explain/. Importing
+this file has no effect.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import chain
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from explain.basics.errors import NoSuchMap, UserError, printable, whole_argument
+from explain.basics.errors import NoSuchMap, UserError, integer_argument, printable
 from explain.basics.files import is_system_name, list_files, size_of
 from explain.basics.sharing import is_shared, shared, shared_results
 from explain.data.datasets import TEST_FOLDERS, class_folders, find_folder, note_empty, read_dataset_names
@@ -43,22 +43,23 @@ from explain.networks.classifier import Classifier, load_model
 from explain.networks.logits import at_least_one, check_images, class_ids, class_logits
 from explain.networks.preprocessing import OPTIONS
 from explain.networks.running import check_finite, class_standing, evaluation_mode, most_likely, predict_logits
-from explain.run.output import OutputFolder, dataset_of, map_name, write_array
+from explain.run.command_line import dataset_of
+from explain.run.output import OutputFolder, map_name, write_array
 from explain.run.progress import progress
 from explain.run.rows import Rows, resolve_options, run_settings
 
-# What an exercise may use: the dataset; the class score; maps; from image files to rows; options; what comes out
-__all__ = ["ImageFile", "ImageFiles", "add_notes", "class_of", "label_images", "list_files", "list_images"]
+# The dataset; the class score; maps; from image files to rows; options; output
+__all__ = ["ImageFile", "ImageFiles", "add_notes", "label_images", "list_files", "list_images"]
 __all__ += ["spread_over_classes", "labelled_images", "test_images", "validation_images", "Classes", "class_ids"]
 __all__ += ["class_score_gradient", "classes_to_explain", "find_class", "find_classes", "forward_pass", "most_likely"]
-__all__ += ["shared", "shared_results", "MapFunction", "NoSuchMap", "call_with", "make_maps", "parameters_of"]
+__all__ += ["shared", "shared_results", "MapFunction", "NoSuchMap", "call_with", "make_maps"]
 __all__ += ["map_name", "map_rows", "check_finite", "check_images"]
 __all__ += ["evaluation_mode", "predict_logits", "explain_batches", "explain_images", "pad", "read_image"]
 __all__ += ["record_nondeterminism", "seeded_generators", "Rows", "run_settings", "Classifier"]
-__all__ += ["load_from_options", "load_model", "whole_argument"]
+__all__ += ["resolve_options", "load_from_options", "load_model", "integer_argument"]
 __all__ += ["OutputFolder", "UserError", "keep_freed_memory", "progress", "to_pixels", "write_array"]
 
-# Class ids, one for each image, or one for all; None: an image's most likely class
+# Class ids, one for each image or one for all; None means an image's most likely class
 Classes = Tensor | np.ndarray | Sequence[int | None] | int
 
 # ------------------------------------------------------------------------------------------------
@@ -66,18 +67,18 @@ Classes = Tensor | np.ndarray | Sequence[int | None] | int
 
 
 class ImageFile(NamedTuple):
-    """One image of a run: its `index` in the list, its `key` in rows, tables and figures, its `path`, its `label`."""
+    """An image of a run: its `index` in the list, its `key` in rows, tables and figures, its `path` and its `label`."""
 
     index: int
     key: str
     path: Path
-    label: int | None = None  # the class id, where it is not in the key
+    label: int | None = None  # the class id, if known
 
 
 class ImageFiles(list[ImageFile]):
-    """The images of a run, the number of other files beside them, and labelled images left out, as path and reason.
+    """The images of a run, the number of other files in their folders, and images `skipped` (path and reason).
 
-    `classes` is the number of classes that the data have, of which a --limit may leave some out; 0 without labels.
+    `classes` is the number of classes in the data, some of which --limit may leave out; 0 without labels.
     """
 
     def __init__(self, files: Iterable[ImageFile], other_files: int, skipped: Iterable[dict] = (), classes: int = 0):
@@ -86,21 +87,24 @@ class ImageFiles(list[ImageFile]):
 
 
 def list_images(folder: Path) -> tuple[list[Path], int]:
-    """List the files below a folder that may be pictures by their names, as `list_files` does, and count the others."""
+    """List the files below a folder that have an image extension, in the order of `list_files`; count the others."""
     files = list_files(folder)
-    pictures = [path for path in files if is_image_name(path)]
-    return pictures, len(files) - len(pictures)
+    images = [path for path in files if is_image_name(path)]
+    return images, len(files) - len(images)
 
 
 def test_images(options: argparse.Namespace) -> ImageFiles:
-    """List the files and folders given as arguments, else the dataset's test images; the first --limit of them."""
+    """List the images given as arguments, else the dataset's test images; the first --limit of them.
+
+    A file given as argument is an image whatever its name.
+    """
     if options.images:
         paths, other_files = [], 0
-        for path in map(Path, options.images):  # files whatever their names, and the pictures in folders
+        for path in map(Path, options.images):
             if not os.path.lexists(path):
                 raise UserError(f"{printable(path)} does not exist: give image files or folders of images")
-            pictures, others = list_images(path) if path.is_dir() else ([path], 0)
-            paths, other_files = paths + pictures, other_files + others
+            images, others = list_images(path) if path.is_dir() else ([path], 0)
+            paths, other_files = paths + images, other_files + others
         files = [ImageFile(i, printable(path), path) for i, path in enumerate(paths)]
         source = " ".join(printable(Path(argument)) for argument in options.images)
     else:
@@ -124,43 +128,38 @@ def test_images(options: argparse.Namespace) -> ImageFiles:
 
 
 def validation_images(dataset: str | os.PathLike) -> ImageFiles:
-    """List the validation images as `process_data.py` split them, by class id, then name; see `class_of`."""
+    """List the validation images in the folders made by `process_data.py`, by class id, then name."""
     base = Path(dataset)
     split = base / "DL_data_p"
     folders = [p for p in split.glob("*") if p.is_dir() and not is_system_name(p.name)]
     for folder in folders:
         if not re.fullmatch("[0-9]{1,9}", folder.name):
             raise UserError(
-                f"{printable(folder)} is not named by a class id: rename it, or evaluate it in place by "
+                f"{printable(folder)} is not named by a class id: rename it, or evaluate it in place with "
                 f"`python 2b_evaluate.py {split}`"
             )
     folders.sort(key=lambda p: int(p.name))
     listings = [list_images(folder) for folder in folders]
-    paths = [path for pictures, _ in listings for path in pictures]
+    paths = [path for images, _ in listings for path in images]
     if not paths:
         raise UserError(
             f"{split} holds no validation images: run `python process_data.py` first, "
-            "with --sample where there is no dataset"
+            "with --sample if you have no dataset"
         )
     files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
     return ImageFiles(files, sum(others for _, others in listings))
 
 
-def class_of(file: ImageFile) -> int:
-    """Return the class id of a labelled image; of a split one it is in the key: DL_data_p/<class id>/..."""
-    return int(file.key.split("/")[1]) if file.label is None else file.label
-
-
 def spread_over_classes(files: ImageFiles, limit: int | None, seed: int) -> ImageFiles:
-    """Return `limit` labelled images in a random order in which each class comes before any second image of one.
+    """Return `limit` labelled images in a random order in which every class comes before any class comes twice.
 
-    Without a limit, all of them as they are. The indices are the places in the new list.
+    Without a limit, all images are returned in their own order. Indices are the places in the returned list.
     """
-    images_of: Counter[int] = Counter()
+    images_of: Counter[int | None] = Counter()
 
-    def turn(file: ImageFile) -> int:  # 1 for the first image of a class, 2 for the second, ...
-        images_of[class_of(file)] += 1
-        return images_of[class_of(file)]
+    def turn(file: ImageFile) -> int:  # 1 for the first image of a class, 2 for the second
+        images_of[file.label] += 1
+        return images_of[file.label]
 
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
     spread = sorted((files[place] for place in order), key=turn)
@@ -170,16 +169,16 @@ def spread_over_classes(files: ImageFiles, limit: int | None, seed: int) -> Imag
 
 
 def label_images(files: ImageFiles, model: Classifier, dataset: str | os.PathLike) -> ImageFiles:
-    """Label the split validation images with the network's classes.
+    """Label the dataset's validation images with the network's classes.
 
-    A dataset's classes are matched with the network's by name where both have names, else by id; see `match_labels`.
-    Images of other classes are `skipped`, and classes that only one side has are noted.
+    Classes are matched by name if dataset and network both have names, else by id; see `match_labels`. Images of
+    classes that the network does not have are `skipped`.
     """
-    matched = match_labels(model, Path(dataset)) if files else None
-    labelled: list[ImageFile] = []
-    skipped: list[dict] = []
+    matched = match_labels(model, Path(dataset))
+    labelled, skipped = [], []
     for file in files:
-        c = matched.class_of(class_of(file)) if matched else class_of(file)
+        c = int(file.key.split("/")[1])  # DL_data_p/<class id>/...
+        c = matched.class_of(c) if matched else c
         if isinstance(c, str):
             skipped.append({"path": file.key, "reason": c})
         else:
@@ -190,12 +189,11 @@ def label_images(files: ImageFiles, model: Classifier, dataset: str | os.PathLik
 
 
 def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
-    """List the images in a folder with a subfolder for each class.
+    """List the images in a folder with a subfolder for each class; images outside the subfolders are `skipped`.
 
-    Images outside the subfolders are `skipped`; notes on the classes are printed, and kept with the model.
-
-    A subfolder is named by the class's name, wnid or id. Where the model has only numbers for names, as many subfolders
-    as it has classes may have any names, in the order of torchvision's ImageFolder; they are then the model's.
+    A subfolder is named by its class's name, WordNet id (n01770393) or id. If the model has only numbers for names,
+    the subfolders may have any names, provided that there are as many as classes: they name the classes in the order
+    of torchvision's ImageFolder.
     """
     base = Path(folder)
     names = list(zip(model.wnids or [""] * len(model.categories), model.categories, strict=True))
@@ -209,19 +207,14 @@ def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
     in_order = sorted(ids) == sorted(ids, key=ids.get)
     if len(ids) == len(names) and not in_order and all(name.isdecimal() and int(name) == c for name, c in ids.items()):
         notes.append(
-            "the folders' names are numbers, taken as class ids; a network trained with torchvision's ImageFolder has "
-            "its classes in the order of text (10 before 2): give their names in that order by --names"
+            "the folders' names are numbers and taken as class ids; if the network was trained with torchvision's "
+            "ImageFolder, which sorts them as text (10 before 2), give the names in that order by --names"
         )
-    files: list[ImageFile] = []
-    skipped: list[dict] = []
     paths, other_files = list_images(base)
-    for path in paths:
-        parts = path.relative_to(base).parts
-        if len(parts) == 1:
-            reason = f"it is not in the folder of a class in {printable(base)}"
-            skipped.append({"path": printable(path), "reason": reason})
-        else:
-            files.append(ImageFile(len(files), printable(path), path, ids[parts[0]]))
+    inside = [(path, ids[path.relative_to(base).parts[0]]) for path in paths if path.parent != base]
+    files = [ImageFile(i, printable(path), path, label) for i, (path, label) in enumerate(inside)]
+    reason = f"it is not in the folder of a class in {printable(base)}"
+    skipped = [{"path": printable(path), "reason": reason} for path in paths if path.parent == base]
     if not files:
         raise UserError(f"the folders in {printable(base)} have no files: put images there")
     notes += note_missing(model.categories, ids.values(), printable(base))
@@ -230,7 +223,7 @@ def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
 
 
 def add_notes(model: Classifier, notes: Iterable[str]) -> None:
-    """Print notes on stderr, and keep them for metrics.json."""
+    """Print notes on stderr, and keep them in the model for metrics.json."""
     for text in notes:
         model.notes.append(text)
         print(f"note: {text}", file=sys.stderr)
@@ -241,13 +234,13 @@ def add_notes(model: Classifier, notes: Iterable[str]) -> None:
 
 
 class ForwardPass(NamedTuple):
-    """A forward pass whose class logits can be differentiated by the pixels; made by `forward_pass`."""
+    """A forward pass whose class logits can be differentiated; made by `forward_pass`."""
 
     model: nn.Module
     images: Tensor  # (N, 3, H, W), the leaf of the graph
     logits: Tensor  # (N, classes)
-    classes: Tensor  # (N,), those to explain
-    features: Tensor | None = None  # (N, C, h, w), the last layer with a height and a width; None without one
+    classes: Tensor  # (N,), the classes to explain
+    features: Tensor | None = None  # (N, C, h, w), the last layer with a height and a width, if there is any
 
     @property
     def scores(self) -> Tensor:
@@ -255,12 +248,12 @@ class ForwardPass(NamedTuple):
         return self.logits.gather(1, self.classes[:, None])[:, 0]
 
     def gradient(self, by: Tensor | None = None) -> Tensor:
-        """Return dS_c/dx (N, 3, H, W), in logits per unit of pixel value; once, but in a block of `shared_results`.
+        """Return dS_c/dx (N, 3, H, W), in logits per unit of pixel value.
 
         One backward pass serves the batch, since no image's logit depends on another image. `by` (N, ...), the output
-        of a layer such as `features`, takes the place of the pixels x: the pass ends there.
+        of a layer such as `features`, replaces the pixels x. Outside `shared_results` this can be called only once.
         """
-        # evaluation mode, also for a network that runs parts again on the way back
+        # evaluation mode, since a network with checkpointing runs parts again on the way back
         with evaluation_mode(self.model), torch.inference_mode(False):
             gradient, scores = None, self.scores.sum()
             if scores.requires_grad:
@@ -269,7 +262,7 @@ class ForwardPass(NamedTuple):
                     (gradient,) = torch.autograd.grad(scores, self.images if by is None else by, **settings)
                 except CheckpointError:
                     raise UserError(
-                        "a checkpointed part of this network computes something else when it is run again: switch its "
+                        "a checkpointed part of this network computes something else when it runs again: switch its "
                         "checkpointing off"
                     ) from None
         if gradient is None:
@@ -284,14 +277,14 @@ class ForwardPass(NamedTuple):
 def forward_pass(model: nn.Module, images: Tensor, classes: Classes, features: bool = True) -> ForwardPass:
     """Run images (N, 3, H, W) through the network in evaluation mode, and keep the graph.
 
-    `classes` are the ids to explain, one for each image or one for all; None stands for the image's most likely class.
-    The caller's tensors, the model's state and every `.grad` stay as they are. Works under torch.no_grad() and
-    torch.inference_mode(), too. Raises UserError for images of another shape or type, for a class that the
-    network does not have, and for an output that is no (N, classes); see `logits.as_logits`. Without `features`, those
-    of the result are None, and small images take a tenth less time.
+    `classes` are the ids to explain, one for each image or one for all; None means an image's most likely class. The
+    caller's tensors, the model's state and every `.grad` stay as they are. Works under torch.no_grad() and
+    torch.inference_mode(), too. Raises UserError for images of another shape or type, for a class that the network does
+    not have, and for an output that is not (N, classes); see `logits.as_logits`. Without `features`, a pass over small
+    images takes a tenth less time, and the feature maps are None.
     """
     ids = class_ids(classes, len(check_images(images)))
-    with evaluation_mode(model), torch.inference_mode(False):  # which switches gradients on, too
+    with evaluation_mode(model), torch.inference_mode(False):  # the latter also switches gradients on
         leaf = at_least_one(images).detach().clone().requires_grad_()
         layer = None
         if features:
@@ -309,13 +302,13 @@ def forward_pass(model: nn.Module, images: Tensor, classes: Classes, features: b
 def class_score_gradient(model: nn.Module, images: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
     """Return the gradient (N, 3, H, W) of each image's class logit by its pixels, and those logits (N,).
 
-    images (N, 3, H, W), classes one for each or one for all; see `forward_pass`. Simonyan et al. 2014, section 3.
+    Arguments as for `forward_pass`. Simonyan et al. 2014, section 3.
     """
     forward = forward_pass(model, images, classes, features=False)
     return forward.gradient(), forward.scores.detach()
 
 
-# One kind of map: model, images (N, 3, H, W), classes -> maps (N, H, W); more by the names of its parameters
+# model, images (N, 3, H, W), classes -> maps (N, H, W); `make_maps` gives it more arguments by their names
 MapFunction = Callable[..., Tensor]
 
 
@@ -327,21 +320,20 @@ def make_maps(
     options: argparse.Namespace,
     indices: Iterable[int],
 ) -> tuple[dict[str, Tensor], dict[str, NoSuchMap]]:
-    """Return the maps (N, H, W) of each kind in a table, and of the kinds that the network cannot have, the reason.
+    """Return the maps (N, H, W) of each kind in a table, and why the network cannot have the other kinds.
 
-    A function gets what it has parameters for: generators, one for each of the images' indices, the same in every call,
-    and copies and noise of the options. Those that take copies are left out if there are none (--copies 0), else called
-    first, while no graph of a shared forward pass takes memory beside theirs.
+    Functions get those of these arguments that they have parameters for: `generators`, one for each of the images'
+    indices, the same in every call, and the options `copies` and `noise`. With --copies 0, functions that take copies
+    are left out. Else they come first, while no graph of a shared forward pass takes memory beside theirs.
     """
     settings = {name: value for name, value in vars(options).items() if name in ("copies", "noise")}
     settings["generators"] = seeded_generators(options.seed, indices)
-    of_copies = [kind for kind in table if "copies" in parameters_of(table[kind])]
+    of_copies = {kind: "copies" in inspect.signature(latest(table[kind])).parameters for kind in table}
     maps, reasons = {}, {}
     with shared_results():
-        for kind in [
-            *(of_copies if getattr(options, "copies", 0) else ()),
-            *(kind for kind in table if kind not in of_copies),
-        ]:
+        for kind in sorted(table, key=lambda kind: not of_copies[kind]):
+            if of_copies[kind] and not getattr(options, "copies", 0):
+                continue
             try:
                 maps[kind] = call_with(table[kind], model, images, classes, **settings)
             except NoSuchMap as reason:
@@ -350,14 +342,10 @@ def make_maps(
 
 
 def call_with(function: Callable, *arguments: Any, **settings: Any) -> Any:
-    """Call the latest form of a table's function with those of the settings that it has parameters for."""
-    known = {name: settings[name] for name in parameters_of(function) if name in settings}
-    return latest(function)(*arguments, **known)
-
-
-def parameters_of(function: Callable) -> Collection[str]:
-    """Return the names of the parameters of the latest form of a function."""
-    return inspect.signature(latest(function)).parameters.keys()
+    """Call the latest version of a function with those of the settings that it has parameters for."""
+    function = latest(function)
+    known = {name: settings[name] for name in inspect.signature(function).parameters if name in settings}
+    return function(*arguments, **known)
 
 
 def map_rows(
@@ -369,10 +357,10 @@ def map_rows(
     options: argparse.Namespace,
     output: OutputFolder,
 ) -> Iterator[dict]:
-    """Yield the row of each image (N, 3, H, W): its class, and of each kind of map (N, H, W) its measures and its file.
+    """Yield the row of each image (N, 3, H, W): its class, and the measures and the file of each map (N, H, W).
 
-    `maps` and `reasons` are those of `make_maps`. The first images also get the faithfulness of their maps (--scores).
-    Raises UserError where the logits are not finite.
+    `maps` and `reasons` come from `make_maps`. The first --scores images also get faithfulness scores. Raises UserError
+    if the logits are not finite.
     """
     standings = class_standing(check_finite(forward.logits.detach()), forward.classes)
     for n, (file, row) in enumerate(zip(files, standings, strict=True)):
@@ -391,17 +379,18 @@ def map_rows(
 
 
 def classes_to_explain(
-    texts: Sequence[str] | None, files: list[ImageFile], categories: Sequence[str], wnids: Sequence[str] = ()
-) -> tuple[list[ImageFile], list[int | None]]:
-    """Return the images to explain and the class for each, from --classes: an id, or None for the most likely class.
+    texts: Sequence[str] | None, files: ImageFiles, categories: Sequence[str], wnids: Sequence[str] = ()
+) -> tuple[ImageFiles, list[int | None]]:
+    """Return the images and the class to explain in each, from --classes: an id, or None for the most likely class.
 
-    One picture with several classes is repeated, once for each.
+    If one image has several classes, it is repeated for each.
     """
     if not texts:
         return files, [None] * len(files)
     classes = find_classes(texts, categories, wnids)
     if len(files) == 1:
-        files = [files[0]._replace(index=index) for index in range(len(classes))]
+        repeated = (files[0]._replace(index=index) for index in range(len(classes)))
+        files = ImageFiles(repeated, files.other_files, files.skipped, files.classes)
     if len(classes) not in (1, len(files)):
         raise UserError(
             f"{len(classes)} classes for {len(files)} images: give one class for all images, one for each image, or "
@@ -413,26 +402,25 @@ def classes_to_explain(
 # ------------------------------------------------------------------------------------------------
 # From image files to rows
 
-SECONDS_UNSAVED = 1.0  # of computing that a kill may lose, beside the image that is computed then
+SECONDS_UNSAVED = 1.0  # seconds of computing that a kill may lose, besides the current image
 
 
 def explain_images(
     model: Classifier,
-    files: Sequence[ImageFile],
+    files: ImageFiles,
     explain: Callable[[Tensor, list[ImageFile]], Iterable[dict]],
     options: argparse.Namespace,
     output: OutputFolder,
     upright: bool = True,
 ) -> tuple[list[dict], list[dict]]:
-    """Run `explain` over the images that have no row yet; return one row per image, and what was skipped.
+    """Run `explain` over the images that have no row yet; return the row of each image, and the images skipped.
 
-    `explain` as in `explain_batches`. Raises OthersAtWork where rows of other shards are missing, UserError where no
-    image can be used.
+    `explain` as in `explain_batches`. Raises OthersAtWork if rows of other shards are missing, UserError if no image
+    can be used.
     """
-    output.other_files, output.classes = getattr(files, "other_files", 0), getattr(files, "classes", 0)
-    skipped = list(getattr(files, "skipped", []))
+    output.other_files, output.classes = files.other_files, files.classes
     if not files:
-        raise UserError(_unusable(skipped))
+        raise UserError(_unusable(files.skipped))
     inputs = [(file.index, file.key, size_of(file.path), file.label) for file in files]
     rows_on_disk = Rows(output, options, run_settings(options, output.source, model, inputs), len(files))
     todo = [files[index] for index in rows_on_disk.todo]
@@ -442,7 +430,7 @@ def explain_images(
     rows = rows_on_disk.complete()
     if sentence := nearly_black([row["largest_16_bit"] for row in rows if "largest_16_bit" in row], model.white):
         print(f"note: {sentence}", file=sys.stderr)
-    skipped += [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
+    skipped = files.skipped + [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
     used = [row for row in rows if "skipped" not in row]
     if not used:
         raise UserError(_unusable(skipped))
@@ -464,32 +452,23 @@ def explain_batches(
 ) -> Iterator[list[dict]]:
     """Run `explain` over the images, `batch` at a time; yield their rows, in the order of the files.
 
-    `explain(images (batch, 3, S, S), files)` yields a dict of plain values for each image. The rows of a batch come
-    together, or one by one where an image takes more than SECONDS_UNSAVED. Kernels may differ with the
-    batch's shape, and so a short batch is padded with copies of its last image, whose rows are dropped. A file that
-    cannot be read gets a row that says why, and is a UserError where the run is `strict`. `prefetch` batches are read
-    while others are explained.
+    `explain(images (batch, 3, S, S), files)` yields a dict of plain values for each image. The rows of a batch are
+    yielded together, or as soon as SECONDS_UNSAVED have passed. A short batch is padded with copies of its last image,
+    whose rows are dropped, since kernels may differ with the batch's shape. The row of a file that cannot be read says
+    why; with `strict`, UserError is raised instead. `prefetch` batches are read ahead.
     """
     device = model.mean.device
     with (
         closing(progress(len(files), "images")) as bar,
-        closing(read_batches(model, files, batch, upright, prefetch)) as batches,
+        closing(read_batches(model, files, batch, strict, upright, prefetch)) as batches,
     ):
-        for chunk, results, images in batches:
-            rows: list[dict] = [{"index": file.index, "path": file.key} for file in chunk]
-            for row, result in zip(rows, results, strict=True):
-                if not isinstance(result, UserError):
-                    row |= result
-                elif strict:
-                    raise result
-                else:
-                    row["skipped"] = str(result)
+        for chunk, rows, images in batches:
             columns: Iterator[dict] = iter(())
             if readable := [n for n, row in enumerate(rows) if "skipped" not in row]:
                 padded = pad(readable, batch)
                 images = images if len(readable) == batch else images[padded]
                 images = images.to(device, non_blocking=images.is_pinned())
-                # called at the first next() below, inside record_nondeterminism
+                # `explain` runs at the first next() below, inside record_nondeterminism
                 columns = chain.from_iterable(map(explain, [images], [[chunk[n] for n in padded]]))
             operations: set[str] = set()  # of the batch so far
             first, since = 0, time.monotonic()
@@ -506,30 +485,33 @@ def explain_batches(
 
 
 def read_batches(
-    model: Classifier, files: Sequence[ImageFile], batch: int, upright: bool, prefetch: int
-) -> Iterator[tuple[Sequence[ImageFile], list[dict[str, Any] | UserError], Tensor]]:
-    """Yield the files, `batch` at a time, columns of their rows or errors, and their images (batch, 3, S, S).
+    model: Classifier, files: Sequence[ImageFile], batch: int, strict: bool, upright: bool, prefetch: int
+) -> Iterator[tuple[Sequence[ImageFile], list[dict], Tensor]]:
+    """Yield the files, `batch` at a time, with the beginnings of their rows and their images (batch, 3, S, S).
 
-    The columns are notes, the fraction of the area that is cropped, and the largest value of a 16-bit picture. Where a
-    file has no image, or there is none, the values are arbitrary. The next `prefetch` batches are read meanwhile.
+    A row has index, path, notes, the fraction of the area that is cropped, and the largest value of a 16-bit image; or
+    why the file is `skipped`. The pixels of skipped files are arbitrary. `prefetch` batches are read ahead.
     """
 
-    def load(file: ImageFile, place: Tensor) -> dict[str, Any] | UserError:
+    def load(file: ImageFile, place: Tensor) -> dict[str, Any]:
+        row = {"index": file.index, "path": file.key}
         try:
             image = read_image(file.path, upright, model.white)
         except UserError as error:
-            return error
+            if strict:
+                raise
+            return row | {"skipped": str(error)}
         place.copy_(model.preprocess(image))
         findings = {key: image.info[key] for key in FINDINGS if key in image.info}
-        return findings | {"cropped": model.cropped(image.size)}
+        return row | findings | {"cropped": model.cropped(image.size)}
 
     shape = batch, 3, model.input_size, model.input_size
-    pinned = model.mean.device.type == "cuda"  # from there a copy does not wait for what the GPU is doing
-    # decoding releases Python's lock; a thread of each reader's own for torch, or they would fight for the cores
+    pinned = model.mean.device.type == "cuda"  # copies from pinned memory do not wait for the GPU
+    # decoding releases Python's lock; torch gets one thread in each reader, or the readers would compete for the cores
     readers = ThreadPoolExecutor(torch.get_num_threads(), "reader", torch.set_num_threads, (1,))
     ahead: deque[tuple[Sequence[ImageFile], list[Future], Tensor]] = deque()
 
-    def first_of_them() -> tuple[Sequence[ImageFile], list[dict[str, Any] | UserError], Tensor]:
+    def first_of_them() -> tuple[Sequence[ImageFile], list[dict], Tensor]:
         chunk, futures, images = ahead.popleft()
         return chunk, [future.result() for future in futures], images
 
@@ -546,15 +528,15 @@ def read_batches(
 
 
 def pad(items: Sequence[Any], length: int) -> list:
-    """Return the items, followed by copies of the last one up to the length."""
+    """Return the items, followed by copies of the last one up to this length."""
     return [*items, *[items[-1]] * (length - len(items))]
 
 
 @contextmanager
 def record_nondeterminism(device: torch.device) -> Iterator[set[str]]:
-    """Use deterministic kernels where the device has them; the set gets the names of operations without one.
+    """Use deterministic kernels inside the block; at its end the yielded set names the operations that have none.
 
-    A processor's kernels are deterministic anyway, as far as any of these networks go.
+    A CPU's kernels for these networks are always deterministic.
     """
     operations: set[str] = set()
     if device.type == "cpu":
@@ -576,23 +558,22 @@ def record_nondeterminism(device: torch.device) -> Iterator[set[str]]:
 
 
 def seeded_generators(seed: int, keys: Iterable[int]) -> list[torch.Generator]:
-    """Return a generator for each key (an image's index, a class id), whatever the other keys are.
+    """Return a generator for each key (an image's index, a class id), which does not depend on the other keys.
 
-    torch's generator on the CPU takes no more than the lowest 32 bits of its seed. There the seeds' ranges of keys
-    start as far apart as they can: at multiples of 2^32 / golden ratio (Knuth, The Art of Computer Programming,
-    volume 3, section 6.4), for 1,000 seeds over a million keys.
+    torch's CPU generator uses only the lowest 32 bits of its seed. The keys of each seed start at a multiple of
+    2^32 / golden ratio, so that 1,000 seeds have over a million keys each before any two share a generator (Knuth, The
+    Art of Computer Programming, volume 3, section 6.4).
     """
     return [torch.Generator().manual_seed((seed * 0x9E3779B1 + key) % 2**32) for key in keys]
 
 
 def load_from_options(options: argparse.Namespace) -> Classifier:
-    """Load the model that the options describe, with its classes' names, on the device that `resolve_options` finds.
+    """Load the model that the options describe, with its classes' names; print assumptions on stderr.
 
-    Assumptions are printed to stderr.
+    The options are those that `resolve_options` returns.
     """
-    resolve_options(options)
     if options.squash and options.whole:
-        raise UserError("--squash and --whole are two ways to show whole pictures: give only one")
+        raise UserError("--squash and --whole are two ways to fit a whole image into the input: give only one")
     settings = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
     dataset, names = dataset_of(options), None
     if options.names:
@@ -603,8 +584,8 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
         torch.manual_seed(options.seed)
     classes = [len(names[0])] if names else []
     model = load_model(options.model, options.weights, options.device, classes, options.stochastic, **settings)
-    # After loading, since a network's own file may set them too. With the newer switches, which some releases of torch
-    # recommend here in a warning, torch.backends.cudnn.flags fails, which a network may use.
+    # After loading, since a network's own file may set them too. Some releases of torch warn that there are newer
+    # switches, but with those torch.backends.cudnn.flags fails, which a network may use.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32

@@ -1,7 +1,7 @@
-"""The whole report: every exercise, one after another in a single process.
+"""The report: every exercise, one after another in a single process.
 
-Each exercise runs as if started alone, with the options that all exercises share. If an exercise fails (a network
-without dropout has no 2h), the others go on; the exit status is then 1.
+Each exercise runs as if started alone, with the options that all exercises share. If an exercise fails (2h, for a
+network without dropout), the others still run, and the exit status is 1.
 
     python report.py                                           # all exercises, with their defaults
     python report.py --model mynet.py:Net --weights best.pth   # on your own network
@@ -44,10 +44,10 @@ def main() -> None:
         except SystemExit as end:
             failed.append(name)
             print(end, file=sys.stderr)
-        except Exception:  # a defect of one exercise is not one of the others
+        except Exception:  # a defect of one exercise does not stop the others
             failed.append(name)
             traceback.print_exc()
-        gc.unfreeze()  # an exercise freezes its objects at its end, which is here not the end of the process
+        gc.unfreeze()  # `shell.run` froze all objects, as if the process ended there
         gc.collect()
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")

@@ -360,7 +360,7 @@ def test_grad_cam_follows_the_plain_gradient_also_below_a_rectifier(images):
 
 def test_a_network_without_places_has_no_grad_cam(images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 4))
-    with pytest.raises(common.UserError, match="has a height and a width, and this network has none"):
+    with pytest.raises(common.UserError, match="has a height and a width, and this network has no such layer"):
         script.guided_grad_cam_maps(net, images, CLASSES)
     maps, reasons = all_maps(net, images)
     assert [*maps] == ["plain", "guided"] and [*reasons] == ["grad_cam", "guided_grad_cam"]

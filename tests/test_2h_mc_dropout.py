@@ -298,7 +298,7 @@ def test_a_labelled_folder_is_explained_and_judged(tmp_path, monkeypatch, capsys
     (tmp_path / "photos" / rows[0]["path"].split("/")[1]).rename(tmp_path / "photos/no class")
     metrics, rows, _ = run_2h(tmp_path, monkeypatch, *settings, output="b")
     assert not any("label" in row for row in rows) and len(rows) == 12
-    assert "the pictures are taken as unlabelled, since 1 of the" in metrics["model"]["notes"][-1]
+    assert "the images are taken as unlabelled, since 1 of the" in metrics["model"]["notes"][-1]
     save_photo(tmp_path / "photos/0.png")
     metrics, rows, _ = run_2h(tmp_path, monkeypatch, *settings, output="c")
     assert not any("label" in row for row in rows) and len(rows) == 13 and not metrics["model"]["notes"]

@@ -241,7 +241,7 @@ def test_a_network_in_evaluation_mode_is_left_alone(images):
     """It was told eval() before the way back, where its checkpoint then met another network than on the way forward."""
     torch.manual_seed(0)
     model = Caches().eval()
-    with pytest.raises(common.UserError, match="when it is run again: switch its checkpointing off"):
+    with pytest.raises(common.UserError, match="when it runs again: switch its checkpointing off"):
         saliency_maps(model, images, 1)
     expected = model.weight.sin()[:, 1].view(3, 8, 8).abs().amax(0).expand(5, 8, 8)
     for maps in MAPS:

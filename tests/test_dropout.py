@@ -92,7 +92,7 @@ def test_a_batch_that_must_not_grow_does_not(kind, images):
 def test_a_table_of_weights_is_not_taken_for_a_batch(rows, images):
     """Its 6 rows were taken for two images in three passes: one mask in place of three, 2.5 times the variance."""
     assert not dropout.passes_can_be_shared(Table(rows), images)
-    with pytest.raises(common.UserError, match=f"called on {rows} rows for 5 images, so give share=False"):
+    with pytest.raises(common.UserError, match=f"called on {rows} rows for 5 images: give share=False"):
         script.mc_dropout_logits(Table(rows), images, 7, share=True)
 
 

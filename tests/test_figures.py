@@ -208,7 +208,7 @@ def test_a_name_may_have_an_underscore_for_a_space_on_either_side():
 
 def test_one_picture_may_have_several_classes():
     """Two rows; what else is asked for is refused with the ways that there are."""
-    files = [common.ImageFile(0, "a.png", None)]
+    files = common.ImageFiles([common.ImageFile(0, "a.png", None)], 0)
     several, classes = common.classes_to_explain(["stole", "1"], files, CATEGORIES)
     assert [file.index for file in several] == [0, 1] and classes == [3, 1] and several[1].path is files[0].path
     with pytest.raises(common.UserError, match="3 classes for 2 images: give one class for all images, one for each"):

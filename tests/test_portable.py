@@ -8,13 +8,11 @@ import re
 import shutil
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import SCRIPTS, contents, load_script, run_main, save_photo
 
 import common
-from explain.basics import files
 from explain.run import shell
 
 POSIX_ONLY = {
@@ -23,12 +21,11 @@ POSIX_ONLY = {
     signal: "set_wakeup_fd SIGKILL SIGALRM SIGHUP SIGUSR1 SIGUSR2 SIGPIPE SIGCHLD alarm setitimer sigwait pthread_kill "
     "pthread_sigmask siginterrupt",
 }
-OPEN_FILES = Path("/proc/self/fd")
 
 
 @pytest.fixture
 def as_on_windows(monkeypatch):
-    """No POSIX-only names and modules, and no file is replaced or removed that is open."""
+    """No POSIX-only names and modules."""
     for module, names in POSIX_ONLY.items():
         for name in names.split():
             monkeypatch.delattr(module, name, raising=False)
@@ -41,15 +38,7 @@ def as_on_windows(monkeypatch):
             raise TypeError("there is no C library without a name")
         return library(name, *arguments, **settings)
 
-    def refuse_open(path):
-        links = (os.path.realpath(link) for link in OPEN_FILES.iterdir())
-        if OPEN_FILES.is_dir() and os.path.realpath(path) in links:
-            raise PermissionError(13, "The process cannot access the file", str(path))
-
-    replace, unlink = os.replace, os.unlink
     monkeypatch.setattr(ctypes, "CDLL", load)
-    monkeypatch.setattr(os, "replace", lambda a, b: refuse_open(a) or refuse_open(b) or replace(a, b))
-    monkeypatch.setattr(os, "unlink", lambda path, **settings: refuse_open(path) or unlink(path, **settings))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -71,32 +60,3 @@ def test_process_data_without_what_is_posix_alone(tmp_path, monkeypatch, as_on_w
     (path,) = (tmp_path / "dataset/DL_data/validation_images").glob("imagenet_00_*")
     save_photo(path)
     run_main("process_data", cwd=tmp_path, monkeypatch=monkeypatch)  # a file is replaced
-    with pytest.raises(
-        common.UserError, match=r"cannot be hard-linked to .*this system has no hard links.*omit --link"
-    ):
-        run_main("process_data", "--link", cwd=tmp_path, monkeypatch=monkeypatch)
-
-
-def test_a_file_that_another_program_has_open(tmp_path, monkeypatch, as_on_windows):
-    """A picture viewer, a virus scanner, another shard: most close it in a moment, and the rest are one sentence."""
-    if not OPEN_FILES.is_dir():
-        pytest.skip("needs the list of open files")
-    path, waits = tmp_path / "figure.png", []
-    path.write_text("old")
-    viewer = path.open()
-    monkeypatch.setattr(
-        files.time, "sleep", lambda seconds: waits.append(seconds) or len(waits) == 2 and viewer.close()
-    )
-    files.write_file(path, "new")
-    assert path.read_text() == "new" and len(waits) == 2
-    with path.open():
-        for change in (lambda: files.write_file(path, "newer"), lambda: files.remove_file(path)):
-            with pytest.raises(
-                common.UserError, match=r"figure.png cannot be replaced or removed .*: close the program"
-            ):
-                change()
-        assert sum(waits[2:]) < 3
-    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
-    files.remove_file(path)
-    files.remove_file(path)
-    assert not path.exists()

@@ -1,1 +1,1 @@
-"""Errors with their cure, files written all or nothing, results shared between functions; knows nothing else."""
+"""Errors with their cure, atomic writes, types of options, shared results; imports no other folder of `explain`."""

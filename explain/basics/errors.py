@@ -1,21 +1,21 @@
-"""Errors that a user can put right, and the wording of what is printed."""
+"""Errors that a user can put right, and helpers for the wording of messages."""
 
 from __future__ import annotations
 
 import difflib
-import operator
 import os
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 
 class UserError(ValueError):
-    """Something a user can put right: one sentence with the value and the cure."""
+    """An error that a user can put right: one sentence with the value and the cure."""
 
 
 class NoSuchMap(UserError):  # noqa: N818
-    """The network has no map of a kind; `lacking` says in a few words what it lacks."""
+    """The network cannot have a kind of map; `lacking` names what it lacks, in a few words."""
 
     def __init__(self, sentence: str, lacking: str):
         super().__init__(sentence)
@@ -23,16 +23,16 @@ class NoSuchMap(UserError):  # noqa: N818
 
 
 class OthersAtWork(Exception):  # noqa: N818
-    """Not an error: rows of other shards are missing, and the last shard to finish writes the summary."""
+    """Not an error: other shards have not finished yet, and the last one to finish writes the summary."""
 
 
 def one_line(error: Exception) -> str:
-    """Return another library's message, short enough to stand inside a sentence."""
+    """Return the message of another library's error, shortened to fit into a sentence."""
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """Return the beginning of a sentence about a name that does not exist, with the nearest that do."""
+    """Return the start of an error about an unknown name, with up to three similar names that exist."""
     near = difflib.get_close_matches(name, list(valid), n=3, cutoff=0.5)
     return f"no {kind} is named {name!r}" + (f": did you mean {' or '.join(near)}?" if near else "")
 
@@ -42,18 +42,14 @@ def quantity(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
-def whole_argument(name: str, value: Any, least: int = 1) -> int:
-    """Return an argument of a function as a whole number; raises UserError if it is none, or below `least`."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < least:
+def integer_argument(name: str, value: Any, least: int = 1) -> int:
+    """Return a function's argument as an int; raises UserError if it is not a whole number, or is below `least`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    return number
+    return int(value)
 
 
 def printable(path: Path) -> str:
-    """Return the path as it can be printed, drawn and written as UTF-8, whatever bytes it is made of."""
+    """Return the path as text that can be printed, drawn and encoded as UTF-8, whatever bytes it contains."""
     text = os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
     return text if text.isprintable() else repr(text)[1:-1]

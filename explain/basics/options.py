@@ -1,4 +1,4 @@
-"""Kinds of options: numbers in a range, a part of the work, the settings of a dataclass."""
+"""Types of options: numbers in a range, shards, the fields of a dataclass."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from explain.basics.errors import UserError, unknown
 
-# Defaults and choices that options share with what they are options of
-WHITE = 65_535  # in a 16-bit picture, unless --white names another value
+# Defaults and choices, here because options are parsed before torch is imported
+WHITE = 65_535  # the value of white in a 16-bit image
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 COPIES, NOISE = 16, 0.15  # of the smoothed map, chosen on the sample's photos: docs/faithfulness.md
 JUDGES = ("efficientnet_lite2", "efficientnet_lite0")  # of archetypes: the first that is not the network explained
 
 
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return an argparse type for whole numbers from `least` to `most`, which its error names."""
+def integer(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from `least` to `most`."""
     allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:
@@ -30,7 +30,7 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def number(requirement: str, is_valid: Callable[[float], bool]) -> Callable[[str], float]:
-    """Return an argparse type for finite numbers that meet a requirement, which its error names."""
+    """Return an argparse type for finite numbers that are valid; `requirement` completes its error, "a number ..."."""
 
     def parse(text: str) -> float:
         try:
@@ -50,7 +50,7 @@ fraction = number("above 0 and at most 1", lambda value: 0 < value <= 1)
 
 
 def shard(text: str) -> tuple[int, int]:
-    """Parse i/n with 0 <= i < n (argparse type)."""
+    """Parse "i/n" with 0 <= i < n; an argparse type."""
     i, _, n = text.partition("/")
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
         raise argparse.ArgumentTypeError(f"a shard is I/N with I from 0 to N - 1, as in 0/4, not {text!r}")
@@ -58,12 +58,12 @@ def shard(text: str) -> tuple[int, int]:
 
 
 def setting(default: Any, meaning: str, kind: Callable[[str], Any] = at_least_0) -> Any:
-    """Return a dataclass field that is also an option."""
+    """Return a dataclass field that `add_settings` makes an option; `meaning` is its help."""
     return dataclasses.field(default=default, metadata={"help": meaning, "type": kind})
 
 
 def add_settings(parser: argparse.ArgumentParser, methods: dict[str, Any]) -> None:
-    """Add an option for each setting, whose help has the default of each method."""
+    """Add an option for each field made by `setting`; its help lists the default of each method."""
     for field in dataclasses.fields(next(iter(methods.values()))):
         if field.metadata:
             defaults = ", ".join(f"{name} {getattr(settings, field.name):g}" for name, settings in methods.items())
@@ -73,7 +73,7 @@ def add_settings(parser: argparse.ArgumentParser, methods: dict[str, Any]) -> No
 
 
 def change_settings(settings: Any, values: dict[str, Any]) -> Any:
-    """Return the settings with other values; raises UserError for an unknown one, or a value that no option takes."""
+    """Return the settings with these values; raises UserError for an unknown name or an invalid value."""
     fields = {field.name: field for field in dataclasses.fields(settings)}
     for name, value in values.items():
         if name not in fields:
@@ -86,6 +86,6 @@ def change_settings(settings: Any, values: dict[str, Any]) -> Any:
 
 
 def replace_settings(settings: Any, options: argparse.Namespace) -> Any:
-    """Return the settings with the values that were given as options."""
+    """Return the settings with the values of the options that were given."""
     values = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(settings)}
     return dataclasses.replace(settings, **{name: value for name, value in values.items() if value is not None})

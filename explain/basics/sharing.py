@@ -1,4 +1,4 @@
-"""One forward pass for many maps: functions that return the same result again for the same arguments."""
+"""Sharing of results: one forward pass serves many maps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import NoneType
 from typing import Any
 
 _results: ContextVar[dict | None] = ContextVar("results", default=None)  # of the block of `shared_results`
@@ -15,10 +14,10 @@ _results: ContextVar[dict | None] = ContextVar("results", default=None)  # of th
 
 @contextmanager
 def shared_results(share: bool = True) -> Iterator[None]:
-    """Inside the block a `shared` function called again with the same arguments returns its first result.
+    """Inside the block, a `shared` function that is called again with the same arguments returns its first result.
 
-    So a forward pass and a map serve every map that is made from them, and each method still says all that it does.
-    A block inside another takes part in its results, or, with `share` False, keeps nothing.
+    So several maps can use one forward pass, though each method asks for it by itself. A nested block shares the
+    results of the outer one; with `share` False, nothing is kept in the block.
     """
     outer = _results.get()
     token = _results.set(None if not share else {} if outer is None else outer)
@@ -29,7 +28,7 @@ def shared_results(share: bool = True) -> Iterator[None]:
 
 
 def shared(function: Callable) -> Callable:
-    """Let a function take part in `shared_results`; elsewhere it is called as ever.
+    """Let a function's results be shared inside `shared_results`; outside, it is called as usual.
 
     Arguments are the same if they are the same objects, or equal numbers.
     """
@@ -43,14 +42,14 @@ def shared(function: Callable) -> Callable:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         values = given.arguments.values()
-        key = (function, *(value if isinstance(value, (int, float, NoneType)) else id(value) for value in values))
+        key = (function, *(value if isinstance(value, (int, float)) else id(value) for value in values))
         if key not in results:
-            results[key] = function(*args, **kwargs), values  # which stay alive, so that no id comes again
+            results[key] = function(*args, **kwargs), values  # kept alive, so that no id is used again
         return results[key][0]
 
     return call
 
 
 def is_shared() -> bool:
-    """Return whether results are shared here, so that a graph will be needed again."""
+    """Return whether results are shared at this point, so that a graph may be needed again."""
     return _results.get() is not None

@@ -8,14 +8,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from explain.basics.errors import UserError
-from explain.basics.options import above_0, fraction, setting, whole_number
+from explain.basics.options import above_0, fraction, integer, setting
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of an ascent. Each is an option; what has an initial and a final value changes gradually."""
 
-    steps: int = setting(120, "number of steps", whole_number(1))
+    steps: int = setting(120, "number of steps", integer(1))
     rate: float = setting(0.04, "initial root mean square change of a pixel in a step (1: black to white)")
     final_rate: float = setting(0.004, "final root mean square change of a pixel in a step (1: black to white)")
     first_size: float = setting(1.0, "initial side of the image, as a fraction of its final side", fraction)
@@ -28,7 +28,7 @@ class Settings:
     rotation_degrees: float = setting(0.0, "maximum random rotation, in degrees")
     noise: float = setting(0.0, "maximum standard deviation of the random noise added to the image (1: black to white)")
     augment_until: float = setting(1.0, "fraction of the steps after which crops, rotation and noise are off", fraction)
-    blur_every: int = setting(0, "blur with the Gaussian kernel every N steps (0: never)", whole_number(0))
+    blur_every: int = setting(0, "blur with the Gaussian kernel every N steps (0: never)", integer(0))
     blur_until: float = setting(0.8, "fraction of the steps after which the blur is off", fraction)
     blur_px: float = setting(0.0, "standard deviation of the Gaussian kernel in the first blur, in pixels")
     final_blur_px: float = setting(0.0, "standard deviation of the Gaussian kernel in the last blur, in pixels")

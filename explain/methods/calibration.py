@@ -1,28 +1,28 @@
-"""Calibration: can a network's confidence be believed, and what one temperature does to it."""
+"""Calibration: whether a network's confidence can be believed, before and after temperature scaling."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 BINS = 15  # of equal width, for the calibration error: Guo et al. 2017, table 1
-COLDEST, HOTTEST = 0.01, 100.0  # temperatures between which the best is searched
+COLDEST, HOTTEST = 0.01, 100.0  # the range in which the best temperature is searched
 TOLERANCE = 1e-4  # of the search, in the logarithm of the temperature
-CHUNK = 1 << 22  # logits in double precision at a time: 32 MB
-FEWEST = 30  # images that bear fitting and judging a temperature: of fewer, one sure mistake decides
+CHUNK = 1 << 22  # logits converted to double precision at a time: 32 MB
+FEWEST = 30  # images needed to fit and judge a temperature: with fewer, one confident mistake decides
 FOLDS = 10
-MANY = 5000  # images of which halves fix one number as well, in a fifth of the time
+MANY = 5000  # images from which two folds determine a temperature as well, in a fifth of the time
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> tuple[float, list[dict]]:
     """Return the expected calibration error, and for each bin its edges, count, mean confidence and accuracy.
 
-    Bins are (k / bins, (k + 1) / bins], as in Guo et al. 2017, section 2; the means are None where one is empty.
-    scikit-learn's calibration_curve leaves empty bins out and does not count, so that it cannot give the error.
+    Bins are (k / bins, (k + 1) / bins], as in Guo et al. 2017, section 2; the means of an empty bin are None.
+    scikit-learn's calibration_curve omits empty bins and returns no counts, which the error needs.
     """
     bin_of = np.ceil(confidence * bins).clip(1, bins) - 1
     error, table = 0.0, []
@@ -39,7 +39,7 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 
 
 def wilson_interval(right: float, images: int) -> tuple[float, float]:
-    """Return the 95% interval of an accuracy of `right` of `images`. Wilson 1927, Probable Inference."""
+    """Return the 0.95 confidence interval of the accuracy `right` / `images`. Wilson 1927, Probable Inference."""
     from scipy.stats import binomtest  # here, since its import takes a second
 
     interval = binomtest(round(right), images).proportion_ci(method="wilson")
@@ -48,22 +48,21 @@ def wilson_interval(right: float, images: int) -> tuple[float, float]:
 
 def at_temperature(logits: Tensor, classes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return loss and confidence, each (N,) in double precision, of logits (N, classes) divided by a temperature."""
-
-    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        rows = max(1, CHUNK // logits.shape[1])
-        for some, c in zip(logits.split(rows), classes.split(rows), strict=True):
-            log_p = (some.double() / temperature).log_softmax(1)
-            yield -log_p.gather(1, c[:, None])[:, 0], log_p.amax(1).exp()
-
-    losses, confidences = zip(*chunks(), strict=True)
+    losses, confidences = [], []
+    rows = max(1, CHUNK // logits.shape[1])
+    for chunk, c in zip(logits.split(rows), classes.split(rows), strict=True):
+        log_p = (chunk.double() / temperature).log_softmax(1)
+        losses.append(-log_p.gather(1, c[:, None])[:, 0])
+        confidences.append(log_p.amax(1).exp())
     return torch.cat(losses), torch.cat(confidences)
 
 
 def fit_temperature(logits: Tensor, classes: Tensor) -> tuple[float, str]:
-    """Return the temperature with the least mean loss of logits (N, classes), and "at least" or "at most" at an end.
+    """Return the temperature with the least mean loss of logits (N, classes), and whether it is a bound.
 
-    The loss is convex in 1 / T, and so has one minimum in log T. At an end of the search it may be beyond; where all
-    are right, the loss falls as long as T does. Where no temperature changes the loss, T is 1.
+    It is "at most" or "at least" the temperature if the search ends at COLDEST or HOTTEST, else "". The loss is convex
+    in 1 / T, and so has one minimum in log T; if all answers are right, it falls as long as T does. If no temperature
+    changes the loss, T is 1.
     """
     from scipy.optimize import minimize_scalar  # here, since its import takes time
 
@@ -83,9 +82,9 @@ def fit_temperature(logits: Tensor, classes: Tensor) -> tuple[float, str]:
 def temperature_scaling(logits: Tensor, classes: Tensor, correct: Sequence[bool]) -> tuple[dict, list[dict]] | None:
     """Return loss and calibration after temperature scaling, and its table of bins; None for fewer than FEWEST images.
 
-    logits (N, classes), true classes (N,), whether each answer is `correct`. Every FOLDS-th image (of more than MANY,
-    every second) is judged at the temperature with the least loss of all others, so that none is judged by a
-    temperature that it helped to choose. `temperature` is fitted on all images, for others. Guo et al. 2017, section
+    logits (N, classes), true classes (N,), whether each answer is `correct`. Images are judged in FOLDS folds (two for
+    more than MANY images), each at the temperature fitted on all other images, so that no image is judged at a
+    temperature that it helped to choose. `temperature` in the result is fitted on all images. Guo et al. 2017, section
     4.2.
     """
     if len(logits) < FEWEST:

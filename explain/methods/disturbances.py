@@ -1,4 +1,4 @@
-"""Disturbed pictures, on which an uncertainty is needed most."""
+"""Disturbed images, on which a measure of uncertainty is needed most."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from explain.methods.faithfulness import blurred
 
 
 def disturbed(images: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-    """Return images (N, 3, H, W) in [0, 1] under each disturbance; noise is each image's by its own generator.
+    """Return images (N, 3, H, W) in [0, 1] under each disturbance; each image's noise comes from its own generator.
 
-    Noise with its standard deviation in pixel values, kept within black and white as a camera does; a Gaussian blur
-    with its own in pixels; a quarter turn; the contrast as a factor of the distance from the image's mean.
+    They are noise of a standard deviation in pixel values, clipped to [0, 1] as in a camera; a Gaussian blur of a
+    standard deviation in pixels; a quarter turn; and a lower contrast, a factor of the distance from the image's mean.
     """
     noise = noise_of(images, generators)
     mean = images.mean((1, 2, 3), keepdim=True)
@@ -29,7 +29,7 @@ def disturbed(images: Tensor, generators: Sequence[torch.Generator]) -> dict[str
 
 
 def noise_of(images: Tensor, generators: Sequence[torch.Generator], spread: float = 1.0) -> Tensor:
-    """Return normal noise of standard deviation `spread` and the images' shape, each image's by its own generator."""
+    """Return normal noise of the images' shape and standard deviation `spread`, from one generator for each image."""
     noise = torch.empty(images.shape)
     for sample, generator in zip(noise, generators, strict=True):
         sample.normal_(0, spread, generator=generator)

@@ -1,6 +1,6 @@
-"""Dropout as an operation: switched on wherever a forward pass calls it, by a module or by a function.
+"""Dropout as an operation, switched on wherever a forward pass calls it, in a module or as a function.
 
-Switching modules to training mode would miss timm's networks, which call F.dropout without a module.
+Setting modules to training mode would miss timm's networks, which call F.dropout without a module.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Generators = Sequence[torch.Generator]
 
 WHOLE_CHANNELS = {"dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout"}
 DROPOUTS = {"dropout", "alpha_dropout"} | WHOLE_CHANNELS
-# Attention that drops its weights by itself, and the place of the probability among its arguments.
+# Fused attention that drops its weights, and the position of the probability among its arguments
 ATTENTION = {"multi_head_attention_forward": 10, "scaled_dot_product_attention": 4}
 ALPHA = -1.7580993408473766  # SELU's limit at minus infinity: Klambauer et al. 2017, "New Dropout Technique"
-NUMBERS_IN_THREADS = 1 << 23  # fewer are drawn sooner than the network's own threads make way for others
-# Passes run together, as many as keep the first dropout's input of one image below this many numbers
-# (16 MB). A rule without the batch in it: an image's masks must not depend on its company.
+NUMBERS_IN_THREADS = 1 << 23  # fewer random numbers are drawn faster in one thread
+# As many passes run together as keep the inputs of one image's first dropout below this many numbers (16 MB). The rule
+# ignores the batch, on which an image's masks must not depend.
 NUMBERS_TOGETHER = 1 << 22
 
 
 class NoDropoutError(UserError):
-    """A network has no active dropout: none at all, or `only_zero`, with p = 0."""
+    """A network without active dropout: without any, or with `only_zero`, dropout with p = 0."""
 
     def __init__(self, only_zero: bool):
         self.only_zero = only_zero
@@ -45,20 +45,20 @@ class NoDropoutError(UserError):
 
 
 class DropoutMode(TorchFunctionMode):
-    """Switch on every dropout of the forward passes run inside, and nothing else, whatever mode the modules are in.
+    """Switch on every dropout, and nothing else, in the forward passes inside the block, in any mode of the modules.
 
-    `draw(shape)` returns uniform numbers in [0, 1) for the mask of an input of this shape; None drops nothing. `p` is
-    the probability of every dropout, in place of its own. Raises UserError for attention that drops inside a fused
-    operation, and NoDropoutError at the end if no active dropout was met.
+    `draw(shape)` returns uniform numbers in [0, 1) for the mask of an input of this shape; with None, nothing is
+    dropped. `p` replaces the probability of every dropout. Raises UserError for attention that drops inside a fused
+    operation, and NoDropoutError at the end if there was no active dropout.
     """
 
     batch_dimensions = 1
-    intact = 0  # rows in front in which nothing is dropped
+    intact = 0  # number of leading rows in which nothing is dropped
 
     def __init__(self, draw: Callable[[tuple[int, ...]], Tensor] | None = None, p: float | None = None):
         super().__init__()
         self.draw, self.p = draw, p
-        self.probabilities: list[float] = []  # of every dropout met
+        self.probabilities: list[float] = []  # of every dropout called
 
     def __exit__(self, error: type | None, *details: Any) -> None:
         super().__exit__(error, *details)
@@ -73,29 +73,29 @@ class DropoutMode(TorchFunctionMode):
             _refuse_hidden(kwargs.get("dropout_p", args[ATTENTION[name]] if len(args) > ATTENTION[name] else 0))
         if name not in DROPOUTS:
             return function(*args, **kwargs)
-        input, p = (lambda input, p=0.5, *_, **__: (input, p))(*args, **kwargs)  # all of them begin with these
+        input, p = (lambda input, p=0.5, *_, **__: (input, p))(*args, **kwargs)  # the first parameters of all of them
         p = p if self.p is None else self.p
         self.probabilities.append(p)
         if p == 0 or self.draw is None:
             return input
         output = self.drop(input, p, name)
         if spelling.endswith("_") or kwargs.get("inplace") or args[3:4] == (True,):
-            # later readers of the input must see what was dropped; where the batch has just grown
-            # they cannot, and the NaN makes such a reader known
+            # later readers of the input must see the dropped values; if the batch has just grown they cannot, and NaN
+            # reveals such a reader
             input.copy_(output) if input.shape == output.shape else input.fill_(torch.nan)
         return output
 
     def grow(self, input: Tensor) -> Tensor:
-        """Return the input with the batch dimensions that its mask has: here it stays as it is."""
+        """Return the input with the batch dimensions of its mask: here, unchanged."""
         return input
 
     def drop(self, input: Tensor, p: float, name: str) -> Tensor:
-        """Return the input (batch dimensions, channels, ...), grown, with a new mask on it."""
+        """Return the grown input (batch dimensions, channels, ...) under a new mask."""
         grown = self.grow(input)
         shape = [*grown.shape]
         if name in WHOLE_CHANNELS:  # one value for each channel
             shape[self.batch_dimensions + 1 :] = [1] * (grown.dim() - self.batch_dimensions - 1)
-        mask = self.draw(shape).ge_(p).to(input)  # 1 is kept; in place, like what follows: memory is what it costs
+        mask = self.draw(shape).ge_(p).to(input)  # 1 keeps a value; in place here and below to save memory
         if "alpha" in name:
             output = mask_alpha(grown, mask, p)
         else:
@@ -107,12 +107,11 @@ class DropoutMode(TorchFunctionMode):
 
 
 class SharedPasses(DropoutMode):
-    """Let passes share all that comes before the first dropout, where the batch grows.
+    """Let passes share the layers before the first dropout, where the batch grows.
 
-    There an input (images, ...) becomes (passes * images, ...), and `draw` gets the shape (passes, images, ...).
-    The first `intact` passes drop nothing, whatever is drawn for them. At most `at_most` passes run together, fewer
-    where the first dropout's inputs of one image hold more than `numbers` values; `passes` is their number, known from
-    that dropout on.
+    There an input (images, ...) becomes (passes * images, ...), and `draw` gets the shape (passes, images, ...). The
+    first `intact` passes drop nothing. At most `at_most` passes run together, fewer if the inputs of one image's first
+    dropout would hold more than `numbers` values; `passes` is their number, known from that dropout on.
     """
 
     batch_dimensions = 2
@@ -133,7 +132,7 @@ class SharedPasses(DropoutMode):
         return super().drop(input, p, name).flatten(0, 1)
 
     def grow(self, input: Tensor) -> Tensor:
-        """Return the input as (passes, images, ...), whether or not its batch has grown before."""
+        """Return the input as (passes, images, ...), whether or not its batch has grown already."""
         if not self.passes:
             of_one_image = max(1, input.numel() // self.images)
             self.passes = min(self.at_most, max(1, self.numbers // of_one_image) + self.intact)
@@ -142,36 +141,36 @@ class SharedPasses(DropoutMode):
         if len(input) == self.images:
             return input[None].expand(self.passes, *input.shape)
         raise UserError(
-            f"the passes of this network cannot share what comes before dropout: it is called on {len(input)} rows "
-            f"for {self.images} images, so give share=False"
+            f"the passes of this network cannot share the layers before dropout, which is called on {len(input)} rows "
+            f"for {self.images} images: give share=False"
         )
 
 
 def mask_alpha(input: Tensor, mask: Tensor, p: float) -> Tensor:
-    """Return the input with ALPHA where the mask is 0, shifted and scaled so that mean and variance stay the same."""
+    """Return the input with ALPHA where the mask is 0, shifted and scaled to keep its mean and variance."""
     a = ((1 - p) * (1 + p * ALPHA**2)) ** -0.5 if p < 1 else 0
     return a * (input * mask + ALPHA * (1 - mask)) - a * ALPHA * p
 
 
 def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: Generators, p: float | None) -> Tensor:
-    """Run the network up to the first dropout for the N images, and the rest of it for (1 + passes) * N rows."""
+    """Return the logits (1 + passes, N, classes); only the layers after the first dropout run for every pass."""
 
     def draw(shape: tuple[int, ...]) -> Tensor:  # (passes, N, ...)
         return uniform_numbers(shape, generators, mode.intact)
 
-    logits: list[Tensor] = []  # (passes, N, classes) that ran together, the deterministic pass first
+    logits: list[Tensor] = []  # (passes that ran together, N, classes), the deterministic pass first
     while (missing := 1 + passes - sum(map(len, logits))) > 0:
         intact = 0 if logits else 1
         with SharedPasses(draw, len(images), missing, NUMBERS_TOGETHER, intact, p) as mode:
             output = run_network(model, images)
         rows = as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
         logits.append(rows.unflatten(0, (mode.passes, len(images))))
-    with torch.inference_mode(False):  # the caller may compute with them under autograd
+    with torch.inference_mode(False):  # so that the caller can use them under autograd
         return torch.cat(logits)
 
 
-def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: Generators, p: float | None) -> Tensor:
-    """Run the passes one by one for each image: right for every network, whatever its dropouts are applied to."""
+def separate_passes(model: nn.Module, images: Tensor, passes: int, generators: Generators, p: float | None) -> Tensor:
+    """Return the logits (1 + passes, N, classes) of passes run one by one for each image, right for every network."""
     with DropoutMode(p=p):
         single = logits_of(model, images)
     columns = []  # (1 + passes, classes) of each image
@@ -185,14 +184,14 @@ def whole_passes(model: nn.Module, images: Tensor, passes: int, generators: Gene
         return torch.stack(columns, 1)
 
 
-_trials: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()  # the last one of each network
+_trials: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()  # the last trial of each network
 
 
 def passes_can_be_shared(model: nn.Module, images: Tensor, p: float | None = None) -> bool:
-    """Return whether the passes may share what comes before the first dropout; a trial's answer is kept.
+    """Return whether the passes can share the layers before the first dropout; the result of the last trial is kept.
 
-    It is found anew for another size, type or device of the images, another `p` of every dropout, and after any change
-    of the network that can be seen: a module replaced, an attribute or a hook set, a parameter written to.
+    There is a new trial for another size, type or device of the images, for another `p`, and after any change of the
+    network that can be detected: a module replaced, an attribute or a hook set, a parameter written to.
     """
     key = (images.shape[1:], images.dtype, images.device, p, describe_network(model))
     if _trials.get(model, (None, False))[0] != key:
@@ -203,7 +202,7 @@ def passes_can_be_shared(model: nn.Module, images: Tensor, p: float | None = Non
 def fraction_after_dropout(model: nn.Module, example: Tensor, p: float | None = None) -> float:
     """Return the fraction of a forward pass's floating-point operations that follow its first dropout.
 
-    They are those of matrix products and convolutions, counted for an example (1, 3, H, W); 1 where there are none.
+    Operations of matrix products and convolutions are counted for an example (1, 3, H, W); 1 if there are none.
     """
     before: list[int] = []
 
@@ -218,7 +217,7 @@ def fraction_after_dropout(model: nn.Module, example: Tensor, p: float | None = 
 
 
 def describe_network(model: nn.Module) -> list[tuple]:
-    """Return what the operations of a network depend on: its modules with their attributes, hooks and parameters."""
+    """Return what a network's operations depend on: its modules with their attributes, hooks and parameters."""
     return [
         (
             (name, id(module), type(module), type(module).forward, *map(len, (module._forward_hooks, module._buffers))),
@@ -234,12 +233,12 @@ def describe_network(model: nn.Module) -> list[tuple]:
 
 
 def try_to_share(model: nn.Module, images: Tensor, p: float | None = None) -> bool:
-    """Return True if the passes may share what comes before the first dropout, which is found by a trial.
+    """Return whether the passes can share the layers before the first dropout, by a trial.
 
-    With nothing dropped, a batch that grows threefold at the first dropout must give the logits of one that does not.
-    It does not around a skip connection, where rows are paired by their place, where weights are dropped, or where the
-    first dimension is not that of the images. Two batches are tried, of two images and of three: a table of weights can
-    have as many rows as one of them, but not as both. Of the images (N, 3, H, W) only shape, type and device matter.
+    With nothing dropped, a batch that grows threefold at the first dropout must give the same logits as one that does
+    not. It fails if a skip connection leads around the dropout, if rows are paired by position, if weights are dropped,
+    or if the first dimension is not the batch. Batches of two and of three images are tried, since a table of weights
+    may have as many rows as one of them. Of the images (N, 3, H, W) only shape, type and device matter.
     """
     examples = torch.rand((3, *images.shape[1:]), generator=torch.Generator().manual_seed(0)).to(images)
     with evaluation_mode(model), torch.inference_mode():
@@ -254,22 +253,22 @@ def try_to_share(model: nn.Module, images: Tensor, p: float | None = None) -> bo
                 if not torch.allclose(grown, expected[:count].expand_as(grown), rtol=1e-3, atol=tolerance):
                     return False
             except (RuntimeError, ValueError, IndexError, AssertionError):
-                return False  # shapes that do not fit; an error of the model's own comes again in a whole pass
+                return False  # shapes do not fit; an error of the model itself occurs again in a separate pass
     return True
 
 
 def refuse_unreachable(model: nn.Module) -> None:
-    """Raise UserError for dropout inside a fused operation, where no mask can be set."""
+    """Raise UserError for dropout inside a fused operation, where it cannot be switched on."""
     for module in model.modules():
-        if getattr(module, "fused_attn", False):  # a kernel that takes the place of timm's attention dropout
+        if getattr(module, "fused_attn", False):  # timm's attention dropout is then in a kernel
             _refuse_hidden(getattr(getattr(module, "attn_drop", None), "p", 0))
         _refuse_hidden(module.dropout if isinstance(module, nn.RNNBase) else 0)
 
 
 def prepare(model: nn.Module, p: float | None, name: str) -> bool:
-    """Set every `drop_rate` of 0, for which a network calls no dropout, to p; return whether passes can be shared.
+    """Set every `drop_rate` of 0 to p, since networks call no dropout for it; return whether passes can be shared.
 
-    `name` is the --model. Raises UserError for a network without active dropout, with the cure.
+    `name` is the value of --model. Raises UserError for a network without active dropout.
     """
     off = [module for module in model.modules() if getattr(module, "drop_rate", None) == 0]
     for module in off if p else ():
@@ -282,7 +281,7 @@ def prepare(model: nn.Module, p: float | None, name: str) -> bool:
         if error.only_zero or (off and not p):
             cure = "give its probability by --dropout P"
         elif file.endswith(".py"):
-            cure = f"add nn.Dropout to {file}, before the last layer, say"
+            cure = f"add nn.Dropout to {file}, for example before the last layer"
         else:
             cure = "choose a network that has some, such as efficientnet_lite0, alexnet or googlenet"
         raise UserError(f"{model.name} has {error.problem}: {cure}") from None
@@ -291,13 +290,13 @@ def prepare(model: nn.Module, p: float | None, name: str) -> bool:
 def _refuse_hidden(p: float) -> None:
     if p > 0:
         raise UserError(
-            f"this network has dropout (p = {p}) inside a fused operation (attention, recurrent layers), where no mask "
-            "can be set: build it without"
+            f"this network has dropout (p = {p}) inside a fused operation (attention, recurrent layers), where it "
+            "cannot be switched on: build the network without it"
         )
 
 
 def one_generator_each(generator: torch.Generator | Generators | None, images: int) -> Generators:
-    """Return a generator for each image, which a single one (None: PyTorch's own) has seeded."""
+    """Return a generator for each image; a single one (None: PyTorch's own) seeds them."""
     if generator is None or isinstance(generator, torch.Generator):
         seeds = torch.randint(1 << 62, (images,), generator=generator)
         return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
@@ -307,20 +306,20 @@ def one_generator_each(generator: torch.Generator | Generators | None, images: i
 
 
 def uniform_numbers(shape: Sequence[int], generators: Generators, intact: int = 0) -> Tensor:
-    """Return uniform numbers in [0, 1) of a shape (passes, N, ...), each image's by its own generator.
+    """Return uniform numbers in [0, 1) of a shape (passes, N, ...), from one generator for each of the N images.
 
-    None are drawn for the first `intact` passes, which have any values.
+    Nothing is drawn for the first `intact` passes, whose values are arbitrary.
     """
     numbers = torch.empty(shape, device=generators[0].device)
 
     def fill(own: Tensor, generator: torch.Generator) -> None:
-        with torch.inference_mode():  # a mode of each thread
+        with torch.inference_mode():  # each thread has its own mode
             own.uniform_(generator=generator)
 
     each = numbers[intact:].unbind(1), generators
     if numbers.numel() <= NUMBERS_IN_THREADS:
         list(map(fill, *each))
-    else:  # a generator makes one number after the other: those of several images at once
+    else:  # a generator draws one number after the other, but several generators can work at once
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             list(threads.map(fill, *each))
     return numbers

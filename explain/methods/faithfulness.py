@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explain.basics.errors import UserError, whole_argument
+from explain.basics.errors import UserError, integer_argument
 from explain.basics.sharing import shared
 from explain.networks.logits import check_images, class_ids
 from explain.networks.running import predict_logits
@@ -108,7 +108,7 @@ def curve_points(steps: int | None = None) -> tuple[Tensor, Tensor]:
     if steps is None:
         fractions, weights = torch.tensor(NODES, dtype=torch.float64), torch.tensor(WEIGHTS, dtype=torch.float64)
         return torch.cat([fractions, 1 - fractions.flip(0)]), torch.cat([weights, weights.flip(0)])
-    steps = whole_argument("steps", steps)
+    steps = integer_argument("steps", steps)
     weights = torch.full((steps + 1,), 1 / steps, dtype=torch.float64)
     weights[[0, -1]] /= 2
     return torch.arange(steps + 1, dtype=torch.float64) / steps, weights

@@ -1,4 +1,4 @@
-"""Measures of saliency maps: of a map by itself, and how alike two maps are."""
+"""Measures of a saliency map, and of the similarity of two maps."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 def latest(function: Callable) -> Callable:
-    """Return the function that has a function's name in its file by now: a new one, where a notebook redefined it."""
+    """Return the current function of this name in the function's module, which a notebook may have redefined."""
     return getattr(sys.modules.get(function.__module__), getattr(function, "__name__", ""), function)
 
 
 def describe_map(saliency: np.ndarray) -> dict[str, Any]:
     """Measure a saliency map (H, W).
 
-    `half_mass_area`: fraction of the pixels that hold half of the map's sum (0.5: even; small: concentrated).
+    `half_mass_area`: smallest fraction of the pixels that holds half of the map's sum (0.5: even; small: concentrated).
     `roughness`: mean difference of neighbours over the mean (0: flat; 2/3: independent uniform noise).
-    `status`: "ok", "zero gradient" or "not finite"; the last two say nothing, and their measures are None.
+    `status`: "ok", "zero gradient" or "not finite"; unless it is "ok", the measures are None.
     """
     values = saliency.astype(np.float64)
     status = "not finite" if not np.isfinite(values).all() else "ok" if values.any() else "zero gradient"
@@ -37,7 +37,7 @@ def describe_map(saliency: np.ndarray) -> dict[str, Any]:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float | None:
-    """Return Spearman's rank correlation of two maps over all pixels; None where one is constant or not finite."""
+    """Return Spearman's rank correlation of two maps over all pixels; None if one is constant or not finite."""
     a, b = (saliency.double().cpu().numpy() for saliency in (first, second))  # NumPy has no bfloat16
     if not (np.isfinite(a).all() and np.isfinite(b).all() and np.ptp(a) and np.ptp(b)):
         return None

@@ -1,4 +1,4 @@
-"""Maps of a user's own, from a Python file: checked, and named by their function."""
+"""Map functions from a user's own Python file, with checks of their results."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from explain.networks.own_code import import_function, same_surroundings
 
 
 def import_maps(names: Sequence[str]) -> dict[str, Callable[..., Tensor]]:
-    """Return the map functions named FILE.py:FUNCTION, by the names of the functions.
+    """Import the map functions given as FILE.py:FUNCTION; return them by function name.
 
-    Raises UserError for a file or a function that is not there, and for two functions of one name.
+    Raises UserError for a file or a function that does not exist, and for two functions of the same name.
     """
     functions: dict[str, Callable[..., Tensor]] = {}
     for name in names:
@@ -28,7 +28,7 @@ def import_maps(names: Sequence[str]) -> dict[str, Callable[..., Tensor]]:
 
 
 def _checked(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a map function whose errors and unusable results are UserErrors with its name."""
+    """Return the map function with its errors and unusable results turned into UserErrors that name it."""
 
     def checked(model: nn.Module, images: Tensor, classes: Tensor, **settings: Any) -> Tensor:
         try:
@@ -41,5 +41,5 @@ def _checked(name: str, function: Callable[..., Tensor]) -> Callable[..., Tensor
         shape = len(images), *images.shape[2:]
         return map_tensor(maps, shape, images.device, of=f"maps of --map {name}", signed=False).detach().to(images)
 
-    checked.__signature__ = inspect.signature(function)  # it may ask for generators, copies and noise
+    checked.__signature__ = inspect.signature(function)  # which may include generators, copies and noise
     return checked

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from explain.basics.errors import UserError, one_line, whole_argument
+from explain.basics.errors import UserError, integer_argument, one_line
 from explain.methods.maps import rank_correlation
 from explain.networks.logits import run_network
 from explain.networks.running import evaluation_mode
@@ -32,7 +32,7 @@ def cascading_randomisation(
     activations keep their scale. Adebayo et al. 2018, section 3.1 (there: a new initialisation). Raises UserError for
     less than one stage.
     """
-    stages, intact = whole_argument("stages", stages), maps_of(model, images, classes)
+    stages, intact = integer_argument("stages", stages), maps_of(model, images, classes)
     model = copy_of(model)
     depths, correlations = [], []
     for layers in layers_from_the_top(model, images[:1], stages):

@@ -1,11 +1,11 @@
-"""Rectifiers, found in autograd's graph in whatever form a network calls them, with a backward rule of one's own."""
+"""Rectifiers, found in autograd's graph in whatever form a network calls them, and a backward rule for them."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -15,23 +15,23 @@ from torch.overrides import TorchFunctionMode
 
 from explain.basics.errors import UserError
 
-# The kinds of nodes in autograd's graph whose operations have no flat half: left as they are, and counted
+# Kinds of nodes in autograd's graph: activations that are not flat below 0, which are left as they are, and counted
 OTHER_ACTIVATIONS = {
     *("LeakyRelu", "PreluKernel", "RreluWithNoise", "Elu", "Celu", "Gelu", "Silu", "Mish", "Hardswish"),
     *("Softplus", "Sigmoid", "Hardsigmoid", "LogSigmoid", "Tanh", "Glu", "Hardtanh", "Threshold"),
 }
-# What is 0 in a node of these kinds if it is a rectifier
+# Attributes that are 0 if a node of this kind is a rectifier
 MUST_BE_ZERO = {"Hardtanh": "_saved_min_val", "Threshold": "_saved_threshold", "LeakyRelu": "_saved_negative_slope"}
 # Functions that may write a rectifier's output over its input
 IN_PLACE = {"relu", "relu6", "hardtanh", "clamp", "clip", "clamp_min", "threshold"}
-# Nodes that stand for many operations, of which none can be seen: torch.jit, torch.compile, reentrant checkpoints
+# Nodes that hide their operations: torch.jit, torch.compile, reentrant checkpoints
 OPAQUE = ("torch::jit", "CompiledFunction", "CheckpointFunction")
 
 
 def without_hidden_rectifier(function: Callable, args: tuple, kwargs: dict) -> Any:
-    """Call a function of a forward pass, so that autograd's graph shows the rectifier that it may be.
+    """Call a function of a forward pass so that, if it is a rectifier, autograd's graph shows it.
 
-    Written in place, a view has one node with its base, which hides the operation: a copy is written instead.
+    If a view is written in place, one node for view and base hides the operation; so a copy is written instead.
     """
     name = getattr(function, "__name__", "").strip("_")
     if name in IN_PLACE and args and args[0].requires_grad and args[0]._is_view():
@@ -42,12 +42,12 @@ def without_hidden_rectifier(function: Callable, args: tuple, kwargs: dict) -> A
 
 
 class RectifierRule(TorchFunctionMode):
-    """Inside the block, apply `rule` to the signal that comes back to each rectifier, before its own derivative.
+    """Inside the block, apply `rule` to the backward signal at each rectifier, before the rectifier's own derivative.
 
     A hook on a module misses `F.relu`, ReLU6 and rectifiers inside functions. Autograd's graph has a node for each
     rectifier, in whatever form it was called; these nodes get the rule while a gradient is computed. No module changes,
-    and other readers of a rectifier's input keep their gradient. What the signal passed is counted in `rectifiers`, and
-    in `others`: activations and custom autograd.Functions, left as they are.
+    and other readers of a rectifier's input keep their gradient. `rectifiers` counts the rectifiers that the signal
+    passed, `others` the activations and custom autograd.Functions that were left as they are.
     """
 
     def __init__(self, rule: Callable[[Tensor], Tensor]) -> None:
@@ -60,25 +60,20 @@ class RectifierRule(TorchFunctionMode):
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if function in (torch.autograd.grad, Tensor.backward):
-            with self.hooked(args[0] if args else kwargs["outputs"]):
+            self.backward_passes += 1
+            outputs = args[0] if args else kwargs["outputs"]
+            with ExitStack() as hooks:
+                for node, kind, name, rectifies in activations([outputs] if isinstance(outputs, Tensor) else outputs):
+                    hook = partial(self.apply, name, kind, node) if rectifies else partial(self.count, name)
+                    hooks.enter_context(node.register_prehook(hook))
                 return function(*args, **kwargs)
         return without_hidden_rectifier(function, args, kwargs)
 
-    @contextmanager
-    def hooked(self, outputs: Tensor | Sequence[Tensor]) -> Iterator[None]:
-        """Apply the rule to every rectifier behind `outputs`, until the end of the block."""
-        self.backward_passes += 1
-        with ExitStack() as hooks:
-            for node, kind, name, rectifies in activations([outputs] if isinstance(outputs, Tensor) else outputs):
-                hook = partial(self.apply, name, kind, node) if rectifies else partial(self.count, name)
-                hooks.enter_context(node.register_prehook(hook))
-            yield
-
     def apply(self, name: str, kind: str, node: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return what the rule makes of the signal, the gradient by the rectifier's output."""
-        self.rectifiers[name] += 1  # counted here, where only what lies between the image and the score comes
+        """Return the signal, the gradient by the rectifier's output, after the rule."""
+        self.rectifiers[name] += 1  # counted here, since only nodes between the image and the score are called
         signal = self.rule(gradients[0])
-        # at its ends, where the open interval has none, clamp has a derivative of 1 and maximum of a half
+        # at the ends of its interval clamp has a derivative of 1 and maximum of a half, a rectifier of 0
         if kind.startswith("Clamp"):
             signal = signal * (node._saved_self > node._saved_min)
             if (high := getattr(node, "_saved_max", None)) is not None:
@@ -93,7 +88,7 @@ class RectifierRule(TorchFunctionMode):
 
 
 def is_rectifier(kind: str, node: Any) -> bool:
-    """Return whether this node of the graph is a rectifier, that is, flat below 0 and rising from 0."""
+    """Return whether a node of the graph is a rectifier: flat below 0 and rising from 0."""
     if kind in MUST_BE_ZERO:
         return getattr(node, MUST_BE_ZERO[kind]) == 0
     if kind in ("Clamp", "ClampMin"):
@@ -106,30 +101,24 @@ def is_rectifier(kind: str, node: Any) -> bool:
 
 
 def activations(outputs: Iterable[Tensor]) -> Iterator[tuple[Any, str, str, bool]]:
-    """Yield the node, kind and name of each activation behind the outputs, and whether it is a rectifier.
+    """Yield the node, kind and name of each activation on the way to the outputs, and whether it is a rectifier.
 
-    Raises UserError where operations cannot be seen.
+    Custom autograd.Functions count as activations. Raises UserError if a node hides its operations.
     """
     for node in graph_nodes(outputs):
-        kind, name, own = describe_node(node)
+        own = isinstance(node, torch.autograd.function.BackwardCFunction)
+        kind = (type(node).__name__ if own else node.name()).split("Backward")[0]
         if kind.startswith(OPAQUE):
             raise UserError(
                 f"the operations inside {kind} cannot be seen: give the network as it was "
                 "before torch.jit, torch.compile or checkpointing"
             )
         if (rectifies := is_rectifier(kind, node)) or own or kind in OTHER_ACTIVATIONS:
-            yield node, kind, name, rectifies
-
-
-def describe_node(node: Any) -> tuple[str, str, bool]:
-    """Return the kind of a node of the graph, its name, and whether it is a custom autograd.Function."""
-    own = isinstance(node, torch.autograd.function.BackwardCFunction)
-    kind = (type(node).__name__ if own else node.name()).split("Backward")[0]
-    return kind, re.sub("(?<!^)(?=[A-Z])", "_", kind).lower(), own
+            yield node, kind, re.sub("(?<!^)(?=[A-Z])", "_", kind).lower(), rectifies
 
 
 def graph_nodes(outputs: Iterable[Tensor]) -> Iterator[Any]:
-    """Yield every node of autograd's graph behind the tensors, once."""
+    """Yield every node of autograd's graph on the way to the tensors, once."""
     queue, visited = [output.grad_fn for output in outputs], {None}
     while queue:
         node = queue.pop()
@@ -141,7 +130,7 @@ def graph_nodes(outputs: Iterable[Tensor]) -> Iterator[Any]:
 
 def refuse_opaque(model: nn.Module) -> None:
     """Raise UserError for a network with scripted or compiled parts."""
-    for module in model.modules():  # their first passes may leave single nodes, later ones do not
+    for module in model.modules():  # their first passes may show every operation, later ones do not
         if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
             raise UserError(
                 f"the operations inside a {type(module).__name__} cannot be seen: give the network as it was "

@@ -1,7 +1,7 @@
-"""Is an uncertainty any good? Whether it finds the mistakes, on pictures whose class is known.
+"""Selective prediction: whether a measure of uncertainty finds the mistakes, on images whose class is known.
 
-Each measure is judged by the prediction that it comes with: those of the passes by the mean's, those of the single pass
-by its own. A large value means unsure; the largest probability and the margin count the other way round.
+Each measure is judged by the mistakes of its own prediction: the mean's for measures of the passes, the single pass's
+for its own. Larger values mean less sure, except for the largest probability and the margin.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from explain.basics.errors import quantity
 from explain.methods.calibration import calibration
 
-# Measures by their keys in a row: the sign with which each rises with uncertainty, and whose prediction it judges
+# Measures by their keys in a row: 1 if it rises with uncertainty, else -1; and the prediction whose mistakes it judges
 MEASURES = {
     "variance": (1, "mean"),
     "coefficient_of_variation": (1, "mean"),
@@ -25,14 +25,14 @@ MEASURES = {
     "single_margin": (-1, "single"),
     "single_entropy": (1, "single"),
 }
-BASELINE = "single_probability"  # what one ordinary pass says anyway
-SHOWN = ("mutual_information", "predictive_entropy", "coefficient_of_variation", BASELINE)  # where there is no room
-FEWEST = 5  # mistakes, and right answers, below which nothing is said of a measure
-RESAMPLES = 1000  # of the images, for 95% intervals: Efron 1979, Bootstrap Methods
+BASELINE = "single_probability"  # known from one ordinary pass
+SHOWN = ("mutual_information", "predictive_entropy", "coefficient_of_variation", BASELINE)  # where space is short
+FEWEST = 5  # mistakes, and right answers, needed to judge a measure
+RESAMPLES = 1000  # of the images, for 0.95 intervals: Efron 1979, Bootstrap Methods
 
 
 def score_prediction(p: np.ndarray, label: int) -> dict[str, Any]:
-    """Return confidence, loss (nats), Brier score and whether it is right, of a distribution p (classes,)."""
+    """Return whether a distribution p (classes,) is right, its confidence, loss (nats) and Brier score."""
     return {
         "right": int(p.argmax()) == label,
         "confidence": float(p.max()),
@@ -44,8 +44,8 @@ def score_prediction(p: np.ndarray, label: int) -> dict[str, Any]:
 def auroc(uncertainty: np.ndarray, mistakes: np.ndarray) -> float:
     """Return the probability that a mistake is less sure than a right answer; uncertainty, mistakes (n,).
 
-    Ties count half; NaN where there is no mistake, or no right answer: scikit-learn's roc_auc_score, in a tenth of its
-    time for the thousands of resamples.
+    Ties count half; NaN if there is no mistake or no right answer. This is scikit-learn's roc_auc_score in a tenth of
+    its time, for the thousands of resamples.
     """
     from scipy.stats import rankdata  # here, since its import takes a second
 
@@ -57,14 +57,14 @@ def auroc(uncertainty: np.ndarray, mistakes: np.ndarray) -> float:
 
 
 def auroc_standard_error(uncertainty: np.ndarray, mistakes: np.ndarray) -> float:
-    """Return the standard error of `auroc` over independent images; there must be two mistakes and two right answers.
+    """Return the standard error of `auroc` over independent images, with at least two mistakes and two right answers.
 
     DeLong et al. 1988, Comparing the Areas under Two or More Correlated Receiver Operating Characteristic Curves.
     """
     from scipy.stats import rankdata
 
     ranks, variance = rankdata(uncertainty), 0.0
-    for own in (mistakes, ~mistakes):  # of each, the fraction of the others that are below it
+    for own in (mistakes, ~mistakes):  # for each image, the fraction of the other group below it
         below = (ranks[own] - rankdata(uncertainty[own])) / (~own).sum()
         variance += below.var(ddof=1) / own.sum()
     return float(np.sqrt(variance))
@@ -73,8 +73,8 @@ def auroc_standard_error(uncertainty: np.ndarray, mistakes: np.ndarray) -> float
 def risk_coverage(uncertainty: np.ndarray, mistakes: np.ndarray) -> np.ndarray:
     """Return the fraction of mistakes (n,) among the surest 1, 2, ... n images.
 
-    Images of the same uncertainty share their mistakes evenly, as over all their orders. Geifman and El-Yaniv 2017,
-    Selective Classification for Deep Neural Networks, section 2.
+    Images of the same uncertainty share their mistakes evenly, which is the mean over all their orders. Geifman and
+    El-Yaniv 2017, Selective Classification for Deep Neural Networks, section 2.
     """
     _, group = np.unique(uncertainty, return_inverse=True)
     rate = np.bincount(group, mistakes) / np.bincount(group)
@@ -83,31 +83,32 @@ def risk_coverage(uncertainty: np.ndarray, mistakes: np.ndarray) -> np.ndarray:
 
 
 def compare_measures(rows: Sequence[dict], seed: int | None = None, independent: bool = True) -> dict[str, dict]:
-    """Return for each measure its AUROC for mistakes, and the area under its risk-coverage curve.
+    """Return each measure's AUROC for mistakes, and the area under its risk-coverage curve.
 
     Rows have the measures, and `mean` and `single` as `score_prediction` returns them. AUROC is None with fewer than
-    FEWEST mistakes or right answers. With a seed, 95% bootstrap intervals over images are added, and `above_baseline`,
-    the difference from the single pass's largest probability on the same resamples; without, the standard error of
-    AUROC, if the rows are `independent`. A measure that a row lacks (one pass has no variance) is left out.
+    FEWEST mistakes or right answers. With a seed, the result has 0.95 bootstrap intervals over images, and
+    `above_baseline`, the difference from the single pass's largest probability on the same resamples; without, the
+    standard error of AUROC, if the rows are `independent`. Measures that a row lacks (one pass has no variance) are
+    left out.
     """
-    known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for name, (sign, whose) in MEASURES.items():
-        if all(row[name] is not None for row in rows):
-            mistakes = np.array([not row[whose]["right"] for row in rows])
-            known[name] = sign * np.array([row[name] for row in rows]), mistakes
     results: dict[str, dict] = {}
-    for name, (uncertainty, mistakes) in known.items():
-        enough = FEWEST <= mistakes.sum() <= len(rows) - FEWEST
+    judged: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # uncertainty and mistakes (n,), if there are enough
+    for name, (sign, whose) in MEASURES.items():
+        if any(row[name] is None for row in rows):
+            continue
+        values = np.array([row[name] for row in rows])
+        uncertainty, mistakes = sign * values, np.array([not row[whose]["right"] for row in rows])
         results[name] = {
             "mistakes": int(mistakes.sum()),
-            "mean": float(np.mean([row[name] for row in rows])),
-            "auroc": auroc(uncertainty, mistakes) if enough else None,
+            "mean": float(values.mean()),
+            "auroc": None,
             "area_under_risk_coverage": float(risk_coverage(uncertainty, mistakes).mean()),
         }
-    judged = [name for name in known if results[name]["auroc"] is not None]
-    if seed is None and independent:
-        for name in judged:
-            results[name]["auroc_standard_error"] = auroc_standard_error(*known[name])
+        if FEWEST <= mistakes.sum() <= len(rows) - FEWEST:
+            judged[name] = uncertainty, mistakes
+            results[name]["auroc"] = auroc(uncertainty, mistakes)
+            if seed is None and independent:
+                results[name]["auroc_standard_error"] = auroc_standard_error(uncertainty, mistakes)
     if seed is None or BASELINE not in judged:
         return results
     random = np.random.default_rng(seed)
@@ -115,10 +116,10 @@ def compare_measures(rows: Sequence[dict], seed: int | None = None, independent:
     for k in range(RESAMPLES):
         sample = random.integers(len(rows), size=len(rows))
         for m, name in enumerate(judged):
-            uncertainty, mistakes = (values[sample] for values in known[name])
+            uncertainty, mistakes = (values[sample] for values in judged[name])
             aurocs[k, m] = auroc(uncertainty, mistakes)
             areas[k, m] = risk_coverage(uncertainty, mistakes).mean()
-    base = judged.index(BASELINE)
+    base = [*judged].index(BASELINE)
     for m, name in enumerate(judged):
         results[name] |= {
             "auroc_interval": interval(aurocs[:, m]),
@@ -130,27 +131,27 @@ def compare_measures(rows: Sequence[dict], seed: int | None = None, independent:
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """Return the middle 95% of resampled values, without those that could not be computed."""
+    """Return the 0.025 and 0.975 quantiles of resampled values, without NaN."""
     return [float(bound) for bound in np.nanquantile(values, (0.025, 0.975))]
 
 
 def score_predictions(rows: Sequence[dict], whose: str) -> dict[str, float]:
-    """Return accuracy, confidence, loss, Brier score and calibration error of the mean's or the single pass's."""
-    of_rows = [row[whose] for row in rows]
-    confidence, right = (np.array([row[key] for row in of_rows]) for key in ("confidence", "right"))
+    """Return the mean scores of the predictions of `mean` or `single`, and their calibration error."""
+    columns = {key: np.array([row[whose][key] for row in rows]) for key in ("right", "confidence", "loss", "brier")}
+    right, confidence = columns["right"], columns["confidence"]
     return {
         "accuracy": float(right.mean()),
         "confidence": float(confidence.mean()),
-        "loss": float(np.mean([row["loss"] for row in of_rows])),
-        "brier_score": float(np.mean([row["brier"] for row in of_rows])),
+        "loss": float(columns["loss"].mean()),
+        "brier_score": float(columns["brier"].mean()),
         "expected_calibration_error": calibration(confidence, right)[0],
     }
 
 
 def verdict(judged: dict[str, dict]) -> str:
-    """Return in words which measure finds mistakes best, and whether it differs from the baseline beyond the noise."""
+    """Return a sentence on which measure finds mistakes best, and whether it differs from the baseline beyond noise."""
     known = {name: measure for name, measure in judged.items() if measure["auroc"] is not None}
-    best = max(known, key=lambda name: (known[name]["auroc"], name == BASELINE))  # no other for the same
+    best = max(known, key=lambda name: (known[name]["auroc"], name == BASELINE))  # the baseline wins a tie
     best_of_all = f"the {in_words(best)} finds mistakes best (AUROC {known[best]['auroc']:.2f})"
     if best != BASELINE:
         beyond = known[best]["above_baseline_interval"][0] > 0
@@ -160,13 +161,13 @@ def verdict(judged: dict[str, dict]) -> str:
 
 
 def in_words(name: str) -> str:
-    """Return a measure's name as a reader knows it."""
+    """Return a measure's name for readers."""
     words = name.replace("_", " ")
     return f"{words.removeprefix('single ')} of the single pass" if words.startswith("single ") else words
 
 
 def summary(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]]]:
-    """Return the metrics of the labelled images, and their tables by file names."""
+    """Return the metrics of the labelled images, and their tables by file name."""
     if not rows:
         return {}, {}
     shifted = [{"none": row, **row["disturbed"]} for row in rows if "disturbed" in row]
@@ -199,11 +200,11 @@ def summary(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]
 
 
 def describe_verdicts(results: dict) -> str:
-    """Return in words which measures find the mistakes on the validation images."""
+    """Return a sentence on how well measures find the mistakes on labelled images."""
     judged = results.get("mistakes", {})
     aurocs = {name: of_one["auroc"] for name, of_one in judged.items() if of_one["auroc"] is not None}
     if not judged:
-        return "Whether these find mistakes was not measured: it takes labelled images."
+        return "Whether these find mistakes was not measured, since there are no labelled images."
     wrong, images = judged[BASELINE]["mistakes"], results["predictions"]["images"]
     if not aurocs:
         return (

@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from explain.basics.errors import UserError, quantity
-from explain.basics.files import is_inside, remove_file, write_file
+from explain.basics.files import is_inside, write_file
 from explain.methods import selective
 from explain.report import numbers
 from explain.report.figures import brightest, label, map_pixels
@@ -102,7 +102,7 @@ def render(output: Path) -> str:
     )
     for path in (output / "report").glob("*"):
         if path.name.startswith((*EXERCISES, "map_")) and address(path.name) not in page:
-            remove_file(path)  # a picture of an earlier page
+            path.unlink(missing_ok=True)  # a picture of an earlier page
     return page.encode("utf-8", "backslashreplace").decode()  # a path need not be text
 
 

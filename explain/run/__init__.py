@@ -1,1 +1,1 @@
-"""A run from the shell: command line, output folder, resumable rows, signals, progress; knows networks."""
+"""Running an exercise: command line, output folder, resumable rows, signals, progress; may import all but report."""

@@ -1,6 +1,6 @@
-"""The command line of every script: one name, one meaning and one default for an option, wherever it is.
+"""The options of all scripts: each has the same name, meaning and default wherever it occurs.
 
-Imports nothing that takes seconds: scripts parse their options before they import torch.
+Nothing slow is imported here, since scripts parse their options before they import torch.
 """
 
 from __future__ import annotations
@@ -8,23 +8,28 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+from pathlib import Path
 from typing import Any, NoReturn
 
 from explain.basics.errors import UserError
-from explain.basics.options import COPIES, INTERPOLATIONS, NOISE, WHITE, above_0, at_least_0, shard, whole_number
+from explain.basics.options import COPIES, INTERPOLATIONS, NOISE, WHITE, above_0, at_least_0, integer, shard
 
 EXERCISES = ("2b_evaluate", "2c_class_visualization", "2d_predict", "2e_saliency", "2f_guided_saliency")
 EXERCISES += ("2g_faithfulness", "2h_mc_dropout")
-positive, whole = whole_number(1), whole_number(0)
-seed = whole_number(0, (1 << 31) - 1)  # an image's index is added to a multiple of it
+positive, not_negative = integer(1), integer(0)
+seed = integer(0, (1 << 31) - 1)  # an image's index is added to a multiple of it
 
-# they decide who computes and when files are read, or only say what the others do: no part of the result
+# no result depends on them: they say which process computes a row, and when it reads files
 EXECUTION_OPTIONS = ("shard", "fresh", "command", "prefetch")
-# no row depends on them (--names: on the names themselves)
+# no row depends on them (--names: it depends on the names themselves)
 DRAWING_OPTIONS = ("show", "output", "no_title", "pdf", "names")
-# One name, one meaning, one default in every script that has them.
 SHARED_OPTIONS: dict[str, dict[str, Any]] = {
-    "images": dict(nargs="*", metavar="IMAGE", help="image files or folders to use instead of the dataset's images"),
+    "images": dict(
+        nargs="*",
+        metavar="IMAGE",
+        help="image files or folders to use instead of the dataset's images; by default their results go to "
+        "output/pictures, so that the report in output stays as it is",
+    ),
     "--classes": dict(
         nargs="+",
         metavar="CLASS",
@@ -34,16 +39,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--limit": dict(
         type=positive,
         metavar="N",
-        help="use only N images: the first N, or N labelled images in a random order (--seed) that takes one of every "
-        "class before a second one of any",
+        help="use only N images: the first N, or N labelled images in a random order (--seed) in which every class "
+        "comes before any class comes twice",
     ),
-    "--strict": dict(action="store_true", help="stop at an image that cannot be read instead of skipping it"),
+    "--strict": dict(action="store_true", help="stop at an image that cannot be read, instead of skipping it"),
     "--dataset": dict(default="dataset", metavar="DIR", help="folder that contains DL_data and DL_data_p"),
-    "--output": dict(
-        metavar="DIR",
-        help="write results to DIR/<name of the script>/ (default: output, or output/pictures if you give images, so "
-        "that the report stays as it is)",
-    ),
+    "--output": dict(metavar="DIR", help="write results to DIR/<name of the script>/ (default: output)"),
     "--model": dict(
         default="efficientnet_lite0",
         metavar="NAME",
@@ -52,13 +53,13 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--weights": dict(
         metavar="FILE",
-        help="state dict or checkpoint (FILE:KEY if it holds several) instead of the published weights; `random`: an "
-        "untrained network",
+        help="state dict or checkpoint (FILE:KEY if it holds several) to load instead of the published weights; "
+        "`random`: an untrained network",
     ),
     "--names": dict(
         metavar="FILE",
-        help="class names: one per line, synset_words.txt, or JSON (default: those of the checkpoint, the dataset, or "
-        "the network)",
+        help="class names: one per line, in the form of synset_words.txt, or JSON (default: the names in the "
+        "checkpoint, the dataset, or the network)",
     ),
     "--input-size": dict(type=positive, metavar="S", help="side of the network's input, in pixels"),
     "--resize": dict(type=positive, metavar="N", help="shorter side of an image before centre-cropping, in pixels"),
@@ -68,16 +69,16 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--std": dict(
         type=above_0, nargs="+", metavar="X", help="standard deviation of the training images' pixel values, by channel"
     ),
-    "--interpolation": dict(choices=INTERPOLATIONS, help="interpolation of the resizing"),
+    "--interpolation": dict(choices=INTERPOLATIONS, help="interpolation used for resizing"),
     "--squash": dict(
         action="store_true",
         default=None,
-        help="resize both sides of an image to --resize, without keeping their ratio (default: --input-size)",
+        help="resize both sides of an image to --resize (without it: to --input-size), which changes their ratio",
     ),
     "--white": dict(
-        type=whole_number(1, WHITE),
+        type=integer(1, WHITE),
         metavar="N",
-        help=f"value of white in 16-bit images, such as 4095 for 12-bit data (default: {WHITE})",
+        help=f"value of white in 16-bit images, for example 4095 for 12-bit data (default: {WHITE})",
     ),
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto uses an accelerator if there is one"),
     "--tf32": dict(
@@ -88,62 +89,71 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--threads": dict(
         type=positive,
         metavar="N",
-        help="number of computing threads; the last bits of a result depend on it, so give all shards the same; "
-        "OMP_NUM_THREADS, which torchrun sets, is ignored (default: the number of cores)",
+        help="number of computing threads; the last digits of a result depend on it, so give all shards the same "
+        "number; OMP_NUM_THREADS is ignored (default: the number of cores)",
     ),
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
     "--prefetch": dict(
-        type=whole,
-        metavar="N",
-        help="batches to read ahead while another is explained (default: 0 on a CPU, 2 elsewhere)",
+        type=not_negative, metavar="N", help="number of batches to read ahead (default: 0 on a CPU, 2 elsewhere)"
     ),
     "--copies": dict(
-        default=COPIES, type=whole, metavar="N", help="noisy copies for the smoothed map (0: no such map)"
+        default=COPIES,
+        type=not_negative,
+        metavar="N",
+        help="number of noisy copies averaged for a smoothed map; 0 leaves such maps out",
     ),
     "--noise": dict(
-        default=NOISE, type=at_least_0, metavar="SD", help="standard deviation of the copies' noise, in pixel values"
+        default=NOISE,
+        type=at_least_0,
+        metavar="SD",
+        help="standard deviation of the noise on these copies, in pixel values (0 to 1)",
     ),
-    "--seed": dict(default=0, type=seed, metavar="N", help="seed of the random generators, one per image or class"),
+    "--seed": dict(default=0, type=seed, metavar="N", help="seed of all random numbers"),
     "--show": dict(default=12, type=positive, metavar="N", help="maximum number of images in a figure"),
     "--scores": dict(
         default=12,
-        type=whole,
+        type=not_negative,
         metavar="N",
-        help="number of images whose maps get a faithfulness score, insertion minus deletion, as in 2g (0: none)",
+        help="number of images whose maps get a faithfulness score, insertion minus deletion, as in 2g",
     ),
     "--whole": dict(
         action="store_true",
-        help="show the network whole images, with grey around them, instead of their central crops",
+        help="fit the whole image into the network's input, with grey around it, instead of a central crop",
     ),
     "--stochastic": dict(
         action="store_true",
-        help="accept a network whose answers change from run to run, or with the other images of a batch; every "
-        "figure says so",
+        help="accept a network whose outputs are random, or depend on the other images in the batch; every figure "
+        "says so",
     ),
-    "--no-title": dict(action="store_true", help="write titles and captions to <figure>.txt, not into figures"),
-    "--pdf": dict(action="store_true", help="save figures as PDF, too"),
+    "--no-title": dict(action="store_true", help="write titles and captions to <figure>.txt, not into the figure"),
+    "--pdf": dict(action="store_true", help="also save figures as PDF"),
     "--shard": dict(
         type=shard,
         metavar="I/N",
         help="process only the images whose index modulo N is I; the last shard to finish writes the summary "
-        "(default: RANK and WORLD_SIZE of the environment, else all images)",
+        "(default: RANK and WORLD_SIZE from the environment if set, otherwise all images)",
     ),
     "--fresh": dict(action="store_true", help="discard existing results and start over"),
 }
-# The groups of --help, in its order; an option that a script defines itself belongs to the method.
+# The groups of --help; other shared options are rarely needed, and those that a script adds belong to the method
 GROUPS = {
     "what to explain": ("images", "--classes", "--limit", "--dataset"),
     "the network": ("--model", "--weights", "--names", "--input-size", "--resize", "--whole"),
     "the method": ("--scores", "--copies", "--noise"),
     "the output": ("--output", "--show", "--no-title", "--pdf", "--fresh"),
-    "rarely needed": ("--mean", "--std", "--interpolation", "--squash", "--white", "--stochastic", "--strict", "--seed")
-    + ("--device", "--tf32", "--threads", "--batch-size", "--prefetch", "--shard"),
+    "rarely needed": (),
 }
 NOT_IN_ALL = ("images", "--classes", "--limit", "--scores", "--copies", "--noise", "--strict", "--prefetch")
 
 
+def dataset_of(options: argparse.Namespace) -> Path | None:
+    """Return the folder of the dataset that a run uses; None if images or a folder were given as arguments."""
+    given = getattr(options, "images", None) or getattr(options, "folder", None)
+    return Path(options.dataset) if hasattr(options, "dataset") and not given else None
+
+
 class _Parser(argparse.ArgumentParser):
-    """Has its options in groups, and in its help first the question and the commands of a script's docstring."""
+    """A parser whose help begins with the question and the commands of a script's docstring, then groups of options."""
 
     def __init__(self, doc: str):
         question, *paragraphs = doc.strip().split("\n\n")
@@ -160,31 +170,35 @@ class _Parser(argparse.ArgumentParser):
         self.groups["rarely needed"].add_argument("-h", "--help", action="help", help="show this help")
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        group = next((group for group, members in GROUPS.items() if names[0] in members), "the method")
+        others = "rarely needed" if names[0] in SHARED_OPTIONS else "the method"
+        group = next((group for group, members in GROUPS.items() if names[0] in members), others)
         if not names[0].startswith("-"):
             group = "what to explain"
             self.usage += f" [{settings['metavar']}{' ...' * (settings.get('nargs') == '*')}]"
         return self.groups[group].add_argument(*names, **settings)
 
     def parse_args(self, *arguments: Any) -> argparse.Namespace:
+        """Parse the arguments; add `command`, which repeats the run, and the default of --output."""
         options = super().parse_args(*arguments)
-        options.command = self._command(options)
-        return options
+        chosen = {"command": self._command(options)}
+        if getattr(options, "output", "") is None:
+            chosen["output"] = "output" if dataset_of(options) else "output/pictures"
+        return argparse.Namespace(**vars(options) | chosen)
 
     def _command(self, options: argparse.Namespace) -> str:
-        """Return the command line with all options that are not at their defaults, but those of a single run."""
+        """Return the command line with every option that is not at its default, except EXECUTION_OPTIONS."""
         words = []
         for action in self._actions:
-            value = getattr(options, action.dest, self.get_default(action.dest))
-            if value == self.get_default(action.dest) or action.dest in EXECUTION_OPTIONS:
+            value = getattr(options, action.dest, action.default)
+            if value == action.default or action.dest in EXECUTION_OPTIONS:
                 continue
-            values = [] if value is True else value if isinstance(value, list) else [value]
+            values = [] if value is True else [*map(str, value)] if isinstance(value, list) else [str(value)]
             if isinstance(action, argparse._AppendAction):
-                words += [word for item in values for word in (action.option_strings[0], str(item))]
+                words += [word for item in values for word in (action.option_strings[0], item)]
             elif action.option_strings:
-                words += [action.option_strings[-1], *map(str, values)]
+                words += [action.option_strings[-1], *values]
             else:
-                words = [*map(str, values), *words]  # before an option that takes several values
+                words = [*values, *words]  # before an option that takes several values
         return shlex.join(["python", self.prog, *words])
 
     def error(self, message: str) -> NoReturn:
@@ -194,20 +208,22 @@ class _Parser(argparse.ArgumentParser):
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default is None or action.default is False or action.default == []
-        if isinstance(action.default, list) and not silent:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        if isinstance(action.default, list):
             return f"{action.help} (default: {' '.join(action.default)})"
-        return action.help if silent else super()._get_help_string(action)
+        return super()._get_help_string(action)
 
 
 def option_parser(doc: str, *names: str) -> argparse.ArgumentParser:
-    """Return a parser with the named ones of SHARED_OPTIONS; its help explains the script by its docstring."""
+    """Return a parser with the named SHARED_OPTIONS, whose help explains the script by its docstring."""
     parser = _Parser(doc)
-    for name in (name for members in GROUPS.values() for name in members if name in names):
-        parser.add_argument(name, **SHARED_OPTIONS[name])
+    for name, settings in SHARED_OPTIONS.items():
+        if name in names:
+            parser.add_argument(name, **settings)
     return parser
 
 
 def exercise_parser(doc: str, *names: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that all exercises have, and the named ones of NOT_IN_ALL."""
+    """Return a parser with the options that all exercises have, and those of NOT_IN_ALL that are named."""
     return option_parser(doc, *names, *(name for name in SHARED_OPTIONS if name not in NOT_IN_ALL))

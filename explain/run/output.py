@@ -1,4 +1,4 @@
-"""The output folder of an exercise: figures, arrays, tables and metrics; the same bytes for the same run."""
+"""The output folder of an exercise: figures, arrays, tables and metrics, with the same bytes for the same run."""
 
 from __future__ import annotations
 
@@ -23,19 +23,13 @@ import torch
 import torchvision
 
 from explain.basics.errors import UserError, quantity
-from explain.basics.files import is_inside, remove_file, write_file
+from explain.basics.files import is_inside, write_file
 from explain.data.datasets import dataset_digest
 from explain.networks.classifier import Classifier
-from explain.run.command_line import EXECUTION_OPTIONS
+from explain.run.command_line import EXECUTION_OPTIONS, dataset_of
 
-FINDINGS = 10  # lines printed of what was found
-PICTURES = "output/pictures"  # where results of pictures given as arguments go, so that the report stays as it is
-
-
-def dataset_of(options: argparse.Namespace) -> Path | None:
-    """Return the folder of the dataset that a run is about; None for pictures given as arguments, which have none."""
-    pictures = getattr(options, "images", None) or getattr(options, "folder", None)
-    return Path(options.dataset) if hasattr(options, "dataset") and not pictures else None
+FINDINGS_PRINTED = 10
+WRITTEN = (".png", ".jpg", ".pdf", ".txt", ".npy", ".csv")  # suffixes of the files that exercises write
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -46,19 +40,19 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def map_name(index: int, kind: str) -> str:
-    """Return the name of the file that holds an image's maps (of a kind), in the exercise's folder."""
+    """Return the name, in the output folder, of the file with an image's map of a kind."""
     return f"maps/{index:05d}_{kind}.npy"
 
 
 def json_line(row: dict) -> str:
-    """Return a row as one line of JSON; floats in full, so that what is computed from rows is exact."""
+    """Return a row as a line of JSON, with floats in full precision."""
     return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
 
 
 def csv_text(table: Sequence[dict]) -> str:
-    """Return a table as CSV: the first row's keys are the header, numbers have 6 significant digits.
+    """Return a table as CSV: the first row's keys are the header, floats have 6 significant digits.
 
-    Lists and dicts, which fit into no cell, are left out.
+    Lists and dicts, which do not fit into a cell, are left out.
     """
     cells = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in table]
     text = io.StringIO()
@@ -72,11 +66,10 @@ def csv_text(table: Sequence[dict]) -> str:
 class OutputFolder:
     """The folder <output>/<name of the script>/: rows and arrays first, then figures and tables, metrics.json last.
 
-    Raises UserError at once where it cannot be written to, not after the work.
+    Raises UserError if the folder cannot be written to, so that a run does not find out after its work.
     """
 
     def __init__(self, options: argparse.Namespace, script: str):
-        options.output = options.output or ("output" if dataset_of(options) else PICTURES)
         self.options, self.script, self.source = options, Path(script).stem, Path(script)
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"
@@ -85,7 +78,7 @@ class OutputFolder:
         self.captions: dict[str, list[str]] = {}  # title and sentences of each figure
         self.margins: dict[str, list[float]] = {}  # fractions of its height that they take, above and below
         self.other_files = 0  # files without an image extension in the folders of images
-        self.classes = 0  # that the labelled data have, of which --limit may leave some out
+        self.classes = 0  # number of classes in the labelled data, some of which --limit may leave out
         self.started = time.perf_counter()
         existing = next(path for path in (self.path, *self.path.parents) if os.path.lexists(path))
         if not os.path.isdir(existing):
@@ -99,7 +92,7 @@ class OutputFolder:
             raise UserError(f"{existing} cannot be written to ({error.strerror}): choose another --output") from None
 
     def file(self, name: str) -> Path:
-        """Return the path of a file that is about to be written, and have it listed in metrics.json."""
+        """Return the path of a file to be written, which metrics.json will list."""
         path = self.path / name
         if not is_inside(path.parent, self.path):
             raise UserError(f"{path.parent} is a link that leaves {self.path}: remove the link")
@@ -111,34 +104,33 @@ class OutputFolder:
         write_file(self.file("rows.jsonl"), "".join(map(json_line, rows)))
 
     def discard(self, record: Path, names: Iterable[str]) -> None:
-        """Remove a record of an earlier run and the files that it names, but none that is newer than the record.
+        """Remove a record of an earlier run (rows or metrics) and the files that it names.
 
-        What another shard of this run has written by now is newer; a file of the user's own is named nowhere.
+        Files newer than the record stay, since another shard of this run may have written them.
         """
-        written = os.path.getmtime(record) if record.is_file() else 0
-        remove_file(record)
+        written = record.stat().st_mtime if record.is_file() else 0
+        record.unlink(missing_ok=True)
         for path in (self.path / name for name in names):
-            is_ours = path.suffix in (".png", ".jpg", ".pdf", ".txt", ".npy", ".csv") and os.path.isfile(path)
-            if is_ours and is_inside(path.parent, self.path):
-                with suppress(FileNotFoundError):  # another shard may do the same
-                    if os.path.getmtime(path) <= written:
-                        remove_file(path)
+            if path.suffix in WRITTEN and os.path.isfile(path) and is_inside(path.parent, self.path):
+                with suppress(FileNotFoundError):  # another shard may have removed it meanwhile
+                    if path.stat().st_mtime <= written:
+                        path.unlink()
 
     def earlier_files(self) -> list[str]:
-        """Return the files that the metrics in the folder list; none where the metrics are missing or damaged."""
+        """Return the files listed in the folder's metrics.json; empty if it is missing or damaged."""
         with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-            if self.metrics.is_file():  # reading a pipe would wait for a writer
+            if self.metrics.is_file():  # reading a pipe would block
                 return [name for name in json.loads(self.metrics.read_bytes())["files"] if isinstance(name, str)]
         return []
 
     def discard_metrics(self, but: Collection[str] = ()) -> None:
-        """Remove metrics.json, which means complete, and what it lists."""
+        """Remove metrics.json, the sign of a finished run, and the files that it lists, `but` these."""
         self.discard(self.metrics, [name for name in self.earlier_files() if name not in but])
 
     def describe_run(
         self, rows: Sequence[dict], skipped: Sequence[dict], used: int, model: Classifier | None
     ) -> dict[str, Any]:
-        """Return what metrics.json says of the run, beside its results and files."""
+        """Return the content of metrics.json, without results and files."""
         notes = Counter(note for row in rows for note in row.get("notes", []))
         nondeterministic = sorted({name for row in rows for name in row.get("nondeterministic", [])})
         metrics = {
@@ -157,7 +149,7 @@ class OutputFolder:
                 "other_files": self.other_files,
             },
             "seconds": round(time.perf_counter() - self.started, 3),
-            "figures": list(self.captions),  # in the order in which they are to be read
+            "figures": list(self.captions),  # in reading order
             "captions": self.captions,
             "margins": self.margins,
             "command": getattr(self.options, "command", f"python {self.script}.py"),
@@ -180,9 +172,9 @@ class OutputFolder:
         images: int | None = None,
         findings: Sequence[str] = (),
     ) -> None:
-        """Write the tables, then metrics.json; print the findings and where all are.
+        """Write the tables, then metrics.json; print the first FINDINGS_PRINTED findings and the files to look at.
 
-        `images` is the number of images used, where rows are not images. Of more than ten findings, ten are printed.
+        `images` is the number of images used, if rows are not images.
         """
         for name, table in tables.items():
             write_file(self.file(name), csv_text(table))
@@ -190,13 +182,13 @@ class OutputFolder:
         used = len(rows) if images is None else images
         metrics = self.describe_run(rows, skipped, used, model) | {"results": results, "files": sorted(files)}
         text = json.dumps(metrics, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        if not files.issuperset(self.earlier_files()):  # a figure or a PDF that was not drawn this time
+        if not files.issuperset(self.earlier_files()):  # for example a figure not drawn this time
             self.discard_metrics(but=files)
         write_file(self.metrics, text)
-        for line in findings[:FINDINGS]:
+        for line in findings[:FINDINGS_PRINTED]:
             print(line)
-        if len(findings) > FINDINGS:
-            print(f"and {len(findings) - FINDINGS} more, in {', '.join(tables)}")
+        if len(findings) > FINDINGS_PRINTED:
+            print(f"and {len(findings) - FINDINGS_PRINTED} more, in {', '.join(tables)}")
         if skipped:
             print(f"skipped {len(skipped)} of {quantity(used + len(skipped), 'image')}; metrics.json says why")
         if self.other_files:
@@ -207,7 +199,7 @@ class OutputFolder:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the versions of the interpreter and of the libraries that the numbers depend on."""
+    """Return the versions of Python and of the libraries that results depend on."""
     libraries = {library.__name__: library.__version__ for library in (torch, torchvision, timm)}
     return {"python": platform.python_version(), **libraries}
 

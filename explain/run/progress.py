@@ -8,25 +8,23 @@ from typing import Any
 
 from tqdm import tqdm
 
-SECONDS = 60  # between two lines where stderr is no terminal
+SECONDS = 60  # between two lines if stderr is not a terminal
 
 
 class _Lines(tqdm):
-    """A line of its own for each report, which a log file can hold."""
+    """Prints each report as a line of its own, for log files."""
 
     def display(self, *_: Any, **__: Any) -> None:
         values = self.format_dict
         if values["elapsed"] >= SECONDS and self.n:
             elapsed = tqdm.format_interval(values["elapsed"])
             left = tqdm.format_interval((self.total - self.n) * values["elapsed"] / self.n)
-            print(
-                f"{self.n:,} of {self.total:,} {self.unit}, {elapsed} elapsed, {left} left", file=sys.stderr, flush=True
-            )
+            print(f"{self.n:,} of {self.total:,} {self.unit}, {elapsed} elapsed, {left} left", file=sys.stderr)
 
 
 def progress(total: int, unit: str, **settings: Any) -> tqdm:
-    """Return a progress bar of `total` units (in the plural), as tqdm's own."""
+    """Return a tqdm progress bar of `total` units, named in the plural."""
     if sys.stderr.isatty():
         return tqdm(total=total, unit=f" {unit}", **settings)
-    line_ends = io.StringIO()  # what tqdm writes around what it displays
+    line_ends = io.StringIO()  # takes the characters that tqdm writes around a report
     return _Lines(total=total, unit=unit, file=line_ends, mininterval=SECONDS, maxinterval=SECONDS, **settings)
