@@ -56,7 +56,7 @@ from explain.basics.files import copy_or_link, is_file_of, is_inside, move_out, 
 from explain.data import image_files
 from explain.data.datasets import SPLIT_NAMES, TEST_FOLDERS, find_folder, key_of, read_lists
 from explain.data.image_files import is_image_name
-from explain.data.labels import Labels, names_text
+from explain.data.labels import Labels, Names, names_text
 from explain.data.sample import write_sample
 from explain.report import classes as report
 from explain.run import shell
@@ -139,7 +139,7 @@ def print_changes(results: Mapping[str, Any], split: Path, leftovers: Sequence[P
 
 
 def check_images(
-    folder: Path, label_list: Path, names: Sequence[tuple[str, str]], read: Labels, options: argparse.Namespace
+    folder: Path, label_list: Path, names: Names, read: Labels, options: argparse.Namespace
 ) -> tuple[dict[Path, dict], list[dict], dict[str, Any]]:
     """Compare the folder with the labels that were `read`, and decode all validation images.
 

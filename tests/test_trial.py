@@ -248,13 +248,15 @@ def test_the_logits_are_what_goes_into_a_softmax(own, name, ending):
     """ "Logit" 0.00 in place of 8.27, and archetypes that climb log p."""
     model = load(name)
     assert_same_function(model, as_written("Logits"))
-    assert f"it ends in a {ending}: its logits, which go into the {ending}, are explained" in model.warnings[-1]
+    note = f"nets.py:{name}: it ends in a {ending}: its logits, which go into the {ending}, are explained"
+    assert note in model.warnings
     assert model.label == f"nets.py:{name}, untrained, before its softmax"
 
 
 def test_a_softmax_by_hand_is_noticed(own):
     model = load("ByHand")
-    assert "it ends in a log-softmax: the class score is then a (log) probability" in model.warnings[-1]
+    note = "nets.py:ByHand: it ends in a log-softmax: the class score is then a (log) probability"
+    assert any(warning.startswith(note) for warning in model.warnings)
     assert_same_function(model, as_written("ByHand"))
 
 

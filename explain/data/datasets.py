@@ -68,7 +68,7 @@ def find_parts(data: Path) -> tuple[Path, Path | None, Path | None, Path | None]
     return images, labels, names, find_folder(data, TEST_FOLDERS)
 
 
-def read_kit(data: Path, names: list[tuple[str, str]] | None) -> tuple[dict[int, int], list[tuple[str, str]]]:
+def read_kit(data: Path, names: Names | None) -> tuple[dict[int, int], Names]:
     """Read the development kit's meta.mat; return the class id of each id of the kit, and the classes' (wnid, name).
 
     The classes are in the order of `names`, matched by wnid, or without `names` in the usual order, that of the wnids
@@ -84,7 +84,7 @@ def read_kit(data: Path, names: list[tuple[str, str]] | None) -> tuple[dict[int,
         kit = {int(s["ILSVRC2012_ID"]): (str(s["WNID"]), str(s["words"])) for s in synsets if not s["num_children"]}
     except Exception:  # a damaged file makes scipy raise anything
         raise UserError(f"{path} is not the development kit's meta.mat: copy it from ILSVRC2012_devkit_t12") from None
-    names = names or sorted(kit.values())
+    names = names or Names(sorted(kit.values()))
     places = {wnid: i for i, (wnid, _) in enumerate(names) if wnid}
     missing = [wnid for wnid, _ in kit.values() if wnid not in places]
     if missing:
@@ -93,8 +93,8 @@ def read_kit(data: Path, names: list[tuple[str, str]] | None) -> tuple[dict[int,
 
 
 def class_folders(
-    folder: Path, names: Sequence[tuple[str, str]] | None = None, numeric: bool = False
-) -> tuple[dict[str, int], Sequence[tuple[str, str]], list[str]]:
+    folder: Path, names: Names | None = None, numeric: bool = False
+) -> tuple[dict[str, int], Names, list[str]]:
     """Return the class id of each subfolder, (wnid, name) of the classes, and notes on their order.
 
     With `names`, each subfolder must be named by a class's name, wnid or id. Without, class ids follow the order of the
@@ -110,47 +110,36 @@ def class_folders(
     if names is not None:
         return _ids_by_name(folder, subfolders, names)
     refuse_parts(folder, subfolders)
-    numbers = all(name.isdecimal() for name in subfolders)
-    if numeric and not numbers:
-        other = next(name for name in subfolders if not name.isdecimal())
-        raise UserError(f"--numeric needs folders named by numbers, not {other!r}")
-
-    notes, by_number = [], sorted(subfolders, key=int) if numbers else subfolders
+    no_numbers = [name for name in subfolders if not name.isdecimal()]
+    if numeric and no_numbers:
+        raise UserError(f"--numeric needs folders named by numbers, not {no_numbers[0]!r}")
+    by_number = subfolders if no_numbers else sorted(subfolders, key=int)
+    order, notes = by_number if numeric else subfolders, []
     if by_number != subfolders:
-        current, other = ("numbers", "text") if numeric else ("text", "numbers")
-        notes.append(
-            f"the folders' names are numbers, and class ids follow their order as {current}, "
-            + ("" if numeric else "as in torchvision's ImageFolder (10 before 2), ")
-            + f"not as {other}: {'omit' if numeric else 'add'} --numeric for the other order"
-        )
-    order = by_number if numeric else subfolders
+        as_numbers = "as numbers: omit --numeric for their order as text"
+        as_text = "as text, as in torchvision's ImageFolder (10 before 2): add --numeric for their order as numbers"
+        followed = as_numbers if numeric else as_text
+        notes.append(f"the folders' names are numbers, and class ids follow their order {followed}")
     # bytes in a folder's name that are not UTF-8 are written as \xff
     texts = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in order]
     return {name: i for i, name in enumerate(order)}, Names(map(split_wnid, texts)), notes
 
 
-def _ids_by_name(
-    folder: Path, subfolders: Sequence[str], names: Sequence[tuple[str, str]]
-) -> tuple[dict[str, int], Sequence[tuple[str, str]], list[str]]:
+def _ids_by_name(folder: Path, subfolders: Sequence[str], names: Names) -> tuple[dict[str, int], Names, list[str]]:
     """Return what `class_folders` returns, for subfolders named by class names, wnids or ids."""
     look_up = class_lookup([name for _, name in names], [wnid for wnid, _ in names])
     numbers = other_numbers([name for _, name in names])
     ids: dict[str, int] = {}
-    unknown: list[str] = []
     for name in subfolders:
         found = look_up(name)
         if not found and re.fullmatch("[0-9]{1,9}", name) and int(name) < len(names) and not numbers:
             found = [int(name)]
         if len(found) > 1:
-            raise UserError(
-                f"the folder {name!r} in {printable(folder)} {names_several(found)}: "
-                "rename it to the class's wnid or id"
-            )
+            place = f"the folder {name!r} in {printable(folder)}"
+            raise UserError(f"{place} {names_several(found)}: rename it to the class's wnid or id")
         if found:
-            (ids[name],) = found
-        else:
-            unknown.append(name)
-    if unknown:
+            ids[name] = found[0]
+    if unknown := [name for name in subfolders if name not in ids]:
         refuse_parts(folder, subfolders)
         raise UserError(
             f"{len(unknown)} of the {len(subfolders)} folders in {printable(folder)} are not named by a class, "
@@ -207,7 +196,7 @@ def key_of(path: Path, base: Path) -> str:
 
 def read_lists(
     data: Path, folders: str | None, name_file: str | None, numeric: bool
-) -> tuple[Path, Path | None, list[tuple[str, str]], Labels, Path]:
+) -> tuple[Path, Path | None, Names, Labels, Path]:
     """Return a dataset's image folder, test image folder, (wnid, name) of each class, labels, and the labels' source.
 
     `folders`, with a folder per class, replaces `data`, and `name_file` replaces the dataset's own names. Raises
@@ -230,9 +219,9 @@ def read_lists(
     return folder, tests, names, labels._replace(notes=[*read_as(names), *labels.notes]), label_list
 
 
-def read_as(names: Sequence[tuple[str, str]]) -> list[str]:
+def read_as(names: Names) -> list[str]:
     """Return a note on the form of a list of names, unless it has a name on each line."""
-    return [f"list of names read as {names.read_as}"] if getattr(names, "read_as", "") else []
+    return [f"list of names read as {names.read_as}"] if names.read_as else []
 
 
 def read_dataset_names(dataset: Path) -> tuple[Names, Path] | None:

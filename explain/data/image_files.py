@@ -35,15 +35,7 @@ PROFILE_MODES = {
     "GRAY": ("L", {"1", "L", "LA"}),
     "CMYK": ("CMYK", {"CMYK"}),
 }
-TURNS = {  # from EXIF orientation to the operation that makes an image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+ORIENTATION = 0x0112  # EXIF tag; from 2 to 8 the pixels are not stored upright
 MAX_SIDES = 500  # ratio of the sides; with its shorter side resized to 256, such an image is 128,000 pixels long
 MAX_PIXELS = 80_000_000  # 240 MB when decoded; larger images are refused undecoded
 MAX_BYTES = 8 * MAX_PIXELS  # of a file; four channels of 16 bits, uncompressed
@@ -85,29 +77,26 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 def decode_image(data: bytes, name: str, upright: bool = True, white: int | None = None) -> Image.Image:
     """Decode a file's content as `read_image` does; `name` is the file's name in errors."""
     try:
-        image = _open(data, _heic_format(name) if _is_heic(data) else IMAGE_FORMATS)
+        image = _open(data, _formats(data, name))
+        pixels = f"{name} has {image.width} x {image.height} pixels"
         if image.width * image.height > MAX_PIXELS:
-            raise UserError(
-                f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first"
-            )
+            raise UserError(f"{pixels}, more than {MAX_PIXELS:,}: scale it down first")
         if max(image.size) > MAX_SIDES * min(image.size):
-            raise UserError(
-                f"{name} has {image.width} x {image.height} pixels, one side over {MAX_SIDES} times the other"
-            )
+            raise UserError(f"{pixels}, one side over {MAX_SIDES} times the other: crop it first")
         _check_complete(image, data)
         notes = ["first frame of several"] if getattr(image, "is_animated", False) else []
         bits, low = _bits(image, data), _low_bytes(image, data)
         has_own_white = _maxval(image) not in (None, WHITE)
-        # the EXIF tag Orientation, removed so that Pillow does not rotate a TIFF by itself
-        turn = TURNS.get(image.getexif().pop(0x0112, 1))
+        orientation = image.getexif().pop(ORIENTATION, 1)  # or Pillow rotates a TIFF when it loads it
         image.load()
         image, largest = _to_8_bits(image, low, None if has_own_white else white)
+        largest = None if has_own_white else largest
         if bits > 8:
-            is_set = white and largest is not None and not has_own_white
-            notes.append(f"{bits}-bit to 8-bit" + (f", white at {white:,}" if is_set else ""))
-        if turn is not None:
+            notes.append(f"{bits}-bit to 8-bit" + (f", white at {white:,}" if white and largest is not None else ""))
+        if orientation in range(2, 9):
             notes.append("turned upright by EXIF" if upright else "EXIF orientation ignored")
-            image = image.transpose(turn) if upright else image
+            image.getexif()[ORIENTATION] = orientation
+            image = ImageOps.exif_transpose(image) if upright else image
         image, colour = _use_profile(image, upright)
         image, note = _to_rgb(image)
     except UserError:
@@ -120,7 +109,7 @@ def decode_image(data: bytes, name: str, upright: bool = True, white: int | None
         raise UserError(f"{name} cannot be read ({one_line(error)}): replace or remove it") from None
     # "16-bit to 8-bit" includes "L to RGB"
     image.info["notes"] = notes + [text for text in colour + note if bits == 8 or text != "L to RGB"]
-    if largest is not None and not has_own_white:
+    if largest is not None:
         image.info["largest_16_bit"] = largest
     return image
 
@@ -165,15 +154,15 @@ def _check_complete(image: Image.Image, data: bytes) -> None:
             raise ValueError("a quantization table has zeros")
 
 
-def _is_heic(data: bytes) -> bool:
-    """Return whether a file is HEIC, by the brands at its beginning; AVIF has some of them beside its own."""
+def _formats(data: bytes, name: str) -> Sequence[str]:
+    """Return Pillow's names of the formats that a file may have; raise UserError for HEIC without pillow-heif.
+
+    HEIC is known by the brands at the beginning of a file; AVIF has some of them beside its own.
+    """
     end = min(int.from_bytes(data[:4], "big"), 256)
     brands = {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
-    return data[4:8] == b"ftyp" and bool(brands & HEIC_BRANDS) and not brands & {b"avif", b"avis"}
-
-
-def _heic_format(name: str) -> list[str]:
-    """Return Pillow's name of the HEIC format, after registering pillow-heif, which reads it."""
+    if data[4:8] != b"ftyp" or not brands & HEIC_BRANDS or brands & {b"avif", b"avis"}:
+        return IMAGE_FORMATS
     try:
         import pillow_heif
     except ImportError:
@@ -214,7 +203,7 @@ def _low_bytes(image: Image.Image, data: bytes) -> np.ndarray | None:
     low = _open(data, [image.format])
     arguments = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in low.tile]
     low.tile = [t._replace(args=tuple(map(opposite, args))) for t, args in zip(low.tile, arguments, strict=True)]
-    low.getexif().pop(0x0112, None)  # of a PNG, this decodes the pixels
+    low.getexif().pop(ORIENTATION, None)  # of a PNG, this decodes the pixels
     return np.asarray(low)
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,13 +67,9 @@ ID_AND_NAME = re.compile(r"([0-9]{1,9})\s*[\s,;:]\s*(.+)")
 def as_names(content: Any) -> list[str] | None:
     """Return the names in a list, in {id: name} or in {name: id}, in the order of their ids from 0; None for others."""
     if isinstance(content, Mapping):
-        by_id = content
-        if content and all(type(value) is int for value in content.values()):
-            by_id = {value: key for key, value in content.items()}
-        if len(by_id) < len(content) or sorted(map(str, by_id)) != sorted(map(str, range(len(content)))):
-            return None
-        by_id = {int(key): name for key, name in by_id.items()}
-        content = [by_id[i] for i in range(len(by_id))]
+        is_by_name = all(type(value) is int for value in content.values())
+        by_id = {str(value if is_by_name else key): key if is_by_name else value for key, value in content.items()}
+        content = [by_id.get(str(i)) for i in range(len(content))]
     if isinstance(content, (list, tuple)) and content and all(isinstance(name, (str, int)) for name in content):
         return [str(name) for name in content]
     return None
@@ -111,7 +108,7 @@ def read_names(path: Path) -> Names:
     return names
 
 
-def names_text(names: Sequence[tuple[str, str]]) -> str:
+def names_text(names: Names) -> str:
     """Return a list that `read_names` reads as these names, with ids if it would misread the names alone."""
     lines = [name if name == wnid else f"{wnid} {name}".strip() for wnid, name in names]
     if STRUCTURE.match(lines[0]) or _names_of_lines(lines) != names:
@@ -188,49 +185,43 @@ class Labels(NamedTuple):
 
 
 Line = tuple[int, str]  # its number in the file, and the text
-Entry = tuple[int, str, str, str]  # a line, with the file name and the class in it
-Reading = Callable[[str], tuple[str, str]]  # line -> file name, class
 
 
-def split_line(line: str) -> tuple[str, str]:
-    """Return the file name and the class of a line `NAME CLASS`; either is empty if it is missing."""
+def _at_last(line: str) -> list[str]:
     cut = max(line.rfind(separator) for separator in " \t,")  # a name may contain spaces, an id does not
-    return line[: max(cut, 0)].strip(" \t,").removeprefix("./"), line[cut + 1 :]
+    return [line[:cut], line[cut + 1 :]] if cut > 0 else []
 
 
-def _name_first(line: str) -> tuple[str, str]:
-    first, *rest = re.split(r"[ \t,]+", line, maxsplit=1)
-    return first.strip(" \t,"), "".join(rest).strip(" \t,")
+def _at_first(line: str) -> list[str]:
+    return re.split(r"[ \t,]+", line, maxsplit=1)
 
 
-def _columns(separator: str | None, name: int, label: int) -> Reading:
-    def read(line: str) -> tuple[str, str]:
-        try:
-            fields = next(csv.reader([line], delimiter=separator)) if separator else line.split(None, 3)
-        except csv.Error:  # a field of more than 131,072 characters
-            fields = []
-        return (fields[name].strip(), fields[label].strip()) if len(fields) > max(name, label) else ("", "")
-
-    return read
+def _columns(separator: str | None, line: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=separator)) if separator else line.split(None, 3)
+    except csv.Error:  # a field of more than 131,072 characters
+        return []
 
 
-# in the order of preference, if several fit
-READINGS: dict[str, Reading] = {
-    "NAME CLASS": split_line,
-    "CLASS NAME": lambda line: _name_first(line)[::-1],
-    "NAME CLASS, a class of several words": _name_first,
+# The function that splits a line, and the places of the file name and the class; in the order of preference
+READINGS: dict[str, tuple[Callable[[str], list[str]], int, int]] = {
+    "NAME CLASS": (_at_last, 0, 1),
+    "CLASS NAME": (_at_first, 1, 0),
+    "NAME CLASS, a class of several words": (_at_first, 0, 1),
 }
 for separator, (name, label) in itertools.product((",", ";", "\t", None), itertools.permutations(range(3), 2)):
-    columns = f"column {name + 1} the name, column {label + 1} the class, separated by {separator or 'spaces'!r}"
-    READINGS[columns] = _columns(separator, name, label)
+    layout = f"column {name + 1} the name, column {label + 1} the class, separated by {separator or 'spaces'!r}"
+    READINGS[layout] = partial(_columns, separator), name, label
 
 
-def read_labels(
-    path: Path,
-    names: Sequence[tuple[str, str]],
-    files: Collection[str] = (),
-    ids: Mapping[int, int] | None = None,
-) -> Labels:
+def split_line(line: str, layout: str = "NAME CLASS") -> tuple[str, str]:
+    """Return the file name and the class of a line; either may be empty if the line has another layout."""
+    split, name, label = READINGS[layout]
+    fields = [field.strip(" \t,") for field in split(line)]
+    return (fields[name].removeprefix("./"), fields[label]) if len(fields) > max(name, label) else ("", "")
+
+
+def read_labels(path: Path, names: Names, files: Collection[str] = (), ids: Mapping[int, int] | None = None) -> Labels:
     """Read the class of each image from a list, by the one of READINGS that fits most lines, or a class per line.
 
     `names` are (wnid, name) of the classes, from `read_names`; `files` are the names of the existing images; `ids`
@@ -254,14 +245,13 @@ def read_labels(
         known = range(len(names))
         entries, more = _two_columns(listed, find, lambda text: any(c in known for c in classes_of(text)))
         notes += more
-
     numbers = (text for *_, name, text in entries if name and re.fullmatch("[0-9]{1,9}", text))
     ids_given = [c for text in numbers for c in classes_of(text)]
     if ids_given and ids is None and min(ids_given) > 0 and max(ids_given) == len(names):
         raise UserError(
             f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: class ids start "
-            "at 0: subtract 1, or, if they are those of ILSVRC-2012's development kit, which has its own order, put "
-            "its meta.mat and its ILSVRC2012_validation_ground_truth.txt there instead"
+            "at 0: subtract 1, or, for ILSVRC-2012's development kit, whose order is its own, put the kit's meta.mat "
+            "and ILSVRC2012_validation_ground_truth.txt there instead"
         )
 
     labels: dict[str, int] = {}
@@ -286,7 +276,7 @@ def read_labels(
 CLASS_ALONE = re.compile("-?[0-9]{1,9}|n[0-9]{8}")
 
 
-def _class_finder(names: Sequence[tuple[str, str]], ids: Mapping[int, int] | None) -> Callable[[str], list[int]]:
+def _class_finder(names: Names, ids: Mapping[int, int] | None) -> Callable[[str], list[int]]:
     """Return a function from a text in a list, with or without boxes, to class ids; `ids`: see `read_labels`.
 
     A number is an id, even if no class has it.
@@ -307,27 +297,26 @@ def _class_finder(names: Sequence[tuple[str, str]], ids: Mapping[int, int] | Non
 
 def _two_columns(
     lines: list[Line], find: Callable[[str], str | None], is_class: Callable[[str], bool]
-) -> tuple[list[Entry], list[str]]:
-    """Read file names and classes by the one of READINGS that fits most lines; return entries and notes on it."""
+) -> tuple[list[tuple[int, str, str, str]], list[str]]:
+    """Return lines with the file name and the class in each, by the one of READINGS that fits most, and notes on it."""
 
-    def fits(reading: Reading, line: str) -> bool:
-        name, text = reading(line)
+    def fits(layout: str, line: str) -> bool:
+        name, text = split_line(line, layout)
         return bool(name and text and find(name) is not None and is_class(text))
 
     sample = [line for _, line in lines[:: len(lines) // SAMPLE + 1]]
     scores: dict[str, int] = {}
-    for layout, reading in READINGS.items():
-        scores[layout] = sum(fits(reading, line) for line in sample)
+    for layout in READINGS:
+        scores[layout] = sum(fits(layout, line) for line in sample)
         if scores[layout] == len(sample):
             break
     layout = max(scores, key=scores.get)
-    reading = READINGS[layout]
     notes = [] if layout == "NAME CLASS" else [f"read as {layout}"]
     first = lines[0][1][:MAX_QUOTE] if lines else ""
-    if len(lines) > 1 and scores[layout] and _is_header(first) and not fits(reading, first):
+    if len(lines) > 1 and scores[layout] and _is_header(first) and not fits(layout, first):
         notes.append(f"header {first!r} left out")
         lines = lines[1:]
-    return [(number, line, *reading(line)) for number, line in lines], notes
+    return [(number, line, *split_line(line, layout)) for number, line in lines], notes
 
 
 def _problem(line: str, name: str, file: str | None, text: str, found: list[int], classes: int) -> str | None:

@@ -46,19 +46,16 @@ def class_lookup(names: Sequence[str], wnids: Sequence[str] = ()) -> Callable[[s
     full: list[list[str]] = [[name] for name in names]
     for own, wnid in zip(full, wnids, strict=bool(wnids)):
         own += [wnid, f"{wnid} {own[0]}", imagenets_names().get(wnid, own[0])] if wnid else []
-    tables: list[tuple[Callable[[str], str], dict[str, list[int]]]] = [(form, {}) for form in (str, composed, caseless)]
-    for form, table in tables:
-        for c, own in enumerate(full):
+    steps = [(str, full), (composed, full), (caseless, full), (caseless, [synonyms(name) for name in names])]
+    tables: list[dict[str, list[int]]] = [{} for _ in steps]
+    for (form, texts), table in zip(steps, tables, strict=True):
+        for c, own in enumerate(texts):
             for text in {form(text) for text in own}:
                 table.setdefault(text, []).append(c)
-    parts: dict[str, list[int]] = {}
-    for c, name in enumerate(names):
-        for part in {*synonyms(name)}:
-            parts.setdefault(part, []).append(c)
-    tables.append((caseless, parts))
 
     def look_up(text: str) -> list[int]:
-        return next((table[form(text)] for form, table in tables if form(text) in table), [])
+        forms = [form(text) for form, _ in steps]
+        return next((table[form] for form, table in zip(forms, tables, strict=True) if form in table), [])
 
     return look_up
 

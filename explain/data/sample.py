@@ -40,9 +40,7 @@ def write_sample(data: Path) -> None:
         if path.is_dir() or name.startswith(".") or "/." in name:  # a hidden file
             continue
         if name not in files or path.read_bytes() != files[name]:
-            raise UserError(
-                f"{data} holds another dataset ({name!r} is not part of the sample): "
-                "omit --sample to split it, or choose another --dataset"
-            )
+            cure = "omit --sample to split it, or choose another --dataset"
+            raise UserError(f"{data} holds another dataset ({name!r} is not part of the sample): {cure}")
     for name, content in files.items():
         write_file(data / name, content)

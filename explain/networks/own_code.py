@@ -43,10 +43,8 @@ def load_exported(path: Path) -> nn.Module:
     bounded = any(limit is not None and (limit.lower > 2 or limit.upper < 1 << 31) for limit in limits)
     if bounded or not limits:  # most ranges leave out 0 and 1, which work all the same
         takes = f"{limits[0].lower} to {limits[0].upper} images" if bounded else "one size"
-        raise UserError(
-            f"{path} takes batches of {takes}: export it with a dynamic batch dimension, dynamic_shapes=({{0: "
-            "torch.export.Dim('batch')},), or give --model FILE.py:FUNCTION, on which all exercises work"
-        )
+        cure = "export it with a dynamic batch dimension, dynamic_shapes=({0: torch.export.Dim('batch')},)"
+        raise UserError(f"{path} takes batches of {takes}: {cure}, or give --model FILE.py:FUNCTION")
     network = exported.module()
     for method in ("train", "eval"):
         network.__dict__.pop(method, None)  # torch's own raise an error, since a graph has no modes

@@ -109,10 +109,8 @@ def timm_preprocessing(network: nn.Module, options: Mapping[str, Any], **trained
     resize, interpolation = math.floor(size / config["crop_pct"]), config["interpolation"]
     notes, (now, then) = [], ((c["input_size"][-1], c["crop_pct"]) for c in (config, training))
     if now != then:
-        notes.append(
-            f"evaluated as published by timm: {now[0]} px, crop {now[1]}, where the network was trained with {then[0]} "
-            f"px, crop {then[1]}; --input-size {then[0]} changes it"
-        )
+        trained = f"trained with {then[0]} px, crop {then[1]} (--input-size {then[0]})"
+        notes.append(f"evaluated as published by timm, with {now[0]} px, crop {now[1]}; {trained}")
     if squash:
         notes.append("images are squashed to a square, as timm's pretrained_cfg says")
     source = "timm's pretrained_cfg" if now == then else "timm's pretrained_cfg for tests"
