@@ -71,7 +71,7 @@ def find_parts(data: Path) -> tuple[Path, Path | None, Path | None, Path | None]
 def read_kit(data: Path, names: Names | None) -> tuple[dict[int, int], Names]:
     """Read the development kit's meta.mat; return the class id of each id of the kit, and the classes' (wnid, name).
 
-    The classes are in the order of `names`, matched by wnid, or without `names` in the usual order, that of the wnids
+    The classes are in the order of `names`, matched by wnid, or without `names` in the usual order, by wnid
     (Russakovsky et al. 2015; readme.txt of the kit).
     """
     path = find_file(data, ["meta.mat"])

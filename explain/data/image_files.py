@@ -1,4 +1,4 @@
-"""Images: read as 8-bit sRGB from whatever they are stored as. A damaged file is an error."""
+"""Image files: any supported format is read as 8-bit sRGB, and a damaged file is an error."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def is_image_name(path: Path) -> bool:
 
 
 def read_image(path: str | os.PathLike, upright: bool = True, white: int | None = None) -> Image.Image:
-    """Read an image as 8-bit RGB, whatever it is stored as.
+    """Read an image of any supported format as 8-bit RGB.
 
     `upright` rotates it by its EXIF orientation and converts its colours from its colour profile to sRGB; otherwise the
     pixels are as stored. `white` is the value in a 16-bit image that becomes 255, as all values above it do (default:

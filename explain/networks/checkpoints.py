@@ -33,8 +33,8 @@ INFIXES = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig
 MAX_PREFIX = 20  # parts of a prefix; in a damaged file a name may have any length
 Rename = Callable[[dict[str, Any]], dict[str, Any]]
 
-# Types that training loops save beside the weights and that do no harm, under the names that files have for them. Paths
-# become pure paths, which exist on every system.
+# Harmless types that training loops save beside the weights, under the names that files have for them. Paths become
+# pure paths, which exist on every system.
 PATHS = {f"{pure}{kind}Path": f"Pure{kind}Path" for pure in ("", "Pure") for kind in ("Posix", "Windows")}
 HARMLESS: list[Any] = [argparse.Namespace, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefdFDU"}]
 HARMLESS += [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
@@ -227,7 +227,7 @@ def _prefixes(names: Iterable[str], needed: int) -> list[str]:
 
 
 def other_sizes(network: nn.Module, state: Mapping[str, Any], classes: int) -> dict[str, int]:
-    """Return num_classes and in_chans of a file's weights where they differ from those of the network.
+    """Return the num_classes and in_chans of a file's weights if they differ from the network's.
 
     They are read from the shapes: a tensor that differs only in its first dimension, which is `classes` in the network,
     belongs to the last layer; a tensor with a third of the input channels belongs to the first.
@@ -245,7 +245,7 @@ def other_sizes(network: nn.Module, state: Mapping[str, Any], classes: int) -> d
 
 
 def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: str) -> None:
-    """Load a state dict into a network; `path` and `name` are those of the file and the network in errors.
+    """Load a state dict into a network; errors name the file `path` and the network `name`.
 
     Raises UserError unless every entry fits in name, shape and kind, and is finite.
     """

@@ -33,7 +33,7 @@ def name_classes(model: Classifier, found: tuple[Names, Path] | None, given: boo
     elif carried:
         names = Names(map(split_wnid, carried))
         if not _are_its_own(names, model):
-            model.wnids = []  # those of the library's network, which was retrained for other classes
+            model.wnids = []  # the library's network was retrained for other classes
         _take_names(model, names, "the checkpoint")
     if found is None or not (given or model.names_from != "the checkpoint" or _are_ids(model)):
         return

@@ -186,7 +186,7 @@ def load_model(
     return model.to(device)
 
 
-# A network, the checkpoint that was loaded, and those of num_classes and in_chans that differ from the published ones
+# A network, the checkpoint loaded into it, and its num_classes and in_chans if they differ from the published network's
 Built = tuple[Classifier, Checkpoint | None, dict[str, int]]
 
 

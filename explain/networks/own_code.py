@@ -28,8 +28,8 @@ def own_file(name: str) -> Path | None:
 def load_exported(path: Path) -> nn.Module:
     """Return the network of an archive written by torch.export.save, for batches of any size.
 
-    torch runs the archive as a program instead of reading it as data. Gradients, guided ones too, are those of the
-    exported network; it has no dropout. Raises UserError for other files, and for an archive with a fixed batch size.
+    torch runs the archive as a program instead of reading it as data. Gradients, guided ones too, equal the
+    exported network's; dropout is not exported. Raises UserError for other files, and for a fixed batch size.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: give --model an archive written by torch.export.save")
@@ -79,7 +79,7 @@ def network_maker(name: str) -> Callable[[], nn.Module]:
 def try_weights(name: str, network: nn.Module, make: Callable[[], nn.Module]) -> tuple[bool, list[str]]:
     """Return whether a network is untrained, and a note; it is if a second call of `make` returns other parameters.
 
-    If the network is made when its file is imported, the file is imported again. Lazy parameters are untrained, too.
+    If the network is made when its file is imported, the file is imported again. Lazy parameters are also untrained.
     """
     try:
         with torch.random.fork_rng(devices=[]):

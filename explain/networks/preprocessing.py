@@ -97,7 +97,7 @@ def timm_preprocessing(network: nn.Module, options: Mapping[str, Any], **trained
     """Return the preprocessing of a network's `pretrained_cfg`, overridden by `trained_with` and `options`.
 
     Published weights are tested as published (`test_input_size`, `test_crop_pct`); for a network with other classes, or
-    an input size among the options, the preprocessing is that of the training.
+    an input size among the options, it is the preprocessing used in training.
     """
     published = network.pretrained_cfg
     is_published = getattr(network, "num_classes", None) == published.get("num_classes")
