@@ -29,17 +29,17 @@ def prepare(model: nn.Module, images: Tensor) -> list[str]:
     model.requires_grad_(False).eval()
     expected = answer(model, images)
 
-    def attempt(*steps: Callable[[nn.Module, Tensor], Callable[[], None]]) -> str | None:
+    def attempt(*steps: Step) -> str | None:
         """Take the steps; undo them if the network no longer works, and return the reason."""
-        undo: list[Callable[[], None]] = []
-        try:
-            for step in steps:
-                undo.append(step(model, images))
-            problem = difference(answer(model, images), expected)
-        except Exception as error:  # a network may raise anything when its form is not as written
-            problem = f"{type(error).__name__}: {one_line(error)}"
-        for take_back in reversed(undo) if problem else ():
-            take_back()
+        with ExitStack() as undo:
+            try:
+                for step in steps:
+                    step(model, images, undo)
+                problem = difference(answer(model, images), expected)
+            except Exception as error:  # a network may raise anything when its form is not as written
+                problem = f"{type(error).__name__}: {one_line(error)}"
+            if problem is None:
+                undo.pop_all()
         return problem
 
     if attempt(*STEPS.values()) is None:
@@ -48,49 +48,38 @@ def prepare(model: nn.Module, images: Tensor) -> list[str]:
     return [f"left out of the preparation: {name} ({problem})" for name, problem in problems.items() if problem]
 
 
-def fold_batch_norms(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Fold each batch norm whose only input is a convolution's output into the convolution; return the inverse."""
+def fold_batch_norms(model: nn.Module, images: Tensor, undo: ExitStack) -> None:
+    """Fold each batch norm whose only input is a convolution's output into the convolution."""
     names = {module: name for name, module in model.named_modules()}
-    pairs = _normalised_convolutions(model, images[:1])
-    fused = [fuse_conv_bn_eval(conv, norm) for conv, norm in pairs]
-    for (conv, norm), both in zip(pairs, fused, strict=True):
+    for conv, norm in _normalised_convolutions(model, images[:1]):
+        both = fuse_conv_bn_eval(conv, norm)
         # the statistics of its outputs on the training data, which 2c's archetypes are to have
         if norm.affine:
             both.register_buffer("normal_mean", norm.bias.detach().clone(), persistent=False)
             both.register_buffer("normal_std", norm.weight.detach().abs(), persistent=False)
-        model.set_submodule(names[conv], both)
-        model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
-
-    def take_back() -> None:
-        for module in (module for pair in pairs for module in pair):
-            model.set_submodule(names[module], module)
-
-    return take_back
+        for module, new in ((conv, both), (norm, getattr(norm, "act", nn.Identity()))):
+            undo.callback(model.set_submodule, names[module], module)
+            model.set_submodule(names[module], new)
 
 
-def rearrange_layers(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Give layers the forward passes below, which compute the same by other kernels; return the inverse."""
-    before = {}
+def rearrange_layers(model: nn.Module, images: Tensor, undo: ExitStack) -> None:
+    """Give layers the forward passes below, which compute the same by other kernels."""
     for module in model.modules():
         for plain, faster, gains in REARRANGED:
             if type(module) is plain and gains(module):
-                before[module] = plain
+                undo.callback(setattr, module, "__class__", plain)
                 module.__class__ = faster  # the same parameters and names
 
-    def take_back() -> None:
-        for module, plain in before.items():
-            module.__class__ = plain
 
-    return take_back
-
-
-def use_channels_last(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Store the weights in channels-last memory, which convolutions pass on to their outputs; return the inverse."""
+def use_channels_last(model: nn.Module, images: Tensor, undo: ExitStack) -> None:
+    """Store the weights in channels-last memory, which convolutions pass on to their outputs."""
+    undo.callback(model.to, memory_format=torch.contiguous_format)
     model.to(memory_format=torch.channels_last)
-    return lambda: model.to(memory_format=torch.contiguous_format) and None
 
 
-STEPS = {
+# Each changes a network (N, 3, H, W) -> logits, in place, and adds to a stack of functions that undo the change
+Step = Callable[[nn.Module, Tensor, ExitStack], None]
+STEPS: dict[str, Step] = {
     "batch norms folded into convolutions": fold_batch_norms,
     "layers computed by other kernels": rearrange_layers,
     "channels-last memory": use_channels_last,
