@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from explain.basics.errors import NoSuchMap, UserError, integer_argument, printable
+from explain.basics.errors import NoSuchMap, UserError, integer_argument, printable, quantity
 from explain.basics.files import is_system_name, list_files, size_of
 from explain.basics.sharing import is_shared, shared, shared_results
 from explain.data.datasets import TEST_FOLDERS, class_folders, find_folder, note_empty, read_dataset_names
-from explain.data.image_files import FINDINGS, is_image_name, nearly_black, read_image, to_pixels
+from explain.data.image_files import FINDINGS, is_image_name, read_image, to_pixels, warn_of_nearly_black
 from explain.data.labels import read_names
 from explain.methods.faithfulness import faithfulness_scores
 from explain.methods.feature_maps import run_with_features
@@ -122,7 +122,7 @@ def test_images(options: argparse.Namespace) -> ImageFiles:
         files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
         source = str(folder)
     if not files:
-        others = f" but {other_files} files without an image extension" if other_files else ""
+        others = f" but {quantity(other_files, 'file')} without an image extension" if other_files else ""
         raise UserError(f"{source} has no files{others}: put images there or give them as arguments")
     return ImageFiles(files[: options.limit], other_files)
 
@@ -428,8 +428,7 @@ def explain_images(
     for rows in explain_batches(model, todo, explain, batch, options.strict, upright, options.prefetch):
         rows_on_disk.append(rows)
     rows = rows_on_disk.complete()
-    if sentence := nearly_black([row["largest_16_bit"] for row in rows if "largest_16_bit" in row], model.white):
-        print(f"note: {sentence}", file=sys.stderr)
+    warn_of_nearly_black(rows, model.white)
     skipped = files.skipped + [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]
     used = [row for row in rows if "skipped" not in row]
     if not used:
@@ -595,5 +594,5 @@ def load_from_options(options: argparse.Namespace) -> Classifier:
         print(f"note: {warning}", file=sys.stderr)
     model.white = options.white
     if options.whole:
-        model.see_whole()
+        model.use_uncropped_images()
     return model

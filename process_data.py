@@ -1,10 +1,10 @@
 """Split the validation images by class: DL_data/<validation images>/NAME -> DL_data_p/<class id>/NAME.
 
-`val.txt` gives each image its class id, one `NAME ID` a line (separated by spaces, tabs or a comma; a wnid works in
-place of the id), and line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is
-passed on in this layout (Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is
-read and checked before anything is written, and all problems are reported at once. A second run changes nothing. No
-file is ever deleted: --prune (or --fresh, its other name) moves files that do not belong to the dataset elsewhere.
+`val.txt` has a line `NAME ID` for each image (separated by spaces, tabs or a comma; a wnid works as well as an id), and
+line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is distributed in this layout
+(Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is read and checked before
+anything is written, and all problems are reported at once. A second run changes nothing. No file is ever deleted:
+--prune (or --fresh, its other name) moves files that do not belong to the dataset elsewhere.
 
     python process_data.py --sample       # no dataset yet: 23 photos from installed packages, in seconds
     python process_data.py                # your own dataset in dataset/DL_data; --link saves the disk space
@@ -17,7 +17,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--folders",
         metavar="DIR",
-        help="split DIR, which has a folder for each class, named by its name, wnid or id; without --names the ids "
-        "follow the order of the folders' names, as in torchvision's ImageFolder",
+        help="split DIR, which has a folder for each class, named by the class's name, wnid or id; without --names "
+        "the ids follow the order of the folders' names, as in torchvision's ImageFolder",
     )
     parser.add_argument("--numeric", action="store_true", help="order folders named by numbers as numbers, not as text")
     parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
-    parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space, not copies")
+    parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space")
     parser.add_argument(
         "--prune", "--fresh", action="store_true", help="move files outside this dataset to DL_data_p_pruned"
     )
@@ -56,12 +56,12 @@ from explain.basics.files import copy_or_link, is_file_of, is_inside, move_out, 
 from explain.data import image_files
 from explain.data.datasets import SPLIT_NAMES, TEST_FOLDERS, find_folder, key_of, read_lists
 from explain.data.image_files import is_image_name
-from explain.data.labels import Labels, names_text
+from explain.data.labels import Labels, Names, names_text
 from explain.data.sample import write_sample
 from explain.report import classes as report
 from explain.run import shell
 
-MAX_LINES = 20  # of problems or file names printed; the rest is counted
+MAX_LINES = 20  # of problems or file names that are printed; the others are counted
 
 
 def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict], dict[str, Any]]:
@@ -73,9 +73,8 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     image_folder, test_folder, names, labels, label_list = read_lists(
         base / "DL_data", options.folders, options.names, options.numeric
     )
-
     if options.folders and (others := find_folder(base / "DL_data", TEST_FOLDERS)):
-        print(f"note: {others} is not of {options.folders}: give 2d to 2h test images of your own", file=sys.stderr)
+        print(f"note: {others} does not belong to {options.folders}: give 2d to 2h your test images", file=sys.stderr)
 
     # 2. Read and check everything. Problems end the run here, before anything is written.
     images, skipped, counts = check_images(image_folder, label_list, names, labels, options)
@@ -84,22 +83,21 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     skipped += [{"path": row["path"], "reason": row["reason"]} for row in tests if "reason" in row]
     tests = [row for row in tests if "reason" not in row]
 
-    # 3. Find what no longer belongs there. The other scripts read it until --prune moves it, and so it has rows.
-    pictures_there, others_there = common.list_images(split) if split.is_dir() else ([], 0)
-    leftovers = sorted(set(pictures_there) - {base / row["path"] for row in images.values()})
+    # 3. Find what no longer belongs there. Until --prune moves it, the other scripts read it, so it has rows.
+    images_there, others_there = common.list_images(split) if split.is_dir() else ([], 0)
+    leftovers = sorted(set(images_there) - {base / row["path"] for row in images.values()})
     if options.prune:
         for path in leftovers:
             move_out(path, split)
     elif leftovers and not any(is_file_of(base / row["path"], row["sha256"]) for row in images.values()):
-        there = quantity(len(leftovers), "image")
         raise UserError(
-            f"{split} has {there} of another dataset or other labels, and none of {image_folder}: "
-            f"give --fresh to move them to {split}_pruned, or another --dataset"
+            f"{split} has {quantity(len(leftovers), 'image')} of another dataset or other labels, and none of "
+            f"{image_folder}: give --fresh to move them to {split}_pruned, or another --dataset"
         )
 
     # 4. Copy or link each image into the folder of its class.
     written = 0
-    shell.progress_is_kept = True  # a copy that is there will not be made again
+    shell.progress_is_kept = True  # a later run keeps the copies
     with common.progress(len(images), "images", desc="splitting") as bar:
         for path, row in images.items():
             written += copy_or_link(path, base / row["path"], split, row["sha256"], options.link)
@@ -107,7 +105,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
 
     name_list = split / SPLIT_NAMES
     others_there -= name_list.is_file()
-    if options.folders or options.names or name_list.is_file():  # else DL_data has them
+    if options.folders or options.names or name_list.is_file():  # else DL_data has the names
         write_file(name_list, names_text(names))
     rows = [*images.values(), *tests]
     if not options.prune:
@@ -124,42 +122,35 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
         "other_files": counts["other_files"] + other_files + others_there,
         "pruned": len(leftovers) if options.prune else 0,
     }
-    print_changes(results, split, [path.relative_to(split).as_posix() for path in leftovers])
+    print_changes(results, split, leftovers)
     return rows, skipped, results
 
 
-def print_changes(results: Mapping[str, Any], split: Path, leftovers: Sequence[str]) -> None:
-    """Print how many images were split, what is missing, and what no longer belongs there."""
-    images = quantity(results["validation_images"], "image")
-    classes = quantity(results["classes"], "class")
+def print_changes(results: Mapping[str, Any], split: Path, leftovers: Sequence[Path]) -> None:
+    """Print how many images were split, which listed files are missing, and which files no longer belong there."""
+    images, classes = quantity(results["validation_images"], "image"), quantity(results["classes"], "class")
     print(f"{images} of {classes} -> {split} ({results['written']} written, {results['unchanged']} unchanged)")
-    listed = quantity(results["listed"], "listed file")
-    tests = quantity(results["test_images"], "test image")
-    print(
-        list_lines(
-            f"{tests}; {results['listed_but_absent']} of {listed} missing", [repr(name) for name in results["absent"]]
-        )
-    )
+    tests, listed = quantity(results["test_images"], "test image"), quantity(results["listed"], "listed file")
+    print(list_lines(f"{tests}; {results['listed_but_absent']} of {listed} missing", map(repr, results["absent"])))
     if leftovers:
         files = quantity(len(leftovers), "leftover file")
-        pruned = results["pruned"]
-        head = f"moved {files} to {split}_pruned:" if pruned else f"{files} in {split} (see --prune):"
-        print(list_lines(head, [repr(name) for name in leftovers]))
+        head = f"moved {files} to {split}_pruned:" if results["pruned"] else f"{files} in {split} (see --prune):"
+        print(list_lines(head, (repr(path.relative_to(split).as_posix()) for path in leftovers)))
 
 
 def check_images(
-    folder: Path, label_list: Path, names: Sequence[tuple[str, str]], read: Labels, options: argparse.Namespace
+    folder: Path, label_list: Path, names: Names, read: Labels, options: argparse.Namespace
 ) -> tuple[dict[Path, dict], list[dict], dict[str, Any]]:
     """Compare the folder with the labels that were `read`, and decode all validation images.
 
-    Returns the row of each good image, in the order in which the other scripts read them; the bad ones with the reason;
-    and counts for metrics.json. Raises UserError with all problems at once, or prints them with --skip-bad.
+    Returns the row of each good image, in the order in which the other scripts read them; the bad images with the
+    reason; and counts for metrics.json. Raises UserError with all problems at once, or prints them with --skip-bad.
     """
     base = Path(options.dataset)
-    files, problems, other_files = match_names(folder, read, bool(options.folders))
+    files, problems, other_files = match_files(folder, read, bool(options.folders))
     labels = read.labels
 
-    # decode the images that are left
+    # decode the images without a problem so far
     order = sorted((name for name in files if name not in problems), key=lambda name: (labels[name], Path(name)))
     described = describe_images("validation", [files[name] for name in order], base, options.white)
     rows = dict(zip(order, described, strict=True))
@@ -169,43 +160,46 @@ def check_images(
         problems |= {name: f"{name!r} is listed, but not in {folder}: add it" for name in absent}
 
     good = [name for name in order if name not in problems]
+    total = f"{base} has {quantity(len(problems), 'problem')}"
     if not good:
         head = f"no image in {folder} is readable and listed: put the images there or correct {label_list}"
         if read.first:
             example = f"{next(iter(files), 'a.jpg')} 0"
-            head += f", whose first line is {read.first!r}; expected is a file name and a class, as in {example!r}"
+            head += f", whose first line is {read.first!r}; give a file name and a class, as in {example!r}"
         raise UserError(list_lines(head, problems.values()))
-    total = quantity(len(problems), "problem")
     if problems and not options.skip_bad:
-        head = f"{base} has {total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
+        head = f"{total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
         raise UserError(list_lines(head, problems.values()))
     if problems:
-        print(list_lines(f"{base} has {total}, skipped because of --skip-bad:", problems.values()), file=sys.stderr)
+        print(list_lines(f"{total}, skipped because of --skip-bad:", problems.values()), file=sys.stderr)
     for index, name in enumerate(good):
-        class_id = labels[name]
-        place = {"index": index, "path": f"DL_data_p/{class_id}/{name}"}
-        rows[name] |= place | {"class": class_id, "name": names[class_id][1]}
-    bad = [name for name in files if name in problems]
-    skipped = [{"path": key_of(files[name], base), "reason": problems[name]} for name in bad]
-    counts: dict[str, Any] = {"listed": len({*labels, *read.problems}), "listed_but_absent": len(absent)}
-    counts |= {"absent": absent, "problems": len(problems), "other_files": other_files}
-    counts["bad_lines"] = [problem for name, problem in problems.items() if name not in files]
+        c = labels[name]
+        rows[name] |= {"index": index, "path": f"DL_data_p/{c}/{name}", "class": c, "name": names[c][1]}
+    skipped = [{"path": key_of(files[name], base), "reason": problems[name]} for name in files if name in problems]
+    counts = {
+        "listed": len({*labels, *read.problems}),
+        "listed_but_absent": len(absent),
+        "absent": absent,
+        "problems": len(problems),
+        "other_files": other_files,
+        "bad_lines": [problem for name, problem in problems.items() if name not in files],
+    }
     if read.notes:
         counts["read_as"] = read.notes
         print(f"{label_list}: {'; '.join(read.notes)}", file=sys.stderr)
     return {files[name]: rows[name] for name in good}, skipped, counts
 
 
-def match_names(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Path], dict[str, str], int]:
-    """Return the files in the folder that are listed or pictures, by name, the problems, and how many are neither.
+def match_files(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Path], dict[str, str], int]:
+    """Return {name: path} of the files in the folder that are listed or images, problems, and the others' number.
 
-    A link to a folder is followed: whoever prepared the dataset made it, and only pictures that can be decoded come
-    from there. A link to a file must stay in the dataset's folder, or in the folder that holds it, unless `follow`.
+    Links to folders are followed, since whoever prepared the dataset made them, and only images that can be decoded are
+    taken from there. Unless `follow`, a link to a file must stay in the dataset's folder, or in the file's own folder.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in common.list_files(folder)}
     listed, problems = {*read.labels, *read.problems}, dict(read.problems)
     files = {name: path for name, path in paths.items() if name in listed or is_image_name(path)}
-    for name, path in files.items():  # a listed name is only looked up here, and never opened
+    for name, path in files.items():  # listed names are only looked up here, and never opened
         if not is_image_name(path):
             problems[name] = f"{name!r} is listed, but has no image extension: rename it or remove it from the list"
         elif name not in listed:
@@ -218,33 +212,28 @@ def match_names(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Pat
 
 
 def describe_images(role: str, paths: Sequence[Path], base: Path, white: int | None) -> list[dict[str, Any]]:
-    """Return a row for each image: what identifies its content, or the `reason` why it cannot be used.
+    """Return a row for each image, with its digest and findings, or the `reason` why it cannot be used.
 
-    Each role is numbered from 0, as `common.validation_images` and `common.test_images` number their files. Says so if
-    16-bit pictures come out nearly black; `white` as in `read_image`.
+    Each role is numbered from 0, as `common.validation_images` and `common.test_images` number their files. A note is
+    printed if 16-bit images come out nearly black; `white` as in `read_image`.
     """
-    upright = role == "test"  # 2b takes validation images as they are stored
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes outside the interpreter's lock
-        jobs = pool.imap(lambda path: inspect_image(path, upright, white), paths)
-        facts = []
-        with common.progress(len(paths), "images", desc="checking") as bar:
-            for fact in jobs:
-                facts.append(fact)
-                bar.update()
-    if sentence := image_files.nearly_black(
-        [fact["largest_16_bit"] for fact in facts if "largest_16_bit" in fact], white
+    upright, rows = role == "test", []  # 2b uses validation images as they are stored
+    with (
+        ThreadPool(min(8, os.cpu_count() or 1)) as pool,  # Pillow decodes outside the interpreter's lock
+        common.progress(len(paths), "images", desc="checking") as bar,
     ):
-        print(f"note: {sentence}", file=sys.stderr)
-    return [
-        {"role": role, "index": index, "path": key_of(path, base), "class": None, "name": None, **fact}
-        for index, (path, fact) in enumerate(zip(paths, facts, strict=True))
-    ]
+        facts = pool.imap(lambda path: inspect_image(path, upright, white), paths)
+        for index, (path, fact) in enumerate(zip(paths, facts, strict=True)):
+            rows.append({"role": role, "index": index, "path": key_of(path, base), "class": None, "name": None, **fact})
+            bar.update()
+    image_files.warn_of_nearly_black(rows, white)
+    return rows
 
 
 def inspect_image(path: Path, upright: bool, white: int | None = None) -> dict[str, Any]:
-    """Decode a whole image; return what identifies its content, or the `reason` why it cannot be used."""
+    """Decode an image in full; return its size, digest and findings, or the `reason` why it cannot be used."""
     try:
-        data = image_files.read_bytes(path)  # once: the bytes that are decoded are those that are hashed
+        data = image_files.read_bytes(path)  # once, so that the decoded bytes are the hashed bytes
         info = image_files.decode_image(data, printable(path), upright, white).info
     except UserError as error:
         return {"reason": " ".join(str(error).split())}
@@ -252,10 +241,11 @@ def inspect_image(path: Path, upright: bool, white: int | None = None) -> dict[s
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **findings}
 
 
-def list_lines(head: str, lines: Collection[str]) -> str:
-    """Return a message with the first lines, and the number of the rest."""
-    rest = len(lines) - MAX_LINES
-    return "\n  ".join([head, *list(lines)[:MAX_LINES], *([f"and {rest} more"] if rest > 0 else [])])
+def list_lines(head: str, lines: Iterable[str]) -> str:
+    """Return a message with the first lines, and the number of the others."""
+    lines = list(lines)
+    more = [f"and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
+    return "\n  ".join([head, *lines[:MAX_LINES], *more])
 
 
 def main() -> None:
@@ -264,7 +254,6 @@ def main() -> None:
     if options.sample:
         write_sample(Path(options.dataset) / "DL_data")
     rows, skipped, results = split_by_class(options)
-
     report.write(rows, skipped, results, output)
 
 

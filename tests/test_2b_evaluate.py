@@ -401,7 +401,7 @@ def test_a_folder_leaves_the_report_as_it_is(tmp_path, monkeypatch):
 def test_a_folder_of_no_class_is_named_and_loose_files_are_listed(own):
     """A folder `n01774750` beside one named `55` was left out without a word."""
     save_colours(own.folder / "photos", ("0", "n01774750"))
-    with pytest.raises(common.UserError, match="1 of the 2 folders in photos are named by no class, 'n01774750' first"):
+    with pytest.raises(common.UserError, match="1 of the 2 folders in photos are not named by a class, 'n017"):
         own("photos")
     (own.folder / "photos/n01774750").rename(own.folder / "photos/1")
     (own.folder / "photos/loose.png").write_bytes(b"x")
@@ -617,8 +617,8 @@ def test_links_to_class_folders_and_folders_without_pictures(own, capsys):
     save_photo(own.folder / "photos/Red/@eaDir/a.png/thumb.png")
     metrics = own("photos")
     assert metrics["results"]["images"] == 7 and metrics["results"]["top1_accuracy"] == 1
-    assert "1 class folder without a picture: grey" in metrics["model"]["notes"]
-    assert "note: 1 class folder without a picture: grey" in capsys.readouterr().err
+    assert "1 class folder without an image: grey" in metrics["model"]["notes"]
+    assert "note: 1 class folder without an image: grey" in capsys.readouterr().err
     run_main("2d_predict", "photos", *OWN, cwd=own.folder, monkeypatch=own.monkeypatch)
     images = json.loads((own.folder / "output/2d_predict/metrics.json").read_text())["images"]
     assert (images["used"], images["other_files"]) == (7, 1)

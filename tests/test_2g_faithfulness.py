@@ -197,7 +197,11 @@ def test_each_curve_and_panel_has_its_own_n():
     model = argparse.Namespace(label="net")
     options = argparse.Namespace(steps=2, cells=8, copies=3, noise=0.5, randomise=1, mosaics=0)
     figure, text = report.draw_curves(rows, results, model, options)
-    assert labels_of(figure) == ["A (3)", "Z (1)", "b (3)"] and "changed in cells of 8 x 8 pixels" in text[2] and "at 3 points" in text[2]
+    assert (
+        labels_of(figure) == ["A (3)", "Z (1)", "b (3)"]
+        and "changed in cells of 8 x 8 pixels" in text[2]
+        and "at 3 points" in text[2]
+    )
     figure, text = report.draw_measures(results, model, options)
     titles = [panel.get_title() for panel in figure.axes if panel.get_title()]
     assert [title.splitlines()[-1] for title in titles] == ["images: 1 to 3", "images: 1"]  # no panel for pointing

@@ -124,10 +124,10 @@ def test_what_is_no_class(wrong, images):
 def test_what_is_no_batch_of_images(given, name, images):
     wrong, says = {
         "uint8": ((images * 255).byte(), r"images are torch.uint8: give .* images.float\(\) / 255"),
-        "a single image": (images[0], r"shape \(3, 8, 8\) have no batch dimension: give a single one as image\[None\]"),
+        "a single image": (images[0], r"shape \(3, 8, 8\) have no batch dimension: give one image as image\[None\]"),
         "features": (
             images.flatten(1),
-            r"must be of shape \(N, 3, H, W\), not \(5, 192\): give pictures, not features",
+            r"must be of shape \(N, 3, H, W\), not \(5, 192\): give images, not features",
         ),
         "an array": (images.numpy(), "images must be a tensor .*, not ndarray: use torch.as_tensor"),
     }[given]
@@ -305,7 +305,10 @@ def test_the_two_classes_of_one_logit(images):
         ),
         (lambda x: (x[:, 0], x[:, 1]), "a tuple of .*: return the logits .* alone, or name them"),
         (lambda x: {"name": "x"}, "a dict of no tensor"),
-        (lambda x: {"res": {"logits": x}}, "a dict of no tensor at the top level: give --model FILE.py:FUNCTION"),
+        (
+            lambda x: {"res": {"logits": x}},
+            "a dict of no tensor at the top level: return .*wraps the network",
+        ),
         (lambda x: None, "a NoneType of no tensor"),
         (lambda x: x.argmax(1), "torch.int64, which cannot be logits"),
         (lambda x: x.T, r"shape \(3, \d\) for \d image"),

@@ -98,7 +98,7 @@ def test_images_of_a_class_that_the_network_lacks_are_skipped_with_the_reason(da
     found, skipped = labels_of(model, folder)
     assert found == {"0.png": 2, "2.png": 0}
     assert [entry["path"] for entry in skipped] == ["DL_data_p/1/1.png"]
-    assert skipped[0]["reason"].startswith("its class 'emu' is none of the network's 3 (names: names.txt): correct")
+    assert skipped[0]["reason"].startswith("its class 'emu' is not among the network's 3 (names: names.txt): correct")
     file = folder / "DL_data_p/synset_words.txt"
     assert model.notes == [
         f"labels are matched by name, not by id ({file}; the network's names: names.txt)",
@@ -114,7 +114,7 @@ def test_ambiguous_labels_and_labels_without_a_name_are_skipped(dataset):
     save_photo(folder / "DL_data_p/7/7.png", 7, (8, 8))
     found, skipped = labels_of(model, folder)
     assert found == {"0.png": 1}
-    assert "its class 'crane' names two classes: 0 and 2: give its whole name" in skipped[0]["reason"]
+    assert "its class 'crane' names two classes: 0 and 2: give its full name" in skipped[0]["reason"]
     assert "its class 7 has no name in" in skipped[1]["reason"]
 
 

@@ -154,30 +154,29 @@ def test_a_ppm_of_sixteen_bits_is_read_as_a_png(kind, tmp_path):
 @pytest.mark.parametrize(
     ("largest", "white", "says"),
     [
-        ([3800], None, "1 of 1 has no value above 3,800, and white is 65,535; give --white 4095"),
+        ([3800], None, "no value above 3,800 in 1 of 1, and white is 65,535; give --white 4095"),
         (
             [1000, 4095, 60_000],
             None,
-            "2 of 3 have no value above 4,095, and white is 65,535; "
-            "give --white 4095 in a run without the brighter ones",
+            "no value above 4,095 in 2 of 3, and white is 65,535; give --white 4095 in a run without the brighter ones",
         ),
         ([16_383], None, "give --white 16383"),
-        ([200, 250], 4095, "2 of 2 have no value above 250, and white is 4,095; give --white 255"),
+        ([200, 250], 4095, "no value above 250 in 2 of 2, and white is 4,095; give --white 255"),
         ([16_384], None, None),  # a quarter of white
         (
             [60_000, 1000, 65_535],
             None,
-            "1 of 3 has no value above 1,000, and white is 65,535; "
-            "give --white 1023 in a run without the brighter ones",
+            "no value above 1,000 in 1 of 3, and white is 65,535; give --white 1023 in a run without the brighter ones",
         ),
         ([4095], 4095, None),
         ([0], None, None),
         ([], None, None),
     ],
 )
-def test_pictures_that_come_out_nearly_black_are_said(largest, white, says):
-    found = image_files.nearly_black(largest, white)
-    assert found is None if says is None else found.endswith(says)
+def test_images_that_come_out_nearly_black_are_noted(largest, white, says, capsys):
+    image_files.warn_of_nearly_black([{}, *({"largest_16_bit": value} for value in largest)], white)
+    said = capsys.readouterr().err
+    assert said == "" if says is None else said.endswith(f"{says}\n")
 
 
 def test_scripts_say_and_set_the_white(tmp_path, monkeypatch, capsys):
@@ -188,7 +187,7 @@ def test_scripts_say_and_set_the_white(tmp_path, monkeypatch, capsys):
     runs = {"2d_predict": ["photos", *TINY], "process_data": ["--folders", "photos", "--dataset", "data"]}
     for script, arguments in runs.items():
         run_main(script, *arguments, "--output", "output", cwd=tmp_path, monkeypatch=monkeypatch)
-        said = "2 of 2 have no value above 4,095, and white is 65,535; give --white 4095"
+        said = "no value above 4,095 in 2 of 2, and white is 65,535; give --white 4095"
         assert said in capsys.readouterr().err
         more = ["--white", "4095", "--output", "output"]
         run_main(script, *arguments, *more, cwd=tmp_path, monkeypatch=monkeypatch)

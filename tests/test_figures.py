@@ -86,7 +86,7 @@ def test_a_figure_stands_without_its_title(tmp_path, monkeypatch):
     folder = tmp_path / "output/2e_saliency"
     caption = (folder / "saliency.txt").read_text().splitlines()
     heads = "saliency map, smoothed, combined"
-    assert caption[0] == f"timm/test_resnet, untrained: {heads}" and "central crop" in "".join(caption)
+    assert caption[0] == f"timm/test_resnet, untrained: {heads}" and "centre crop" in "".join(caption)
     assert (folder / "saliency.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(folder / "saliency.png") as figure:
         assert figure.width == pytest.approx(16 / 2.54 * 200, abs=1)
@@ -227,8 +227,8 @@ def test_signed_maps_are_the_maps_with_the_gradients_sign(toy, images):
 
 def test_a_whole_picture_is_fitted_into_the_square():
     model = common.load_model("timm/test_resnet", "random")
-    assert model.view.startswith("central crop") and model.label == "timm/test_resnet, untrained"
-    model.see_whole()
+    assert model.view.startswith("centre crop") and model.label == "timm/test_resnet, untrained"
+    model.use_uncropped_images()
     picture = model.preprocess(Image.new("RGB", (300, 100), (255, 0, 0)))  # (3, S, S)
     side = model.input_size
     middle = slice(side // 3 + 2, 2 * side // 3 - 2)

@@ -110,8 +110,8 @@ def test_some_classes_that_are_never_right():
     found = other_order(exchanged(10), NAMES)
     assert found["never_right"] == [3, 7]
     assert found["says"].startswith(
-        "2 classes are never right (0 of 20 images) at a mean confidence of 0.80, and of those of other classes 162 of "
-        "180 are: are"
+        "2 classes are never right (0 of 20 images) at a mean confidence of 0.80, while 162 of 180 images of other "
+        "classes are: are"
     )
     assert found["says"].endswith(f"They are {NAMES[3]}, {NAMES[7]}")
 

@@ -224,7 +224,7 @@ def test_numbers_that_are_no_ids_stay_in_the_names(tmp_path, lines):
 def test_names_with_ids_from_one_are_refused(tmp_path, lines):
     """They were classes by the names of "1 cat", "2 dog" and "3 elk"."""
     (tmp_path / "names.txt").write_text("\n".join(lines))
-    with pytest.raises(UserError, match="names.txt has ids from 1 on .* start at 0: remove the ids or subtract 1"):
+    with pytest.raises(UserError, match="has ids that start at 1 .* start at 0: remove the ids or subtract 1"):
         read_names(tmp_path / "names.txt")
 
 

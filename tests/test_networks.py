@@ -392,7 +392,7 @@ def test_every_torchvision_model_builds(name):
     """Built with their real preprocessing and shape, without memory for their parameters."""
     if not name.startswith("regnet_"):  # these compute their widths with tensors
         with torch.device("meta"):
-            model = networks._build_torchvision(name, "random", {})
+            model, *_ = networks._build_torchvision(name, "random", {})
     else:
         model = common.load_model(name, "random")
     assert len(model.categories) == 1000 and model.input_size >= 224

@@ -221,9 +221,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 def test_heic_without_its_package_is_one_sentence(brands, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftyp" + brands + bytes(100))
-    with pytest.raises(
-        common.UserError, match=r"IMG_1.HEIC is a HEIC picture, .*`pip install pillow-heif`, or convert"
-    ):
+    with pytest.raises(common.UserError, match=r"IMG_1.HEIC is a HEIC image, .*`pip install pillow-heif`, or convert"):
         common.read_image(tmp_path / "IMG_1.HEIC")
 
 
@@ -292,7 +290,7 @@ def test_a_file_given_by_name_is_read_whatever_its_name(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "output/2d_predict/metrics.json").read_text())["images"]["used"] == 1
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/README.txt").touch()
-    with pytest.raises(common.UserError, match="texts has no files but 1 files without an image extension: put"):
+    with pytest.raises(common.UserError, match="texts has no files but 1 file without an image extension: put"):
         run_main("2d_predict", "texts", *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -131,7 +132,7 @@ def test_statistics_are_the_same_before_and_after_folding():
     images = torch.rand(2, 3, 12, 12, generator=generators(0)[0]).double()
     model = convolutional()
     folded = copy.deepcopy(model)
-    inference.fold_batch_norms(folded, images)
+    inference.fold_batch_norms(folded, images, ExitStack())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert len(priors.channel_statistics(model)) == len(priors.channel_statistics(folded)) == 2
     assert priors.grey_distance_limit(model, 0.25) == priors.grey_distance_limit(folded, 0.25) == 0.5
@@ -147,7 +148,7 @@ def test_of_folded_layers_the_first_and_those_that_do_not_widen():
         *(nn.Conv2d(16, 4, 1), nn.BatchNorm2d(4)),  # narrows
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     ).eval()
-    inference.fold_batch_norms(model, torch.rand(1, 3, 8, 8))
+    inference.fold_batch_norms(model, torch.rand(1, 3, 8, 8), ExitStack())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert [len(mean) for _, mean, _ in priors.channel_statistics(model)] == [8, 4]
 

@@ -281,7 +281,7 @@ def test_a_split_of_another_dataset_is_refused_or_replaced(dataset, split, capsy
     assert [*files_below(dataset / "DL_data_p")] == ["0/cat/0.png", "1/dog/1.png", "synset_words.txt"]
     assert files_below(dataset / "DL_data_p_pruned") == first and other["results"]["pruned"] == 3
     said = capsys.readouterr().err
-    assert "note: dataset/DL_data/test_images is not of mine: give 2d to 2h test images of your own" in said
+    assert "note: dataset/DL_data/test_images does not belong to mine: give 2d to 2h your test images" in said
     with pytest.raises(UserError, match="of another dataset or other labels, and none of dataset/DL_data/"):
         split()
 
@@ -446,7 +446,7 @@ def test_folders_by_name_wnid_and_id_with_names(dataset, split):
     rows, _ = split("--folders", "mine", "--names", "names.txt")
     assert classes_of(rows) == {"2.png": (0, NAMES[0]), "1.png": (1, NAMES[1]), "0.png": (2, NAMES[2])}
     class_folders(dataset.parent / "mine", "whale", "3")
-    with pytest.raises(UserError, match="2 of the 5 folders in mine are named by no class, '3' first") as error:
+    with pytest.raises(UserError, match="2 of the 5 folders in mine are not named by a class, '3' first") as error:
         split("--folders", "mine", "--names", "names.txt")
     assert "\n" not in str(error.value)
 
@@ -532,7 +532,7 @@ def test_links_to_class_folders_are_followed(dataset, split, capsys):
         ("DL_data_p/1/dog/0.png", "dog"),
     ]
     assert metrics["results"]["listed"] == metrics["results"]["validation_images"] == 2
-    note = "1 class folder without a picture: feline"
+    note = "1 class folder without an image: feline"
     assert metrics["results"]["read_as"] == [note] and note in capsys.readouterr().err
 
 
@@ -680,7 +680,7 @@ def fifo(path: Path) -> None:
         (
             "x: zero\ny: one\n",
             [],
-            "whose first line is 'x: zero'; expected is a file name and a class, as in 'a.jpg 0'",
+            "whose first line is 'x: zero'; give a file name and a class, as in 'a.jpg 0'",
         ),
         (None, [], "put the images there"),
     ],

@@ -206,7 +206,7 @@ def test_a_network_that_looks_at_its_neighbours_is_refused(own):
     for name in ("BatchStatistics", "NoStatistics"):
         with pytest.raises(UserError, match="track_running_stats=True.*--stochastic"):
             load(name)
-    with pytest.raises(UserError, match=r"n.pt2 gives a picture other logits.*call eval\(\) before torch.export"):
+    with pytest.raises(UserError, match=r"n.pt2 gives an image other logits.*call eval\(\) before torch.export"):
         common.load_model(exported(own, training=True), input_size=32)
     assert common.load_model(exported(own, training=False), input_size=32).label.endswith("n.pt2")
 
@@ -225,7 +225,7 @@ def test_stochastic_accepts_it_and_every_figure_says_so(own, monkeypatch, name, 
             run_main(exercise, *options, *more, "--fresh", cwd=own, monkeypatch=monkeypatch)
             metrics = json.loads((own / "output" / exercise / "metrics.json").read_text())
             assert all(kind in caption[0] for caption in metrics["captions"].values())
-            assert any("not a function of the picture alone" in note for note in metrics["model"]["notes"])
+            assert any("not a function of the image alone" in note for note in metrics["model"]["notes"])
         tables.append((own / "output/2d_predict/predictions.csv").read_text())
     assert tables[0] == tables[1]  # the seed decides
 
@@ -248,13 +248,15 @@ def test_the_logits_are_what_goes_into_a_softmax(own, name, ending):
     """ "Logit" 0.00 in place of 8.27, and archetypes that climb log p."""
     model = load(name)
     assert_same_function(model, as_written("Logits"))
-    assert f"it ends in a {ending}: its logits, which go into the {ending}, are explained" in model.warnings[-1]
+    note = f"nets.py:{name}: it ends in a {ending}: its logits, which go into the {ending}, are explained"
+    assert note in model.warnings
     assert model.label == f"nets.py:{name}, untrained, before its softmax"
 
 
 def test_a_softmax_by_hand_is_noticed(own):
     model = load("ByHand")
-    assert "it ends in a log-softmax: the class score is then a (log) probability" in model.warnings[-1]
+    note = "nets.py:ByHand: it ends in a log-softmax: the class score is then a (log) probability"
+    assert any(warning.startswith(note) for warning in model.warnings)
     assert_same_function(model, as_written("ByHand"))
 
 
@@ -304,7 +306,7 @@ def test_the_checkpoints_names_tell_the_output(own):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("four_channels", "it takes 4 channels, and pictures have 3, or 1 where they are grey"),
+        ("four_channels", "it takes 4 channels, and images have 3, or 1 if they are greyscale"),
         ("TwoArguments", "missing 1 required positional argument: 'y'.*its forward must take the images alone"),
         ("Fails", "KeyError: 'no such key'.: correct it"),
         ("grey_that_fails", r"images \(2, 1, 32, 32\) \(KeyError: 'labels missing'.: correct it"),

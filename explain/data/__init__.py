@@ -1,1 +1,1 @@
-"""Pictures, datasets, labels and names; knows the basics."""
+"""Images, datasets, labels and names; knows the basics."""

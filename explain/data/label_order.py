@@ -1,4 +1,4 @@
-"""Labels that do not belong to a network: ids in another order than the one it was trained with."""
+"""Labels that do not belong to a network: ids in another order than the order of its training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from explain.data.datasets import shown
 
-SURE = 1e-4  # probability below which chance, or the network's own confidence, explains the number of hits no longer
-MOVED = 3  # labels that must have moved, for a shift to be suspected
+SURE = 1e-4  # probability below which a number of hits is not put down to chance, or to the network's own confidence
+MOVED = 3  # labels that must have moved before a shift is suspected
 CURES = (
     "are they ids from 1, those of ILSVRC-2012's development kit (an order of their own), or places in another order "
     "of the names (as text, 10 sorts before 2)?"
@@ -28,7 +28,7 @@ class Answers(NamedTuple):
 
 
 def orders(names: Sequence[str]) -> dict[str, list[int]]:
-    """Return the few orders that labels are known to come in: label -> the network's class, -1 for none."""
+    """Return the orders in which labels are known to come, as lists from label to the network's class (-1: none)."""
     n = len(names)
     as_text, by_name = sorted(range(n), key=str), sorted(range(n), key=lambda i: names[i])
     return {
@@ -41,11 +41,10 @@ def orders(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 def other_order(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Any] | None:
-    """Return the likely fault of the labels, and its cure; None where they may belong to the network.
+    """Return the likely fault of the labels, and its cure; None if they may belong to the network.
 
-    Suspect are labels by which top-1 is at chance, for all images (`another_order`), from some id on (`shift`) or in
-    some classes (`never_right`), although the network's mean confidence there is a quarter of the way from chance to
-    certainty, and the number of hits that it promises is refuted (both by binomial tests).
+    Labels are suspect if top-1 is at chance, for all images (`another_order`), from some id on (`shift`) or in some
+    classes (`never_right`), and the network's confidence promises more (`breaks_promise`).
     """
     columns = (np.array([row[key] for row in rows]) for key in ("class", "predicted", "confidence", "rank"))
     answers, chance = Answers(*columns), 1 / len(names)
@@ -56,64 +55,59 @@ def other_order(rows: Sequence[dict], names: Sequence[str]) -> dict[str, Any] | 
 
 
 def breaks_promise(hits: Any, n: Any, confidence: Any, chance: float, sure: float) -> Any:
-    """Return whether chance explains so few hits among n images, and the network's mean confidence does not.
+    """Return whether chance explains the hits among n images, while the network's mean confidence does not.
 
-    Numbers or arrays, as in `explains`.
+    The confidence must be at least a quarter of the way from chance to certainty. Both parts are binomial tests; the
+    arguments are numbers or arrays.
     """
-    from scipy.stats import binom  # here, since it takes a second and few runs need it
+    from scipy.stats import binom  # slow to import, and few runs need it
 
     at_chance, promised = binom.sf(hits - 1, n, chance) > 0.01, chance + (1 - chance) / 4 <= confidence
     return at_chance & promised & (binom.cdf(hits, n, confidence) <= sure)
 
 
 def explains(hits: Any, n: Any, confidence: Any, chance: float, sure: float) -> Any:
-    """Return whether another order has half of the hits that the confidence promises, too many for chance."""
+    """Return whether the hits of an order are half of those that the confidence promises, and too many for chance."""
     from scipy.stats import binom
 
     return (hits > n * confidence / 2) & (binom.sf(hits - 1, n, chance) < sure)
 
 
 def another_order(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
-    """Return which of a few other orders explains labels by which top-1 is at chance.
-
-    The order by which most images agree is named if it explains them.
-    """
+    """Return the one of `orders` by which most images agree, if it explains labels by which top-1 is at chance."""
     n, hits, confidence = len(answers.label), int(answers.right.sum()), float(answers.confidence.mean())
     agree = {how: (np.array(order)[answers.label] == answers.predicted).sum() for how, order in orders(names).items()}
     how, best = max(agree.items(), key=lambda item: item[1])
-    says = (
-        f"top-1 is at chance ({hits} of {n}) at a mean confidence of {confidence:.2f}: the labels are another network's"
-    )
     consistent = majority_agreement(answers)
     if explains(best, n, confidence, 1 / len(names), SURE):
-        says += f"; {best / n:.3f} of the images agree if {how}"
+        cause = f"{best / n:.3f} of the images agree if {how}"
     elif consistent is not None and consistent > confidence / 2:
-        says += (
-            f"; they are its classes in another order ({consistent:.3f} agree with the others of their class): {CURES}"
-        )
+        cause = f"they are its classes in another order ({consistent:.3f} agree with others of their class): {CURES}"
     else:
-        says += f"; {CURES}"
+        cause = CURES
+    chance = f"top-1 is at chance ({hits} of {n}) at a mean confidence of {confidence:.2f}"
     agreement = {how: float(hits / n) for how, hits in agree.items()}
+    says = f"{chance}: the labels are another network's; {cause}"
     return {"suspect": True, "agreement": agreement, "agreement_within_classes": consistent, "says": says}
 
 
 def shift(answers: Answers, chance: float) -> dict[str, Any] | None:
-    """Return the id from which on all labels seem one too low or too high; None where there is no such id.
+    """Return the id from which on all labels seem one too low or too high; None if there is no such id.
 
     Each label is tried, in both directions. From it on, the labels must break the confidence's promise, and those of
-    the next id must explain the images, by the tests of `other_order` at SURE over the number of trials (Bonferroni).
-    Since a network may also take a class for its neighbour, at least MOVED labels, and half of those from there on,
-    must have more than half of their images predicted as the next id.
+    the next id must explain the predictions, at SURE over the number of trials (Bonferroni). Since a network may also
+    mistake a class for its neighbour, at least MOVED labels, and half of those from there on, must have more than half
+    of their images predicted as the next id.
     """
     labels, place, images = np.unique(answers.label, return_inverse=True, return_counts=True)
 
-    def from_on(values: np.ndarray) -> np.ndarray:  # (labels,): sums over each and all higher ones
+    def from_on(values: np.ndarray) -> np.ndarray:  # (labels,): sums over each label and all higher ones
         return values[::-1].cumsum()[::-1]
 
     n, hits = from_on(images), from_on(np.bincount(place, answers.right))
     confidence = from_on(np.bincount(place, answers.confidence)) / n
     sure, left = SURE / (2 * len(labels)), np.arange(len(labels), 0, -1)
-    found: list[tuple[int, int, int]] = []  # images that agree more, place of the first label, shift
+    found: list[tuple[int, int, int]] = []  # gain in hits, place of the first label, shift
     for by in (1, -1):
         of_label = np.bincount(place, answers.predicted - answers.label == by)
         agree, moved = from_on(of_label), from_on(2 * of_label > images)
@@ -134,11 +128,10 @@ def shift(answers: Answers, chance: float) -> dict[str, Any] | None:
 
 
 def never_right(answers: Answers, names: Sequence[str]) -> dict[str, Any] | None:
-    """Return the classes that are never right although the others are, at least two; None where there are no such.
+    """Return the classes, at least two, that are never right while other classes are; None if there are none.
 
-    They must break the promise of their confidence, or of the other classes' accuracy where that is lower, by the test
-    of `other_order` at SURE over the number of classes (Bonferroni). Those that the network takes for one and the same
-    class are its own mistake.
+    They must break the promise of their confidence, or of the other classes' accuracy if that is lower, at SURE over
+    the number of classes (Bonferroni). Classes that are mistaken for the same class are the network's own mistake.
     """
     labels, place = np.unique(answers.label, return_inverse=True)
     missed = labels[np.bincount(place, answers.right) == 0]
@@ -159,7 +152,7 @@ def never_right(answers: Answers, names: Sequence[str]) -> dict[str, Any] | None
     wrong = answers.confidence[np.isin(answers.label, suspect)]
     says = (
         f"{len(suspect)} classes are never right (0 of {len(wrong)} images) at a mean confidence of {wrong.mean():.2f}"
-        f", and of those of other classes {hits} of {n} are: are their labels or names exchanged? They are "
+        f", while {hits} of {n} images of other classes are: are their labels or names exchanged? They are "
         f"{shown([names[c] for c in suspect])}"
     )
     return {"suspect": True, "never_right": suspect, "says": says}
@@ -168,7 +161,7 @@ def never_right(answers: Answers, names: Sequence[str]) -> dict[str, Any] | None
 def majority_agreement(answers: Answers) -> float | None:
     """Return the fraction of images whose prediction is the most frequent one of the other images with their label.
 
-    None where no label has two images.
+    Labels with one image do not count; None if there are no others.
     """
     agree = []
     for label in np.unique(answers.label):

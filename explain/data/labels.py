@@ -1,4 +1,4 @@
-"""Lists as lines of text: the names of the classes (synset_words.txt), the class of each image (val.txt)."""
+"""Lists in text files: the names of the classes (synset_words.txt), and the class of each image (val.txt)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +19,16 @@ from explain.basics.errors import UserError
 from explain.data.lookup import class_lookup, composed, names_several
 
 MAX_BYTES = 16_000_000  # of a list; ILSVRC-2012's, of 50,000 images, has 1.7 MB
-MAX_LINES = 1_000_000  # ten million blank lines have fewer bytes than that
+MAX_LINES = 1_000_000  # of a list; MAX_BYTES allows 16 million blank lines
 MAX_NAME = 1000  # characters of a class name; ImageNet's longest has 121
 MAX_QUOTE = 300  # characters of a line that an error quotes
 SAMPLE = 500  # lines that decide how a list is read
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file, stripped, whatever ends them, without a byte-order mark.
+    """Return the stripped lines of a text file, whatever their line ending, without a byte-order mark.
 
-    Raises UserError for a file that is neither UTF-8 nor UTF-16 text or is too large to be a list.
+    Raises UserError for a file that is neither UTF-8 nor UTF-16 text, or too large for a list.
     """
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} has more than {MAX_BYTES:,} bytes: give a list of images or of class names")
@@ -35,9 +37,8 @@ def read_lines(path: Path) -> list[str]:
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not {encoding.removesuffix('-sig').upper()} (byte {error.start}): save it as UTF-8"
-        ) from None
+        kind = encoding.removesuffix("-sig").upper()
+        raise UserError(f"{path} is not {kind} (byte {error.start}): save it as UTF-8") from None
     if "\0" in text:
         raise UserError(f"{path} is not a text file (it contains zero bytes): save it as UTF-8")
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -51,105 +52,106 @@ def read_lines(path: Path) -> list[str]:
 
 
 class Names(list[tuple[str, str]]):
-    """(wnid, name) of each class in the order of the ids, and how its list was read, unless as a name on each line."""
+    """(wnid, name) of each class in the order of the ids; `read_as` describes any form but a name on each line."""
 
     def __init__(self, names: Iterable[tuple[str, str]], read_as: str = ""):
         super().__init__(names)
         self.read_as = read_as
 
 
-# The beginning of a dictionary or a list, as Python prints them and JSON has them
-STRUCTURE = re.compile(r"[{\[]\s*['\"0-9]")
-MAX_LITERAL = 1_000_000  # characters of one in Python's syntax, whose parser takes a hundred times as much memory
+STRUCTURE = re.compile(r"[{\[]\s*['\"0-9]")  # the beginning of a dictionary or a list, in Python or JSON
+MAX_LITERAL = 1_000_000  # characters in Python's syntax, whose parser takes a hundred times as much memory
 ID_AND_NAME = re.compile(r"([0-9]{1,9})\s*[\s,;:]\s*(.+)")
 
 
 def as_names(content: Any) -> list[str] | None:
     """Return the names in a list, in {id: name} or in {name: id}, in the order of their ids from 0; None for others."""
     if isinstance(content, Mapping):
-        by_id = content
-        if content and all(type(value) is int for value in content.values()):
-            by_id = {value: key for key, value in content.items()}
-        if len(by_id) < len(content) or sorted(map(str, by_id)) != sorted(map(str, range(len(content)))):
-            return None
-        by_id = {int(key): name for key, name in by_id.items()}
-        content = [by_id[i] for i in range(len(by_id))]
+        is_by_name = all(type(value) is int for value in content.values())
+        by_id = {str(value if is_by_name else key): key if is_by_name else value for key, value in content.items()}
+        content = [by_id.get(str(i)) for i in range(len(content))]
     if isinstance(content, (list, tuple)) and content and all(isinstance(name, (str, int)) for name in content):
         return [str(name) for name in content]
     return None
 
 
 def read_names(path: Path) -> Names:
-    """Return (wnid, name) of each class; the wnid is empty if the list gives none.
+    """Read the (wnid, name) of each class from a file; the wnid is empty if the file has none.
 
-    One class a line, where a wnid alone is the name too, and an id may come first if all lines have it (`0 cat`,
-    `0,cat`, `0: cat`). Or JSON, or a dictionary or list as Python prints it: names in order, {name: id}, {id: name},
-    {id: [wnid, name]}, or these under id2label, as in config.json of the Hugging Face hub. Raises UserError for a blank
-    line, since to skip it would shift the class ids of all names after it, and for ids from 1 on.
+    The file has a class on each line, where a wnid alone is also the name, and an id may come first if it does on all
+    lines (`0 cat`, `0,cat`, `0: cat`). Or it is JSON, or a dictionary or list as Python prints it: names in order,
+    {name: id}, {id: name}, {id: [wnid, name]}, or these under id2label, as in config.json of the Hugging Face hub.
+    Raises UserError for a blank line, since skipping it would shift the class ids of all names after it, and for ids
+    that start at 1.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a list of class names, one a line")
     lines = read_lines(path)
     while lines and not lines[-1]:
         lines.pop()
+    if not lines:
+        raise UserError(f"{path} is empty: write the name of class n on line n, counting from 0")
     text = "\n".join(lines)
-    structured = path.suffix.lower() == ".json" or STRUCTURE.match(text)
-    if not structured and _start_at_one(lines):
+    is_structured = path.suffix.lower() == ".json" or STRUCTURE.match(text)
+    names = _structured_names(text, path) if is_structured else _names_of_lines(lines)
+    if names is None:
         raise UserError(
-            f"{path} has ids from 1 on before the names, but class ids start at 0: remove the ids or subtract 1, or, "
-            "if the numbers belong to the names, write an id from 0 on before each"
+            f"{path} has ids that start at 1 before the names, but class ids start at 0: remove the ids or subtract 1, "
+            "or, if the numbers belong to the names, write an id before each, starting at 0"
         )
-    names = _structured_names(text, path) if structured else _names_of_lines(lines)
     for number, (_, name) in enumerate(names, start=1):
         if not 0 < len(name) <= MAX_NAME:
             raise UserError(f"line {number} of {path} has a name of {len(name)} characters: give 1 to {MAX_NAME}")
     for wnid, times in Counter(wnid for wnid, _ in names if wnid).items():
         if times > 1:
             raise UserError(f"{path} has the wnid {wnid} on {times} lines: give each class its own")
-    if not names:
-        raise UserError(f"{path} is empty: write the name of class n on line n, counting from 0")
     return names
 
 
-def names_text(names: Sequence[tuple[str, str]]) -> str:
-    """Return the text of a list that `read_names` reads as these names, with ids where it would misread it without."""
+def names_text(names: Names) -> str:
+    """Return a list that `read_names` reads as these names, with ids if it would misread the names alone."""
     lines = [name if name == wnid else f"{wnid} {name}".strip() for wnid, name in names]
-    if STRUCTURE.match(lines[0]) or _start_at_one(lines) or _names_of_lines(lines) != names:
+    if STRUCTURE.match(lines[0]) or _names_of_lines(lines) != names:
         lines = [f"{c} {line}" for c, line in enumerate(lines)]
     return "".join(line + "\n" for line in lines)
 
 
 def split_wnid(text: str) -> tuple[str, str]:
-    """Return (wnid, name) of a line such as `n01440764 tench`; a wnid alone is the name too."""
+    """Return (wnid, name) of a line such as `n01440764 tench`; a wnid alone is also the name."""
     wnid, name = re.fullmatch(r"(n[0-9]{8}(?!\S))?\s*(.*)", clean(text)).groups(default="")
     return wnid, name or wnid
 
 
-def _start_at_one(lines: Sequence[str]) -> bool:
-    """Return whether each of several lines has an id and a name, as in `_names_of_lines`, but ids from 1 on."""
-    lines = lines[bool(lines) and _is_header(lines[0]) :]
-    found = [match for match in map(ID_AND_NAME.fullmatch, lines) if match]
-    ids, names = sorted(int(match[1]) for match in found), {match[2] for match in found}
-    return len(lines) > 1 and ids == [*range(1, len(lines) + 1)] and 2 * len(names) > len(lines)
+def _names_of_lines(lines: Sequence[str]) -> Names | None:
+    """Read a name from each line, or an id and a name if the ids are exactly those from 0; None if they start at 1.
 
-
-def _names_of_lines(lines: Sequence[str]) -> Names:
-    """Read a name from each line, or an id and a name if the ids are exactly those from 0 on.
-
-    Where most names are alike without the number (0 stars, 1 star, 2 stars), it is a part of them.
+    If most names are equal without the number (0 stars, 1 star, 2 stars), it is a part of them.
     """
-    skip = bool(lines) and _is_header(lines[0]) and bool(ID_AND_NAME.fullmatch(lines[-1]))
-    found = [ID_AND_NAME.fullmatch(line) for line in lines[skip:]]
-    if found and all(found):
-        by_id = {int(match[1]): re.sub(r"""^(["'])(.*)\1$""", r"\2", match[2]) for match in found}
-        if [*sorted(by_id)] == [*range(len(found))] and 2 * len({*by_id.values()}) > len(by_id):
-            read_as = "an id and a name on each line" + (f", header {lines[0]!r} left out" if skip else "")
+    has_header = _is_header(lines[0]) and bool(ID_AND_NAME.fullmatch(lines[-1]))
+    found = [match for match in map(ID_AND_NAME.fullmatch, lines[has_header:]) if match]
+    by_id = {int(match[1]): re.sub(r"""^(["'])(.*)\1$""", r"\2", match[2]) for match in found}
+    if len(by_id) == len(lines) - has_header and 2 * len({*by_id.values()}) > len(by_id):
+        if sorted(by_id) == [*range(len(by_id))]:
+            read_as = "an id and a name on each line" + (f", header {lines[0]!r} left out" if has_header else "")
             return Names((split_wnid(by_id[c]) for c in range(len(by_id))), read_as)
+        if len(by_id) > 1 and sorted(by_id) == [*range(1, len(by_id) + 1)]:
+            return None
     return Names(map(split_wnid, lines))
 
 
 def _structured_names(text: str, path: Path) -> Names:
-    read_as, content = "", _parsed(text, path)
+    """Read names from JSON, or from a Python literal, as data."""
+    content: Any = ...
+    for parse in (json.loads, ast.literal_eval) if len(text) <= MAX_LITERAL else (json.loads,):
+        with warnings.catch_warnings(), suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            warnings.simplefilter("ignore")  # Python's about a backslash in a name
+            content = parse(text)
+            break
+    if content is ...:
+        raise UserError(
+            f"{path} is neither JSON nor a dictionary or list: give a list of names, or a .txt file with a name a line"
+        )
+    read_as = ""
     if isinstance(content, dict) and isinstance(content.get("id2label"), dict):
         read_as, content = "the names under id2label", content["id2label"]
     elif path.suffix.lower() != ".json":
@@ -160,26 +162,12 @@ def _structured_names(text: str, path: Path) -> Names:
         content = {key: name for key, (_, name) in content.items()}
     names = as_names(content)
     if names is None:
-        raise UserError(f'{path} has no names by id: give a list, {{"name": id}} or {{"id": name}}, ids from 0 on')
+        raise UserError(f'{path} has no names by id: give a list, {{"name": id}} or {{"id": name}}, with ids from 0')
     return Names(((wnids.get(str(i), ""), clean(name)) for i, name in enumerate(names)), read_as)
 
 
-def _parsed(text: str, path: Path) -> Any:
-    """Parse JSON, or a Python literal, as data; raises UserError if it is neither."""
-    for parse in (json.loads, ast.literal_eval) if len(text) <= MAX_LITERAL else (json.loads,):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Python's about a backslash in a name
-                return parse(text)
-        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
-            continue
-    raise UserError(
-        f"{path} is neither JSON nor a dictionary or list: give a list of names, or a line for each name in a .txt file"
-    )
-
-
 def clean(name: str) -> str:
-    """Return a name on one line, in NFC and as UTF-8 can hold it; marks that join or turn letters stay."""
+    """Return a name on one line, in NFC and encodable in UTF-8; joiners and direction marks are kept."""
     return composed(re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", name).strip())
 
 
@@ -188,7 +176,7 @@ def clean(name: str) -> str:
 
 
 class Labels(NamedTuple):
-    """The class id of each good file name, the problem of each bad one, how the list was read, its first line."""
+    """The class id of each good file name, the problem of each bad one, notes on the reading, and the first line."""
 
     labels: dict[str, int]
     problems: dict[str, str]
@@ -196,63 +184,55 @@ class Labels(NamedTuple):
     first: str
 
 
-Reading = Callable[[str], tuple[str, str]]  # line -> file name, class
+Line = tuple[int, str]  # its number in the file, and the text
 
 
-def split_line(line: str) -> tuple[str, str]:
-    """Return the file name and the class of a line `NAME CLASS`; either is empty if it is missing."""
+def _at_last(line: str) -> list[str]:
     cut = max(line.rfind(separator) for separator in " \t,")  # a name may contain spaces, an id does not
-    return line[: max(cut, 0)].strip(" \t,").removeprefix("./"), line[cut + 1 :]
+    return [line[:cut], line[cut + 1 :]] if cut > 0 else []
 
 
-def _name_first(line: str) -> tuple[str, str]:
-    first, *rest = re.split(r"[ \t,]+", line, maxsplit=1)
-    return first.strip(" \t,"), "".join(rest).strip(" \t,")
+def _at_first(line: str) -> list[str]:
+    return re.split(r"[ \t,]+", line, maxsplit=1)
 
 
-def _columns(separator: str | None, name: int, label: int) -> Reading:
-    def read(line: str) -> tuple[str, str]:
-        try:
-            fields = next(csv.reader([line], delimiter=separator)) if separator else line.split(None, 3)
-        except csv.Error:  # a field of more than 131,072 characters
-            fields = []
-        return (fields[name].strip(), fields[label].strip()) if len(fields) > max(name, label) else ("", "")
-
-    return read
+def _columns(separator: str | None, line: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=separator)) if separator else line.split(None, 3)
+    except csv.Error:  # a field of more than 131,072 characters
+        return []
 
 
-# in the order of preference, where several fit
-READINGS: dict[str, Reading] = {
-    "NAME CLASS": split_line,
-    "CLASS NAME": lambda line: _name_first(line)[::-1],
-    "NAME CLASS, a class of several words": _name_first,
-    **{
-        f"column {name + 1} the name, column {label + 1} the class, separated by {separator or 'spaces'!r}": _columns(
-            separator, name, label
-        )
-        for separator in (",", ";", "\t", None)
-        for name, label in itertools.permutations(range(3), 2)
-    },
+# The function that splits a line, and the places of the file name and the class; in the order of preference
+READINGS: dict[str, tuple[Callable[[str], list[str]], int, int]] = {
+    "NAME CLASS": (_at_last, 0, 1),
+    "CLASS NAME": (_at_first, 1, 0),
+    "NAME CLASS, a class of several words": (_at_first, 0, 1),
 }
+for separator, (name, label) in itertools.product((",", ";", "\t", None), itertools.permutations(range(3), 2)):
+    layout = f"column {name + 1} the name, column {label + 1} the class, separated by {separator or 'spaces'!r}"
+    READINGS[layout] = partial(_columns, separator), name, label
 
 
-def read_labels(
-    path: Path,
-    names: Sequence[tuple[str, str]],
-    files: Collection[str] = (),
-    ids: Mapping[int, int] | None = None,
-) -> Labels:
-    """Read the class of each image from a list, in the form of READINGS that fits most lines, or one class a line.
+def split_line(line: str, layout: str = "NAME CLASS") -> tuple[str, str]:
+    """Return the file name and the class of a line; either may be empty if the line has another layout."""
+    split, name, label = READINGS[layout]
+    fields = [field.strip(" \t,") for field in split(line)]
+    return (fields[name].removeprefix("./"), fields[label]) if len(fields) > max(name, label) else ("", "")
 
-    `names` are (wnid, name) of the classes, from `read_names`; `files` the names of the images that are there; `ids`
-    translates the list's class ids (development kit). A line's class is an id, a wnid or a name, with or without boxes
-    after it. The problem of an incomplete line is called `line <number>`. Raises UserError for ids that start at 1.
+
+def read_labels(path: Path, names: Names, files: Collection[str] = (), ids: Mapping[int, int] | None = None) -> Labels:
+    """Read the class of each image from a list, by the one of READINGS that fits most lines, or a class per line.
+
+    `names` are (wnid, name) of the classes, from `read_names`; `files` are the names of the existing images; `ids`
+    translates the list's class ids (development kit). The class on a line is an id, a wnid or a name, with or without
+    boxes after it. The problem of an incomplete line has the key `line <number>`. Raises UserError for ids that start
+    at 1.
     """
-    find, classes_of = _finder(files), _class_finder(names, ids)
+    find, classes_of = _file_finder(files), _class_finder(names, ids)
     lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line]
     listed = [line for line in lines if not line[1].startswith("#") or find(split_line(line[1])[0]) is not None]
     notes = [f"comment lines left out: {len(lines) - len(listed)}"] if len(listed) < len(lines) else []
-    first = listed[0][1][:MAX_QUOTE] if listed else ""
     if listed and files and all(CLASS_ALONE.fullmatch(line) and find(line) is None for _, line in listed):
         if len(listed) != len(files):
             raise UserError(
@@ -263,47 +243,43 @@ def read_labels(
         notes.append("a class a line, for the images in the order of their names")
     else:
         known = range(len(names))
-        entries, more = _two_columns(listed, first, find, lambda text: any(c in known for c in classes_of(text)))
+        entries, more = _two_columns(listed, find, lambda text: any(c in known for c in classes_of(text)))
         notes += more
-
     numbers = (text for *_, name, text in entries if name and re.fullmatch("[0-9]{1,9}", text))
     ids_given = [c for text in numbers for c in classes_of(text)]
     if ids_given and ids is None and min(ids_given) > 0 and max(ids_given) == len(names):
         raise UserError(
             f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: class ids start "
-            "at 0: subtract 1, or, if they are those of ILSVRC-2012's development kit, which has its own order, put "
-            "its meta.mat and its ILSVRC2012_validation_ground_truth.txt there instead"
+            "at 0: subtract 1, or, for ILSVRC-2012's development kit, whose order is its own, put the kit's meta.mat "
+            "and ILSVRC2012_validation_ground_truth.txt there instead"
         )
 
     labels: dict[str, int] = {}
     problems: dict[str, str] = {}
     by_last_part = 0
     for number, line, name_in_list, text in entries:
-        name, found = find(name_in_list) or name_in_list, classes_of(text)
-        by_last_part += composed(name) != composed(name_in_list)
-        quoted = repr(name_in_list[:MAX_QUOTE])
-        if not name or not text:
-            name, problem = f"line {number}", f"is {line[:MAX_QUOTE]!r}: give a file name and a class id"
-        else:
-            problem = _problem(quoted, name, find(name), text, found, len(names))
+        file, found = find(name_in_list), classes_of(text)
+        name = (file or name_in_list) if name_in_list and text else f"line {number}"
+        by_last_part += file is not None and composed(file) != composed(name_in_list)
+        problem = _problem(line, name_in_list, file, text, found, len(names))
         if not problem and labels.setdefault(name, found[0]) != found[0]:
+            quoted = repr(name_in_list[:MAX_QUOTE])
             problem = f"gives {quoted} the class {found[0]}, but another line gives it {labels[name]}: remove one"
         if problem:
             problems[name] = f"line {number} of {path} {problem}"
     if by_last_part:
         notes.append(f"{by_last_part} names taken by their last part or without their ending")
+    first = listed[0][1][:MAX_QUOTE] if listed else ""
     return Labels({name: c for name, c in labels.items() if name not in problems}, problems, notes, first)
 
 
 CLASS_ALONE = re.compile("-?[0-9]{1,9}|n[0-9]{8}")
-Line = tuple[int, str]  # its number in the file, and the text
-Entry = tuple[int, str, str, str]  # a line, with the file name and the class in it
 
 
-def _class_finder(names: Sequence[tuple[str, str]], ids: Mapping[int, int] | None) -> Callable[[str], list[int]]:
-    """Return a function that gives the class ids of a text in a list, with or without boxes; `ids`: see read_labels.
+def _class_finder(names: Names, ids: Mapping[int, int] | None) -> Callable[[str], list[int]]:
+    """Return a function from a text in a list, with or without boxes, to class ids; `ids`: see `read_labels`.
 
-    A number is an id, also one that no class has.
+    A number is an id, even if no class has it.
     """
     look_up = class_lookup([name for _, name in names], [wnid for wnid, _ in names])
 
@@ -320,35 +296,37 @@ def _class_finder(names: Sequence[tuple[str, str]], ids: Mapping[int, int] | Non
 
 
 def _two_columns(
-    lines: list[Line], first: str, find: Callable[[str], str | None], is_class: Callable[[str], bool]
-) -> tuple[list[Entry], list[str]]:
-    """Read file names and classes by the one of READINGS that fits most lines; return entries, and how it was read."""
+    lines: list[Line], find: Callable[[str], str | None], is_class: Callable[[str], bool]
+) -> tuple[list[tuple[int, str, str, str]], list[str]]:
+    """Return lines with the file name and the class in each, by the one of READINGS that fits most, and notes on it."""
 
-    def fits(reading: Reading, line: str) -> bool:
-        name, text = reading(line)
+    def fits(layout: str, line: str) -> bool:
+        name, text = split_line(line, layout)
         return bool(name and text and find(name) is not None and is_class(text))
 
     sample = [line for _, line in lines[:: len(lines) // SAMPLE + 1]]
     scores: dict[str, int] = {}
-    for layout, reading in READINGS.items():
-        scores[layout] = sum(fits(reading, line) for line in sample)
+    for layout in READINGS:
+        scores[layout] = sum(fits(layout, line) for line in sample)
         if scores[layout] == len(sample):
             break
     layout = max(scores, key=scores.get)
-    reading = READINGS[layout]
     notes = [] if layout == "NAME CLASS" else [f"read as {layout}"]
-    if len(lines) > 1 and scores[layout] and _is_header(first) and not fits(reading, first):
-        lines = lines[1:]
+    first = lines[0][1][:MAX_QUOTE] if lines else ""
+    if len(lines) > 1 and scores[layout] and _is_header(first) and not fits(layout, first):
         notes.append(f"header {first!r} left out")
-    return [(number, line, *reading(line)) for number, line in lines], notes
+        lines = lines[1:]
+    return [(number, line, *split_line(line, layout)) for number, line in lines], notes
 
 
-def _problem(quoted: str, name: str, file: str | None, text: str, found: list[int], classes: int) -> str | None:
-    """Return the problem of a line's file name or class, if any.
+def _problem(line: str, name: str, file: str | None, text: str, found: list[int], classes: int) -> str | None:
+    """Return the problem of a line's file name or class text, or None.
 
-    `file` is the image that the name means, and `found` are the classes that the text means, among so many `classes`.
+    `file` is the image that the name means, `found` are the class ids that the text means, of `classes` in all.
     """
-    text = text[:MAX_QUOTE]
+    if not (name and text):
+        return f"is {line[:MAX_QUOTE]!r}: give a file name and a class id"
+    quoted, text = repr(name[:MAX_QUOTE]), text[:MAX_QUOTE]
     if file is None and (name.startswith("/") or "\\" in name or ".." in name.split("/")):
         return f"names {quoted}: give a path inside the image folder, without '..' or backslashes"
     if len(found) > 1:
@@ -366,10 +344,10 @@ def _is_header(line: str) -> bool:
     return re.fullmatch(r"[A-Za-z_]+([ ,;\t]+[A-Za-z_]+)+", line.replace('"', "")) is not None
 
 
-def _finder(files: Collection[str]) -> Callable[[str], str | None]:
-    """Return a function that finds a listed name among the files: whole, or by its last part, or without its ending.
+def _file_finder(files: Collection[str]) -> Callable[[str], str | None]:
+    """Return a function that finds a listed name among the files: in full, by its last part, or without its extension.
 
-    Names that differ only in how Unicode composes their letters are one name, but an exact hit comes first.
+    Names that differ only in their Unicode normal form are the same, but an exact match takes precedence.
     """
 
     def last(name: str) -> str:
@@ -378,15 +356,15 @@ def _finder(files: Collection[str]) -> Callable[[str], str | None]:
     def stem(file: str) -> str:
         return last(file).rpartition(".")[0] or last(file)
 
-    # how a file's name is entered, how a listed name is looked up
+    # the key of a file, the key of a listed name
     forms = [(str, str), (composed, composed), (last, last), (stem, last)]
     tables: list[dict[str, list[str]]] = [{} for _ in forms]
     for file in files:
-        for table, (entered, _) in zip(tables, forms, strict=True):
-            table.setdefault(entered(file), []).append(file)
+        for table, (key_of, _) in zip(tables, forms, strict=True):
+            table.setdefault(key_of(file), []).append(file)
 
     def find(name: str) -> str | None:
-        keys = zip(tables, (looked_up(name) for _, looked_up in forms), strict=True)
+        keys = zip(tables, (key_of(name) for _, key_of in forms), strict=True)
         hits = next((table[key] for table, key in keys if key in table), [])
         return hits[0] if len(hits) == 1 else None
 

@@ -1,4 +1,4 @@
-"""Looking a class up by its name: one rule for --classes, for lists of labels, for folders, and between two lists."""
+"""Looking up a class by its name, by one rule for --classes, lists of labels, folders, and matching two lists."""
 
 from __future__ import annotations
 
@@ -10,63 +10,63 @@ MAX_IDS = 10  # ids that an error lists
 
 
 def composed(text: str) -> str:
-    """Return a text in Unicode's form NFC; macOS writes the names of files in another one (é as e and an accent)."""
+    """Return a text in Unicode's form NFC; macOS decomposes file names (é becomes e and an accent)."""
     return unicodedata.normalize("NFC", text)
 
 
 def caseless(text: str) -> str:
-    """Return a class name in lower case, composed, with spaces for underscores."""
+    """Return a class name in lower case and NFC, with spaces for underscores."""
     return composed(composed(text).replace("_", " ").strip().casefold())
 
 
 def synonyms(name: str) -> list[str]:
-    """Return the names of a class, which commas separate, each `caseless`."""
+    """Return the comma-separated names of a class, each `caseless`."""
     return [part for part in map(caseless, name.split(",")) if part]
 
 
 @functools.cache
 def imagenets_names() -> dict[str, str]:
-    """Return ImageNet's name of each wnid; two classes are cranes, of which torchvision calls one "crane bird"."""
-    import timm  # here, since its import takes time
+    """Return {wnid: name} of ImageNet's 1000 classes, in the order of their ids.
+
+    Two of them are cranes, where torchvision has a "crane bird".
+    """
+    import timm  # slow
 
     info = timm.data.ImageNetInfo("imagenet-1k")
     return dict(zip(info.label_names(), info.label_descriptions(), strict=True))
 
 
 def class_lookup(names: Sequence[str], wnids: Sequence[str] = ()) -> Callable[[str], list[int]]:
-    """Return a function that lists the ids of the classes that a text names: several for an ambiguous name.
+    """Return a function from a text to the ids of the classes that it names: several for an ambiguous name.
 
-    The first of these comparisons by which the text names any class decides, so that A is not a where there are both:
-    the whole name, ImageNet's name, the wnid, or wnid and name together, exactly; the same in Unicode's NFC; the same
-    in any case, with _ for spaces; one of the names that commas separate.
+    It returns the classes found by the first of these comparisons that finds any, so that A and a can be two classes:
+    the full name, ImageNet's name, the wnid, or wnid and name together, exactly; the same in Unicode's NFC; the same
+    ignoring case, with _ for spaces; one of the comma-separated names.
     """
-    whole: list[list[str]] = [[name] for name in names]
-    for own, wnid in zip(whole, wnids, strict=bool(wnids)):
+    full: list[list[str]] = [[name] for name in names]
+    for own, wnid in zip(full, wnids, strict=bool(wnids)):
         own += [wnid, f"{wnid} {own[0]}", imagenets_names().get(wnid, own[0])] if wnid else []
-    tables: list[tuple[Callable[[str], str], dict[str, list[int]]]] = [(form, {}) for form in (str, composed, caseless)]
-    for form, table in tables:
-        for c, own in enumerate(whole):
+    steps = [(str, full), (composed, full), (caseless, full), (caseless, [synonyms(name) for name in names])]
+    tables: list[dict[str, list[int]]] = [{} for _ in steps]
+    for (form, texts), table in zip(steps, tables, strict=True):
+        for c, own in enumerate(texts):
             for text in {form(text) for text in own}:
                 table.setdefault(text, []).append(c)
-    parts: dict[str, list[int]] = {}
-    for c, name in enumerate(names):
-        for part in {*synonyms(name)}:
-            parts.setdefault(part, []).append(c)
-    tables.append((caseless, parts))
 
     def look_up(text: str) -> list[int]:
-        return next((table[form(text)] for form, table in tables if form(text) in table), [])
+        forms = [form(text) for form, _ in steps]
+        return next((table[form] for form, table in zip(forms, tables, strict=True) if form in table), [])
 
     return look_up
 
 
 def other_numbers(names: Sequence[str]) -> bool:
-    """Return whether all names are numbers, but not the ids: then a number is a name and never an id."""
+    """Return whether all names are numbers that differ from the ids: a number is then a name and never an id."""
     return all(name.isdecimal() for name in names) and any(int(name) != c for c, name in enumerate(names))
 
 
 def names_several(ids: Sequence[int]) -> str:
-    """Return the predicate of a sentence about an ambiguous name: names two classes: 134 and 517."""
+    """Return the predicate of an error about an ambiguous name, such as "names two classes: 134 and 517"."""
     number = "two" if len(ids) == 2 else f"{len(ids):,}"
     *first, last = [str(c) for c in ids] if len(ids) <= MAX_IDS else [*map(str, ids[:MAX_IDS]), "others"]
     return f"names {number} classes: {', '.join(first)} and {last}"

@@ -51,7 +51,7 @@ def load_judges(
         if name in networks:
             raise UserError(f"--judge {name} is given twice: give each network once")
         if whole:
-            judge.see_whole()
+            judge.use_uncropped_images()
         networks[name] = judge
     return networks
 

@@ -1,4 +1,4 @@
-"""Checkpoints: weights read from a file as data, never as code, and loaded only where they fit."""
+"""Checkpoints: weights read from a file as data, never as code, and loaded only if they fit the network."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from explain.basics.errors import UserError, one_line, quantity
 from explain.basics.files import sha256_of
 from explain.data.labels import as_names
 
-# Where training loops keep a state dict beside the epoch, the optimiser and so on; the first that is there is taken
+# Where training loops keep a state dict beside the epoch, the optimiser and so on, in the order of preference
 KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "params", "ema", "state_dict_ema", "model_ema")
-# What wrappers put into the middle of names: sharded training, recomputation on the way back, torch.compile
-INFIXES = re.compile("_fsdp_wrapped_module.|_checkpoint_wrapped_module.|_orig_mod.".replace(".", r"\."))
-Rename = Callable[[dict[str, Any]], dict[str, Any]]
-MAX_PREFIX = 20  # parts of a prefix; a damaged file may have names of any length
 # Where they keep the names of the classes
 NAME_KEYS = ("classes", "class_to_idx", "class_names", "idx_to_class")
+# Parts that wrappers insert into names: sharded training, gradient checkpointing, torch.compile
+INFIXES = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.")
+MAX_PREFIX = 20  # parts of a prefix; in a damaged file a name may have any length
+Rename = Callable[[dict[str, Any]], dict[str, Any]]
 
-# What training loops put beside the weights and can do no harm, by the names that files have for it. Paths become pure
-# ones, which exist on every system.
+# Harmless types that training loops save beside the weights, under the names that files have for them. Paths become
+# pure paths, which exist on every system.
 PATHS = {f"{pure}{kind}Path": f"Pure{kind}Path" for pure in ("", "Pure") for kind in ("Posix", "Windows")}
 HARMLESS: list[Any] = [argparse.Namespace, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefdFDU"}]
 HARMLESS += [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
@@ -42,7 +42,7 @@ HARMLESS += [(getattr(pathlib, to), f"{m}.{name}") for name, to in PATHS.items()
 
 
 class Checkpoint(NamedTuple):
-    """Weights from a file, the file's SHA-256, the names of classes that it carries, and what was done to it.
+    """Weights from a file, the file's SHA-256 and name, its class names, and notes on what was done to the weights.
 
     An entry of the state need not be a tensor: a module may keep anything (`get_extra_state`, quantised layers).
     `warnings` are notes that are printed too.
@@ -50,19 +50,20 @@ class Checkpoint(NamedTuple):
 
     state: dict[str, Any]
     sha256: str
+    source: str
     names: list[str] | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 def split_key(text: str) -> tuple[Path, str | None]:
-    """Split FILE:KEY into the file and the key; a file whose own name has the colon comes first."""
+    """Split FILE:KEY into the file and the key; an existing file whose own name has a colon takes precedence."""
     file, _, key = text.rpartition(":")
     return (Path(file), key) if file and not Path(text).exists() and Path(file).is_file() else (Path(text), None)
 
 
 def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
-    """Read a state dict, alone in its file or under a key beside other things, as data and never as code.
+    """Read a state dict, alone in its file or under a key beside other entries, as data and never as code.
 
     Floating-point weights become float32. Raises UserError if there is no state dict, and for an unknown `key`.
     """
@@ -77,44 +78,43 @@ def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
         entry = key or next((k for k in KEYS if k in state_dicts), next(iter(state_dicts), None))
         if not state_dicts:
             raise UserError(f"{path} is not a state dict (a tensor under each name): save model.state_dict()")
+        valid = ", ".join(state_dicts)
         if entry not in state_dicts:
-            raise UserError(f"{path} has no state dict under {entry!r}: valid are {', '.join(state_dicts)}")
+            raise UserError(f"{path} has no state dict under {entry!r}: valid are {valid}")
         if key is None and entry not in KEYS and len(state_dicts) > 1:
-            raise UserError(
-                f"{path} has several state dicts: give --weights {path}:KEY, one of {', '.join(state_dicts)}"
-            )
+            raise UserError(f"{path} has several state dicts: give --weights {path}:KEY, one of {valid}")
         left = [str(k) for k in entries if str(k) != entry]
         notes.append(f"weights under {entry!r}" + (f"; left: {', '.join(left)}" if left else ""))
         content = state_dicts[entry]
-    tensors = {name: t for name, t in content.items() if isinstance(t, Tensor)}
-    other = {name: t for name, t in tensors.items() if t.is_floating_point() and t.dtype != torch.float32}
-    kinds = Counter(str(tensor.dtype)[6:] for tensor in other.values())
+    floats = {name: t for name, t in content.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    converted = {name: t for name, t in floats.items() if t.dtype != torch.float32}
+    kinds = Counter(str(tensor.dtype)[6:] for tensor in converted.values())
     notes += [f"{number} tensors converted from {kind} to float32" for kind, number in sorted(kinds.items())]
-    state = {**content, **{name: tensor.float() for name, tensor in other.items()}}
-    return Checkpoint(state, sha256, names, tuple(notes))
+    state = {**content, **{name: tensor.float() for name, tensor in converted.items()}}
+    return Checkpoint(state, sha256, path.name + (f":{key}" if key else ""), names, tuple(notes))
 
 
 def _read(path: Path) -> tuple[Any, str]:
-    """Read whatever a file holds, as data; return it with the file's SHA-256."""
-    cure = "save model.state_dict() by torch.save or safetensors"
+    """Return the content of a file, read as data, and the file's SHA-256."""
     try:
         if path.name.endswith(".index.json"):
             return _read_shards(path)
         if path.suffix == ".safetensors":
             return load_file(path), sha256_of(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
-            warnings.simplefilter("ignore")  # of a TorchScript archive, which is refused anyway
+            warnings.simplefilter("ignore")  # about a TorchScript archive, which is refused anyway
             return torch.load(path, map_location="cpu", weights_only=True), sha256_of(path)
     except UserError:
         raise
-    except Exception as error:  # a damaged file makes all raise anything; torch's text advises to run the file as code
+    except Exception as error:  # a damaged file makes all of them raise anything; torch advises to run it as code
         kind = re.search(r"GLOBAL (\S+)", str(error))
         holds = f" (it holds a {kind[1].rstrip('.')}, which only code can make)" if kind else ""
+        cure = "save model.state_dict() by torch.save or safetensors"
         raise UserError(f"{path} cannot be loaded as data{holds}: {cure}") from None
 
 
 def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
-    """Read the shards that an index of safetensors names, all beside it."""
+    """Read the shards that a safetensors index names, which must be beside it; return also a digest of all files."""
     shards = sorted({*json.loads(path.read_bytes())["weight_map"].values()})
     state, digest = {}, hashlib.sha256(path.read_bytes())
     for name in shards:
@@ -127,7 +127,7 @@ def _read_shards(path: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def _is_state_dict(content: Any) -> bool:
-    """Return whether a value is an empty dict, or names tensors and has no entry that names further ones.
+    """Return whether a value is an empty dict, or names tensors and contains no dict that does.
 
     A module's extra state may be anything.
     """
@@ -142,56 +142,55 @@ def _names_tensors(content: Any) -> bool:
 
 
 def names_in(content: Mapping[Any, Any]) -> list[str] | None:
-    """Return the names of classes that a checkpoint carries under one of NAME_KEYS, in the order of their ids."""
+    """Return the class names that a checkpoint has under one of NAME_KEYS, in the order of their ids."""
     return next(filter(None, (as_names(content[key]) for key in NAME_KEYS if key in content)), None)
 
 
 def fit_names(
     state: Mapping[str, Any], own: Mapping[str, Any], rename: Rename = dict
 ) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
-    """Return the entries of a state dict under a network's names, notes on the names, and on the entries left out.
+    """Return the entries of a state dict under a network's names, notes on the names, and on entries left out.
 
-    `own` is the network's state dict; `rename` gives entries the names that the network has for them. DataParallel
-    leaves `module.` before all names, torch.compile `_orig_mod.`, Lightning `model.`: the prefix is taken off under
-    which all names that the network needs are found. Where no prefix does it, INFIXES are removed and pruned weights
-    multiplied by their masks first. Of several prefixes the one with most tensors of the right shape is taken, then one
-    without "ema" in it, then the shortest, then the first in the alphabet.
+    `own` is the network's state dict; `rename` gives entries the network's names. DataParallel adds `module.` to all
+    names, torch.compile `_orig_mod.`, Lightning `model.`: this function removes the prefix under which all names that
+    the network needs are found. If no prefix has them all, it first removes INFIXES and multiplies pruned weights by
+    their masks. Of several prefixes it prefers the one with most tensors of the right shape, then one without "ema",
+    then the shortest, then the first alphabetically.
 
     Entries that belong to no module of the network are left out. If no form has all names, the nearest is returned, for
     `load_state` to refuse.
     """
     needed = {name for name in own if not name.endswith("num_batches_tracked")}
-
-    def renamed(form: Mapping[str, Any]) -> tuple[dict[str, dict], list[str]]:
-        """Return the entries by each prefix, and the prefixes under which all names are found."""
+    for unwraps in (False, True):
+        form, notes = _unwrap(state) if unwraps else (state, ())
         found = {prefix: rename(_under(prefix, form)) for prefix in _prefixes(form, len(needed))}
-        return found, [prefix for prefix in found if needed <= found[prefix].keys()]
-
-    form, notes = state, ()
-    found, fits = renamed(form)
-    if not fits:
-        form, notes = _unwrap(state)
-        found, fits = renamed(form)
-    if not fits:
-        nearest = min(found.values(), key=lambda s: len(needed - s.keys()) + len(s.keys() - own.keys()))
-        return nearest, (), ()
+        fits = [prefix for prefix in found if needed <= found[prefix].keys()]
+        if fits:
+            break
+    else:
+        return min(found.values(), key=lambda s: len(needed - s.keys()) + len(s.keys() - own.keys())), (), ()
 
     def rank(prefix: str) -> tuple:
-        shaped = [name for name in needed if not is_lazy(own[name])]
-        misshapen = sum(_shape(found[prefix][name]) != _shape(own[name]) for name in shaped)
+        misshapen = sum(_shape(found[prefix][name]) != _shape(own[name]) for name in needed)
         return misshapen, "ema" in prefix.lower(), len(prefix), prefix
 
     prefix, *others = sorted(fits, key=rank)
-    taken, foreign = len(_under(prefix, form)), set(_foreign(found[prefix], own))
     if prefix:
+        taken = len(_under(prefix, form))
         notes += (f"prefix {prefix!r} taken off {'all' if taken == len(form) else taken} names",)
     if others:
         notes += (f"all names are found under {', '.join(map(repr, others))} too",)
+    # a further block of a module, or a further number in a sequence, is part of a larger network, which must not pass
+    # for this one
+    modules = {name.partition(".")[0] for name in own}
+    is_sequence = any(map(str.isdecimal, modules))
+    head_of = {name: name.partition(".")[0] for name in found[prefix]}
+    foreign = {name for name, head in head_of.items() if head not in modules and not (is_sequence and head.isdecimal())}
+    fitted = {name: value for name, value in found[prefix].items() if name not in foreign}
     left = [name for name in form if not name.startswith(prefix) or name.removeprefix(prefix) in foreign]
     heads = Counter(name.partition(".")[0] for name in left)
     listed = ", ".join(f"{head} ({number})" for head, number in heads.items())
-    warnings = (f"{quantity(len(left), 'item')} of the weights left out: {listed}",) if left else ()
-    return {name: value for name, value in found[prefix].items() if name not in foreign}, notes, warnings
+    return fitted, notes, (f"{quantity(len(left), 'item')} of the weights left out: {listed}",) if left else ()
 
 
 def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +201,7 @@ def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
 def _unwrap(state: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return a state dict without INFIXES and with pruned weights multiplied by their masks, and notes on both."""
     unwrapped = {INFIXES.sub("", name): value for name, value in state.items()}
-    infixes = dict.fromkeys(infix for name in state for infix in INFIXES.findall(name))
+    notes = [f"{infix!r} removed from names" for infix in dict.fromkeys(chain(*map(INFIXES.findall, state)))]
     pruned = 0
     for name in [name for name in unwrapped if name.endswith("_orig")]:
         stem = name.removesuffix("_orig")
@@ -210,7 +209,6 @@ def _unwrap(state: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         if _is_stored(weight) and _is_stored(mask) and weight.shape == mask.shape:
             unwrapped[stem] = unwrapped.pop(name) * unwrapped.pop(f"{stem}_mask").to(weight.dtype)
             pruned += 1
-    notes = [f"{infix!r} removed from names" for infix in infixes]
     notes += [f"{quantity(pruned, 'pruned weight')} multiplied by the mask"] if pruned else []
     return unwrapped, tuple(notes)
 
@@ -222,29 +220,17 @@ def _is_stored(value: Any) -> bool:
 
 
 def _prefixes(names: Iterable[str], needed: int) -> list[str]:
-    """Return the prefixes under which at least half as many names are found as are needed; the empty one is first."""
+    """Return the empty prefix, then those under which at least half as many names are found as are needed."""
     parts = (name.split(".", MAX_PREFIX)[:-1] for name in names)
     counts = Counter(chain.from_iterable(accumulate(heads, "{}{}.".format, initial="") for heads in parts))
     return ["", *(prefix for prefix, number in counts.items() if prefix and 2 * number >= needed)]
 
 
-def _foreign(names: Iterable[str], own: Iterable[str]) -> list[str]:
-    """Return the names that belong to no module of a network whose names are `own`.
-
-    A further block of a module that the network has, or a further number in a sequence, is part of a larger network,
-    which must not pass for this one.
-    """
-    heads = {name.partition(".")[0] for name in own}
-    is_sequence = any(map(str.isdecimal, heads))
-    head_of = {name: name.partition(".")[0] for name in names}
-    return [name for name, head in head_of.items() if head not in heads and not (is_sequence and head.isdecimal())]
-
-
 def other_sizes(network: nn.Module, state: Mapping[str, Any], classes: int) -> dict[str, int]:
-    """Return num_classes and in_chans of a file's weights where they are not those of the network.
+    """Return the num_classes and in_chans of a file's weights if they differ from the network's.
 
-    Read from the shapes alone: tensors that differ only in a first dimension of as many rows as the network has
-    `classes` belong to its last layer, and those with a third of the input channels to its first.
+    They are read from the shapes: a tensor that differs only in its first dimension, which is `classes` in the network,
+    belongs to the last layer; a tensor with a third of the input channels belongs to the first.
     """
     sizes: dict[str, set[int]] = {"num_classes": set(), "in_chans": set()}
     for name, tensor in network.state_dict().items():
@@ -259,9 +245,9 @@ def other_sizes(network: nn.Module, state: Mapping[str, Any], classes: int) -> d
 
 
 def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: str) -> None:
-    """Load a state dict into a network where it fits in name, shape and kind and is finite; else raise UserError.
+    """Load a state dict into a network; errors name the file `path` and the network `name`.
 
-    `path` and `name` stand for the file and the network in errors.
+    Raises UserError unless every entry fits in name, shape and kind, and is finite.
     """
     own = network.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
@@ -273,11 +259,10 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: s
             f"{len(other)} of another shape or kind, {key} first; give the --model that the file was saved from"
         )
     fitting = OrderedDict(state)
-    # versions of the modules: without them some look for names of long ago
-    fitting._metadata = getattr(own, "_metadata", None)
+    fitting._metadata = getattr(own, "_metadata", None)  # without versions, some modules look for names of old releases
     try:
         network.load_state_dict(fitting, strict=False)
-    except Exception as error:  # whatever a module raises whose entry is no tensor, and not what it expects
+    except Exception as error:  # a module may raise anything about an entry that is no tensor
         raise UserError(f"{path} does not fit {name} ({one_line(error)}): give the --model of this file") from None
     tensors = {key: t for key, t in network.state_dict().items() if isinstance(t, Tensor) and not is_lazy(t)}
     bad = [key for key, tensor in tensors.items() if not (tensor.is_quantized or tensor.isfinite().all())]
@@ -288,10 +273,10 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: s
 def load_checkpoint(
     name: str, create: Callable[..., nn.Module], weights: str, classes: int, rename: Rename = dict
 ) -> tuple[nn.Module, Checkpoint, dict[str, int]]:
-    """Build a network of as many classes and input channels as a file's weights have, and load them.
+    """Build a network with as many classes and input channels as a file's weights have, and load them.
 
-    `create(num_classes=, in_chans=)` builds it, with `classes` by default. Returns it with the checkpoint, and with
-    those of its sizes that are not the default ones.
+    `create(num_classes=, in_chans=)` builds it, with `classes` by default. Returns the network, the checkpoint, and the
+    sizes that differ from the defaults.
     """
     path, key = split_key(weights)
     checkpoint = read_state_dict(path, key)
@@ -305,16 +290,11 @@ def load_checkpoint(
 
 
 def _takes(own: Any, value: Any) -> bool:
-    """Return whether an entry of a network can become `value`; a lazy module's has no shape yet, and takes any."""
-    if is_lazy(own) and _is_stored(value):
-        return _form(own)[1:] == _form(value)[1:]
-    return _form(own) == _form(value)
-
-
-def _form(value: Any) -> tuple | None:
-    if not isinstance(value, Tensor):
-        return None
-    return _shape(value), value.is_floating_point(), value.layout, value.is_meta, value.is_quantized
+    """Return whether `value` can replace an entry of a network; a lazy module's, which has no shape yet, takes any."""
+    if not (isinstance(own, Tensor) and isinstance(value, Tensor)):
+        return isinstance(own, Tensor) == isinstance(value, Tensor)
+    kinds = [(t.is_floating_point(), t.layout, t.is_meta, t.is_quantized) for t in (own, value)]
+    return kinds[0] == kinds[1] and (_shape(own) == _shape(value) or (is_lazy(own) and _is_stored(value)))
 
 
 def _shape(value: Any) -> torch.Size | None:

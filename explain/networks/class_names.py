@@ -1,4 +1,4 @@
-"""The names of a network's classes: their source, the class that a name means, and the class that a label means."""
+"""The names of a network's classes, and the class that a label of a dataset, or a text, means."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from typing import NamedTuple
 
 from explain.basics.errors import UserError, quantity, unknown
 from explain.data.datasets import read_as, read_dataset_names, shown
-from explain.data.labels import split_wnid
+from explain.data.labels import Names, split_wnid
 from explain.data.lookup import caseless, class_lookup, names_several, other_numbers, synonyms
 from explain.networks.classifier import Classifier
 
-SAME = 0.99  # of the names of ImageNet's classes are spelled alike wherever they come from; of few classes, all must be
-Names = Sequence[tuple[str, str]]  # (wnid, name) of each class
+# The fraction of names in place by which two lists are in the same order. ImageNet's names have several spellings.
+IN_PLACE, IN_PLACE_IMAGENET = 0.99, 0.5
 
 
 def name_classes(model: Classifier, found: tuple[Names, Path] | None, given: bool = False) -> None:
-    """Give a model the names of its classes: `found` in a file if `given`, else the checkpoint's, else the dataset's.
+    """Name a model's classes: by `found` if it is `given` by --names, else by the checkpoint, else by the dataset.
 
-    A dataset's names are taken where the network has only numbers, or the same names in the same order. Raises
-    UserError where --names, or the dataset's list for a network without names, has another number than the network has
-    classes.
+    `found` are names and their file. A dataset's names are used if the network has only numbers, or the same names in
+    the same order. Raises UserError if --names, or the dataset's list for a network without names, has another number
+    of names than the network has classes.
     """
     count, carried = len(model.categories), model.checkpoint_names
     if carried and len(carried) != count:
         model.notes.append(f"the checkpoint has {len(carried)} names for {count} classes: not used")
     elif carried:
-        names = [split_wnid(name) for name in carried]
+        names = Names(map(split_wnid, carried))
         if not _are_its_own(names, model):
-            model.wnids = []  # of the library's network, which was trained again for other classes
+            model.wnids = []  # the library's network was retrained for other classes
         _take_names(model, names, "the checkpoint")
     if found is None or not (given or model.names_from != "the checkpoint" or _are_ids(model)):
         return
@@ -55,21 +55,21 @@ def _take_names(model: Classifier, names: Names, source: str) -> None:
 
 
 def _are_ids(model: Classifier) -> bool:
-    """Return whether a network's names say nothing but the classes' ids."""
+    """Return whether a network's names are only the classes' ids."""
     return model.names_from == "numbers" or model.categories == [str(c) for c in range(len(model.categories))]
 
 
 def _are_its_own(names: Names, model: Classifier) -> bool:
-    """Return whether as many names of a dataset are those of the network, in its order.
+    """Return whether names, as many as the network has classes, are the network's in its order.
 
-    ImageNet's are spelled in many ways: half of them are enough, if none of the others is the name of another class.
+    Of ImageNet's names, whose spelling varies, half are enough if none of the others names another class.
     """
     classes = match_names(names, model)
-    return _are_in_order(classes, len(classes) / 2 if model.wnids else len(classes))
+    return _are_in_order(classes, len(classes) * (IN_PLACE_IMAGENET if model.wnids else 1))
 
 
 def _are_in_order(classes: Sequence[Sequence[int]], enough: float) -> bool:
-    """Return whether no name is that of a class elsewhere, and enough of them are in place."""
+    """Return whether no name is the name of another class, and enough names are in place."""
     in_place = sum(found == [c] for c, found in enumerate(classes))
     elsewhere = any(len(found) == 1 and found != [c] for c, found in enumerate(classes))
     return not elsewhere and in_place >= enough
@@ -80,9 +80,9 @@ def _are_in_order(classes: Sequence[Sequence[int]], enough: float) -> bool:
 
 
 class LabelNames(NamedTuple):
-    """The names of a dataset and their file, the names of the network and their source, and the match between them.
+    """The names of a dataset and their file, the names of the network and their source, and how they match.
 
-    `classes` has the network's class for each of the dataset's; several for a name that is ambiguous.
+    `classes` has the network's class for each class of the dataset; several if its name is ambiguous.
     """
 
     names: Names
@@ -92,21 +92,19 @@ class LabelNames(NamedTuple):
     classes: Sequence[Sequence[int]]
 
     def class_of(self, label: int) -> int | str:
-        """Return the network's class for a label of the dataset, or the reason why it has none."""
+        """Return the network's class for a label of the dataset, or the reason why there is none."""
         if label >= len(self.names):
             return f"its class {label} has no name in {self.file}, which has {len(self.names)}: add the name"
         name, found = self.names[label][1], self.classes[label]
         if len(found) == 1:
             return found[0]
         if found:
-            return f"its class {name!r} {names_several(found)}: give its whole name, or both lists with wnids"
-        return (
-            f"its class {name!r} is none of the network's {len(self.categories)} (names: {self.source}): "
-            "correct the name, or give the network's names by --names"
-        )
+            return f"its class {name!r} {names_several(found)}: give its full name, or wnids in both lists"
+        lacking = f"its class {name!r} is not among the network's {len(self.categories)} (names: {self.source})"
+        return f"{lacking}: correct the name, or give the network's names by --names"
 
     def notes(self, skipped: int) -> list[str]:
-        """Return notes on another order, on classes that one side lacks, and on labels that share a class.
+        """Return notes on a different order, on classes that only one side has, and on labels that share a class.
 
         `skipped` is the number of images whose class the network lacks.
         """
@@ -118,17 +116,16 @@ class LabelNames(NamedTuple):
         if any(label != c for label, c in matched.items()):
             notes.append(f"labels are matched by name, not by id ({self.file}; the network's names: {self.source})")
         if unmatched:
-            images = f"{quantity(len(unmatched), 'class')} of {self.file} not matched with the network's"
-            notes.append(f"{images}, {quantity(skipped, 'image')} skipped: {shown(unmatched)}")
+            classes = f"{quantity(len(unmatched), 'class')} of {self.file} not matched with the network's"
+            notes.append(f"{classes}, {quantity(skipped, 'image')} skipped: {shown(unmatched)}")
         notes += note_missing(self.categories, times, str(self.file))
         if shared:
-            shares = f"{quantity(len(shared), 'class')} of {self.file} share classes of the network"
-            notes.append(f"{shares}: {shown(shared)}")
+            notes.append(f"{len(shared)} classes of {self.file} share classes of the network: {shown(shared)}")
         return notes
 
 
 def note_missing(categories: Sequence[str], there: Container[int], place: str) -> list[str]:
-    """Return a note on the network's classes that are not there, in a list or folder by the name of `place`."""
+    """Return a note on the network's classes that are not in `there`, the classes of the file or folder `place`."""
     missing = [name for c, name in enumerate(categories) if c not in there]
     return [f"{quantity(len(missing), 'class')} of the network not in {place}: {shown(missing)}"] if missing else []
 
@@ -136,7 +133,7 @@ def note_missing(categories: Sequence[str], there: Container[int], place: str) -
 def match_labels(model: Classifier, dataset: Path) -> LabelNames | None:
     """Match a dataset's classes with the network's by name; None if its labels are the network's ids.
 
-    They are if the classes of one side have only numbers for names, or both have the dataset's.
+    Labels are ids if one side has only numbers for names, or the network has the dataset's names.
     """
     found = model.dataset_names or read_dataset_names(dataset)
     if found is None or model.names_from in ("numbers", str(found[1])):
@@ -149,12 +146,12 @@ def match_labels(model: Classifier, dataset: Path) -> LabelNames | None:
 
 
 def match_names(names: Names, model: Classifier) -> list[list[int]]:
-    """Return the network's class for each (wnid, name), by wnid where both have one, else by name.
+    """Return the network's classes for each (wnid, name), matched by wnid if both have one, else by name.
 
-    The list is empty for a class that the network lacks, and has several for an ambiguous name. A name counts, or one
-    of its parts between commas, if it names that class in its own list. If it names several classes, that with the
-    same id is meant where both lists have as many names and the others are in the same order. If one of several names
-    for a class is spelled as the network spells it, the others are ambiguous.
+    The list is empty for a class that the network lacks, and has several classes for an ambiguous name. A name, or one
+    of its parts between commas, counts if it also names the class in its own list. A name of several classes means the
+    class with the same id if both lists are equally long and their other names in the same order. If several names
+    match a class and one has the network's spelling, the others are ambiguous.
     """
     wnids = model.wnids or [""] * len(model.categories)
     by_wnid = {wnid: c for c, wnid in enumerate(wnids) if wnid}
@@ -166,20 +163,19 @@ def match_names(names: Names, model: Classifier) -> list[list[int]]:
         for text in (name, *name.split(",")):
             labels, found = own(text), [c for c in networks(text) if not (wnid and wnids[c])]
             if label in labels and found:
-                at_its_id = label in found and (len(found) > 1 or len(labels) > 1)
-                if at_its_id:
+                if label in found and (len(found) > 1 or len(labels) > 1):
                     repeated.add(label)
                 return found if labels == [label] or len(found) > 1 else labels
         return []
 
-    repeated: set[int] = set()  # labels whose name is of several classes, one of which has the label's id
+    repeated: set[int] = set()  # labels whose name belongs to several classes, one of them with the label's id
     classes = [match(label, wnid, name) for label, (wnid, name) in enumerate(names)]
     single = {label: found[0] for label, found in enumerate(classes) if len(found) == 1}
     exact = {c: label for label, c in single.items() if names[label][1] == model.categories[c]}
     for label, c in single.items():
         if exact.get(c, label) != label and names[label][0] not in by_wnid:
             classes[label] = sorted([label, exact[c]])
-    enough = max(1, (0.5 if model.wnids else SAME) * sum(len(found) < 2 for found in classes))
+    enough = max(1, (IN_PLACE_IMAGENET if model.wnids else IN_PLACE) * sum(len(found) < 2 for found in classes))
     if len(names) == len(model.categories) and _are_in_order(classes, enough):
         classes = [[label] if label in repeated else found for label, found in enumerate(classes)]
     return classes
@@ -192,14 +188,14 @@ NUMBER = re.compile(r"[+-]?\d+")
 
 
 def find_class(text: str, categories: Sequence[str], wnids: Sequence[str] = ()) -> int:
-    """Return a class id from an id, a name or a wnid; raises UserError with the ids of names that may be meant."""
+    """Return the class id that an id, a name or a wnid means; raise UserError with similar names if there is none."""
     return _find(text, categories, class_lookup(categories, wnids))
 
 
 def find_classes(texts: Sequence[str], categories: Sequence[str], wnids: Sequence[str] = ()) -> list[int]:
-    """Return the class ids of several ids, names or wnids; raises UserError, also for a name that wants quotes.
+    """Return the class ids that several ids, names or wnids mean; print a note if a number is a name and not an id.
 
-    Says so where a number is taken as the name of a class that has another id.
+    Raises UserError as `find_class` does, and for a name of several words without quotes.
     """
     look_up = class_lookup(categories, wnids)
     try:
@@ -226,7 +222,7 @@ def _find(text: str, categories: Sequence[str], look_up: Callable[[str], list[in
         cure = "give each class a name of its own by --names" if NUMBER.fullmatch(text) else "give the id"
         raise UserError(f"{text!r} {names_several(ids)}: {cure}")
     if not ids:
-        # "stork" means one of "white stork" and "black stork" rather than "stole"
+        # suggest "white stork" and "black stork" for "stork", rather than "stole"
         name, known = caseless(text), [synonyms(names) for names in categories]
         word = re.compile(rf"\b{re.escape(name)}\b")
         with_it = [f"{n} {i}" for i, names in enumerate(known) for n in names if name and word.search(n)]

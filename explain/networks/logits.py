@@ -1,7 +1,6 @@
-"""Any network as a function from images (N, 3, H, W) to logits, whatever it takes and returns.
+"""Any network as a function from images (N, 3, H, W) to logits.
 
-All that runs a network for one of the methods goes through here: images and classes are checked, and the tensor that is
-meant is found in the output.
+Every method runs its network by these functions. They check images and classes, and find the logits in the output.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import operator
 import re
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -20,31 +20,31 @@ from torch.overrides import TorchFunctionMode
 
 from explain.basics.errors import UserError
 
-# What networks call their logits where they return several tensors, in the order of preference
+# Names for the logits among several outputs, in the order of preference
 OUTPUT_NAMES = ("logits", "output", "out", "pred", "scores", "main")
-SUMS_TO_1 = 1e-3  # how far rounding may take a sum of probabilities from 1
+SUMS_TO_1 = 1e-3  # distance of a sum of probabilities from 1 that counts as rounding
 
 
 def check_images(images: Tensor) -> Tensor:
-    """Return the images; raises UserError where they are not floating-point values (N, channels, H, W)."""
+    """Return the images; raise UserError unless they are floating-point values (N, channels, H, W)."""
     if not isinstance(images, Tensor):
         raise UserError(f"images must be a tensor (N, 3, H, W), not {type(images).__name__}: use torch.as_tensor")
     if not images.is_floating_point():
         raise UserError(f"images are {images.dtype}: give values in [0, 1], of 8 bits as images.float() / 255")
     if images.dim() == 3:
-        raise UserError(f"images of shape {(*images.shape,)} have no batch dimension: give a single one as image[None]")
+        raise UserError(f"images of shape {(*images.shape,)} have no batch dimension: give one image as image[None]")
     if images.dim() != 4:
-        raise UserError(f"images must be of shape (N, 3, H, W), not {(*images.shape,)}: give pictures, not features")
+        raise UserError(f"images must be of shape (N, 3, H, W), not {(*images.shape,)}: give images, not features")
     return images
 
 
 def class_ids(classes: Any, images: int | None = None) -> list[int | None]:
-    """Return class ids as a list: of a tensor, an array or a sequence of one for each image, or of one for all.
+    """Return class ids as a list, given a tensor, array or sequence with one for each image, or a single one for all.
 
-    None stands for an image's most likely class. Without `images` any number of classes will do. Raises UserError for
-    what is not a whole number, and for another number of classes than of images.
+    None stands for an image's most likely class. `images` is the number of images; without it any number of classes is
+    accepted. Raises UserError for a class that is not a whole number, and if the numbers do not match.
     """
-    values = classes.tolist() if hasattr(classes, "tolist") else classes  # on whatever device
+    values = classes.tolist() if hasattr(classes, "tolist") else classes
     if values is None or not isinstance(values, Iterable):
         values = [values] * (1 if images is None else images)
     try:
@@ -61,43 +61,43 @@ def class_ids(classes: Any, images: int | None = None) -> list[int | None]:
 
 
 def run_network(model: nn.Module, images: Tensor) -> Any:
-    """Return what the network returns for images (N, 3, H, W).
+    """Return the network's output for images (N, 3, H, W), of whatever kind.
 
-    It gets a copy, since it may write into its input, in the floating-point type that its parameters have.
+    The network gets a copy, since it may write into its input, in the floating-point type of its parameters.
     """
     types = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     copied = images.to(types.pop() if len(types) == 1 else images.dtype, copy=True)
     tensors = chain(model.named_parameters(), model.named_buffers())
-    made = {name: tensor for name, tensor in tensors if not is_lazy(tensor)}  # a lazy module makes the others itself
+    made = {name: tensor for name, tensor in tensors if not is_lazy(tensor)}  # a lazy module creates its own
     if torch.is_grad_enabled() and any(tensor.is_inference() for tensor in made.values()):
-        # built under torch.inference_mode(): autograd takes only copies of its parameters
+        # built under torch.inference_mode(): autograd needs copies of its parameters
         usable = {name: tensor.detach().clone() for name, tensor in made.items()}
         return torch.func.functional_call(model, usable, (copied,))
     return model(copied)
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the network's logits (N, classes) of images (N, 3, H, W), or (N, ...); see `as_logits`."""
+    """Return the network's logits (N, classes), or (N, ...), of images (N, 3, H, W); see `as_logits`."""
     return as_logits(run_network(model, images), len(images))
 
 
 def class_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the logits (N, classes) of images (N, 3, H, W); raises UserError for a network that returns maps."""
+    """Return the logits (N, classes) of images (N, 3, H, W); raise UserError if they have more dimensions."""
     logits = logits_of(model, images)
     if logits.dim() > 2:
         raise UserError(
             f"the network returns a tensor of shape {(*logits.shape,)}, not (N, classes): wrap it in a module that "
-            "takes the mean over all other dimensions, or one place of them"
+            "averages over all other dimensions, or selects one place of them"
         )
     return logits
 
 
 def as_logits(output: Any, images: int) -> Tensor:
-    """Return the logits (N, classes) in a network's output for N images, or (N, ...) where it has more dimensions.
+    """Return the logits (N, classes), or (N, ...), in a network's output for N `images`.
 
-    Of several tensors `find_output` chooses. A single logit z for an image, (N,) or (N, 1), stands for two classes:
-    class 1 where z > 0, class 0 where z < 0. Their logits are (0, z), whose softmax is the sigmoid. The gradient of
-    class 0 is that of -z; 0 itself has no gradient.
+    If the output has several tensors, `find_output` chooses. A single logit z per image, (N,) or (N, 1), stands for two
+    classes: class 1 if z > 0, else class 0. Their logits are (0, z), whose softmax is the sigmoid; class 0 has the
+    gradient of -z, since a constant has none. Raises UserError for an output without a row for each image.
     """
     _, logits = find_output(output, images)
     if not logits.is_floating_point():
@@ -113,11 +113,11 @@ def as_logits(output: Any, images: int) -> Tensor:
 
 
 def find_output(output: Any, images: int, classes: Collection[int] = ()) -> tuple[str | int | None, Tensor]:
-    """Return the tensor of logits in an output for N images, and its key: a name, a place, or None for a lone tensor.
+    """Return the key and the tensor of the logits in an output for N `images`; the key of a lone tensor is None.
 
-    Tensors (N, C) come before (N,). Of several, the tensor with one of these numbers of `classes`, then one of
-    OUTPUT_NAMES, then the last: early exits and embeddings come before the classifier. Raises UserError where no tensor
-    has a row for each image, or several have a single value.
+    Tensors (N, C) are preferred to (N,). Of several, the function takes the tensor whose number of columns is in
+    `classes`, failing that one of OUTPUT_NAMES, failing that the last, since early exits and embeddings come before the
+    classifier. Raises UserError if no tensor has a row for each image, or several have a single value per image.
     """
     if isinstance(output, Tensor):
         return None, output
@@ -131,21 +131,15 @@ def find_output(output: Any, images: int, classes: Collection[int] = ()) -> tupl
     if named or rows or len(fitting) == 1:
         key = named[0] if named else [*fitting][-1]
         return key, tensors[key]
-    if not tensors and _entries(output):
-        raise UserError(
-            f"the network returns a {type(output).__name__} of no tensor at the top level: give --model "
-            "FILE.py:FUNCTION with a function that returns a network giving the logits alone (from Python: wrap it in "
-            "a module that does)"
-        )
-    shapes = ", ".join(str((*tensor.shape,)) for tensor in tensors.values()) or "no tensor"
+    shapes = ", ".join(str((*tensor.shape,)) for tensor in tensors.values()) or "no tensor at the top level"
     raise UserError(
-        f"the network returns a {type(output).__name__} of {shapes}: return the logits (N, classes) alone, "
-        "or name them `logits`"
+        f"the network returns a {type(output).__name__} of {shapes}: return the logits (N, classes) alone, or name "
+        "them `logits`, for instance in a module that wraps the network"
     )
 
 
 def _entries(output: Any) -> dict[str | int, Any]:
-    """Return what a network's output holds, by name where it has names, else by place."""
+    """Return the entries of a network's output by name, or by place if they have no names."""
     if isinstance(output, Mapping):
         return dict(output)
     if hasattr(output, "_asdict"):  # a named tuple
@@ -154,7 +148,7 @@ def _entries(output: Any) -> dict[str | int, Any]:
 
 
 class SoftmaxInputs(TorchFunctionMode):
-    """Remember what goes into each softmax and log-softmax of a forward pass that returns (N, classes)."""
+    """Record the input and output of each softmax and log-softmax of a forward pass that returns (N, classes)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,15 +162,15 @@ class SoftmaxInputs(TorchFunctionMode):
         return output
 
     def input_of(self, output: Tensor) -> Tensor | None:
-        """Return the input of the softmax that returned this very tensor."""
+        """Return the input of the softmax that returned this very tensor; None if no softmax did."""
         return next((before for after, before in self.pairs if after is output), None)
 
 
 class LogitsOf(nn.Module):
-    """A network that returns several tensors, or probabilities, as a network that returns its logits alone.
+    """Wrap a network that returns several tensors, or probabilities, so that it returns its logits alone.
 
-    `key` names its output among several (None: there is only one); with `before_softmax`, the logits are the input of
-    the softmax, or log-softmax, that made this output.
+    `key` names the output among several (None: the only one); with `before_softmax`, the logits are the input of the
+    softmax or log-softmax that made this output.
     """
 
     def __init__(self, network: nn.Module, key: str | int | None, before_softmax: bool):
@@ -184,21 +178,17 @@ class LogitsOf(nn.Module):
         self.network, self.key, self.before_softmax = network, key, before_softmax
 
     def forward(self, images: Tensor) -> Tensor:
-        if not self.before_softmax:
-            return self.select(self.network(images))
-        with SoftmaxInputs() as softmax:
-            output = self.select(self.network(images))
-        return softmax.input_of(output)
-
-    def select(self, output: Any) -> Tensor:
-        return output if self.key is None else _entries(output)[self.key]
+        with SoftmaxInputs() if self.before_softmax else nullcontext() as softmax:
+            output = self.network(images)
+        output = output if self.key is None else _entries(output)[self.key]
+        return softmax.input_of(output) if self.before_softmax else output
 
 
 def logits_only(network: nn.Module, images: Tensor, classes: Collection[int]) -> tuple[nn.Module, list[str]]:
-    """Return a network whose only output for images (N, C, H, W) is its logits, and notes on what was chosen.
+    """Return a network that returns its logits alone for images (N, C, H, W), and notes on how they were found.
 
-    The network itself comes back where that is so already. `classes`: see `find_output`. The notes also say where the
-    outputs look like probabilities, and nothing could be found that goes into them.
+    A network that does so already is returned itself. `classes`: see `find_output`. A note also tells if the outputs
+    look like probabilities and their input is unknown.
     """
     with SoftmaxInputs() as softmax:
         output = run_network(network, images)
@@ -207,8 +197,8 @@ def logits_only(network: nn.Module, images: Tensor, classes: Collection[int]) ->
     others = [name for name, value in ({} if key is None else _entries(output)).items() if isinstance(value, Tensor)]
     if len(others) > 1:
         notes.append(
-            f"its logits are taken from output {key!r} {(*scores.shape,)}, one of {', '.join(map(repr, others))}: "
-            "--model FILE.py:FUNCTION with a network that returns another one alone changes that"
+            f"its logits are taken from output {key!r} {(*scores.shape,)}, one of {', '.join(map(repr, others))}: to "
+            "change that, give --model FILE.py:FUNCTION with a network that returns another output alone"
         )
     ending = _probabilities(scores)
     before = softmax.input_of(scores) if ending else None
@@ -217,14 +207,14 @@ def logits_only(network: nn.Module, images: Tensor, classes: Collection[int]) ->
     elif ending:
         notes.append(
             f"it ends in a {ending}: the class score is then a (log) probability, on which maps and archetypes suffer "
-            "(Simonyan et al. 2014, section 2, takes the unnormalised score); let it return what comes before"
+            f"(Simonyan et al. 2014, section 2, takes the unnormalised score); let it return the {ending}'s input"
         )
     changed = before is not None or len(others) > 1
     return (LogitsOf(network, key, before is not None) if changed else network), notes
 
 
 def _probabilities(scores: Tensor) -> str | None:
-    """Return softmax, log-softmax or sigmoid where a network ends in it; None for other outputs (N, ...)."""
+    """Return "softmax", "log-softmax" or "sigmoid" if a network with these outputs (N, ...) ends in it, else None."""
     if scores.max() > 1 or scores.isnan().any():
         return None
     if scores.dim() == 2 and scores.shape[1] > 1:
@@ -232,7 +222,7 @@ def _probabilities(scores: Tensor) -> str | None:
             return "softmax"
         if scores.max() <= 0 and (scores.exp().sum(1) - 1).abs().max() < SUMS_TO_1:
             return "log-softmax"
-    steps, seen = [scores.grad_fn], []  # back to the operation that made them, through what only gives them a shape
+    steps, seen = [scores.grad_fn], []  # back through changes of shape to the operation that computed them
     while steps:
         step = steps.pop()
         seen.append(step.name() if step else "")
@@ -242,5 +232,5 @@ def _probabilities(scores: Tensor) -> str | None:
 
 
 def at_least_one(images: Tensor) -> Tensor:
-    """Return the images, or a black one in place of none: many networks cannot take an empty batch."""
+    """Return the images, or a black image if there are none: many networks cannot take an empty batch."""
     return images if len(images) else images.new_zeros((1, *images.shape[1:]))

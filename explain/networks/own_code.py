@@ -1,16 +1,16 @@
-"""Networks that are in no library: the user's own Python file, called for its network, and torch.export's archives."""
+"""Networks of no library: made by a function of the user's own Python file, or read from an archive of torch.export."""
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
@@ -19,24 +19,20 @@ from torch.nn.parameter import is_lazy
 from explain.basics.errors import UserError, one_line, quantity
 
 
-def is_own(name: str) -> bool:
-    """Return whether --model names a file rather than a network of a library."""
-    return ".py:" in name or name.endswith((".py", ".pt2"))
-
-
-def own_file(name: str) -> Path:
-    """Return the file that --model names."""
-    return Path(name if name.endswith((".py", ".pt2")) else name.rpartition(":")[0])
+def own_file(name: str) -> Path | None:
+    """Return the file that --model or --map names (FILE.py:NAME, FILE.pt2); None for a network of a library."""
+    match = re.fullmatch(r"(.*\.py):.*|(.*\.(?:py|pt2))", name)
+    return Path(match[1] or match[2]) if match else None
 
 
 def load_exported(path: Path) -> nn.Module:
-    """Return the network of an archive that torch.export.save has written, for images of any batch size.
+    """Return the network of an archive written by torch.export.save, for batches of any size.
 
-    torch reads it as it runs a program, not as data. Gradients, guided ones too, are those of the network that was
-    exported; dropout is not in it. Raises UserError for other files, and for an archive of one batch size.
+    torch runs the archive as a program instead of reading it as data. Gradients, guided ones too, equal the
+    exported network's; dropout is not exported. Raises UserError for other files, and for a fixed batch size.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not a file: give --model an archive that torch.export.save has written")
+        raise UserError(f"{path} is not a file: give --model an archive written by torch.export.save")
     try:
         exported = torch.export.load(path)
     except Exception as error:  # a damaged file makes torch raise anything
@@ -45,23 +41,21 @@ def load_exported(path: Path) -> nn.Module:
     sizes = [shape[0] for shape in shapes if isinstance(shape[0], torch.SymInt)]
     limits = [exported.range_constraints.get(size.node.expr) for size in sizes]
     bounded = any(limit is not None and (limit.lower > 2 or limit.upper < 1 << 31) for limit in limits)
-    if bounded or not limits:  # 0 and 1 are outside of most ranges, and are allowed
+    if bounded or not limits:  # most ranges leave out 0 and 1, which work all the same
         takes = f"{limits[0].lower} to {limits[0].upper} images" if bounded else "one size"
-        raise UserError(
-            f"{path} takes batches of {takes}: export it with a dynamic batch dimension, dynamic_shapes=({{0: "
-            "torch.export.Dim('batch')},), or give --model FILE.py:FUNCTION, on which all exercises work"
-        )
+        cure = "export it with a dynamic batch dimension, dynamic_shapes=({0: torch.export.Dim('batch')},)"
+        raise UserError(f"{path} takes batches of {takes}: {cure}, or give --model FILE.py:FUNCTION")
     network = exported.module()
     for method in ("train", "eval"):
-        network.__dict__.pop(method, None)  # torch's refuse to be called; a graph has no modes
+        network.__dict__.pop(method, None)  # torch's own raise an error, since a graph has no modes
     return network
 
 
 def network_maker(name: str) -> Callable[[], nn.Module]:
-    """Return the function or class of a user's own file, FILE.py:NAME, that makes a network without arguments.
+    """Return a function without arguments that makes a network: NAME of FILE.py:NAME, or a reader of FILE.pt2.
 
-    FILE.pt2 is an archive, see `load_exported`. Raises UserError where `import_function` does; what is returned raises
-    it where the user's function fails or returns no module.
+    Raises UserError as `import_function` does; the returned function raises it if the user's function fails or does not
+    return a module.
     """
     if name.endswith(".pt2"):
         return partial(load_exported, Path(name))
@@ -83,9 +77,9 @@ def network_maker(name: str) -> Callable[[], nn.Module]:
 
 
 def try_weights(name: str, network: nn.Module, make: Callable[[], nn.Module]) -> tuple[bool, list[str]]:
-    """Return whether a network is untrained, and a note: it is if `make` gives other parameters when called again.
+    """Return whether a network is untrained, and a note; it is if a second call of `make` returns other parameters.
 
-    A network that is made when its file is imported is imported again. Lazy parameters are untrained, too.
+    If the network is made when its file is imported, the file is imported again. Lazy parameters are also untrained.
     """
     try:
         with torch.random.fork_rng(devices=[]):
@@ -103,10 +97,9 @@ def try_weights(name: str, network: nn.Module, make: Callable[[], nn.Module]) ->
 
 
 def import_function(name: str, option: str) -> Callable:
-    """Return the function or class NAME of a user's own file, FILE.py:NAME, given by an option.
+    """Return the function or class that FILE.py:NAME, given by an `option`, names.
 
-    Modules beside the file can be imported by it. Raises UserError where there is no such file or name, and where the
-    code fails.
+    The file can import modules beside it. Raises UserError if the file or the name does not exist, or the code fails.
     """
     file, _, function = name.rpartition(":")
     path = Path(file)
@@ -114,7 +107,16 @@ def import_function(name: str, option: str) -> Callable:
         raise UserError(f"{option} {name} names no function: give FILE.py:FUNCTION")
     if not path.is_file():
         raise UserError(f"{path} is not a file: give {option} FILE.py:FUNCTION")
-    module = _import_file(path)
+    spec = importlib.util.spec_from_file_location(f"code_in_{path.stem}", path.resolve())
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as any import does; dataclasses look their module up there
+    if str(path.parent.resolve()) not in sys.path:
+        sys.path.append(str(path.parent.resolve()))
+    try:
+        with same_surroundings():
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a user's own code may raise anything
+        raise UserError(f"{path} cannot be imported ({_where(error, path)}): correct it") from None
     found = getattr(module, function, None)
     if not callable(found):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
@@ -123,25 +125,11 @@ def import_function(name: str, option: str) -> Callable:
     return found
 
 
-def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"code_in_{path.stem}", path.resolve())
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # as for any import: dataclasses look their module up there
-    if str(path.parent.resolve()) not in sys.path:
-        sys.path.append(str(path.parent.resolve()))
-    try:
-        with same_surroundings():
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever a user's own code may raise
-        raise UserError(f"{path} cannot be imported ({_where(error, path)}): correct it") from None
-    return module
-
-
 @contextmanager
 def same_surroundings() -> Iterator[None]:
-    """Give this process its working directory and torch's default type back, whatever a user's own code sets.
+    """Restore the working directory and torch's default type, which a user's own code may change.
 
-    The other files of the command line are relative to the one, and images have the other.
+    The paths on the command line are relative to the former, and images have the latter.
     """
     directory, dtype = os.getcwd(), torch.get_default_dtype()
     try:
@@ -152,7 +140,7 @@ def same_surroundings() -> Iterator[None]:
 
 
 def _where(error: BaseException, path: Path) -> str:
-    """Return an error's kind and text, with the last line of the user's file that it went through."""
+    """Return an error's type and text, and the last line of the user's file in its traceback."""
     line, trace = getattr(error, "lineno", None), error.__traceback__
     while trace:
         if Path(trace.tb_frame.f_code.co_filename) == path.resolve():

@@ -1,4 +1,4 @@
-"""Preprocessing: how a picture becomes the square of pixels that a network was trained on."""
+"""Preprocessing: from an image to the square of pixels that a network was trained on."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from explain.basics.errors import UserError, one_line, printable
 
 OPTIONS = ("input_size", "resize", "mean", "std", "interpolation", "squash")
-HUB_FILE = "preprocessor_config.json"  # beside the weights of a network of the Hugging Face hub
-RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which HUB_FILE has
-WARPED_FROM = 384  # px: ConvNeXt's processor crops smaller inputs, and squashes pictures to larger ones
+HUB_FILE = "preprocessor_config.json"  # beside weights from the Hugging Face hub
+RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # by Pillow's numbers, which HUB_FILE uses
+WARPED_FROM = 384  # px; ConvNeXt's processor crops to smaller inputs, and squashes images to larger ones
 
 
 @dataclasses.dataclass
 class Preprocessing:
-    """The shorter side becomes `resize` pixels, the middle square of `input_size` is cut out and normalised.
+    """Resize the shorter side to `resize` pixels, centre-crop a square of `input_size`, normalise by `mean` and `std`.
 
-    With `squash` both sides become `resize` pixels, so that a picture does not keep its ratio. `mean` and `std` are
-    those of the training images' pixel values in [0, 1], one for each channel. `transform` is the library's own form,
-    (PIL image) -> (3, S, S) in [0, 1]; `source` says where all this comes from, `notes` what is unusual.
+    With `squash`, both sides are resized to `resize` pixels, so an image does not keep its ratio. `mean` and `std` have
+    a value for each channel, of pixels in [0, 1]. `transform` is the library's own (PIL image) -> (3, S, S) in [0, 1];
+    `source` names the origin of all this, and `notes` tell what is unusual.
     """
 
     input_size: int
@@ -42,7 +42,7 @@ class Preprocessing:
     notes: tuple[str, ...] = ()
 
     def replace(self, options: dict[str, Any]) -> Preprocessing:
-        """Return it with the values of `options` in place of its own; the crop keeps its share of the picture."""
+        """Return a copy with the values of `options`; unless they set it, `resize` is scaled with the input size."""
         if not options:
             return self
         size = options.get("input_size", self.input_size)
@@ -55,14 +55,13 @@ class Preprocessing:
         for name in ("mean", "std"):
             if len(getattr(changed, name)) not in (1, 3):
                 raise UserError(f"--{name} takes one value for all channels, or three: not {len(options[name])}")
-        if any(
-            getattr(changed, key) != getattr(self, key) for key in ("input_size", "resize", "interpolation", "squash")
-        ):
+        geometry = ("input_size", "resize", "interpolation", "squash")
+        if any(getattr(changed, key) != getattr(self, key) for key in geometry):
             changed.transform = None
         return changed
 
     def grey(self) -> Preprocessing:
-        """Return it for a network of one channel: grey pictures, with the means of the channels' statistics."""
+        """Return a copy for a network with one channel: greyscale images, and the channels' mean statistics."""
         mean, std = ([sum(values) / len(values)] for values in (self.mean, self.std))
         own = self.preprocess
         transform = lambda image: own(image.convert("L").convert("RGB"))  # noqa: E731
@@ -77,30 +76,28 @@ class Preprocessing:
         return T.Compose([resize, T.CenterCrop(self.input_size), T.ToTensor()])
 
     def cropped(self, size: tuple[int, int]) -> float:
-        """Return the fraction of a picture's area, of `size` (width, height), that the centre crop takes away."""
+        """Return the fraction of an image's area that the centre crop removes; `size` is (width, height)."""
         scales = [self.resize / side if self.squash else self.resize / min(size) for side in size]
         seen = [min(1, self.input_size / (side * scale)) for side, scale in zip(size, scales, strict=True)]
         return 1 - seen[0] * seen[1]
 
 
-# torchvision's and most others' for ImageNet (github.com/pytorch/examples, imagenet/main.py)
+# used by torchvision and most others (github.com/pytorch/examples, imagenet/main.py)
 IMAGENET = Preprocessing(224, 256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", "ImageNet's usual")
 
 
 def torchvision_preprocessing(weights: Any) -> Preprocessing:
     """Return the preprocessing of torchvision's published weights."""
-    real = weights.transforms()
-    transform = weights.transforms(mean=(0, 0, 0), std=(1, 1, 1))
-    source = f"torchvision's {weights}"
-    interpolation = real.interpolation.value
-    return Preprocessing(real.crop_size[0], real.resize_size[0], real.mean, real.std, interpolation, source, transform)
+    real, transform = weights.transforms(), weights.transforms(mean=(0, 0, 0), std=(1, 1, 1))
+    sizes = real.crop_size[0], real.resize_size[0]
+    return Preprocessing(*sizes, real.mean, real.std, real.interpolation.value, f"torchvision's {weights}", transform)
 
 
 def timm_preprocessing(network: nn.Module, options: Mapping[str, Any], **trained_with: Any) -> Preprocessing:
-    """Return the preprocessing of a network's `pretrained_cfg`, but for what it was `trained_with`, and `options`.
+    """Return the preprocessing of a network's `pretrained_cfg`, overridden by `trained_with` and `options`.
 
-    Published weights are tested as published (`test_input_size`, `test_crop_pct`); a network of other classes, or an
-    input size among the options, takes the preprocessing of the training.
+    Published weights are tested as published (`test_input_size`, `test_crop_pct`); for a network with other classes, or
+    an input size among the options, it is the preprocessing used in training.
     """
     published = network.pretrained_cfg
     is_published = getattr(network, "num_classes", None) == published.get("num_classes")
@@ -112,31 +109,29 @@ def timm_preprocessing(network: nn.Module, options: Mapping[str, Any], **trained
     resize, interpolation = math.floor(size / config["crop_pct"]), config["interpolation"]
     notes, (now, then) = [], ((c["input_size"][-1], c["crop_pct"]) for c in (config, training))
     if now != then:
-        notes.append(
-            f"evaluated as published by timm: {now[0]} px, crop {now[1]}, where the network was trained with {then[0]} "
-            f"px, crop {then[1]}; --input-size {then[0]} changes it"
-        )
+        trained = f"trained with {then[0]} px, crop {then[1]} (--input-size {then[0]})"
+        notes.append(f"evaluated as published by timm, with {now[0]} px, crop {now[1]}; {trained}")
     if squash:
-        notes.append("pictures are squashed to a square, as timm's pretrained_cfg says")
+        notes.append("images are squashed to a square, as timm's pretrained_cfg says")
     source = "timm's pretrained_cfg" if now == then else "timm's pretrained_cfg for tests"
-    more = dict(squash=squash, notes=tuple(notes))
-    own = Preprocessing(size, resize, config["mean"], config["std"], interpolation, source, transform, **more)
+    statistics = config["mean"], config["std"]
+    own = Preprocessing(size, resize, *statistics, interpolation, source, transform, squash, tuple(notes))
     return own.replace(dict(options))
 
 
 def scaled_resize(resize: int, size: int, other: int) -> int:
-    """Return the `resize` that belongs to another input size: the crop keeps its share of the picture."""
+    """Return the `resize` that leaves the crop the same share of the image at another input size."""
     return max(other, round(resize * other / size))
 
 
 # ------------------------------------------------------------------------------------------------
-# What lies beside weights from the Hugging Face hub
+# The preprocessor_config.json of the Hugging Face hub
 
 
 def beside_weights(weights: Path, options: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """Return the options, completed by HUB_FILE beside a file of weights, and a sentence on what was taken from it.
+    """Return the options, completed from a HUB_FILE beside a weights file, and a note on the values taken from it.
 
-    (options, None) if there is no such file. Raises UserError if it is damaged.
+    Without such a file, return the options and None. Raises UserError if the file is damaged.
     """
     path = weights.with_name(HUB_FILE)
     if not path.is_file():
@@ -146,8 +141,8 @@ def beside_weights(weights: Path, options: Mapping[str, Any]) -> tuple[dict[str,
         taken, ignored = _hub_options(config)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{printable(path)} cannot be read ({one_line(error)}): correct or remove it") from None
-    said = ", ".join(f"{key} {value}" for key, value in taken.items() if key not in options) or "nothing"
-    note = f"preprocessing from {HUB_FILE} beside the weights: {said}"
+    listed = ", ".join(f"{key} {value}" for key, value in taken.items() if key not in options) or "nothing"
+    note = f"preprocessing from {HUB_FILE} beside the weights: {listed}"
     if ignored:
         note += f"; not understood: {', '.join(f'{key} {config[key]}' for key in ignored)}"
     if "input_size" in options and "resize" in taken:
@@ -156,7 +151,7 @@ def beside_weights(weights: Path, options: Mapping[str, Any]) -> tuple[dict[str,
 
 
 def _hub_options(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return what a configuration says in the form of options, and the keys that are not understood."""
+    """Return the options that a configuration sets, and its keys that are not understood."""
     taken, ignored = {}, []
     if config.get("do_resize", True) and "size" in config:
         geometry = _hub_geometry(config)
@@ -176,25 +171,24 @@ def _hub_options(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _hub_geometry(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return input_size, resize and squash; None if a configuration does not say them in a known form."""
-    size, crops = config["size"], config.get("do_center_crop", False)
-    by_sides = isinstance(size, dict) and "height" in size
-    both, crop = _side(size), _side(config.get("crop_size"))
-    shorter = _side(size["shortest_edge"]) if isinstance(size, dict) and "shortest_edge" in size else None
-    if "crop_pct" in config and (n := shorter or both):
-        is_warped = n >= WARPED_FROM
-        return {"input_size": n, "resize": n if is_warped else int(n / config["crop_pct"]), "squash": is_warped}
-    if crops and crop and shorter and shorter >= crop:
-        return {"input_size": crop, "resize": shorter, "squash": False}
-    if crops and crop and by_sides and both and both >= crop:
-        return {"input_size": crop, "resize": both, "squash": True}
-    if both and not crops:
-        return {"input_size": both, "resize": both, "squash": True}
+    """Return the input_size, resize and squash that a configuration sets; None if it has another form."""
+    size, crop = config["size"], _side(config.get("crop_size"))
+    squash = not (isinstance(size, dict) and "shortest_edge" in size)
+    resize = _side(size if squash else size["shortest_edge"])
+    if resize is None:
+        return None
+    if "crop_pct" in config:
+        before = resize if resize >= WARPED_FROM else int(resize / config["crop_pct"])
+        return {"input_size": resize, "resize": before, "squash": resize >= WARPED_FROM}
+    if not config.get("do_center_crop", False):
+        return {"input_size": resize, "resize": resize, "squash": True} if squash else None
+    if crop and resize >= crop and isinstance(size, dict):
+        return {"input_size": crop, "resize": resize, "squash": squash}
     return None
 
 
 def _side(value: Any) -> int | None:
-    """Return the side of a square, given as a number or as its height and width; None for anything else."""
+    """Return the side of a square, given as a number or as its height and width; None for other values."""
     if isinstance(value, dict):
         value = value.get("height") if value.get("height") == value.get("width") else None
     return value if type(value) is int and value > 0 else None

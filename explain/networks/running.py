@@ -1,4 +1,4 @@
-"""Running a network as it is meant to be evaluated: its mode, its device, its logits."""
+"""Running a network in evaluation mode: its mode, its device, its logits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from explain.basics.errors import UserError
 from explain.networks.logits import at_least_one, check_images, class_logits
 
 _lock = threading.Lock()
-# How many calls, of any thread, hold each module in evaluation mode that is in training mode by itself
-_held: Counter[nn.Module] = Counter()
+_held: Counter[nn.Module] = Counter()  # calls, of all threads, that hold a module of training mode in evaluation mode
 
 
 class DependsOnBatch(UserError):  # noqa: N818
@@ -25,17 +24,18 @@ class DependsOnBatch(UserError):  # noqa: N818
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Hold every module in evaluation mode; each gets its own mode back, also after an error.
+    """Hold every module in evaluation mode, and restore each module's own mode, also after an error.
 
-    Threads may use one network at the same time: a module gets its mode back when no call holds it any more. A network
-    in evaluation mode is left alone, since its own `eval()` may do more than set the mode.
+    Several threads may use a network at once: a module's mode is restored when no call holds the module any more. The
+    network's own `eval()` is not called, since it may do more than set the mode. Raises DependsOnBatch for a batch norm
+    without running averages, unless --stochastic accepts it.
     """
     modules = list(model.modules())
     accepted = any(getattr(module, "stochastic", False) for module in modules)  # by --stochastic
     for module in modules if not accepted else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise DependsOnBatch(
-                "a batch norm of this network keeps no averages, so that an image's result depends on its batch: "
+                "a batch norm of this network keeps no averages, so an image's result depends on its batch: "
                 "build it with track_running_stats=True"
             )
     with _lock:
@@ -55,21 +55,22 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device that holds the network's tensors; the CPU for a network without any."""
+    """Return the device of the network's tensors; the CPU if it has none."""
     return next((t.device for t in itertools.chain(model.parameters(), model.buffers())), torch.device("cpu"))
 
 
 def check_finite(logits: Tensor) -> Tensor:
-    """Return the logits; raises UserError where one is NaN or infinite."""
+    """Return the logits; raise UserError if any is NaN or infinite."""
     if not logits.isfinite().all():
         raise UserError("the network's logits are not finite: its weights are damaged, or the images are not numbers")
     return logits
 
 
 def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Compute logits (N, classes) of images (N, 3, H, W), without a graph; raises UserError where they are not finite.
+    """Compute the logits (N, classes) of images (N, 3, H, W) in evaluation mode, without a graph.
 
-    The caller's tensor stays as it is, also where the network writes into its input. What it may return: `as_logits`.
+    The caller's tensor does not change, even if the network writes into its input. See `as_logits` for the outputs that
+    a network may have. Raises UserError for logits that are not finite.
     """
     check_images(images)
     with evaluation_mode(model), torch.inference_mode():
@@ -79,15 +80,15 @@ def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def most_likely(logits: Tensor, count: int = 1) -> Tensor:
-    """Return the most likely classes (N, count) of logits (N, classes); in a tie the lowest id comes first.
+    """Return the most likely classes (N, count) of logits (N, classes), in a tie the lowest id first.
 
-    Ranks logits, since rounding makes the probabilities of an untrained network tie where its logits differ.
+    It ranks logits, since the probabilities of an untrained network may tie by rounding where its logits differ.
     """
     return logits.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
 def class_standing(logits: Tensor, classes: Tensor) -> list[dict]:
-    """Return class, logit, probability and rank (1 is the most likely) of a class (N,) in logits (N, classes)."""
+    """Return each image's class (N,) with its logit, probability and rank (1: most likely) in logits (N, classes)."""
     classes = classes.to(logits.device)
     chosen = logits.gather(1, classes[:, None])  # (N, 1)
     columns = {
@@ -101,7 +102,7 @@ def class_standing(logits: Tensor, classes: Tensor) -> list[dict]:
 
 
 def accepts(model: nn.Module, images: Tensor) -> bool:
-    """Return whether the network runs on images of this size, which need not be its own."""
+    """Return whether the network runs on images (N, 3, H, W) of this size, which may not be its own."""
     try:
         predict_logits(model, images)
     except (RuntimeError, AssertionError, ValueError):

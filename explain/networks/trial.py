@@ -1,4 +1,4 @@
-"""A network is tried before it is believed: is it a function of each picture alone, and the same in another form?"""
+"""Tests of a network before it is used: do its logits depend on each image alone, and does another form keep them?"""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from explain.basics.errors import UserError
 from explain.networks.logits import class_logits
 from explain.networks.running import evaluation_mode, predict_logits
 
-LOGITS_ROUNDING = 1e-3  # of their spread: what other kernels and batch sizes change (1.3e-4 in maxvit_t)
-OFFSET_ROUNDING = 1e-5  # of the largest logit, where all of them share an offset
-REPEAT_ROUNDING = 1e-6  # of the largest logit: the same kernels on the same numbers
-GRADIENT_ROUNDING = 0.05  # of the gradient's norm: rounding decides some rectifiers (of googlenet's, 0.012)
+# Differences that count as rounding
+LOGITS_ROUNDING = 1e-3  # of the logits' spread, between kernels and batch sizes (1.3e-4 in maxvit_t)
+OFFSET_ROUNDING = 1e-5  # of the largest logit, in case all logits share an offset
+REPEAT_ROUNDING = 1e-6  # of the largest logit, between runs of the same kernels on the same numbers
+GRADIENT_ROUNDING = 0.05  # of the gradient's norm; rounding switches some rectifiers (0.012 in googlenet)
 
-
-# Logits (N, classes) of images, and the gradient (N, 3, H, W) of a sum over them; None where it cannot be computed
+# Logits (N, classes) of images, and the gradient (N, 3, H, W) of a sum over them; None if it cannot be computed
 Answer = tuple[Tensor, Tensor | None]
 
 
 def probe_images(channels: int, size: int, count: int = 2) -> Tensor:
-    """Return images (N, channels, S, S) in [0, 1] of noise, each with another mean and contrast."""
+    """Return noise images (N, channels, S, S) in [0, 1], each with its own mean and contrast."""
     noise = torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(0))
     scale = torch.linspace(1, 0.5, count).view(-1, 1, 1, 1)
     return noise * scale
 
 
 def answer(model: nn.Module, images: Tensor) -> Answer:
-    """Return the network's answer to images (N, 3, H, W), with the same random numbers in every call."""
+    """Return the network's answer to images (N, 3, H, W); every call draws the same random numbers."""
     with torch.random.fork_rng(devices=[]), evaluation_mode(model), torch.inference_mode(False):
         torch.manual_seed(0)
         leaf = images.clone().requires_grad_()
         logits = class_logits(model, leaf)
         gradient = None
         if logits.requires_grad:
-            weights = torch.arange(logits.shape[1], dtype=logits.dtype).cos()  # so that every class has a share
-            with suppress(RuntimeError):  # a function without a backward pass: 2b and 2d need none
+            weights = torch.arange(logits.shape[1], dtype=logits.dtype).cos()  # every class contributes
+            with suppress(RuntimeError):  # an operation without a backward pass; 2b and 2d need none
                 (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf, allow_unused=True)
         return logits.detach(), gradient
 
 
 def difference(found: Answer, expected: Answer) -> str | None:
-    """Return how an answer differs from the one that was expected, beyond rounding; None where it does not."""
+    """Return in words how an answer differs from the expected one beyond rounding; None if it does not."""
     (logits, gradient), (own_logits, own_gradient) = found, expected
     if not _close(logits, own_logits):
         return f"other logits, by up to {_largest(logits, own_logits):.2g}"
@@ -57,12 +57,12 @@ def difference(found: Answer, expected: Answer) -> str | None:
 
 
 def refuse_unsteady(name: str, model: nn.Module, images: Tensor, stochastic: bool) -> str | None:
-    """Return what logits depend on beside the picture, None for nothing; raises UserError unless that is `stochastic`.
+    """Raise UserError if an image's logits depend on more than the image; if `stochastic`, return in words on what.
 
-    The same pictures (N, 3, H, W) run twice, then the first of them alone.
+    The images (N, 3, H, W) run twice, then the first of them alone.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)  # other random numbers in each pass
+        torch.manual_seed(1)  # each pass draws other random numbers
         once, again = predict_logits(model, images), predict_logits(model, images)
         is_random = _largest(again, once) > REPEAT_ROUNDING * float(once.abs().max())
         alone = once[:1] if is_random else predict_logits(model, images[:1])
@@ -70,15 +70,15 @@ def refuse_unsteady(name: str, model: nn.Module, images: Tensor, stochastic: boo
         return None
     if not stochastic and is_random:
         raise UserError(
-            f"{name} gives other logits, by up to {_largest(again, once):.2g}, when the same pictures run again: it is "
-            "random in evaluation mode too, such as F.dropout(x) or nn.Dropout()(x) inside forward; write "
+            f"{name} gives other logits, by up to {_largest(again, once):.2g}, when the same images run again: it is "
+            "random in evaluation mode too, for instance by F.dropout(x) or nn.Dropout()(x) inside forward; write "
             "F.dropout(x, p, self.training), which 2h switches on by itself, or accept it by --stochastic"
         )
     if not stochastic:
         raise UserError(
-            f"{name} gives a picture other logits, by up to {_largest(alone, once[:1]):.2g}, beside others than alone: "
-            "a batch norm uses the batch's statistics (call eval() before torch.export; track_running_stats=True), "
-            "or activations are quantised by the range of the batch; correct that, or give --stochastic to accept it"
+            f"{name} gives an image other logits, by up to {_largest(alone, once[:1]):.2g}, in a batch than alone: a "
+            "batch norm uses the batch's statistics (call eval() before torch.export; track_running_stats=True), or "
+            "activations are quantised by the range of the batch; correct that, or give --stochastic to accept it"
         )
     return "random" if is_random else "dependent on its batch"
 
