@@ -1,4 +1,4 @@
-"""Is an uncertainty any good? Whether it finds the mistakes, on pictures whose class is known.
+"""Is a measure of uncertainty any good? Does it find the mistakes on images whose class is known?
 
 Each measure is judged by the prediction that it comes with: those of the passes by the mean's, those of the single pass
 by its own. A large value means unsure; the largest probability and the margin count the other way round.
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from explain.basics.errors import quantity
 from explain.methods.calibration import calibration
 
 # Measures by their keys in a row: the sign with which each rises with uncertainty, and whose prediction it judges
@@ -147,24 +146,6 @@ def score_predictions(rows: Sequence[dict], whose: str) -> dict[str, float]:
     }
 
 
-def verdict(judged: dict[str, dict]) -> str:
-    """Return in words which measure finds mistakes best, and whether it differs from the baseline beyond the noise."""
-    known = {name: measure for name, measure in judged.items() if measure["auroc"] is not None}
-    best = max(known, key=lambda name: (known[name]["auroc"], name == BASELINE))  # no other for the same
-    best_of_all = f"the {in_words(best)} finds mistakes best (AUROC {known[best]['auroc']:.2f})"
-    if best != BASELINE:
-        beyond = known[best]["above_baseline_interval"][0] > 0
-        return f"{best_of_all}, {'' if beyond else 'not '}beyond the noise above the {in_words(BASELINE)}"
-    below = [in_words(name) for name in known if known[name]["above_baseline_interval"][1] < 0]
-    return f"{best_of_all}; beyond the noise below it: {', '.join(below) or 'none'}"
-
-
-def in_words(name: str) -> str:
-    """Return a measure's name as a reader knows it."""
-    words = name.replace("_", " ")
-    return f"{words.removeprefix('single ')} of the single pass" if words.startswith("single ") else words
-
-
 def summary(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]]]:
     """Return the metrics of the labelled images, and their tables by file names."""
     if not rows:
@@ -196,19 +177,3 @@ def summary(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]
             if measure in group
         ]
     return results, tables
-
-
-def describe_verdicts(results: dict) -> str:
-    """Return in words which measures find the mistakes on the validation images."""
-    judged = results.get("mistakes", {})
-    aurocs = {name: of_one["auroc"] for name, of_one in judged.items() if of_one["auroc"] is not None}
-    if not judged:
-        return "Whether these find mistakes was not measured: it takes labelled images."
-    wrong, images = judged[BASELINE]["mistakes"], results["predictions"]["images"]
-    if not aurocs:
-        return (
-            f"Too few images to tell whether these find mistakes: {quantity(wrong, 'mistake')} and "
-            f"{quantity(images - wrong, 'right answer')} on labelled images; at least {FEWEST} of each are needed."
-        )
-    numbers = ", ".join(f"{in_words(name)} {aurocs[name]:.2f}" for name in SHOWN if name in aurocs)
-    return f"AUROC for mistakes on {quantity(images, 'labelled image')}: {numbers} (chance: 0.5)."

@@ -28,7 +28,7 @@ from explain.data.datasets import dataset_digest
 from explain.networks.classifier import Classifier
 from explain.run.command_line import EXECUTION_OPTIONS
 
-FINDINGS = 10  # lines printed of what was found
+FINDINGS_SHOWN = 10  # lines printed of what was found
 PICTURES = "output/pictures"  # where results of pictures given as arguments go, so that the report stays as it is
 
 
@@ -193,10 +193,10 @@ class OutputFolder:
         if not files.issuperset(self.earlier_files()):  # a figure or a PDF that was not drawn this time
             self.discard_metrics(but=files)
         write_file(self.metrics, text)
-        for line in findings[:FINDINGS]:
+        for line in findings[:FINDINGS_SHOWN]:
             print(line)
-        if len(findings) > FINDINGS:
-            print(f"and {len(findings) - FINDINGS} more, in {', '.join(tables)}")
+        if len(findings) > FINDINGS_SHOWN:
+            print(f"and {len(findings) - FINDINGS_SHOWN} more, in {', '.join(tables)}")
         if skipped:
             print(f"skipped {len(skipped)} of {quantity(used + len(skipped), 'image')}; metrics.json says why")
         if self.other_files:
