@@ -41,10 +41,8 @@ SHARED = {"dataset": "dataset", "output": "output", "model": "efficientnet_lite0
 SINGLE_BYTES = 5_000_000  # maximum size of the single file, as many mail servers have
 SINGLE_WIDTHS = (1260, 900, 640, 420, 280)  # of its widest images, in pixels: the first that fits
 # raised by a file that is missing, damaged, or of another version
-UNREADABLE = (
-    OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, SyntaxError, RecursionError,
-    jinja2.UndefinedError,
-)  # fmt: skip
+UNREADABLE = (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, SyntaxError, RecursionError)
+UNREADABLE += (jinja2.UndefinedError,)
 
 
 def attempt(function: Any, *arguments: Any) -> Any:
