@@ -55,9 +55,9 @@ def summary(rows: list[dict]) -> dict:
         {kind: both | {SCORE: both["insertion"] - both["deletion"]} for kind, both in row["areas"].items()}
         for row in used
     ]
-    measured = {kind for of_image in areas for kind in of_image}
+    present = {kind for of_image in areas for kind in of_image}
     own, baselines = (
-        [kind for kind in figures.kinds_of_maps(used, key) if kind in measured] for key in ("maps", "baselines")
+        [kind for kind in figures.kinds_of_maps(used, key) if kind in present] for key in ("maps", "baselines")
     )
     scores = {kind: [of_image[kind][SCORE] for of_image in areas if kind in of_image] for kind in baselines}
     best_baseline = max(baselines, key=lambda kind: sum(scores[kind]) / len(scores[kind]), default=None)
@@ -105,7 +105,7 @@ def measures_of(kind: str, areas: list[dict], shares: list[dict], rows: list[dic
 
 
 def survival(rows: list[dict]) -> list[dict]:
-    """Return for each stage of randomisation how many maps could be compared, and their mean rank correlation."""
+    """Return for each stage of randomisation the mean rank correlation and the number of maps compared."""
     stages = []
     for k, name in enumerate(rows[0]["down_to"] if rows else []):
         stage: dict[str, Any] = {"layers": rows[0]["layers"][k], "down_to": name}
@@ -118,7 +118,7 @@ def survival(rows: list[dict]) -> list[dict]:
 
 
 def findings(results: dict) -> list[str]:
-    """Return the verdict, and the scores of each kind of map."""
+    """Return the lines that the script prints: the verdict, then the scores of each kind of map."""
     lines = [most_faithful_map(results)]
     for kind, of_kind in results["maps"].items():
         pointing = "" if of_kind["grid_pointing"] is None else f", grid pointing {number(of_kind['grid_pointing'])}"
@@ -184,7 +184,8 @@ def draw_measures(results: dict, model: Classifier, options: argparse.Namespace)
             axes.axvline(0.25, color=figures.GREY, linestyle=":", linewidth=1)
         n = span(maps[kind][count] for kind in known[name])
         axes.set_title(f"{title}\n({better} is better)\n{count.rpartition('_')[2]}: {n}")
-        axes.set_yticks(range(len(kinds)), [label(kind) for kind in kinds] if axes is panels[0] else [""] * len(kinds))
+        names_of_kinds = dict(enumerate(map(label, kinds))) if axes is panels[0] else {}
+        axes.set_yticks([*names_of_kinds], [*names_of_kinds.values()])
         axes.set_ylim(len(kinds) - 0.4, -0.6)
     figures.draw_legend(below, panels[0], columns=4)
     lacking = []

@@ -87,8 +87,8 @@ def panel_grid(
     ratios = [*widths, *([0.1, *widths] * (per_line - 1))]  # a narrow gap between items
     # a panel is at most half as wide as the page: the rest of the width stays empty
     side = min(WIDTH / sum(ratios), WIDTH / 2)
-    names = ["\n".join(textwrap.fill(line, int(side * 15)) for line in name.split("\n")) for name in heads]
-    head = 0.19 + 0.13 * max(name.count("\n") for name in names)  # inches
+    wrapped = [[textwrap.wrap(line, int(side * 15)) for line in f"{name}\n".split("\n")] for name in heads]
+    head = 0.1 + 0.13 * max(len(name) + len(unit) for name, unit, *_ in wrapped)  # inches
     line_height = side + 0.13 * text_lines + 0.06
     figure = Figure(figsize=(WIDTH, head + lines * line_height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
@@ -105,7 +105,9 @@ def panel_grid(
         if line == 0 and any(heads):
             panel = figure.add_subplot(grid[0, x])
             panel.axis("off")
-            panel.text(0.5, 0, names[column], ha="center", va="bottom", fontweight="bold").set_in_layout(False)
+            name, unit, *_ = wrapped[column]
+            for text, weight in (("\n".join([*name, *" " * len(unit)]), "bold"), ("\n".join(unit), "normal")):
+                panel.text(0.5, 0.1, text, ha="center", va="bottom", fontweight=weight).set_in_layout(False)
     return figure, axes
 
 

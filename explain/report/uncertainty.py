@@ -15,7 +15,7 @@ from explain.methods.calibration import wilson_interval
 from explain.networks.classifier import Classifier
 from explain.report import figures, verdicts
 from explain.report.numbers import label as in_words
-from explain.report.numbers import measured, with_error
+from explain.report.numbers import measured, number, with_error
 from explain.report.page import finish
 from explain.run.output import OutputFolder
 
@@ -166,10 +166,8 @@ def draw(
     """Draw each image beside box plots of its leading classes over the passes."""
 
     def heading(row: dict) -> str:
-        variation = row["coefficient_of_variation"]
-        numbers = f"MI {measured(row, 'mutual_information')}, H {row['predictive_entropy']:.2f}, "
-        numbers += "" if variation is None else f"CV {variation:.2f}, "
-        return f"{numbers}agreement {row['agreement']:.2f}"
+        entropies = f"MI {measured(row, 'mutual_information')}, H {row['predictive_entropy']:.2f}"
+        return f"{entropies}, CV {number(row['coefficient_of_variation'], 2)}, agreement {row['agreement']:.2f}"
 
     figure, panels = figures.images_and_probabilities(rows, photos, model, heading)
     for axes, row in zip(panels, rows, strict=True):
@@ -181,8 +179,8 @@ def draw(
             axes.plot(c["mean"], place, "o", color=figures.BLACK, markersize=2.5, zorder=4)
             axes.plot(c["deterministic"], place, "|", color=figures.RED, markersize=9, markeredgewidth=1.2, zorder=3)
             axes.text(0, place - 0.22, figures.short(model.categories[c["class"]], 15), in_layout=False)
-            number = with_error(c["mean"], c["standard_deviation"])
-            axes.text(1, place - 0.22, number, ha="right", in_layout=False)
+            mean = with_error(c["mean"], c["standard_deviation"])
+            axes.text(1, place - 0.22, mean, ha="right", in_layout=False)
         axes.set_ylim(len(row["leading"]) - 0.6, -0.75)
     order = ", the least sure by MI first," if total > 1 else ""
     return figure, [
