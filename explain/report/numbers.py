@@ -28,7 +28,7 @@ def with_error(value: float | None, error: float | None) -> str:
         return number(value) + ("" if error is None else " ± 0")
     decimals = max(3, -math.floor(math.log10(error)))
     if decimals > 5:
-        return f"{value:.2g} ± {error:.0e}".replace("-", "−")
+        return f"{value:.2g} ± {error:.0e}"
     return f"{number(value, decimals)} ± {number(error, decimals)}"
 
 
