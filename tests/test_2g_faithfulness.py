@@ -195,7 +195,7 @@ def test_each_curve_and_panel_has_its_own_n():
     figure, text = report.draw_measures(results, model, options)
     titles = [panel.get_title() for panel in figure.axes if panel.get_title()]
     assert [title.splitlines()[-1] for title in titles] == ["images: 1 to 3", "images: 1"]  # no panel for pointing
-    assert "No grid pointing: no mosaic was made with --mosaics 0." in text
+    assert text[-1] == "3 images; no grid pointing: no mosaic was made with --mosaics 0."
     figure, text = report.draw_randomised(results["randomised"], model)
     assert labels_of(figure) == ["A (1)", "chance level"] and "alone does not make it faithful" in text[2]
 
