@@ -54,16 +54,16 @@ def saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> 
 
 
 def over_channels(gradient: Tensor) -> Tensor:
-    """Return the largest absolute value over the channels (Simonyan et al. 2014, section 3.1).
+    """Return the largest absolute value over the channels.
 
-    gradient (N, 3, H, W) -> maps (N, H, W)
+    gradient (N, 3, H, W) -> maps (N, H, W). Simonyan et al. 2014, section 3.1.
     """
     return gradient.abs().amax(1)
 
 
 def signed_saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return the gradient of the class's logit by the channel that reacts most (above 0: more of it raises the logit),
-    in logits per unit of pixel value.
+    """Return the gradient of the class's logit in the channel where it is largest, above 0 where a larger value
+    raises the logit, in logits per unit of pixel value.
 
     Arguments and maps as in `saliency_maps`.
     """
@@ -80,11 +80,12 @@ def smoothed_saliency_maps(
     copies: int = COPIES,
     noise: float = NOISE,
 ) -> Tensor:
-    """Return the mean of the saliency maps of `copies` copies with Gaussian noise of standard deviation `noise`
-    (Smilkov et al. 2017), in logits per unit of pixel value.
+    """Return the mean saliency map of `copies` copies with Gaussian noise of standard deviation `noise`, in logits per
+    unit of pixel value.
 
-    Arguments and maps as in `saliency_maps`; generators: one for each image; noise is in pixel values. Section 3, of
-    absolute values. Raises UserError where `common.forward_pass` does, and for another number of generators.
+    Arguments and maps as in `saliency_maps`; generators: one for each image; noise is in pixel values. Smilkov et al.
+    2017, section 3, of absolute values. Raises UserError where `common.forward_pass` does, and for another number of
+    generators.
     """
     ids = common.class_ids(classes, len(common.check_images(images)))
     if None in ids:  # found without a graph, whose memory would add to that of the copies
@@ -111,11 +112,11 @@ def combined_maps(
     copies: int = COPIES,
     noise: float = NOISE,
 ) -> Tensor:
-    """Return the product of smoothed map, detail (distance from a blurred copy) and, if the network has it, Grad-CAM.
+    """Return the product of the smoothed map, the distance from a blurred copy of the image, and Grad-CAM.
 
     Grad-CAM shows in which region the network sees the class, the smoothed map which pixels count there, and the
-    detail how far each pixel is from a blurred copy: smoothed map times detail is gradient times input, with the copy
-    as zero. Arguments and errors as in `smoothed_saliency_maps`.
+    distance how much each pixel has to lose: smoothed map times distance is gradient times input, with the copy as
+    zero. Without Grad-CAM the map is the product of the other two. Arguments and errors as in `smoothed_saliency_maps`.
     """
     combined = smoothed_saliency_maps(model, images, classes, generators, copies, noise) * detail_maps(images)
     try:

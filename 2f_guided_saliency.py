@@ -43,9 +43,10 @@ saliency = importlib.import_module("2e_saliency")  # for the plain map and the r
 
 
 def guide(signal: Tensor) -> Tensor:
-    """Return the positive part of the signal that reaches it (Springenberg et al. 2015, section 3.4).
+    """Return the positive part of the signal.
 
     For a signal R_out this is 1[0 < R_out] * R_out; the rectifier's own derivative then multiplies it by 1[0 < x].
+    Springenberg et al. 2015, section 3.4.
     """
     return signal.clamp(min=0)
 
@@ -87,12 +88,12 @@ def guided_saliency_maps(model: nn.Module, images: Tensor, classes: common.Class
 
 @common.shared
 def grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return the positive part of the sum over channels of the last layer with a height and a width, each channel
-    weighted by its mean gradient (Selvaraju et al. 2017), in logits.
+    """Return the positive part of the last spatial layer's sum over channels, weighted by their mean gradients, in
+    logits.
 
     images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W), bilinear between the layer's
-    places. Section 3, equations 1 and 2. Raises UserError where `common.forward_pass` does, and NoSuchMap for a network
-    without such a layer.
+    places. Selvaraju et al. 2017, section 3, equations 1 and 2. Raises UserError where `common.forward_pass` does, and
+    NoSuchMap for a network without a layer that has a height and a width.
     """
     forward = common.forward_pass(model, images, classes)
     if forward.features is None:
@@ -108,10 +109,10 @@ def grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> 
 
 
 def guided_grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return the product of guided saliency map and Grad-CAM (Selvaraju et al. 2017).
+    """Return the product of the guided saliency map and Grad-CAM.
 
-    images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W). Section 3.2, with the guided
-    saliency map. Raises UserError and NoSuchMap as `guided_saliency_maps` and `grad_cam_maps` do.
+    images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W). Selvaraju et al. 2017, section
+    3.2, with the guided saliency map. Raises UserError and NoSuchMap as `guided_saliency_maps` and `grad_cam_maps` do.
     """
     with common.shared_results():  # both come from one forward pass
         return guided_saliency_maps(model, images, classes) * grad_cam_maps(model, images, classes)

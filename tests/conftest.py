@@ -35,6 +35,11 @@ SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # which Windows lacks
 SHARED = ROOT.parent / "shared"  # real photos and a second network; may be absent
 
 
+def sentences(*caption: str) -> int:
+    """Return the number of sentences of a caption."""
+    return len(re.findall(r"[.?!](?= |$)", " ".join(caption)))
+
+
 def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a script in the folder `cwd`, in this process: calls main(), lets its errors through."""
     monkeypatch.chdir(cwd)

@@ -160,7 +160,7 @@ def test_a_temperature_that_hurts_by_hand(tmp_path):
     assert scaled["expected_calibration_error"] == pytest.approx(0.7 * (1 - 2 / 3) + 0.3 * 7 / 9, rel=1e-3)
     assert sum(b["images"] for b in bins) == 30
     assert scaled["says"] == (
-        "Temperature scaling (0.68 to 1.22, cross-fitted in 10 folds; Guo et al. 2017): loss worse, from 0.611 to "
+        "Temperature scaling (0.68 to 1.22, cross-fitted in 10 folds): loss worse, from 0.611 to "
         "0.735; calibration error worse, from 0.000 to 0.467."
     )
 
@@ -169,7 +169,7 @@ def test_a_temperature_that_hurts_by_hand(tmp_path):
 def test_few_images_have_no_temperature(tmp_path, count):
     scaled, bins = rescaled(tmp_path, [i % 10 < 7 for i in range(count)], np.log(7 / 3))
     images = "1 image" if count == 1 else f"{count} images"
-    assert scaled == {"says": f"{images}: too few for temperature scaling, which takes 30 to fit and to judge."}
+    assert scaled == {"says": f"{images}: too few for temperature scaling, which needs 30."}
     assert bins == []
 
 
@@ -200,7 +200,7 @@ def test_each_curve_of_the_reliability_diagram_has_its_points_and_its_images():
         lines = [line for line in above.lines if line.get_linestyle() != "--"]
         assert {line.get_linestyle() for line in lines} == {"None"} and len(lines[0].get_xdata()) == 2
         assert [patch.get_data().values.tolist() for patch in below.patches] == [[0, 4, 2, 0]] * (names - 1)
-        assert text[1].startswith("6 images from 2 of 3 classes")
+        assert text[2].startswith("6 images from 2 of 3 classes")
 
 
 def test_the_logits_are_kept_beside_the_rows(own):
@@ -379,7 +379,7 @@ def test_a_limit_is_spread_over_classes(own, split, is_split):
     metrics = own(*arguments, "--limit", "16")
     results = metrics["results"]
     assert (results["images"], results["classes_measured"], results["classes_in_data"]) == (16, 4, 4)
-    assert metrics["captions"]["reliability.png"][1].startswith("16 images from 4 of 4 classes")
+    assert metrics["captions"]["reliability.png"][2].startswith("16 images from 4 of 4 classes")
     rows = (own.folder / "output/2b_evaluate/rows.jsonl").read_text()
     classes = [row["class"] for row in map(json.loads, rows.splitlines())]
     assert all(Counter(classes[:n]) == Counter({c: n // 4 for c in range(4)}) for n in (4, 8, 12, 16))

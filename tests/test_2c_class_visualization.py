@@ -596,9 +596,9 @@ def test_options_reach_all_methods_and_captions_say_so(run):
         )
         assert results[method]["settings"] == dataclasses.asdict(settings)
         assert results[method]["description"] == script.describe(settings)
-        assert f"{method}: {script.describe(settings)}." in captions["archetypes.png"]
+        assert f"{method}: {script.describe(settings)}" in captions["archetypes.png"][1]
         assert "blur every 3 steps until step 6 (standard deviation 1.5 to 1 px)" in results[method]["description"]
-        assert (f"{method}: {script.describe(settings)}." in captions["class_images.png"]) == (method != "natural")
+        assert (f"{method}: {script.describe(settings)}" in captions["class_images.png"][1]) == (method != "natural")
         assert results[method]["grey_distance_limit"] == 0.5  # it has batch norms
         rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
         assert [results[method]["least_probability"]] == [r["probability"] for r in rows if r["method"] == method]
@@ -614,7 +614,7 @@ def test_captions_do_not_say_what_the_defaults_would_do(run, monkeypatch, capsys
     _, metrics = run(*ALONE, "--methods", "gaussian", "plain", "--steps", "11", "--blur-every", "1", "--blur-px", "4")
     assert "replaces the results of 1 image with" in capsys.readouterr().err
     for figure in ("archetypes.png", "class_images.png"):
-        assert metrics["captions"][figure][1:3] == ["gaussian: mine of 4 px.", "plain: mine of 4 px."]
+        assert metrics["captions"][figure][1] == "Left to right: gaussian: mine of 4 px; plain: mine of 4 px."
 
 
 @pytest.mark.parametrize("direction", [1, -1])

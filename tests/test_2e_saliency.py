@@ -255,12 +255,12 @@ def test_captions_say_what_this_run_did(tmp_path, monkeypatch):
 
     metrics: dict = {}
     text = caption("a.png", "b.png", "--noise", "0.5")
-    assert "Saliency map: the gradient of the class's logit, reduced to the norm over the channels." in text
-    assert "of 2 copies with Gaussian noise of standard deviation 0.5 (" in text and "(N, " not in text
-    assert "share" not in text and "no Grad-CAM" not in text and "in logits" not in text
+    assert "; saliency map: the gradient of the class's logit, reduced to the norm over the channels; smoothed" in text
+    assert "of 2 copies with Gaussian noise of standard deviation 0.5;" in text and "(N, " not in text
+    assert "Each map has a linear scale" in text and "no Grad-CAM" not in text and "in logits" not in text
     text = caption("a.png", "--classes", "1", "2", "--signed", "--copies", "0")
-    assert "by the channel that reacts most" in text and "Smoothed" not in text and "Grad-CAM" not in text
-    assert "a picture's classes share the largest of theirs" in text
+    assert "in the channel where it is largest" in text and "smoothed" not in text and "Grad-CAM" not in text
+    assert "The classes of an image share one linear scale for each kind of map." in text
     assert metrics["results"]["maps"] == 2 and metrics["images"]["used"] == 1
 
 

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, load_script, run_main, save_photo
+from conftest import TINY, load_script, run_main, save_photo, sentences
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 import common
-from explain.report import faithfulness, figures, maps, predictions, uncertainty
+from explain.report import figures
 from explain.run.command_line import option_parser
 
 LONG = "a name of sixty characters, which is as long as names may be"
@@ -55,7 +55,7 @@ def check_page(figure: Figure) -> None:
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_figures_fit_the_page_whatever_is_in_them(name, tmp_path, monkeypatch):
-    """With 1, 2, 3, 5 and 12 pictures, and names of 60 characters."""
+    """With 1, 2, 3, 5 and 12 images, and names of 60 characters; their captions have at most three sentences."""
     for i in range(PICTURES):
         save_photo(tmp_path / f"photos/{i} {LONG}.png", i)
     drawn = []
@@ -68,11 +68,10 @@ def test_figures_fit_the_page_whatever_is_in_them(name, tmp_path, monkeypatch):
                 figure, text = function(*fewer)
                 figures.draw_title(figure, *text)
                 check_page(figure)
-            assert text[0].startswith("timm/test_resnet, untrained: ")
+            assert text[0].startswith("timm/test_resnet, untrained: ") and 1 <= sentences(*text[1:]) <= 3, text
             drawn.append(figure_name)
 
-    for module in (faithfulness, maps, predictions, uncertainty):
-        monkeypatch.setattr(module, "draw_figure", draw)
+    monkeypatch.setattr(figures, "draw_figure", draw)
     monkeypatch.setattr(figures.Classifier, "categories", [f"{LONG} {i}" for i in range(1000)], raising=False)
     run_main(name, "photos", *TINY, "--show", PICTURES, *DRAWS[name], cwd=tmp_path, monkeypatch=monkeypatch)
     assert len(drawn) >= 5

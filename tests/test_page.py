@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
-from conftest import SCRIPTS, run_main, save_inputs
+from conftest import SCRIPTS, run_main, save_inputs, sentences
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
@@ -159,6 +159,15 @@ def test_a_finished_folder_has_a_card_for_each_picture(finished):
     assert any(re.match(r"guided map of 0.png for ", given.get("alt", "")) for _, given in found.elements)
 
 
+def test_a_caption_has_at_most_three_sentences(finished):
+    """And begins with a title; 2g's and the dataset's are in test_figures.py and test_process_data.py."""
+    captions = {}
+    for path in finished.glob("*/metrics.json"):
+        captions |= json.loads(path.read_text())["captions"]
+    assert len(captions) >= 12
+    assert {name: text for name, (_, *text) in captions.items() if not 1 <= sentences(*text) <= 3} == {}
+
+
 def test_the_same_folder_gives_the_same_bytes_and_stays_as_it_is(finished):
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in finished.rglob("*") if path.is_file()}
     page.write_page(finished)
@@ -167,13 +176,13 @@ def test_the_same_folder_gives_the_same_bytes_and_stays_as_it_is(finished):
 
 def test_a_map_that_is_gone_leaves_the_page(finished, tmp_path):
     output = shutil.copytree(finished, tmp_path / "output")
-    (output / "report/map_99999_0_plain.jpg").write_bytes(b"old")
+    (output / "report/2e_saliency_99999_0_plain.jpg").write_bytes(b"old")
     (output / "report/mine.webp").write_bytes(b"mine")
     for path in [*output.glob("2*/maps/*.npy"), *output.glob("2*/pictures/*")]:
         path.unlink()
     found = Page(page.write_page(output))
-    assert "mine.webp" in os.listdir(output / "report") and not list((output / "report").glob("map_*"))
-    assert found.text.count("The picture is not in the folder.") == 2
+    assert "mine.webp" in os.listdir(output / "report") and not list((output / "report").glob("2e_*_99999_*"))
+    assert found.text.count("The image is not in the folder.") == 2
     assert "guided : its file is missing" in found.text
 
 
@@ -269,19 +278,16 @@ def test_a_single_file_shrinks_its_pictures_until_it_fits(tmp_path, monkeypatch)
     monkeypatch.setattr(page, "SINGLE_BYTES", large // 2)
     assert page.write_page(tmp_path, single=True).stat().st_size <= large // 2
     monkeypatch.setattr(page, "SINGLE_BYTES", 1000)
-    with pytest.raises(UserError, match="above 1,000 bytes: draw fewer pictures with --show"):
+    with pytest.raises(UserError, match="above 1,000 bytes: draw fewer images with --show"):
         page.write_page(tmp_path, single=True)
 
 
 @pytest.mark.parametrize(
     ("difference", "sentence"),
     [
-        (0.09, "The most faithful map is plain, insertion minus deletion 0.100 ± 0.020; "),
-        (
-            -0.3,
-            "No map is shown to be better than a baseline: the best map is plain, insertion minus deletion 0.100 ± 0.",
-        ),
-        (None, "2 maps and baselines compared on 7 images."),
+        (0.09, "The most faithful map is plain: insertion minus deletion is plain 0.100 ± 0.020, edges 0.010 ± 0."),
+        (-0.3, "No map is shown to be better than the baseline edges: insertion minus deletion is plain 0.100 ± 0.020"),
+        (None, "There is nothing to compare: every map or every baseline is zero at all pixels."),
     ],
 )
 def test_the_best_map_and_the_best_baseline_are_said_once(tmp_path, difference, sentence):
@@ -299,7 +305,7 @@ def test_the_best_map_and_the_best_baseline_are_said_once(tmp_path, difference, 
     assert "plain 7 0.500 0.400 0.100 ± 0.020 4 0.300 edges 7 0.500 0.400 0.010 ± 0.020 4 –" in text
     if difference is not None:
         measured = f"{difference:.4f} ± 0.0004".replace("-", "−")
-        assert f"the best baseline (edges) has 0.010 ± 0.020. Difference: {measured}, over 7 images." in text
+        assert f"edges 0.010 ± 0.020, difference {measured}." in text
 
 
 def test_measures_of_uncertainty_are_shown_with_their_intervals(tmp_path):
@@ -313,7 +319,7 @@ def test_measures_of_uncertainty_are_shown_with_their_intervals(tmp_path):
     assert "Main numbers of 2 images" in text
     assert "the network's mistakes on 20 labelled images?" in text
     assert "single pass 6 0.800 (0.700 to 0.900) 0.100" in text
-    assert "least sure by mutual information: b.jpg, not told apart from 1 other." in text
+    assert "the least sure image by mutual information is b.jpg, not told apart from 1 other." in text
 
 
 def test_a_figure_is_shown_without_its_title_and_caption(tmp_path):

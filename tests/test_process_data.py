@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torchvision
-from conftest import SHARED, load_script, run_main, run_script, save_photo
+from conftest import SHARED, load_script, run_main, run_script, save_photo, sentences
 from PIL import Image
 
 from explain.basics.errors import UserError
@@ -135,6 +135,8 @@ def test_splits_by_class_and_describes_every_image(dataset, split):
     with Image.open(dataset.parent / "output/process_data/classes.png") as figure:
         assert figure.width > 500
         assert len(figure.convert("RGB").getcolors(1 << 20)) > 1000  # photos, not an empty sheet
+    (caption,) = json.loads((dataset.parent / "output/process_data/metrics.json").read_text())["captions"].values()
+    assert 1 <= sentences(*caption[1:]) <= 3
 
 
 def test_rows_are_numbered_as_the_scripts_read_the_images(dataset, split, monkeypatch):

@@ -398,10 +398,10 @@ def test_a_caption_is_drawn_anew_and_no_row_is_computed(tmp_path):
     passes, before, rows_before = run()
     of_loading, *_ = run()
     drawing = tmp_path / "explain/report/maps.py"
-    drawing.write_text(drawing.read_text().replace("Pictures: {model.view}", "PICTURES: {model.view}"))
+    drawing.write_text(drawing.read_text().replace("the image ({model.view})", "THE IMAGE ({model.view})"))
     again, caption, rows_after = run()
     assert again == of_loading < passes and rows_after == rows_before
-    assert "PICTURES" in caption and "PICTURES" not in before
+    assert "THE IMAGE" in caption and "THE IMAGE" not in before
 
 
 def test_metrics_json_means_complete(undisturbed, tmp_path, monkeypatch):

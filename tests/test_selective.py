@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 import common
 from explain.methods import selective
 from explain.methods.disturbances import disturbed
-from explain.report import uncertainty
+from explain.report import uncertainty, verdicts
 
 
 def test_auroc_is_scikit_learns_also_with_ties():
@@ -82,12 +82,12 @@ def test_measures_are_judged_beside_the_single_pass():
     assert low < found["predictive_entropy"]["auroc"] < high and 0.1 < high - low < 0.5
     assert found["single_probability"]["above_baseline_interval"] == [0, 0]
     assert found["variance"]["above_baseline"] == -found["single_probability"]["auroc"]
-    assert "the margin of the single pass finds mistakes best (AUROC 1.00), beyond the noise" in selective.verdict(
-        found
-    )
+    said = verdicts.best_measure(found)
+    assert "the margin of the single pass finds mistakes best (AUROC 1.00), significantly better than" in said
     assert found == selective.compare_measures(rows_of(60, 20), seed=0)
     same = {"auroc": 1.0, "above_baseline_interval": [0, 0]}  # no other measure is better than what one pass says
-    assert selective.verdict({"variance": same, "single_probability": same}).startswith("the probability of the single")
+    said = verdicts.best_measure({"variance": same, "single_probability": same})
+    assert said.startswith("the probability of the single pass") and said.endswith("significantly worse: none")
 
 
 def test_the_interval_covers_what_it_says():
@@ -116,10 +116,10 @@ def fewer_resamples(monkeypatch):
 def test_with_too_few_mistakes_or_right_answers_nothing_is_said(wrong):
     results, tables = selective.summary(rows_of(60, wrong), seed=0)
     assert all(found["auroc"] is None and "auroc_interval" not in found for found in results["mistakes"].values())
-    said = selective.describe_verdicts(results)
+    said = verdicts.find_mistakes(results)
     assert f"{wrong} mistakes and {60 - wrong} right answers on labelled images; at least 5 of each are needed" in said
     assert results["mistakes_under_shift"] == {} and [*tables] == ["measures.csv"]
-    assert selective.summary([], 0) == ({}, {}) and "was not measured" in selective.describe_verdicts({})
+    assert selective.summary([], 0) == ({}, {}) and "is unknown" in verdicts.find_mistakes({})
 
 
 def test_disturbances_are_pooled_without_the_pictures_as_they_are():
@@ -151,12 +151,12 @@ def test_the_figure_of_disturbances_has_the_counts_of_each():
     figure, text = uncertainty.draw_shift(shift, 12, "12 labelled images", SimpleNamespace(label="net"))
     left, right, _ = figure.axes
     assert [label.get_text() for label in left.get_xticklabels()] == ["none (2)", "blur (6)", "pooled (6)"]
-    assert all(line.get_linestyle() == "None" for line in left.lines) and "12 labelled images" in text[1]
+    assert all(line.get_linestyle() == "None" for line in left.lines) and "12 labelled images" in text[2]
     assert all(np.isnan(bars.lines[0].get_ydata()[0]) for bars in right.containers) and len(right.containers) == 4
     few, text = uncertainty.draw_shift(
         {"none": shift["none"], "pooled": shift["none"]}, 12, "", SimpleNamespace(label="")
     )
-    assert len(few.axes) == 1 and "AUROC is not drawn" in text[2]
+    assert len(few.axes) == 1 and "no AUROC with fewer than 5 mistakes" in text[1]
 
 
 def test_disturbances_by_hand():

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from explain.basics.errors import quantity
 from explain.methods.calibration import calibration
 
 # Measures by their keys in a row: 1 if it rises with uncertainty, else -1; and the prediction whose mistakes it judges
@@ -148,24 +147,6 @@ def score_predictions(rows: Sequence[dict], whose: str) -> dict[str, float]:
     }
 
 
-def verdict(judged: dict[str, dict]) -> str:
-    """Return a sentence on which measure finds mistakes best, and whether it differs from the baseline beyond noise."""
-    known = {name: measure for name, measure in judged.items() if measure["auroc"] is not None}
-    best = max(known, key=lambda name: (known[name]["auroc"], name == BASELINE))  # the baseline wins a tie
-    best_of_all = f"the {in_words(best)} finds mistakes best (AUROC {known[best]['auroc']:.2f})"
-    if best != BASELINE:
-        beyond = known[best]["above_baseline_interval"][0] > 0
-        return f"{best_of_all}, {'' if beyond else 'not '}beyond the noise above the {in_words(BASELINE)}"
-    below = [in_words(name) for name in known if known[name]["above_baseline_interval"][1] < 0]
-    return f"{best_of_all}; beyond the noise below it: {', '.join(below) or 'none'}"
-
-
-def in_words(name: str) -> str:
-    """Return a measure's name for readers."""
-    words = name.replace("_", " ")
-    return f"{words.removeprefix('single ')} of the single pass" if words.startswith("single ") else words
-
-
 def summary(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]]]:
     """Return the metrics of the labelled images, and their tables by file name."""
     if not rows:
@@ -197,19 +178,3 @@ def summary(rows: Sequence[dict], seed: int) -> tuple[dict, dict[str, list[dict]
             if measure in group
         ]
     return results, tables
-
-
-def describe_verdicts(results: dict) -> str:
-    """Return a sentence on how well measures find the mistakes on labelled images."""
-    judged = results.get("mistakes", {})
-    aurocs = {name: of_one["auroc"] for name, of_one in judged.items() if of_one["auroc"] is not None}
-    if not judged:
-        return "Whether these find mistakes was not measured, since there are no labelled images."
-    wrong, images = judged[BASELINE]["mistakes"], results["predictions"]["images"]
-    if not aurocs:
-        return (
-            f"Too few images to tell whether these find mistakes: {quantity(wrong, 'mistake')} and "
-            f"{quantity(images - wrong, 'right answer')} on labelled images; at least {FEWEST} of each are needed."
-        )
-    numbers = ", ".join(f"{in_words(name)} {aurocs[name]:.2f}" for name in SHOWN if name in aurocs)
-    return f"AUROC for mistakes on {quantity(images, 'labelled image')}: {numbers} (chance: 0.5)."

@@ -1,1 +1,1 @@
-"""Figures, tables and the page, all made from rows, so that no row depends on this folder; knows all others."""
+"""Figures, tables and the page, all made from rows: no row depends on this folder, which imports all others."""

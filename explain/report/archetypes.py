@@ -6,51 +6,37 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from explain.basics.errors import UserError, quantity
+from explain.basics.errors import quantity
 from explain.data.image_files import read_image
 from explain.methods.ascent import GROW_AT, growing_sides
 from explain.methods.ascent_settings import Settings
 from explain.methods.priors import PHOTO_COLOURS, grey_distance_limit
 from explain.networks.classifier import Classifier
-from explain.report.figures import (
-    CYCLE,
-    GREY,
-    WIDTH,
-    draw_figure,
-    draw_file,
-    draw_heading,
-    draw_image,
-    draw_legend,
-    panel_grid,
-    short,
-    write_image,
-)
+from explain.report import figures
 from explain.report.page import finish
 from explain.run.output import OutputFolder
 
-SURE = 0.9  # probability from which metrics.json counts an archetype as one that its own network is sure of
+SURE = 0.9  # probability at which metrics.json counts an archetype as recognised by its own network
 COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "zero_gradient_steps")
 
 
 def recognition(measures: Sequence[dict], classes: int) -> dict[str, float]:
-    """Return how well a network of so many classes recognises the classes of pictures, from its measures of each."""
+    """Return how well a network of this many classes recognises images, from its measures of each image's class."""
     top5 = {"top5": sum(m["rank"] <= 5 for m in measures) / len(measures)}
     return {
         "top1": sum(m["rank"] == 1 for m in measures) / len(measures),
-        **(top5 if classes > 5 else {}),  # five of five are always right
+        **(top5 if classes > 5 else {}),  # among five classes it would always be 1
         "mean_probability": sum(m["probability"] for m in measures) / len(measures),
         "median_rank": statistics.median(m["rank"] for m in measures),
     }
 
 
 def summarise(rows: Sequence[dict], reference: dict[str, list[float]], classes: int) -> dict[str, Any]:
-    """Return the recognition of pictures by all networks, and the distance of their mean colours to a reference."""
+    """Return the recognition of images by all networks, and the distance of their mean colours from a reference."""
     own = {key: np.mean([row[key] for row in rows], 0) for key in ("mean", "spread")}
     difference = np.concatenate([own[key] - reference[key] for key in own])
     return {
@@ -63,7 +49,7 @@ def summarise(rows: Sequence[dict], reference: dict[str, list[float]], classes: 
 
 
 def summarise_ascents(rows: Sequence[dict], description: str, model: Classifier) -> dict[str, Any]:
-    """Return how the ascents of one method went, and what its own network makes of the archetypes."""
+    """Return the settings and the course of the ascents of one method, and their own network's probabilities."""
     settings = rows[0]["settings"]
     return {
         "description": description,
@@ -97,27 +83,21 @@ def write(
     descriptions: dict[str, str],
     output: OutputFolder,
 ) -> None:
-    """Write metrics, tables and figures, which are a function of the rows, the archetypes and the photos.
+    """Write metrics, tables and figures of the rows, the archetypes and the photos of their classes.
 
-    `descriptions` say what each method did, with its settings.
+    `descriptions` has for each method what it did, with its settings.
     """
     reference = PHOTO_COLOURS
     if photos:
         reference = {key: np.mean([photo[key] for photo in photos.values()], 0) for key in reference}
     for c in [*photos][: output.options.show]:
-        with suppress(UserError):  # it is gone by now
-            write_image(
-                output.file(f"photos/{c}.jpg"), model.preprocess(read_image(photos[c]["path"], white=model.white))
-            )
+        figures.save_image(output, f"photos/{c}.jpg", photos[c]["path"], model)
     results: dict[str, Any] = {"chance_probability": 1 / len(model.categories)}
     results["judges"] = {name: {"weights": j.weights, "sha256": j.sha256} for name, j in judge_networks.items()}
     results["photos"] = summarise(list(photos.values()), reference, len(model.categories)) if photos else None
-    methods = list(descriptions)
-    for method in methods:
+    for method, description in descriptions.items():
         own = [row for row in rows if row["method"] == method]
-        results[method] = summarise(own, reference, len(model.categories)) | summarise_ascents(
-            own, descriptions[method], model
-        )
+        results[method] = summarise(own, reference, len(model.categories)) | summarise_ascents(own, description, model)
     tables = {"archetypes.csv": [table_line(row, photos.get(row["class"], {})) for row in rows]}
     if judge_networks:
         worst_first = sorted(tables["archetypes.csv"], key=lambda line: (-line["mean_rank"], line["class"]))
@@ -129,11 +109,12 @@ def write(
     if len(pair) == 2:
         own = [row for row in shown if row["method"] in pair]
         title = f"{model.label}: classes and their archetypes{note}"
-        draw_figure(output, "class_images", draw_archetypes, own, pair, photos, model, output, title)
+        figures.draw_figure(output, "class_images", draw_archetypes, own, pair, photos, model, output, title)
     title = f"{model.label}: archetypes{note}"
-    draw_figure(output, "archetypes", draw_archetypes, shown, descriptions, {}, model, output, title)
-    draw_figure(output, "scores", draw_scores, shown, model, note)
-    finish(output, rows, skipped, results, tables, model, images=len(photos), findings=findings(results, methods))
+    figures.draw_figure(output, "archetypes", draw_archetypes, shown, descriptions, {}, model, output, title)
+    figures.draw_figure(output, "scores", draw_scores, shown, model, note)
+    lines = findings(results, [*descriptions])
+    finish(output, rows, skipped, results, tables, model, images=len(photos), findings=lines)
 
 
 def findings(results: dict[str, Any], methods: Sequence[str]) -> list[str]:
@@ -156,19 +137,11 @@ def findings(results: dict[str, Any], methods: Sequence[str]) -> list[str]:
 
 
 def standing_lines(measures: dict) -> str:
-    """Return the lines below a picture: the probability (and rank) that each network gives its class."""
+    """Return the lines below an image: the probability and the rank of its class for each network."""
     judges = [*measures["judges"].values()]
     names = ["judge"] if len(judges) == 1 else [f"judge {k}" for k in range(1, len(judges) + 1)]
     lines = zip(["own", *names], [measures, *judges], strict=True)
     return "\n".join(f"{name} {m['probability']:.2f} ({m['rank']})" for name, m in lines)
-
-
-def standing_caption(row: dict, model: Classifier) -> str:
-    """Return what the lines below the pictures mean."""
-    judges = ", ".join(row["judges"])
-    return f"Below: probability (rank) of the class by the network itself (own: {model.label})" + (
-        f", and by networks that had no part in it (judge: {judges})." if judges else "."
-    )
 
 
 def draw_archetypes(
@@ -178,32 +151,38 @@ def draw_archetypes(
     model: Classifier,
     output: OutputFolder,
     title: str,
-) -> tuple[Figure, list[str]]:
+) -> figures.Drawing:
     """Draw the archetypes of each class, a column for each method, after the class's photo where `photos` has it."""
     by_class = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["class"])]
     with_photo = photos.keys() & {row["class"] for row in rows}
     heads = [*(["class image"] if with_photo else []), *descriptions]
     per_line = 1 if len(by_class) <= 2 and len(heads) > 1 else max(1, 6 // len(heads))
-    figure, axes = panel_grid(len(by_class), heads, per_line, text_lines=2 + len(rows[0]["judges"]))
-    figure.set_figheight(figure.get_figheight() + 0.1)  # or the last line of text would be cut without a caption
+    figure, axes = figures.panel_grid(len(by_class), heads, per_line, text_lines=2 + len(rows[0]["judges"]))
+    figure.set_figheight(figure.get_figheight() + 0.1)  # without a caption the last line of text would be cut
     for panels, group in zip(axes, by_class, strict=True):
         c = group[0]["class"]
         if c in with_photo:
-            draw_file(panels[0], model, photos[c]["path"])
+            figures.draw_file(panels[0], model, photos[c]["path"])
             panels[0].set_xlabel(standing_lines(photos[c]), linespacing=1.15)
         elif with_photo:
-            draw_image(panels[0], np.ones((1, 1, 3)))
+            figures.draw_image(panels[0], np.ones((1, 1, 3)))
             panels[0].text(0, 0, "no readable\nphoto in\nthe dataset", ha="center", va="center")
         for panel, row in zip(panels[-len(group) :], group, strict=True):
-            draw_image(panel, np.asarray(read_image(output.path / row["path"])))
+            figures.draw_image(panel, np.asarray(read_image(output.path / row["path"])))
             panel.set_xlabel(standing_lines(row), linespacing=1.15)
-        draw_heading(panels, f"{short(group[0]['name'], 14 * len(heads))} {c}")
-    captions = [f"{method}: {description}." for method, description in descriptions.items()]
-    return figure, [title, *captions, standing_caption(rows[0], model)]
+        figures.draw_heading(panels, f"{figures.short(group[0]['name'], 14 * len(heads))} {c}")
+    columns = ["a photo of the class"] * bool(with_photo) + [f"{name}: {text}" for name, text in descriptions.items()]
+    judges = ", ".join(rows[0]["judges"])
+    return figure, [
+        title,
+        f"Left to right: {'; '.join(columns)}.",
+        "Below: probability (rank) of the class by the network itself (own)"
+        + (f" and by networks that had no part in making the archetypes (judge: {judges})." if judges else "."),
+    ]
 
 
 def what_changes(settings: Settings, model: Classifier) -> dict[int, list[str]]:
-    """Return the steps from which an ascent is another one than before, and what changed."""
+    """Return the steps at which an ascent changes, with the names of the changes."""
     sides = growing_sides(model, settings, model.input_size)
     grown = zip(GROW_AT, itertools.pairwise(sides), strict=True)
     times = [(at, "larger image") for at, (before, after) in grown if before < after]
@@ -217,46 +196,45 @@ def what_changes(settings: Settings, model: Classifier) -> dict[int, list[str]]:
     return changes
 
 
-def draw_scores(rows: list[dict], model: Classifier, note: str) -> tuple[Figure, list[str]]:
+def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawing:
     """Draw the class's logit over the steps: a panel for each method, a line for each class."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    lines = math.ceil(len(rows) / len(methods) / 3)  # of the legend
-    figure = Figure(figsize=(WIDTH, 2.6 + 0.16 * lines + 0.1), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[2.6, 0.16 * lines + 0.1])
-    panels = upper.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    lines = math.ceil(len(rows) / len(methods) / 3)
+    figure, panels, below = figures.panels_and_legend(len(methods), 2.6, legend_lines=lines, sharey=True)
     for panel, method in zip(panels, methods, strict=True):
         own = [row for row in rows if row["method"] == method]
         settings = Settings(**own[0]["settings"])
         noisy_until = settings.augment_until * (settings.steps - 1) if settings.augments() else 0
         for k, row in enumerate(own):
             steps, scores = np.array(row["scores"]).T
-            colour, style = CYCLE[k % len(CYCLE)], ("-", "--", ":")[k // len(CYCLE) % 3]
-            panel.plot(steps, scores, color=colour, linestyle=style, linewidth=0.4, alpha=0.35)
+            line = {"color": figures.CYCLE[k % 8], "linestyle": ("-", "--", ":")[k // 8 % 3]}
+            panel.plot(steps, scores, **line, linewidth=0.4, alpha=0.35)
             noisy = int(np.sum(steps < noisy_until))
             scores[:noisy] = running_mean(scores[:noisy], len(scores) // 20)
-            panel.plot(steps, scores, color=colour, linestyle=style, label=f"{row['class']} {short(row['name'])}")
+            panel.plot(steps, scores, **line, label=f"{row['class']} {figures.short(row['name'])}")
         before = -math.inf
         for step, names in what_changes(settings, model).items():
-            panel.axvline(step, color=GREY, linestyle=":", linewidth=0.8, zorder=0)
-            # a name stands before its line; behind it where another line is near
+            panel.axvline(step, color=figures.GREY, linestyle=":", linewidth=0.8, zorder=0)
+            # the name is to the left of its line, or to the right if another line is near
             side = "left" if step - before < 0.08 * settings.steps else "right"
             where = {"transform": panel.get_xaxis_transform(), "rotation": 90, "ha": side, "va": "top"}
-            panel.text(step, 0.99, ", ".join(names), color=GREY, fontsize=7, **where)
+            panel.text(step, 0.99, ", ".join(names), color=figures.GREY, fontsize=7, **where)
             before = step
         panel.set_title(method, fontweight="bold")
         panel.set_xlabel("step")
         panel.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("class logit")
-    draw_legend(lower.subplots(), panels[0], columns=3)
+    figures.draw_legend(below, panels[0], columns=3)
     return figure, [
         f"{model.label}: class logit during optimisation{note}",
-        "Thin: the image as the network sees it in each step. Thick: the same; while random augmentation makes it "
-        "noisy, the running mean over a tenth of the steps, over fewer near both ends. The last point is the saved "
-        "archetype. Dotted: where the optimisation changes.",
+        "Thin lines: the class's logit of the image as the network sees it in each step.",
+        "Thick lines: the same, as a running mean over up to a tenth of the steps while random augmentation makes it "
+        "noisy; the last point is the saved archetype.",
+        "Dotted lines: changes of the optimisation.",
     ]
 
 
 def running_mean(values: np.ndarray, half: int) -> np.ndarray:
-    """Return the mean of each value and `half` neighbours on both sides; of as many as both sides have at the ends."""
+    """Return the mean of each value and `half` neighbours on both sides, near the ends as many as both sides have."""
     halves = [min(half, k, len(values) - 1 - k) for k in range(len(values))]
     return np.array([values[k - half : k + half + 1].mean() for k, half in enumerate(halves)])

@@ -15,26 +15,13 @@ from explain.basics.errors import quantity
 from explain.data.label_order import other_order
 from explain.methods.calibration import COLDEST, FEWEST, HOTTEST, calibration, temperature_scaling, wilson_interval
 from explain.networks.classifier import Classifier
-from explain.report.figures import (
-    BLUE,
-    GREY,
-    ORANGE,
-    WIDTH,
-    draw_figure,
-    draw_file,
-    draw_heading,
-    draw_legend,
-    file_name,
-    measured_on,
-    panel_grid,
-    short,
-)
+from explain.report import figures
 from explain.report.page import finish
 from explain.run.output import OutputFolder
 
 TOP = 5  # classes that count for the top-5 accuracy
-CROPPED = 0.25  # of a picture's area: more is worth a sentence if most pictures lose it
-CONFUSION_SHOWN = 24  # classes whose names can be read beside the confusion matrix; the table has all
+CROPPED = 0.25  # fraction of an image's area: a note is printed if most images lose more
+CONFUSION_SHOWN = 24  # classes whose names are readable beside the confusion matrix; the table has all
 
 
 def write(
@@ -42,9 +29,9 @@ def write(
 ) -> None:
     """Write figures, tables and metrics of the rows."""
     results, bins = summary(rows, len(model.categories))
-    results |= measured_on([row["class"] for row in rows], output.classes)
+    results |= figures.measured_on([row["class"] for row in rows], output.classes)
     results["temperature_scaling"], bins_after = rescale(rows, results, output.path)
-    cropped = np.array([row["cropped"] for row in rows])  # fractions of the pictures' areas
+    cropped = np.array([row["cropped"] for row in rows])  # fractions of the images' areas
     results |= {"median_cropped": float(np.median(cropped)), "mostly_cropped": float((cropped > CROPPED).mean())}
     if results["mostly_cropped"] > 0.5:
         print(f"note: {crop_sentence(results, model)}", file=sys.stderr)
@@ -52,10 +39,10 @@ def write(
         results["labels"] = other
         print(f"warning: {other['says']}", file=sys.stderr)
     costliest = sorted(rows, key=lambda row: (-row["loss"], row["index"]))
-    draw_figure(output, "reliability", draw_reliability, bins, bins_after, results, model)
+    figures.draw_figure(output, "reliability", draw_reliability, bins, bins_after, results, model)
     if results["top1_correct"] < len(rows):
-        draw_figure(output, "confusion", draw_confusion, rows, results, model)
-        draw_figure(output, "mistakes", draw_mistakes, costliest, results, output.options.show, photos, model)
+        figures.draw_figure(output, "confusion", draw_confusion, rows, results, model)
+        figures.draw_figure(output, "mistakes", draw_mistakes, costliest, results, output.options.show, photos, model)
     tables = {**tables_of(costliest, model.categories), "calibration.csv": bins}
     finish(output, rows, skipped, results, tables, model, findings=findings(results))
 
@@ -63,7 +50,7 @@ def write(
 def totals(rows: list[dict], classes: int) -> dict:
     """Return the number of images, the numbers and fractions of right answers, and the mean loss.
 
-    Every answer is among the five most likely of five classes or fewer, which therefore have no top-5.
+    There is no top-5 for five classes or fewer, among which every answer would be right.
     """
     results = {"images": len(rows), "loss": sum(row["loss"] for row in rows) / len(rows)}
     for top in (1, TOP) if classes > TOP else (1,):
@@ -91,7 +78,7 @@ def summary(rows: list[dict], classes: int) -> tuple[dict, list[dict]]:
 
 
 def tables_of(rows: list[dict], names: list[str]) -> dict[str, list[dict]]:
-    """Return the tables of the images in the order given, of the confusions, and of each class's accuracy and loss."""
+    """Return the tables of the images, in the order of the rows, of the confusions, and of each class's accuracy."""
     images = [
         {"path": row["path"], "class": row["class"], "name": names[row["class"]]}
         | {"predicted": row["predicted"], "predicted_name": names[row["predicted"]], "probability": row["confidence"]}
@@ -110,7 +97,7 @@ def tables_of(rows: list[dict], names: list[str]) -> dict[str, list[dict]]:
 
 
 def rescale(rows: list[dict], before: dict, folder: Path) -> tuple[dict, list[dict]]:
-    """Return what one temperature does to loss and calibration, in words too, and the bins after it.
+    """Return loss and calibration after temperature scaling, with a sentence on them, and the table of bins.
 
     The logits are in the rows' files in the folder. See `temperature_scaling`.
     """
@@ -121,41 +108,40 @@ def rescale(rows: list[dict], before: dict, folder: Path) -> tuple[dict, list[di
     judged = temperature_scaling(torch.from_numpy(logits), classes, [row["rank"] == 1 for row in rows])
     if judged is None:
         images = quantity(len(rows), "image")
-        return {"says": f"{images}: too few for temperature scaling, which takes {FEWEST} to fit and to judge."}, []
+        return {"says": f"{images}: too few for temperature scaling, which needs {FEWEST}."}, []
     after, bins = judged
     changes = [
         f"{name} {'better' if a < b else 'worse' if a > b else 'unchanged'}, from {b:.3f} to {a:.3f}"
         for name, key in (("loss", "loss"), ("calibration error", "expected_calibration_error"))
         for b, a in [(round(before[key], 3), round(after[key], 3))]
     ]
-    how = f"{temperature_text(after)}, cross-fitted in {len(after['temperatures_of_folds'])} folds; Guo et al. 2017"
+    how = f"{temperature_text(after)}, cross-fitted in {len(after['temperatures_of_folds'])} folds"
     return {**after, "says": f"Temperature scaling ({how}): {'; '.join(changes)}."}, bins
 
 
 def crop_sentence(results: dict, model: Classifier) -> str:
-    """Return a sentence on pictures of which the network does not see much, and its cure."""
-    cure = "if the network was trained on squashed pictures, give --squash"
+    """Return a sentence on images of which the centre crop removes much, with the cure."""
+    cure = "if the network was trained on squashed images, give --squash"
     if model.preprocessing["squash"]:
-        cure = f"give --resize {model.input_size} to show it all of them"
+        cure = f"give --resize {model.input_size} to show it whole images"
     return (
-        f"the centre crop removes {results['median_cropped']:.3f} of the median picture's area, and more than "
-        f"{CROPPED} of the area of a fraction {results['mostly_cropped']:.3f} of the pictures; {cure}"
+        f"the centre crop removes {results['median_cropped']:.3f} of the median image's area, and more than {CROPPED} "
+        f"from a fraction {results['mostly_cropped']:.3f} of the images; {cure}"
     )
 
 
-def draw_reliability(
-    bins: list[dict], bins_after: list[dict], results: dict, model: Classifier
-) -> tuple[Figure, list[str]]:
-    """Draw accuracy over confidence with its 95% interval, also after one temperature, and the images in each bin."""
-    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+def draw_reliability(bins: list[dict], bins_after: list[dict], results: dict, model: Classifier) -> figures.Drawing:
+    """Draw accuracy over confidence with its 95 % interval, also after temperature scaling, and the images per bin."""
+    figure = Figure(figsize=(figures.WIDTH, 4.4), layout="constrained")
     legend, above, below = figure.subplots(3, 1, height_ratios=(0.2, 3, 1))
     above.sharex(below)
     above.tick_params(labelbottom=False)
-    above.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1, label="perfectly calibrated")
+    above.plot([0, 1], [0, 1], "--", color=figures.GREY, linewidth=1, label="perfectly calibrated")
     edges = [*(b["from"] for b in bins), 1]
-    curves = {"accuracy, with its 95 % interval": (bins, BLUE, "o")}
+    curves = {"accuracy, with its 95 % interval": (bins, figures.BLUE, "o")}
     if bins_after:
-        curves[f"after temperature {temperature_text(results['temperature_scaling'])}"] = (bins_after, ORANGE, "s")
+        temperature = temperature_text(results["temperature_scaling"])
+        curves[f"after temperature {temperature}"] = (bins_after, figures.ORANGE, "s")
     for label, (table, colour, marker) in curves.items():
         full = [b for b in table if b["images"]]
         accuracy, confidence = ([b[key] for b in full] for key in ("accuracy", "confidence"))
@@ -164,19 +150,19 @@ def draw_reliability(
         above.errorbar(confidence, accuracy, np.abs(intervals - accuracy), **style)
         below.stairs([b["images"] for b in table], edges, color=colour, fill=marker == "o", alpha=0.6)
     above.set(ylabel="accuracy in the bin", xlim=(0, 1), ylim=(-0.03, 1.03))
-    draw_legend(legend, above, columns=3)
+    figures.draw_legend(legend, above, columns=3)
     below.set(xlabel="confidence: probability of the most likely class", ylabel="images")
     below.yaxis.get_major_locator().set_params(integer=True)
     return figure, [
         f"{model.label}: can its confidence be believed?",
-        f"{results['measured_on']}. Expected calibration error {results['expected_calibration_error']:.3f} "
-        f"({len(bins)} bins), accuracy {results['top1_accuracy']:.3f}, mean confidence "
-        f"{results['mean_confidence']:.3f}. Intervals: Wilson 1927.",
+        f"Accuracy in each of {len(bins)} bins of confidence, above the number of images in the bin.",
+        f"{results['measured_on']}: accuracy {results['top1_accuracy']:.3f}, mean confidence "
+        f"{results['mean_confidence']:.3f}, expected calibration error {results['expected_calibration_error']:.3f}.",
         results["temperature_scaling"]["says"],
     ]
 
 
-def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> tuple[Figure, list[str]]:
+def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> figures.Drawing:
     """Draw the classes that the network misses, most missed first, by the classes that it predicts for them."""
     missed = Counter(row["class"] for row in rows if row["rank"] > 1)
     classes = [c for c, _ in missed.most_common(CONFUSION_SHOWN)]
@@ -184,69 +170,68 @@ def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> tuple[
     predicted = [c for c in classes if any(c == row["predicted"] for row in drawn)]
     others = Counter(row["predicted"] for row in drawn if row["predicted"] not in predicted)
     predicted += sorted(c for c, _ in others.most_common(CONFUSION_SHOWN - len(predicted)))
-    matrix = np.zeros((len(classes), len(predicted) + 1))  # the last column: every class without one
+    matrix = np.zeros((len(classes), len(predicted) + 1))  # the last column: all other classes
     places = {c: place for place, c in enumerate(predicted)}
     for row in drawn:
         matrix[classes.index(row["class"]), places.get(row["predicted"], -1)] += 1
-    labels = [f"{short(model.categories[c], 22)} {c}" for c in predicted]
+    labels = [f"{figures.short(model.categories[c], 22)} {c}" for c in predicted]
     if matrix[:, -1].any():
         labels.append("any other class")
     matrix = matrix[:, : len(labels)]
     right = np.array(classes)[:, None] == [*predicted, -1][: len(labels)]
     shares = matrix / matrix.sum(1, keepdims=True) * np.where(right, 1, -1)
-    cell = min(0.3, (WIDTH - 2.5) / len(labels))  # inches
+    cell = min(0.3, (figures.WIDTH - 2.5) / len(labels))  # inches
     room = 0.7 + 0.06 * max(map(len, labels))  # for the colour bar and the labels below
-    figure = Figure(figsize=(WIDTH, room + max(0.6, cell * len(classes))), layout="constrained")
+    figure = Figure(figsize=(figures.WIDTH, room + max(0.6, cell * len(classes))), layout="constrained")
     axes = figure.subplots()
     mesh = axes.pcolormesh(shares, cmap="RdBu", vmin=-1, vmax=1, edgecolors="0.85", linewidth=0.5)
     bar = figure.colorbar(mesh, ax=axes, location="top", aspect=40, shrink=0.4, pad=0.03, ticks=[-1, 0, 1])
-    bar.ax.set_xticklabels(["1: all mistaken", "0", "1: all right"])
+    bar.ax.set_xticklabels(["1: all wrong", "0", "1: all right"])
     bar.outline.set_visible(False)
     for (y, x), n in np.ndenumerate(matrix):
         if n:
             colour = "white" if abs(shares[y, x]) > 0.6 else "black"
             axes.text(x + 0.5, y + 0.5, f"{n:.0f}", ha="center", va="center", color=colour, fontsize=7)
-    names = [f"{short(model.categories[c], 22)} {c}" for c in classes]
+    names = [f"{figures.short(model.categories[c], 22)} {c}" for c in classes]
     axes.set_yticks(np.arange(len(classes)) + 0.5, names)
     axes.set_xticks(np.arange(len(labels)) + 0.5, labels, rotation=90)
     axes.set(xlabel="predicted class", ylabel="true class", aspect="equal")
     axes.invert_yaxis()
-    cut = f" ({len(classes)} of {len(missed)})" if len(classes) < len(missed) else ""
+    cut = f", {len(classes)} of {len(missed)}" if len(classes) < len(missed) else ""
     return figure, [
         f"{model.label}: what the missed classes are mistaken for",
-        f"{results['measured_on']}. Rows: classes with mistakes, most missed first{cut}, and their "
-        f"{quantity(len(drawn), 'image')}. Numbers count images; the colour is their share of the row, blue where they "
-        "are right and red where they are mistaken. confusion.csv has every class.",
+        f"Numbers of images by true class (the classes with mistakes, most missed first{cut}) and predicted class.",
+        "The colour is the share of the row: blue where the prediction is right, red where it is wrong.",
+        f"{results['measured_on']}; confusion.csv has all classes.",
     ]
 
 
 def draw_mistakes(
-    costliest: list[dict], results: dict, show: int, photos: Sequence[Path], model: Classifier
-) -> tuple[Figure, list[str]]:
-    """Draw up to `show` pictures whose class the network misses, the highest loss first."""
-    wrong = [row for row in costliest if row["rank"] > 1]
-    figure, axes = panel_grid(min(show, len(wrong)), [""], per_line=4, text_lines=4)
+    rows: list[dict], results: dict, show: int, photos: Sequence[Path], model: Classifier
+) -> figures.Drawing:
+    """Draw up to `show` images whose class the network misses, the highest loss first."""
+    wrong = [row for row in rows if row["rank"] > 1]
+    figure, axes = figures.panel_grid(min(show, len(wrong)), [""], per_line=4, text_lines=4)
     for (panel,), row in zip(axes, wrong, strict=False):
-        draw_file(panel, model, photos[row["index"]], upright=False)
-        draw_heading(
+        figures.draw_file(panel, model, photos[row["index"]], upright=False)
+        figures.draw_heading(
             [panel],
-            file_name(row),
+            figures.file_name(row),
             f"is {model.categories[row['class']]}",
             f"taken for {model.categories[row['predicted']]}",
             f"p {row['confidence']:.2f}, loss {row['loss']:.2f}, rank {row['rank']}",
         )
-    title = f"{quantity(len(wrong), 'mistake')} in {quantity(len(costliest), 'image')}"
-    shown = ", the costliest" if len(axes) == 1 else f", the {len(axes)} costliest"
-    shown = shown if len(axes) < len(wrong) else ""
     return figure, [
-        f"{model.label}: {title}{shown}",
-        f"{results['measured_on']}. Highest loss first. p: probability of the predicted class; loss and rank: of the "
-        f"true class. Pictures: {model.view}.",
+        f"{model.label}: {quantity(len(wrong), 'mistake')} in {quantity(len(rows), 'image')}",
+        f"Images ({model.view}) that the network gets wrong, the highest loss first"
+        + (f", {len(axes)} of {len(wrong)}." if len(axes) < len(wrong) else "."),
+        "p: probability of the predicted class; loss and rank: of the true class.",
+        f"{results['measured_on']}.",
     ]
 
 
 def temperature_text(scaled: dict) -> str:
-    """Return the range of the folds' temperatures: 0.74 to 0.79; where the search ended there, at most 0.01."""
+    """Return the range of the folds' temperatures: 0.74 to 0.79, or "at most 0.01" at an end of the search."""
     texts = [
         f"{'at most ' if t == COLDEST else 'at least ' if t == HOTTEST else ''}{t:.2f}"
         for t in (min(scaled["temperatures_of_folds"]), max(scaled["temperatures_of_folds"]))
@@ -255,7 +240,7 @@ def temperature_text(scaled: dict) -> str:
 
 
 def findings(results: dict) -> list[str]:
-    """Return a line on accuracy and calibration, and one on what a temperature does to them."""
+    """Return a line on accuracy and calibration, and a line on temperature scaling."""
     among_five = f"top-5 {results['top5_accuracy']:.4f}, " if "top5_accuracy" in results else ""
     return [
         f"{results['measured_on']}: loss {results['loss']:.4f}, top-1 {results['top1_accuracy']:.4f}, {among_five}"

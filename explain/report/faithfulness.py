@@ -10,35 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from explain.basics.errors import UserError
 from explain.methods.faithfulness import curve_points, mean_and_error, tiled
 from explain.networks.classifier import Classifier
-from explain.report.figures import (
-    GREY,
-    WIDTH,
-    brightest,
-    draw_figure,
-    draw_file,
-    draw_image,
-    draw_legend,
-    draw_map,
-    kinds_of_maps,
-    label,
-    map_styles,
-    measured_on,
-    scale_caption,
-    short,
-)
-from explain.report.numbers import measured, number
+from explain.report import figures
+from explain.report.numbers import label, measured, number
 from explain.report.page import finish
+from explain.report.verdicts import most_faithful_map
 from explain.run.output import OutputFolder
 
 SCORE = "insertion_minus_deletion"
-ABOVE = "above_best_baseline"  # by how much the score is, over the images that have both
+ABOVE = "above_best_baseline"  # difference of the scores, over the images that have both
 CHECKS = ("stability", "other_class")  # of the first images, and not of baselines
-MEANS = "Means over images, their number in brackets; maps that are zero at every pixel are left out."
 
 
 def write(
@@ -48,15 +32,15 @@ def write(
     results, used = summary(rows), [row for row in rows if row["right"]]
     if not used:
         raise UserError(f"the network gets none of {len(rows)} images right: give it other images or weights")
-    results |= measured_on([row["class"] for row in used], output.classes)
-    draw_figure(output, "insertion_deletion", draw_curves, used, results, model, output.options)
-    draw_figure(output, "faithfulness", draw_measures, results, model, output.options)
+    results |= figures.measured_on([row["class"] for row in used], output.classes)
+    figures.draw_figure(output, "insertion_deletion", draw_curves, used, results, model, output.options)
+    figures.draw_figure(output, "faithfulness", draw_measures, results, model, output.options)
     if results["randomised"]:
-        draw_figure(output, "randomisation", draw_randomised, results["randomised"], model)
+        figures.draw_figure(output, "randomisation", draw_randomised, results["randomised"], model)
     for row in [row for row in rows if row.get("mosaic", {}).get("shares")][:1]:
         maps = np.load(output.path / row["files"][0])
         paths = [photos[index] for index in row["mosaic"]["members"]]
-        draw_figure(output, "mosaic", draw_mosaic, row["mosaic"], maps, paths, model)
+        figures.draw_figure(output, "mosaic", draw_mosaic, row["mosaic"], maps, paths, model)
     columns = dict.fromkeys(key for of_kind in results["maps"].values() for key in of_kind)
     table = [{"map": kind, **{key: of_kind.get(key) for key in columns}} for kind, of_kind in results["maps"].items()]
     finish(output, rows, skipped, results, {"faithfulness.csv": table}, model, findings=findings(results))
@@ -71,8 +55,10 @@ def summary(rows: list[dict]) -> dict:
         {kind: both | {SCORE: both["insertion"] - both["deletion"]} for kind, both in row["areas"].items()}
         for row in used
     ]
-    measured = {kind for of_image in areas for kind in of_image}
-    own, baselines = ([kind for kind in kinds_of_maps(used, key) if kind in measured] for key in ("maps", "baselines"))
+    present = {kind for of_image in areas for kind in of_image}
+    own, baselines = (
+        [kind for kind in figures.kinds_of_maps(used, key) if kind in present] for key in ("maps", "baselines")
+    )
     scores = {kind: [of_image[kind][SCORE] for of_image in areas if kind in of_image] for kind in baselines}
     best_baseline = max(baselines, key=lambda kind: sum(scores[kind]) / len(scores[kind]), default=None)
     for of_image in areas:
@@ -119,11 +105,11 @@ def measures_of(kind: str, areas: list[dict], shares: list[dict], rows: list[dic
 
 
 def survival(rows: list[dict]) -> list[dict]:
-    """Return for each stage of randomisation how many maps could be compared, and their mean rank correlation."""
+    """Return for each stage of randomisation the mean rank correlation and the number of maps compared."""
     stages = []
     for k, name in enumerate(rows[0]["down_to"] if rows else []):
         stage: dict[str, Any] = {"layers": rows[0]["layers"][k], "down_to": name}
-        for kind in kinds_of_maps(rows):
+        for kind in figures.kinds_of_maps(rows):
             estimate = mean_and_error(row["randomised"][kind][k] for row in rows)
             stage |= {kind: estimate["mean"], f"{kind}_standard_error": estimate["standard_error"]}
             stage[f"{kind}_maps"] = estimate["images"]
@@ -131,24 +117,9 @@ def survival(rows: list[dict]) -> list[dict]:
     return stages
 
 
-def verdict(results: dict) -> str:
-    """Return which map is the most faithful, or that none is shown to be better than the best baseline."""
-    best, baseline = results["best_map"], results["best_baseline"]
-    if best is None or baseline is None:
-        return "There is nothing to compare: every map or every baseline is zero at all pixels."
-    if results["map_is_better"]:
-        text = f"The most faithful map is {label(best)}"
-    else:
-        text = f"No map is shown to be better than the baseline {label(baseline)}"
-    scores = ", ".join(f"{label(kind)} {measured(results['maps'][kind], SCORE)}" for kind in (best, baseline))
-    return (
-        f"{text}. Insertion minus deletion: {scores}, difference {measured(results, 'difference')} (the same images)."
-    )
-
-
 def findings(results: dict) -> list[str]:
-    """Return the verdict, and the scores of each kind of map."""
-    lines = [verdict(results)]
+    """Return the lines that the script prints: the verdict, then the scores of each kind of map."""
+    lines = [most_faithful_map(results)]
     for kind, of_kind in results["maps"].items():
         pointing = "" if of_kind["grid_pointing"] is None else f", grid pointing {number(of_kind['grid_pointing'])}"
         lines.append(f"{label(kind)}: insertion minus deletion {measured(of_kind, SCORE)}{pointing}")
@@ -156,39 +127,36 @@ def findings(results: dict) -> list[str]:
 
 
 def span(numbers: Iterable[int]) -> str:
-    """Return numbers as a text: 3, or 1 to 3."""
+    """Return the range of numbers: 3, or 1 to 3."""
     low, *_, high = sorted([*numbers] * 2)
     return f"{low} to {high}" if low < high else f"{low}"
 
 
-def draw_curves(
-    rows: list[dict], results: dict, model: Classifier, options: argparse.Namespace
-) -> tuple[Figure, list[str]]:
+def draw_curves(rows: list[dict], results: dict, model: Classifier, options: argparse.Namespace) -> figures.Drawing:
     """Draw the mean insertion and deletion curves of every kind of map."""
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
-    grid = figure.add_gridspec(2, 2, height_ratios=(1, 0.28))
-    left = figure.add_subplot(grid[0, 0])
-    panels = left, figure.add_subplot(grid[0, 1], sharey=left)
-    (x, _), styles = curve_points(options.steps), map_styles(results["kinds"], results["baselines"])
+    maps = results["maps"]
+    figure, panels, below = figures.panels_and_legend(2, 3.0, legend_lines=-(-len(maps) // 4), sharey=True)
+    (x, _), styles = curve_points(options.steps), figures.map_styles(results["kinds"], results["baselines"])
     for axes, name in zip(panels, ("insertion", "deletion"), strict=True):
-        for kind, measures in results["maps"].items():
+        for kind, measures in maps.items():
             mean = np.mean([row["curves"][kind][name] for row in rows if kind in row["curves"]], 0)
             axes.plot(x, mean, marker=".", label=f"{label(kind)} ({measures['images']})", **styles[kind])
-        axes.set(xlabel=f"share of the pixels {'put into the blurred copy' if name == 'insertion' else 'taken'}")
+        axes.set(xlabel=f"share of the pixels {'put into the blurred copy' if name == 'insertion' else 'removed'}")
         axes.set_title(f"{name}: {'higher' if name == 'insertion' else 'lower'} is better")
     panels[0].set_ylabel("probability of the class")
-    draw_legend(figure.add_subplot(grid[1, :]), left, columns=4)
-    cells = f" in cells of {options.cells} x {options.cells} pixels" if options.cells > 1 else ""
+    figures.draw_legend(below, panels[0], columns=4)
+    cells = f", in cells of {options.cells} x {options.cells} pixels" if options.cells > 1 else ""
+    smoothed = f"; smoothed map: {options.copies} copies, noise {options.noise:g}" if "smoothed" in maps else ""
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",
-        f"{results['measured_on']}. {MEANS}",
-        f"Grey: baselines that ignore the network. Pixels are changed{cells} in the map's order, the "
-        f"largest value first, and the probability is measured at {len(x)} points (Petsiuk et al. 2018).",
-        f"Smoothed map: {options.copies} copies, noise {options.noise:g}." if "smoothed" in results["maps"] else "",
+        f"Mean probability as pixels are put into a blurred copy of the image, or removed from the image, in the map's "
+        f"order{cells}; dots: where it is measured.",
+        "Grey: baselines that ignore the network; in brackets: number of images, without maps of zeros.",
+        f"{results['measured_on']}{smoothed}.",
     ]
 
 
-# of each panel of measures: its head, which way is better, what is counted in metrics.json
+# of each panel of measures: its title, which way is better, and the key of the number of values
 PANELS = {
     SCORE: ("insertion minus deletion", "higher", "images"),
     "grid_pointing": ("grid pointing", "higher", "cells"),
@@ -196,97 +164,94 @@ PANELS = {
 }
 
 
-def draw_measures(results: dict, model: Classifier, options: argparse.Namespace) -> tuple[Figure, list[str]]:
+def draw_measures(results: dict, model: Classifier, options: argparse.Namespace) -> figures.Drawing:
     """Draw the measures of every kind of map as bars with their standard errors, the baselines as lines."""
-    kinds, maps = results["kinds"], results["maps"]
+    kinds, maps, baselines = results["kinds"], results["maps"], results["baselines"]
     known = {name: [kind for kind in kinds if maps[kind].get(name) is not None] for name in PANELS}
     names = [name for name in PANELS if known[name]]
-    figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
-    grid = figure.add_gridspec(2, len(names), height_ratios=(1, 0.1))
-    panels = [figure.add_subplot(grid[0, k]) for k in range(len(names))]
-    styles = map_styles(kinds, results["baselines"])
+    height = 1.0 + 0.25 * max(len(kinds), 4)  # inches
+    figure, panels, below = figures.panels_and_legend(len(names), height, legend_lines=-(-len(baselines) // 4))
+    styles = figures.map_styles(kinds, baselines)
     for axes, name in zip(panels, names, strict=True):
-        head, better, counted = PANELS[name]
+        title, better, count = PANELS[name]
         values = [maps[kind][name] for kind in known[name]]
         errors = [maps[kind][f"{name}_standard_error"] or 0 for kind in known[name]]
-        places = [kinds.index(kind) for kind in known[name]]
-        bars = [styles[kind]["color"] for kind in known[name]]
-        axes.barh(places, values, xerr=errors, color=bars, error_kw={"linewidth": 0.8})
-        for kind in results["baselines"] if name == SCORE else ():
+        colours = [styles[kind]["color"] for kind in known[name]]
+        axes.barh([kinds.index(kind) for kind in known[name]], values, xerr=errors, color=colours, error_kw={"lw": 0.8})
+        for kind in baselines if name == SCORE else ():
             axes.axvline(maps[kind][name], **styles[kind], linewidth=1, label=label(kind))
         if name == "grid_pointing":
-            axes.axvline(0.25, color=GREY, linestyle=":", linewidth=1)
-        n = span(maps[kind][counted] for kind in known[name])
-        axes.set_title(f"{head}\n({better} is better)\n{counted.rpartition('_')[2]}: {n}")
-        axes.set_yticks(range(len(kinds)) if axes is panels[0] else [])
+            axes.axvline(0.25, color=figures.GREY, linestyle=":", linewidth=1)
+        n = span(maps[kind][count] for kind in known[name])
+        axes.set_title(f"{title}\n({better} is better)\n{count.rpartition('_')[2]}: {n}")
+        names_of_kinds = dict(enumerate(map(label, kinds))) if axes is panels[0] else {}
+        axes.set_yticks([*names_of_kinds], [*names_of_kinds.values()])
         axes.set_ylim(len(kinds) - 0.4, -0.6)
-    panels[0].set_yticklabels([label(kind) for kind in kinds])
-    draw_legend(figure.add_subplot(grid[1, :]), panels[0], columns=4)
-    no_mosaic = "; ".join(results["mosaics_left_out"]) or f"no mosaic was made with --mosaics {options.mosaics}"
+    figures.draw_legend(below, panels[0], columns=4)
+    lacking = []
+    if not known["grid_pointing"]:
+        reasons = "; ".join(results["mosaics_left_out"]) or f"no mosaic was made with --mosaics {options.mosaics}"
+        lacking.append(f"no grid pointing: {reasons}")
+    if not known["other_class"]:
+        lacking.append(f"no map of another class was measured with --randomise {options.randomise}")
+    chance = "; in grid pointing: the chance level" if known["grid_pointing"] else ""
     return figure, [
         f"{model.label}: how far can each map be believed?",
-        f"{results['measured_on']}. {verdict(results)}",
-        "Error bars: one standard error (none for a single value). Lines: baselines that ignore the network"
-        + ("; in grid pointing: chance." if known["grid_pointing"] else "."),
-        "A map that does not change with the class explains no class." if known["other_class"] else "",
-        "" if known["grid_pointing"] else f"No grid pointing: {no_mosaic}.",
-        "" if known["other_class"] else f"No map of another class: none measured with --randomise {options.randomise}.",
+        f"Bars: means with one standard error; lines: baselines that ignore the network{chance}.",
+        most_faithful_map(results),
+        f"{'; '.join([results['measured_on'], *lacking])}.",
     ]
 
 
-def draw_randomised(stages: list[dict], model: Classifier) -> tuple[Figure, list[str]]:
+def draw_randomised(stages: list[dict], model: Classifier) -> figures.Drawing:
     """Draw the rank correlation with the intact network's maps as its layers are randomised from the top down."""
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
-    axes, below = figure.subplots(2, 1, height_ratios=(1, 0.15))
     counts = {key[:-5]: [stage[key] for stage in stages] for key in stages[0] if key.endswith("_maps")}
     kinds = [kind for kind, of_stages in counts.items() if any(of_stages)]
-    styles = map_styles(kinds, [])
+    styles = figures.map_styles(kinds, [])
+    figure, (axes,), below = figures.panels_and_legend(1, 2.7, legend_lines=len(kinds) // 4 + 1)
     for kind in kinds:
         means = np.array([1.0, *(np.nan if stage[kind] is None else stage[kind] for stage in stages)])
         errors = np.array([0.0, *(stage[f"{kind}_standard_error"] or 0 for stage in stages)])
         axes.plot(means, "o-", **styles[kind], label=f"{label(kind)} ({span(counts[kind])})", markersize=3.5)
         axes.fill_between(range(len(means)), means - errors, means + errors, **styles[kind], alpha=0.15, linewidth=0)
-    axes.axhline(0, color=GREY, linewidth=0.8, linestyle="--", label="chance")
+    axes.axhline(0, color=figures.GREY, linewidth=0.8, linestyle="--", label="chance level")
     places = [f"{stage['layers']}\n{stage_of(stage['down_to'])}" for stage in stages]
     axes.set_xticks(range(len(stages) + 1), ["none", *places], rotation=45 if len(stages) > 8 else 0)
-    layers = f"layers randomised of {stages[-1]['layers']}, from the output down, and the stage that they reach"
+    layers = f"randomised layers of {stages[-1]['layers']}, from the output down, and the last layer's stage"
     axes.set(xlabel=layers, ylabel="rank correlation with intact map")
-    draw_legend(below, axes, columns=4)
+    figures.draw_legend(below, axes, columns=4)
     return figure, [
         f"{model.label}: how much maps change when layers are randomised",
-        f"{MEANS} Band: one standard error (none for a single value).",
-        "A map whose correlation stays high ignores the learned layers. Falling is necessary for a faithful map, but "
-        "not sufficient (Adebayo et al. 2018). metrics.json names the layers.",
+        "Mean rank correlation of the maps of the randomised and the intact network, with one standard error; in "
+        "brackets: number of images, without maps of zeros.",
+        "A map whose correlation stays high ignores the learned layers; a falling correlation alone does not make it "
+        "faithful.",
     ]
 
 
 def stage_of(layer: str) -> str:
-    """Return the part of a network that a layer is in: blocks.5 of blocks.5.1.conv_pwl, layer4 of layer4.2.conv3."""
+    """Return the part of a network that a layer is in: blocks 5 of blocks.5.1.conv_pwl, layer4 of layer4.2.conv3."""
     parts = layer.removeprefix("network.").split(".")
     numbered = next((n for n, part in enumerate(parts, start=1) if part[-1:].isdigit()), 1)
-    return short(" ".join(parts[:numbered]), 14)
+    return figures.short(" ".join(parts[:numbered]), 14)
 
 
-def draw_mosaic(mosaic: dict, maps: np.ndarray, paths: Sequence[Path], model: Classifier) -> tuple[Figure, list[str]]:
+def draw_mosaic(mosaic: dict, maps: np.ndarray, paths: Sequence[Path], model: Classifier) -> figures.Drawing:
     """Draw a mosaic of the photos at `paths`, and its maps (kinds, S, S) for the class of the first."""
     kinds = mosaic["maps"]
-    lines = -(-(1 + len(kinds)) // 4)  # of four panels
-    figure = Figure(figsize=(WIDTH, 0.5 + 1.7 * lines), layout="constrained")
-    first, *others = figure.subplots(lines, 4, squeeze=False).flat
-    photos = [draw_file(first, model, path) for path in paths]
+    figure, axes = figures.panel_grid(1 + len(kinds), [""], per_line=4, text_lines=1)
+    first, *others = axes[:, 0]
+    photos = [figures.draw_file(first, model, path) for path in paths]
     first.clear()
-    draw_image(first, tiled(torch.stack(photos)))
+    figures.draw_image(first, tiled(torch.stack(photos)))
     first.set_title("mosaic")
-    for axes in others:
-        axes.axis("off")
-    for axes, kind, saliency in zip(others, kinds, maps, strict=False):
-        draw_map(axes, saliency, brightest([saliency]))
-        share = mosaic["shares"][kind][0]
-        axes.set_title(f"{label(kind)}: {'-' if share is None else f'{share:.2f}'}")
-    name = short(model.categories[mosaic["classes"][0]], 30)
+    for axes, kind, saliency in zip(others, kinds, maps, strict=True):
+        figures.draw_map(axes, saliency, figures.brightest([saliency]))
+        axes.set_title(f"{label(kind)}: {number(mosaic['shares'][kind][0], 2)}")
+    name = figures.short(model.categories[mosaic["classes"][0]], 30)
     return figure, [
         f"{model.label}: which maps point at the {name}?",
-        "Maps of the class of the photo on the upper left, in a mosaic of four photos that the network is sure of; "
-        "beside each name the share of the map in that photo (chance: 0.25; Rao et al. 2022).",
-        scale_caption(),
+        "A mosaic of four photos that the network is sure of, and the maps for the class of the photo on the upper "
+        "left, each on a linear scale of its own.",
+        "Beside each name: the share of the map in that photo (chance level: 0.25).",
     ]

@@ -1,4 +1,4 @@
-"""Figures: one style, panels, pictures and saliency maps as several exercises draw them."""
+"""Figures in one style: the panels, images, maps and texts that several exercises draw."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from explain.basics.errors import UserError, quantity
 from explain.basics.files import write_file
 from explain.data.image_files import read_image, to_pixels
 from explain.networks.classifier import Classifier
+from explain.report.numbers import number
 from explain.run.output import OutputFolder
 
 WIDTH = 16 / 2.54  # inches: the width of a page's text, at which a figure is printed
@@ -56,18 +57,13 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text
 }
 
-MAP_COLOURS = {
-    "plain": BLUE,
-    "smoothed": GREEN,
-    "combined": RED,
-    "guided": ORANGE,
-    "grad_cam": PURPLE,
-    "guided_grad_cam": BLACK,
-}
+MAP_COLOURS = dict(plain=BLUE, smoothed=GREEN, combined=RED, guided=ORANGE, grad_cam=PURPLE, guided_grad_cam=BLACK)
 BASELINE_LINES = {"random": ":", "middle": "-.", "edges": "--", "detail": "-"}
-# for kinds of maps and baselines that have none of their own
+# of the other kinds of maps and baselines, in turn
 OTHER_COLOURS = [SKY, YELLOW, "#999933", "#882255", "#44AA99", "#661100"]  # the last four: Tol 2021, muted
 OTHER_LINES = [(0, (1, 4)), (0, (6, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (3, 1, 1, 3))]
+
+Drawing = tuple[Figure, Sequence[str]]  # a figure, its title, and the sentences of its caption
 
 
 @contextmanager
@@ -78,90 +74,108 @@ def figure_style() -> Iterator[None]:
 
 
 def panel_grid(
-    items: int,
-    heads: Sequence[str],
-    per_line: int = 1,
-    text_lines: int = 1,
-    widths: Sequence[float] | None = None,
+    items: int, heads: Sequence[str], per_line: int = 1, text_lines: int = 1, widths: Sequence[float] = ()
 ) -> tuple[Figure, np.ndarray]:
     """Return a figure as wide as a page and its axes (items, columns), `per_line` items side by side.
 
-    `heads` are the names of the columns, printed once on top ("" for none), with their units on a second line; `widths`
-    are the columns' relative widths (1: a square panel). There is room for `text_lines` lines of text with each item; a
+    `heads` are the names of the columns, printed once at the top, with their units on a second line ("": no name);
+    `widths` are the columns' relative widths (1: a square panel). Each item has room for `text_lines` lines of text; a
     colour bar takes two.
     """
-    widths = [1.0] * len(heads) if widths is None else list(widths)
-    per_line = min(per_line, items)
+    widths, per_line = [*widths] or [1.0] * len(heads), min(per_line, items)
     lines = -(-items // per_line)
     ratios = [*widths, *([0.1, *widths] * (per_line - 1))]  # a narrow gap between items
-    # a panel is at most as wide as half of the page: the width that is left stays empty
+    # a panel is at most half as wide as the page: the rest of the width stays empty
     side = min(WIDTH / sum(ratios), WIDTH / 2)
     wrapped = [[textwrap.wrap(line, int(side * 15)) for line in f"{name}\n".split("\n")] for name in heads]
-    head = 0.06 + 0.13 * max(len(name) + len(unit) for name, unit, *_ in wrapped)  # inches
+    head = 0.1 + 0.13 * max(len(name) + len(unit) for name, unit, *_ in wrapped)  # inches
     line_height = side + 0.13 * text_lines + 0.06
     figure = Figure(figsize=(WIDTH, head + lines * line_height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     slack = WIDTH / side - sum(ratios)
-    # no row or column without an extent: the layout's solver ends the process at some of them
+    # no row or column of size 0: some of them crash the layout's solver
     columns = [*ratios, slack] if slack > 0.01 else ratios
-    rows = [*([head] if any(heads) else []), *[side] * lines]  # of axes alone: the layout adds the room of texts
+    rows = [*([head] if any(heads) else []), *[side] * lines]  # the layout adds room for the texts
     grid = figure.add_gridspec(len(rows), len(columns), width_ratios=columns, height_ratios=rows)
     axes = np.empty((items, len(heads)), dtype=object)
-    for item in range(items):
+    for item, column in np.ndindex(axes.shape):
         line, place = divmod(item, per_line)
-        for column, (name, unit, *_) in enumerate(wrapped):
-            x = place * (len(heads) + 1) + column
-            axes[item, column] = figure.add_subplot(grid[line + any(heads), x])
-            if line == 0 and any(heads):
-                panel = figure.add_subplot(grid[0, x])
-                panel.axis("off")
-                for text, weight in (("\n".join([*name, *" " * len(unit)]), "bold"), ("\n".join(unit), "normal")):
-                    panel.text(0.5, 0, text, ha="center", va="bottom", fontweight=weight).set_in_layout(False)
+        x = place * (len(heads) + 1) + column
+        axes[item, column] = figure.add_subplot(grid[line + any(heads), x])
+        if line == 0 and any(heads):
+            panel = figure.add_subplot(grid[0, x])
+            panel.axis("off")
+            name, unit, *_ = wrapped[column]
+            for text, weight in (("\n".join([*name, *" " * len(unit)]), "bold"), ("\n".join(unit), "normal")):
+                panel.text(0.5, 0.1, text, ha="center", va="bottom", fontweight=weight).set_in_layout(False)
     return figure, axes
 
 
+def panels_and_legend(
+    columns: int, height: float, legend_lines: int, sharey: bool = False
+) -> tuple[Figure, list[Axes], Axes]:
+    """Return a figure as wide as a page, a row of panels of this height in inches, and the axes of a legend below."""
+    room = 0.1 + 0.15 * legend_lines  # inches
+    figure = Figure(figsize=(WIDTH, height + room), layout="constrained")
+    above, below = figure.add_gridspec(2, 1, height_ratios=(height, room))
+    panels = above.subgridspec(1, columns).subplots(squeeze=False, sharey=sharey)[0]
+    return figure, list(panels), figure.add_subplot(below)
+
+
+def images_and_probabilities(
+    rows: Sequence[dict], photos: Sequence[Path], model: Classifier, heading: Callable[[dict], str] | None = None
+) -> tuple[Figure, Sequence[Axes]]:
+    """Draw the image of each row; return the figure, and the axes beside each image for its classes' probabilities.
+
+    `heading` makes a second line of text above them, below the file's name.
+    """
+    per_line = 1 if len(rows) == 1 else 2
+    figure, axes = panel_grid(len(rows), ["", ""], per_line, text_lines=4 if heading else 3, widths=[1, 1.4])
+    for (left, right), row in zip(axes, rows, strict=True):
+        draw_file(left, model, photos[row["index"]])
+        draw_heading((left, right), file_name(row), *([heading(row)] if heading else []))
+        right.set(xlim=(-0.03, 1.03), yticks=[], xticks=[0, 0.5, 1])
+        right.set_xlabel("probability", labelpad=1)
+        right.spines["left"].set_visible(False)
+    return figure, axes[:, 1]
+
+
 def draw_image(axes: Axes, image: Tensor | np.ndarray, **settings: Any) -> Any:
-    """Draw a tensor (3, H, W) in [0, 1], or an array as matplotlib takes it, with its settings, without ticks."""
+    """Draw a tensor (3, H, W) in [0, 1], or an array with matplotlib's `settings`, without ticks."""
     axes.set(xticks=[], yticks=[], anchor="N")
     axes.spines[:].set_visible(False)
     return axes.imshow(to_pixels(image) if isinstance(image, Tensor) else image, **settings)
 
 
 def draw_file(axes: Axes, model: Classifier, path: Path, upright: bool = True) -> Tensor:
-    """Draw a picture as the network sees it, and return it (3, S, S); one that is gone by now is a note on white."""
+    """Draw an image file as the network sees it and return it (3, S, S); a missing file is drawn as a note on white."""
     try:
-        picture, note = model.preprocess(read_image(path, upright, model.white)), ""
+        image, note = model.preprocess(read_image(path, upright, model.white)), ""
     except UserError:
-        picture, note = torch.ones(3, model.input_size, model.input_size), "the picture is\nno longer there"
-    draw_image(axes, picture)
+        image, note = torch.ones(3, model.input_size, model.input_size), "the image is\nno longer there"
+    draw_image(axes, image)
     axes.text(0.5, 0.5, note, ha="center", va="center", transform=axes.transAxes)
-    return picture
+    return image
 
 
 def draw_heading(panels: Sequence[Axes], *lines: str) -> None:
-    """Write lines above an item's panels, each cut with an ellipsis to their whole width."""
+    """Write lines above an item's panels, each cut with an ellipsis to the width of all panels."""
     grid, columns = panels[0].get_gridspec(), [panel.get_subplotspec().colspan[0] for panel in panels]
     ratios = grid.get_width_ratios()
     width = WIDTH * sum(ratios[min(columns) : max(columns) + 1]) / sum(ratios) - 0.06  # without the layout's padding
     lines = tuple(fitted(line, width) for line in lines)
     above = dict(xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", va="bottom", linespacing=1.15)
     text = panels[0].annotate("\n".join(lines), (0, 1), **above, annotation_clip=False)
-    text.set_in_layout(False)  # or its width would push the panels apart
-    panels[0].set_title("\n".join(" " for _ in lines), linespacing=1.15)  # room for its height
+    text.set_in_layout(False)  # its width would push the panels apart
+    panels[0].set_title("\n".join(" " for _ in lines), linespacing=1.15)  # reserves its height
 
 
-MAP_PERCENTILE = 99.5  # drawn brightest: a few pixels stand out so far that the rest would be black beside them
+MAP_PERCENTILE = 99.5  # drawn brightest: beside the few pixels above it, the rest of the map would be black
 
 
 def brightest(maps: Sequence[np.ndarray]) -> float:
-    """Return the value drawn brightest on the one scale of these maps; the largest where their percentile is 0."""
+    """Return the value drawn brightest on the scale of these maps: the largest percentile, or maximum where it is 0."""
     return float(max((np.percentile(m, MAP_PERCENTILE) or m.max() for m in maps), default=1.0))
-
-
-def scale_caption(sharing: str = "") -> str:
-    """Return the sentence on the scales of maps; `sharing` names those of a picture that share one."""
-    scale = f"Each scale is linear up to the {MAP_PERCENTILE}th percentile of its map, or its maximum if that is 0"
-    return scale + (f"; a picture's {sharing} share the largest of theirs." if sharing else ".")
 
 
 def map_colours(saliency: np.ndarray, limit: float) -> dict[str, Any]:
@@ -176,7 +190,7 @@ def map_pixels(saliency: np.ndarray, limit: float) -> np.ndarray:
 
 
 def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok") -> Any:
-    """Draw a saliency map (H, W) in `map_colours`; of a map that says nothing, draw the status."""
+    """Draw a saliency map (H, W) in `map_colours`, or its status if that is not "ok"."""
     if status == "ok":
         return draw_image(axes, saliency, **map_colours(saliency, limit))
     text = "\n".join(textwrap.wrap(status, 20))
@@ -184,14 +198,11 @@ def draw_map(axes: Axes, saliency: np.ndarray, limit: float, status: str = "ok")
     return draw_image(axes, np.zeros_like(saliency), cmap="gray")
 
 
-SCORE = "Score: insertion minus deletion (Petsiuk et al. 2018; 2g); under the picture: a random order's score."
-
-
 def write_score(axes: Axes, row: dict, kind: str) -> None:
-    """Write below a map's panel its faithfulness score, where it was measured."""
+    """Write below a map's panel its faithfulness score, if it was measured."""
     value = row.get(f"{kind}_insertion_minus_deletion")
     if value is not None:
-        axes.set_xlabel(f"{'random' if kind == 'random' else 'score'} {round(value, 2) + 0.0:.2f}", labelpad=2)
+        axes.set_xlabel(f"{'random' if kind == 'random' else 'score'} {number(value, 2)}", labelpad=2)
 
 
 def draw_colour_bar(panels: Sequence[Axes], image: Any) -> None:
@@ -213,19 +224,21 @@ def draw_legend(axes: Axes, entries: Axes, columns: int) -> None:
 
 
 def draw_title(figure: Figure, title: str, *caption: str) -> tuple[Text, Text]:
-    """Write a title above a figure and a caption below it, broken into lines of the figure's width; return both."""
+    """Write a title above a figure and a caption below it, wrapped to the figure's width, and return both texts."""
     above, below = textwrap.wrap(title, 92), textwrap.wrap(" ".join(caption), 112)
-    room = 0.125 * len(below) + 0.06  # inches
-    height = figure.get_figheight() + 0.17 * len(above) + 0.05 + room
+    top, bottom = 0.1 + 0.17 * len(above), 0.06 + 0.125 * len(below)  # inches
+    height = top + figure.get_figheight() + bottom
     figure.set_figheight(height)
-    figure.get_layout_engine().set(rect=(0, room / height, 1, 1 - room / height))
-    title_text = figure.suptitle("\n".join(above), fontsize=9)
-    return title_text, figure.text(0.01, 0.03 / height, "\n".join(below), va="bottom", linespacing=1.15)
+    figure.get_layout_engine().set(rect=(0, bottom / height, 1, 1 - (top + bottom) / height))
+    return (
+        figure.text(0.5, 1 - 0.06 / height, "\n".join(above), ha="center", va="top", fontsize=9),
+        figure.text(0.01, 0.03 / height, "\n".join(below), va="bottom", linespacing=1.15),
+    )
 
 
 def margins(figure: Figure, title: Text, caption: Text) -> list[float]:
-    """Return the fractions of a drawn figure's height that its title takes above and its caption below."""
-    renderer = FigureCanvasAgg(figure).get_renderer()  # of the figure's own resolution, not that of the file
+    """Return the fractions of a figure's height that its title and its caption take."""
+    renderer = FigureCanvasAgg(figure).get_renderer()  # at the figure's own resolution, not the file's
     below, above = (text.get_window_extent(renderer) for text in (caption, title))
     return [round(1 - above.y0 / figure.bbox.height, 4), round(below.y1 / figure.bbox.height, 4)]
 
@@ -236,7 +249,7 @@ def short(text: str, length: int = 24) -> str:
 
 
 def fitted(text: str, inches: float) -> str:
-    """Return a text cut with an ellipsis so that it is at most so wide in the figures' size of letters."""
+    """Return a text cut with an ellipsis to a width, at the figures' font size."""
     length = len(text)
     while length > 1 and TextPath((0, 0), short(text, length), STYLE["font.size"]).get_extents().width > 72 * inches:
         length -= 1
@@ -244,9 +257,9 @@ def fitted(text: str, inches: float) -> str:
 
 
 def measured_on(classes: Sequence[int], in_data: int) -> dict[str, Any]:
-    """Return how many classes the measured images are of, and in words: 16 images from 4 of 4 classes.
+    """Return the number of classes of the measured images, and in words: 16 images from 4 of 4 classes.
 
-    `classes` are those of each image, `in_data` is the number of classes in the data; 0 for images without labels.
+    `classes` has the class of each image; `in_data` is the number of classes in the data, 0 if there are no labels.
     """
     images, measured = quantity(len(classes), "image"), len({*classes})
     if not in_data:
@@ -255,18 +268,18 @@ def measured_on(classes: Sequence[int], in_data: int) -> dict[str, Any]:
     return {"classes_measured": measured, "classes_in_data": in_data, "measured_on": text}
 
 
-def label(kind: str) -> str:
-    """Return a kind of map as a reader knows it."""
-    return kind.replace("grad_cam", "Grad-CAM").replace("_", " ")
+def some_of(shown: int, total: int, noun: str) -> str:
+    """Return how many of all are shown: 12 of 20 images, or 20 images."""
+    return f"{shown} of " * (shown < total) + quantity(total, noun)
 
 
 def kinds_of_maps(rows: Iterable[dict], key: str = "maps") -> list[str]:
-    """Return the kinds of maps (or of baselines) that rows have, in the order in which they were made."""
+    """Return the kinds of maps, or of baselines, of the rows in the order in which they were made."""
     return list(dict.fromkeys(kind for row in rows for kind in row[key]))
 
 
 def map_styles(kinds: Sequence[str], baselines: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the line of each kind of map and baseline, as matplotlib takes it: its own style, or the next free one."""
+    """Return the line style of each kind of map and baseline for matplotlib: its own, or the next free one."""
     colours, lines = itertools.cycle(OTHER_COLOURS), itertools.cycle(OTHER_LINES)
     of_kinds = {kind: {"color": MAP_COLOURS.get(kind) or next(colours)} for kind in kinds}
     return of_kinds | {
@@ -280,7 +293,7 @@ def file_name(row: dict) -> str:
 
 
 def find_fonts(figure: Figure) -> str:
-    """Let each text take installed fonts for what matplotlib's own lacks; return the characters that none has."""
+    """Give each text fonts for the characters that matplotlib's own font lacks; return those that no font has."""
     texts = figure.findobj(Text)
     lacking = {c for text in texts for c in text.get_text() if c.isprintable() and ord(c) not in _characters(None)}
     fonts = {c: next((f.name for f in _installed_fonts() if ord(c) in _characters(f.fname)), "") for c in lacking}
@@ -296,7 +309,7 @@ def _installed_fonts() -> list[font_manager.FontEntry]:
 
 @functools.cache
 def _characters(path: str | None) -> frozenset[int]:
-    """Return the characters of a font file (None: matplotlib's own); none where it is made of pictures."""
+    """Return the characters of a font file (None: matplotlib's own font); empty if it cannot be scaled."""
     try:
         font = font_manager.get_font(path or font_manager.findfont("DejaVu Sans"))
         return frozenset(font.get_charmap()) if font.scalable else frozenset()
@@ -304,15 +317,8 @@ def _characters(path: str | None) -> frozenset[int]:
         return frozenset()
 
 
-def class_lines(row: dict, categories: Sequence[str]) -> list[str]:
-    """Return the heading of a row's panels: the file, and the class explained with its standing."""
-    name = f"{short(categories[row['class']], 30)} {row['class']}"
-    standing = f"p {row['probability']:.3f}, rank {row['rank']}, logit {row['logit']:.1f}"
-    return [short(file_name(row), 48), f"{name}: {standing}"]
-
-
 def class_finding(row: dict, categories: Sequence[str]) -> str:
-    """Return the line that a script prints about a row's class: stork.jpg: white stork 0.976."""
+    """Return the line that a script prints for a row: stork.jpg: white stork 0.976."""
     return f"{file_name(row)}: {categories[row['class']]} {row['probability']:.3f}"
 
 
@@ -321,32 +327,40 @@ def class_finding(row: dict, categories: Sequence[str]) -> str:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Save a matplotlib figure, as the suffix says, with the same bytes for the same content."""
+    """Save a figure as PNG or PDF, by the suffix of the path; the same content gives the same bytes."""
     settings = {
         # level 6, the default, takes twice as long to save one byte in fifty
         ".png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}},
         ".pdf": {"metadata": {"CreationDate": None, "Producer": None, "Creator": None}},
     }
     buffer = io.BytesIO()
-    with figure_style():
-        figure.savefig(buffer, format=path.suffix[1:], **settings[path.suffix])
+    figure.savefig(buffer, format=path.suffix[1:], **settings[path.suffix])
     write_file(path, buffer.getvalue())
 
 
-def write_image(path: Path, image: Tensor) -> None:
-    """Save a picture (3, H, W), or a grey one (1, H, W), in [0, 1] as JPEG."""
+def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    """Return an image as the content of a file of a kind: JPEG, PNG or WEBP."""
     buffer = io.BytesIO()
-    Image.fromarray(to_pixels(image.expand(3, -1, -1))).save(buffer, format="JPEG", quality=90)
-    write_file(path, buffer.getvalue())
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
 
 
-def draw_figure(
-    output: OutputFolder, name: str, function: Callable[..., tuple[Figure, Sequence[str]]], *arguments: Any
-) -> None:
-    """Draw a figure in the project's style and save it as `name`.png, with --pdf as `name`.pdf too.
+def save_image(output: OutputFolder, name: str, path: Path, model: Classifier) -> None:
+    """Save an image file as the network sees it, as JPEG; a copy of a missing file is kept."""
+    try:
+        image = model.preprocess(read_image(path, white=model.white))  # (3, S, S), or greyscale (1, S, S)
+        content = encoded(Image.fromarray(to_pixels(image.expand(3, -1, -1))), "JPEG", quality=90)
+        write_file(output.file(name), content)
+    except UserError:
+        if (output.path / name).is_file():
+            output.file(name)
 
-    `function(*arguments)` returns the figure and its text: a title, then the sentences of a caption. With --no-title
-    they are written to `name`.txt instead.
+
+def draw_figure(output: OutputFolder, name: str, function: Callable[..., Drawing], *arguments: Any) -> None:
+    """Draw a figure in the project's style and save it as `name`.png and, with --pdf, as `name`.pdf.
+
+    `function(*arguments)` returns the figure and its text: a title and the sentences of a caption, at most three. With
+    --no-title the text is written to `name`.txt instead.
     """
     with figure_style():
         figure, text = function(*arguments)
@@ -363,15 +377,10 @@ def draw_figure(
             if not output.options.no_title:
                 output.margins[f"{name}.png"] = margins(figure, *texts)
     output.figures.append(output.path / f"{name}.png")
-    output.captions[f"{name}.png"] = [line for line in text if line]
+    output.captions[f"{name}.png"] = [*text]
 
 
-def save_pictures(output: OutputFolder, rows: Sequence[dict], photos: Sequence[Path], model: Classifier) -> None:
-    """Save the pictures of these rows as the network sees them, for the page; one that is gone stays as it was."""
+def save_images(output: OutputFolder, rows: Sequence[dict], photos: Sequence[Path], model: Classifier) -> None:
+    """Save the images of these rows as the network sees them, for the page."""
     for row in rows:
-        name = f"pictures/{row['index']:05d}.jpg"
-        try:
-            write_image(output.file(name), model.preprocess(read_image(photos[row["index"]], white=model.white)))
-        except UserError:
-            if not (output.path / name).is_file():
-                output.files.remove(name)
+        save_image(output, f"pictures/{row['index']:05d}.jpg", photos[row["index"]], model)

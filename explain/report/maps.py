@@ -12,29 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from explain.methods.faithfulness import mean_and_error, summarise_scores
 from explain.methods.maps import latest
 from explain.networks.classifier import Classifier
-from explain.report.figures import (
-    SCORE,
-    brightest,
-    class_finding,
-    class_lines,
-    draw_colour_bar,
-    draw_figure,
-    draw_file,
-    draw_heading,
-    draw_image,
-    draw_map,
-    kinds_of_maps,
-    label,
-    panel_grid,
-    save_pictures,
-    scale_caption,
-    write_score,
-)
+from explain.report import figures
+from explain.report.numbers import label
 from explain.report.page import finish
 from explain.run.output import OutputFolder, map_name
 
@@ -43,44 +26,42 @@ Table = Mapping[str, Callable]  # the function of each kind of map
 
 
 class Column(NamedTuple):
-    """A column of a figure: a kind of map in its unit, by itself or laid over the picture."""
+    """A column of a figure: a kind of map in its unit, by itself or laid over the greyscale image."""
 
     kind: str
     head: str
     description: str
     unit: str
-    over_picture: bool
+    over_image: bool
 
 
 def write_saliency(
     rows: list[dict], skipped: list[dict], photos: Sequence[Path], model: Classifier, output: OutputFolder, table: Table
 ) -> None:
-    """Write the report of 2e: every kind of map, the combined one over the picture."""
-    columns, notes = columns_of(rows, table, output)
-    if not any(column.over_picture for column in columns):
-        columns.append(columns[0]._replace(over_picture=True))
-    elif not rows[0]["grad_cam_in_combined"]:
-        notes.append("This network has no Grad-CAM.")
-    draw_figure(output, "saliency", draw, rows, columns, notes, photos, model, output)
-    results = summary(rows) | {"grad_cam_in_combined": rows[0]["grad_cam_in_combined"]}
-    write_tables("saliency.csv", rows, skipped, results, photos, model, output)
+    """Write the report of 2e: every kind of map, the combined one over the image."""
+    columns, lacking = columns_of(rows, table, output)
+    has_grad_cam = rows[0]["grad_cam_in_combined"]
+    if not any(column.over_image for column in columns):
+        columns.append(columns[0]._replace(head="over the image", description="the same map", over_image=True))
+    elif not has_grad_cam:
+        lacking.append("no Grad-CAM, which this network does not have")
+    figures.draw_figure(output, "saliency", draw, rows, columns, lacking, photos, model, output)
+    write_tables("saliency.csv", rows, skipped, {"grad_cam_in_combined": has_grad_cam}, photos, model, output)
 
 
 def write_guided(
     rows: list[dict], skipped: list[dict], photos: Sequence[Path], model: Classifier, output: OutputFolder, table: Table
 ) -> None:
     """Write the report of 2f: the plain and the guided map on one scale, and a figure of all other kinds."""
-    columns, notes = columns_of(rows, table, output)
+    columns, lacking = columns_of(rows, table, output)
     pair = [column for column in columns if column.kind in ("plain", "guided")]
-    found = {key: rows[0][key] for key in ("rectifiers", "left_as_they_are")}
-    guided, others = ([f"{n} {name}" for name, n in counts.items()] for counts in found.values())
-    of_pair = [f"Guided: {', '.join(guided) or 'none'}{'; left as they are: ' * bool(others)}{', '.join(others)}."]
     if pair:
-        draw_figure(output, "guided_saliency", draw, rows, pair, notes + of_pair, photos, model, output, True)
+        figures.draw_figure(output, "guided_saliency", draw, rows, pair, lacking, photos, model, output, True)
     if rest := [column for column in columns if column not in pair]:
-        draw_figure(output, "guided_grad_cam", draw, rows, rest, notes, photos, model, output)
-    correlation = {"mean_rank_correlation": mean_and_error(row.get("rank_correlation") for row in rows)["mean"]}
-    write_tables("guided_saliency.csv", rows, skipped, summary(rows) | correlation | found, photos, model, output)
+        figures.draw_figure(output, "guided_grad_cam", draw, rows, rest, lacking, photos, model, output)
+    results = {"mean_rank_correlation": mean_and_error(row.get("rank_correlation") for row in rows)["mean"]}
+    results |= {key: rows[0][key] for key in ("rectifiers", "left_as_they_are")}
+    write_tables("guided_saliency.csv", rows, skipped, results, photos, model, output)
 
 
 def write_tables(
@@ -92,17 +73,17 @@ def write_tables(
     model: Classifier,
     output: OutputFolder,
 ) -> None:
-    """Write the pictures that are shown, the table and the metrics, and print the class of each picture."""
-    save_pictures(output, rows[: output.options.show], photos, model)
+    """Write the images that are shown, the table, and the metrics of all kinds of maps beside `results`."""
+    figures.save_images(output, rows[: output.options.show], photos, model)
     named = [{"name": model.categories[row["class"]], **row} for row in rows]
-    findings = [class_finding(row, model.categories) for row in rows]
-    images = len({row["path"] for row in rows})  # one may have several classes
-    finish(output, rows, skipped, results, {table: named}, model, images, findings)
+    findings = [figures.class_finding(row, model.categories) for row in rows]
+    images = len({row["path"] for row in rows})  # an image may have several classes
+    finish(output, rows, skipped, summary(rows) | results, {table: named}, model, images, findings)
 
 
 def summary(rows: list[dict]) -> dict:
     """Return the metrics of every kind of map, from sums over rows."""
-    kinds, measures = kinds_of_maps(rows), ("half_mass_area", "roughness")
+    kinds, measures = figures.kinds_of_maps(rows), ("half_mass_area", "roughness")
     means = [f"{kind}_{measure}" for kind in kinds for measure in measures]
     return {
         "maps": len(rows),
@@ -115,21 +96,23 @@ def summary(rows: list[dict]) -> dict:
 
 
 def columns_of(rows: list[dict], table: Table, output: OutputFolder) -> tuple[list[Column], list[str]]:
-    """Return a column for each kind of map, described by its function, and sentences on those that are lacking."""
+    """Return a column for each kind of map, described by its function, and what a caption says of missing kinds."""
     columns, lacking = [], []
-    for kind in kinds_of_maps(rows):
+    for kind in figures.kinds_of_maps(rows):
         head = HEADS.get(kind, label(kind))
         if any(map_name(row["index"], kind) in row["files"] for row in rows):
             description, _, unit = describe(table[kind], vars(output.options)).partition(", in ")
             signed = "signed " * (kind == "plain" and getattr(output.options, "signed", False))
-            columns.append(Column(kind, signed + head, description, unit or "arbitrary units", kind == "combined"))
+            over_image = kind == "combined"
+            description += ", over the image" * over_image
+            columns.append(Column(kind, signed + head, description, unit or "arbitrary units", over_image))
         else:
-            lacking.append(f"No {head}: the network has {rows[0][f'{kind}_status']}.")
+            lacking.append(f"no {head}, since the network has {rows[0][f'{kind}_status']}")
     return columns, lacking
 
 
 def describe(function: Callable, settings: Mapping[str, Any]) -> str:
-    """Return the description of a map: the first paragraph of its docstring; "" for a function without one.
+    """Return the description of a map: the first paragraph of its docstring; "" for a function without a docstring.
 
     A name in backticks becomes the setting's value, or the description of the function of this name.
     """
@@ -151,45 +134,52 @@ def describe(function: Callable, settings: Mapping[str, Any]) -> str:
 def draw(
     rows: list[dict],
     columns: Sequence[Column],
-    notes: Sequence[str],
+    lacking: Sequence[str],
     photos: Sequence[Path],
     model: Classifier,
     output: OutputFolder,
     one_scale: bool = False,
-) -> tuple[Figure, list[str]]:
-    """Draw the first rows: pictures and maps. All classes of a picture share a scale, with `one_scale` all kinds."""
+) -> figures.Drawing:
+    """Draw the first rows: images and maps. All classes of an image share a scale, with `one_scale` all kinds."""
     found, rows = len(rows), rows[: output.options.show]
-    heads = ["real image", *(f"{column.head}\n{column.unit}" for column in columns)]
-    figure, axes = panel_grid(len(rows), heads, per_line=1 if len(rows) <= 4 else 2, text_lines=5)
+    heads = ["image", *(f"{column.head}\n{column.unit}" for column in columns)]
+    figure, axes = figures.panel_grid(len(rows), heads, per_line=1 if len(rows) <= 4 else 2, text_lines=5)
     kinds = {column.kind for column in columns}
     maps = {(r["index"], kind): np.load(output.path / map_name(r["index"], kind)) for r in rows for kind in kinds}
     for (first, *panels), row in zip(axes, rows, strict=True):
-        draw_heading([first, *panels], *class_lines(row, model.categories))
-        picture = draw_file(first, model, photos[row["index"]])
-        write_score(first, row, "random")
-        same_picture = [r for r in rows if r["path"] == row["path"]]
+        name = f"{figures.short(model.categories[row['class']], 30)} {row['class']}"
+        standing = f"p {row['probability']:.3f}, rank {row['rank']}, logit {row['logit']:.1f}"
+        figures.draw_heading([first, *panels], figures.file_name(row), f"{name}: {standing}")
+        image = figures.draw_file(first, model, photos[row["index"]])
+        figures.write_score(first, row, "random")
+        same_image = [r for r in rows if r["path"] == row["path"]]
         drawn = []
         for panel, column in zip(panels, columns, strict=True):
             array, status = maps[row["index"], column.kind], row[f"{column.kind}_status"]
-            together = [(r, k) for r in same_picture for k in (kinds if one_scale else [column.kind])]
-            limit = brightest([abs(maps[r["index"], k]) for r, k in together if r[f"{k}_status"] == "ok"])
-            if column.over_picture:  # the larger the value, the more of the colour covers the grey picture
-                draw_image(panel, picture.mean(0).numpy(), cmap="gray", vmin=0, vmax=1)
-            image = draw_map(panel, array, limit, status)
-            if column.over_picture and status == "ok":
-                image.set_alpha(np.clip(abs(array) / limit, 0, 1))
-            write_score(panel, row, column.kind)
+            together = [(r, k) for r in same_image for k in (kinds if one_scale else [column.kind])]
+            limit = figures.brightest([abs(maps[r["index"], k]) for r, k in together if r[f"{k}_status"] == "ok"])
+            if column.over_image:  # the larger the value, the more of the colour covers the greyscale image
+                figures.draw_image(panel, image.mean(0).numpy(), cmap="gray", vmin=0, vmax=1)
+            mapped = figures.draw_map(panel, array, limit, status)
+            if column.over_image and status == "ok":
+                mapped.set_alpha(np.clip(abs(array) / limit, 0, 1))
+            figures.write_score(panel, row, column.kind)
             if status == "ok":
-                drawn.append((panel, image))
-        for panel, image in drawn[-1:] if one_scale else drawn:
-            draw_colour_bar(panels if one_scale else [panel], image)
-    several = len({row["path"] for row in rows}) < len(rows)
+                drawn.append((panel, mapped))
+        for panel, mapped in drawn[-1:] if one_scale else drawn:
+            figures.draw_colour_bar(panels if one_scale else [panel], mapped)
+    parts = [f"the image ({model.view})"]
+    parts += [f"{c.head}{f': {c.description}' if c.description else ''}" for c in columns]
+    scale = "Each map has a linear scale of its own."
+    if one_scale and len(columns) > 1:
+        scale = "All maps of an image share one linear scale."
+    elif len({row["path"] for row in rows}) < len(rows):
+        scale = "The classes of an image share one linear scale for each kind of map."
+    scored = any("random_insertion_minus_deletion" in row for row in rows)
     return figure, [
-        f"{model.label}: {', '.join(dict.fromkeys(column.head for column in columns))}"
+        f"{model.label}: {', '.join(column.head for column in columns)}"
         + ("" if len(rows) == found else f", {len(rows)} of {found}"),
-        *dict.fromkeys(f"{c.head[0].upper()}{c.head[1:]}: {c.description}." for c in columns if c.description),
-        *notes,
-        *([SCORE] if any("random_insertion_minus_deletion" in row for row in rows) else []),
-        f"Pictures: {model.view}.",
-        scale_caption(" and ".join([*["maps"] * (one_scale and len(columns) > 1), *["classes"] * several])),
+        f"Left to right: {'; '.join([*parts, *lacking])}.",
+        *(["Below each map: its faithfulness score; below the image: the score of a random order."] * scored),
+        scale,
     ]

@@ -1,13 +1,17 @@
-"""Numbers of metrics.json and rows.jsonl as the page writes them, and the lines of its tables."""
+"""Numbers and names as a reader knows them, and the lines of the page's tables."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from explain.report.figures import label
-
 Numbers = dict[str, Any]
+
+
+def label(kind: str) -> str:
+    """Return a key, such as a kind of map, as a reader knows it."""
+    return kind.replace("grad_cam", "Grad-CAM").replace("_", " ")
 
 
 def number(value: Any, decimals: int = 3) -> str:
@@ -18,24 +22,29 @@ def number(value: Any, decimals: int = 3) -> str:
     return text.removeprefix("-") if not float(text.replace(",", "")) else text.replace("-", "−")
 
 
-def measured(numbers: Numbers, key: str) -> str:
-    """Return a number, with its standard error and its 95 % interval where it has them.
+def with_error(value: float | None, error: float | None) -> str:
+    """Return a number ± its error, with at least three decimals, and with as many as show a digit of the error."""
+    if not error:
+        return number(value) + ("" if error is None else " ± 0")
+    decimals = max(3, -math.floor(math.log10(error)))
+    if decimals > 5:
+        return f"{value:.2g} ± {error:.0e}"
+    return f"{number(value, decimals)} ± {number(error, decimals)}"
 
-    A fourth and a fifth decimal are added where the error would be 0.000 without them.
-    """
-    error, interval = numbers.get(f"{key}_standard_error"), numbers.get(f"{key}_interval")
-    decimals = next((d for d in (3, 4, 5) if error and round(error, d)), 3)
-    text = number(numbers.get(key), decimals) + ("" if error is None else f" ± {number(error, decimals)}")
+
+def measured(numbers: Numbers, key: str) -> str:
+    """Return a number with its standard error and its 95 % interval, if it has them."""
+    text, interval = with_error(numbers.get(key), numbers.get(f"{key}_standard_error")), numbers.get(f"{key}_interval")
     return f"{text} ({number(interval[0])} to {number(interval[1])})" if interval else text
 
 
 def by_label(lines: Numbers, order: Iterable[str] = ()) -> dict[str, Numbers]:
-    """Return numbers by readable names, those of `order` first; empty ones are left out."""
+    """Return the entries that are not empty by their labels, those of `order` first."""
     return {label(kind): lines[kind] for kind in dict.fromkeys([*order, *lines]) if lines.get(kind)}
 
 
 def known(results: Numbers, measures: Iterable[Sequence[str]]) -> dict[str, Numbers]:
-    """Return those measures (key, meaning, better, yardstick) that results have; a yardstick may be another key."""
+    """Return the measures (key, meaning, better, yardstick) that results have; a yardstick may be another key."""
     lines = {}
     for key, meaning, better, yardstick in measures:
         if key in results:
@@ -45,11 +54,9 @@ def known(results: Numbers, measures: Iterable[Sequence[str]]) -> dict[str, Numb
 
 
 def maps(results: Numbers) -> dict[str, Numbers]:
-    """Return the measures of each kind of map, then of the random order, which has a score alone."""
-    lines = {}
-    for kind in dict.fromkeys([*results["kinds"], *results["insertion_minus_deletion"]]):
-        score = results["insertion_minus_deletion"].get(kind, {})
-        lines[label(kind)] = {
+    """Return the measures of each kind of map, then of the random order, which has only a score."""
+    return {
+        label(kind): {
             "maps": results.get(f"{kind}_status", {}).get("ok"),
             "half_mass_area": results.get(f"mean_{kind}_half_mass_area"),
             "roughness": results.get(f"mean_{kind}_roughness"),
@@ -57,16 +64,17 @@ def maps(results: Numbers) -> dict[str, Numbers]:
             "score_standard_error": score.get("standard_error"),
             "maps_scored": score.get("images"),
         }
-    return lines
+        for kind, score in (dict.fromkeys(results["kinds"], {}) | results["insertion_minus_deletion"]).items()
+    }
 
 
 def archetypes(results: Numbers) -> dict[str, Numbers]:
-    """Return the numbers of archetypes by each method, from no prior to the strongest, and of photos."""
+    """Return the numbers of the archetypes by method, from no prior to the strongest, and of the photos."""
     return {name: results[name] for name in ("plain", "gaussian", "natural", "photos") if results.get(name)}
 
 
 def recognition(results: Numbers) -> dict[str, Numbers]:
-    """Return what the network itself, then each judge, recognises of archetypes and photos."""
+    """Return the fractions of archetypes and photos that the network itself, then each judge, recognises."""
     return {
         f"{name}, by {network}": {"classes": kind["classes"], **numbers}
         for name, kind in archetypes(results).items()

@@ -5,22 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from explain.basics.errors import quantity
 from explain.networks.classifier import Classifier
-from explain.report.figures import (
-    BLUE,
-    SKY,
-    class_finding,
-    draw_figure,
-    draw_file,
-    draw_heading,
-    file_name,
-    panel_grid,
-    save_pictures,
-    short,
-)
+from explain.report import figures
 from explain.report.page import finish
 from explain.run.output import OutputFolder
 
@@ -36,10 +22,10 @@ def write(
         for rank, (c, p) in enumerate(zip(row["classes"], row["probabilities"], strict=True), start=1)
     ]
     shown = rows[: output.options.show]
-    save_pictures(output, shown, photos, model)
-    draw_figure(output, "predictions", draw, shown, len(rows), photos, model)
+    figures.save_images(output, shown, photos, model)
+    figures.draw_figure(output, "predictions", draw, shown, len(rows), photos, model)
     likeliest = [row | {"class": row["classes"][0], "probability": row["probabilities"][0]} for row in rows]
-    findings = [class_finding(row, model.categories) for row in likeliest]
+    findings = [figures.class_finding(row, model.categories) for row in likeliest]
     first = [row["probabilities"][0] for row in rows]
     results = {
         "mean_top1_probability": sum(first) / len(rows),
@@ -49,23 +35,17 @@ def write(
     finish(output, rows, skipped, results, {"predictions.csv": table}, model, findings=findings)
 
 
-def draw(rows: list[dict], total: int, photos: Sequence[Path], model: Classifier) -> tuple[Figure, list[str]]:
-    """Draw each picture beside the bars of its most likely classes."""
-    figure, axes = panel_grid(len(rows), ["", ""], 1 if len(rows) == 1 else 2, text_lines=3, widths=[1, 1.3])
-    for (left, right), row in zip(axes, rows, strict=True):
-        draw_file(left, model, photos[row["index"]])
-        draw_heading((left, right), file_name(row))
+def draw(rows: list[dict], total: int, photos: Sequence[Path], model: Classifier) -> figures.Drawing:
+    """Draw each image beside the bars of its most likely classes."""
+    figure, panels = figures.images_and_probabilities(rows, photos, model)
+    for axes, row in zip(panels, rows, strict=True):
         places = range(len(row["classes"]))
-        right.barh(
-            places, row["probabilities"], height=0.35, align="edge", color=[BLUE] + [SKY] * (len(row["classes"]) - 1)
-        )
+        colours = [figures.BLUE, *[figures.SKY] * (len(places) - 1)]
+        axes.barh(places, row["probabilities"], height=0.35, align="edge", color=colours)
         for place, c, p in zip(places, row["classes"], row["probabilities"], strict=True):
-            right.text(0, place - 0.08, f"{short(model.categories[c], 24)}  {p:.3f}", in_layout=False)
-        right.set(xlim=(0, 1), ylim=(len(places) - 0.45, -0.6), yticks=[], xticks=[0, 0.5, 1])
-        right.set_xlabel("probability", labelpad=1)
-        right.spines["left"].set_visible(False)
-    shown = f"{len(rows)} of {total} pictures" if len(rows) < total else quantity(total, "picture")
+            axes.text(0, place - 0.08, f"{figures.short(model.categories[c], 24)}  {p:.3f}", in_layout=False)
+        axes.set_ylim(len(places) - 0.45, -0.6)
     return figure, [
-        f"{model.label}: the most likely classes of {shown}",
-        f"Softmax probability of the {len(places)} most likely classes. Pictures: {model.view}.",
+        f"{model.label}: the most likely classes of {figures.some_of(len(rows), total, 'image')}",
+        f"Each image ({model.view}) beside the probabilities of its {len(places)} most likely classes.",
     ]

@@ -28,7 +28,7 @@ from explain.data.datasets import dataset_digest
 from explain.networks.classifier import Classifier
 from explain.run.command_line import EXECUTION_OPTIONS, dataset_of
 
-FINDINGS_PRINTED = 10
+FINDINGS_SHOWN = 10  # lines printed of the results
 WRITTEN = (".png", ".jpg", ".pdf", ".txt", ".npy", ".csv")  # suffixes of the files that exercises write
 
 
@@ -172,7 +172,7 @@ class OutputFolder:
         images: int | None = None,
         findings: Sequence[str] = (),
     ) -> None:
-        """Write the tables, then metrics.json; print the first FINDINGS_PRINTED findings and the files to look at.
+        """Write the tables, then metrics.json; print the first FINDINGS_SHOWN findings and the files to look at.
 
         `images` is the number of images used, if rows are not images.
         """
@@ -185,10 +185,10 @@ class OutputFolder:
         if not files.issuperset(self.earlier_files()):  # for example a figure not drawn this time
             self.discard_metrics(but=files)
         write_file(self.metrics, text)
-        for line in findings[:FINDINGS_PRINTED]:
+        for line in findings[:FINDINGS_SHOWN]:
             print(line)
-        if len(findings) > FINDINGS_PRINTED:
-            print(f"and {len(findings) - FINDINGS_PRINTED} more, in {', '.join(tables)}")
+        if len(findings) > FINDINGS_SHOWN:
+            print(f"and {len(findings) - FINDINGS_SHOWN} more, in {', '.join(tables)}")
         if skipped:
             print(f"skipped {len(skipped)} of {quantity(used + len(skipped), 'image')}; metrics.json says why")
         if self.other_files:

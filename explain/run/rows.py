@@ -30,8 +30,7 @@ from explain.run import shell
 from explain.run.command_line import DRAWING_OPTIONS, EXECUTION_OPTIONS
 from explain.run.output import OutputFolder, json_line, library_versions
 
-ROOT = Path(__file__).resolve().parents[2]
-REPORT = ROOT / "explain/report"  # figures and texts, on which no row depends
+REPORT = shell.ROOT / "explain/report"  # figures and texts, on which no row depends
 
 
 def shard_of(options: argparse.Namespace) -> tuple[int, int]:
@@ -98,7 +97,7 @@ def imported_files(script: Path) -> list[Path]:
         if path in files or REPORT in path.parents or not path.is_file():
             continue
         files.add(path)
-        queue += [ROOT / f"{name.replace('.', '/')}.py" for name in names_imported(path)]
+        queue += [shell.ROOT / f"{name.replace('.', '/')}.py" for name in names_imported(path)]
     return sorted(files)
 
 
