@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import multiprocessing
@@ -496,3 +497,13 @@ def stored(image: Image.Image, kind: str, **settings) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **settings)
     return file.getvalue()
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """Return the rows of a script's part of the output."""
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def table_of(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a CSV file, by its headings."""
+    return list(csv.DictReader(path.read_text().splitlines()))

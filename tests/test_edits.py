@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, save_photo
+from conftest import ROOT, TINY, save_photo, stored
+from matplotlib.figure import Figure
+from PIL import Image
 from test_readme import PYTHON, README, code
 
 FAST_2G = ["--copies", "1", "--steps", "2", "--randomise", "1", "--stages", "1", "--mosaics", "1"]
@@ -126,7 +128,8 @@ def tree(tmp_path_factory) -> Path:
     (folder / "own.py").write_text(OWN)
     with pytest.MonkeyPatch.context() as patch:
         for script in ARGUMENTS:
-            run(folder, script, folder / "before", patch, *(["--passes", "12"] if script[:2] == "2h" else []))
+            more = ["--passes", "12"] if script == "2h_mc_dropout" else []
+            run(folder, script, folder / "before", patch, *more, drawn=True)
     return folder
 
 
@@ -151,8 +154,10 @@ def scripts_of(folder: Path) -> Iterator[None]:
         sys.modules.update(before)
 
 
-def run(folder: Path, script: str, output: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> Path:
-    """Run a script of the folder; return its part of the output."""
+def run(
+    folder: Path, script: str, output: Path, monkeypatch: pytest.MonkeyPatch, *more: str, drawn: bool = False
+) -> Path:
+    """Run a script of the folder, with figures and the page where they are looked at; return its part of the output."""
     arguments = [*ARGUMENTS[script], *TINY, "--output", str(output), "--dataset", "none", *more]
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
@@ -160,8 +165,17 @@ def run(folder: Path, script: str, output: Path, monkeypatch: pytest.MonkeyPatch
         module = importlib.import_module(script)
         if script == "2g_faithfulness":  # any four photos will do, whatever the network says of them
             module.choose_mosaic = lambda number, of, files, sure_class: dict(enumerate(files[:4]))
+        if not drawn:
+            undrawn(monkeypatch)
         module.main()
     return output / script
+
+
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the fixture of this name, for the copy that has been imported."""
+    pixel = stored(Image.new("L", (1, 1)), "PNG")
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(pixel))
+    monkeypatch.setattr(sys.modules["explain.report.page"], "render", lambda *_: "")
 
 
 @contextmanager
@@ -200,7 +214,7 @@ def test_an_edit_shows_where_it_should(name, file, new, where, tree, tmp_path, m
     script = "2e_saliency" if where == "report.html" else where.partition("/")[0]
     more = ["--passes", "12"] if script[:2] == "2h" and not name.startswith("PASSES") else []
     with edited(tree / file, changed):
-        run(tree, script, tmp_path, monkeypatch, *more)
+        run(tree, script, tmp_path, monkeypatch, *more, drawn=where.endswith(("png", "html")))
     assert shown(tree / "before", where) not in (None, shown(tmp_path, where))
 
 
@@ -222,7 +236,7 @@ def test_a_map_more_is_kept_whatever_the_options(tree, tmp_path, monkeypatch):
     before, main, after = path.read_text().partition("def main")
     entry = 'MAPS["mine"] = functools.partial(lambda sign, model, images, classes: sign * (images[:, 0] - 0.5), 2)'
     with edited(path, f"{before}import functools\n{entry}\n\n\n{main}{after}"):
-        own = run(tree, "2e_saliency", tmp_path, monkeypatch, "--copies", "0")
+        own = run(tree, "2e_saliency", tmp_path, monkeypatch, "--copies", "0", drawn=True)
     assert json.loads((own / "metrics.json").read_text())["results"]["kinds"] == ["plain", "mine"]
     assert np.load(own / "maps/00000_mine.npy").min() < 0
     assert len([*(tmp_path / "report").glob("2e_saliency_00000_*_mine.*")]) == 1
@@ -241,7 +255,7 @@ def test_a_baseline_more_or_less_is_one_line(line, tree, tmp_path, monkeypatch):
 def test_a_map_of_ones_own_is_judged_beside_the_others(tree, tmp_path, monkeypatch, capsys):
     """Its code is part of the settings."""
     given = ("--map", "own.py:gradient_times_input")
-    own = run(tree, "2g_faithfulness", tmp_path, monkeypatch, *given)
+    own = run(tree, "2g_faithfulness", tmp_path, monkeypatch, *given, drawn=True)
     results = json.loads((own / "metrics.json").read_text())["results"]
     assert results["kinds"][-1] == "gradient_times_input"
     measures = results["maps"]["gradient_times_input"]
