@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+import common
 from explain.basics.errors import OthersAtWork
 from explain.report import page
 from explain.run import shell
@@ -507,3 +508,15 @@ def rows_of(folder: Path) -> list[dict]:
 def table_of(path: Path) -> list[dict[str, str]]:
     """Return the lines of a CSV file, by its headings."""
     return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def save_labelled(folder: Path, right: list[bool]) -> nn.Module:
+    """Save a photo for each, in a folder of the class that TINY's network takes it for, or of the next; return it."""
+    model = common.load_model("timm/test_resnet", "random", input_size=64)
+    for i, is_right in enumerate(right):
+        photo = save_photo(folder / "one.png", i)
+        c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
+        path = folder / f"{c if is_right else (c + 1) % 1000}/{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        photo.rename(path)
+    return model
