@@ -348,19 +348,6 @@ def test_passes_enough_by_hand():
     assert uncertainty_report.passes_enough(made_rows(0.5, error=None), 1) == {}
 
 
-def test_so_many_passes_are_enough():
-    """Over 200 seeds, two standard deviations of the mutual information are then a tenth of it."""
-    base = torch.tensor([2.0, 1.5, 0.0])
-
-    def rows(passes, seeds):
-        logits = base + torch.randn(seeds, passes, 3, generator=torch.Generator().manual_seed(passes))
-        return [script.uncertainty(of, base) | {"index": 0} for of in logits]
-
-    enough = uncertainty_report.passes_enough(rows(2000, 1), 2000)["mutual_information"]
-    found = [row["mutual_information"] for row in rows(enough, 200)]
-    assert 2 * np.std(found) == pytest.approx(0.1 * np.mean(found), rel=0.25)
-
-
 @pytest.mark.parametrize(("difference", "apart"), [(0.0302, True), (0.0272, False)])  # 2.14 and 1.92 errors of it
 def test_what_is_told_apart(difference, apart):
     """The rule is twice the error of the difference, 0.01 * sqrt 2; the figure draws what it leaves as open dots."""

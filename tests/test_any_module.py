@@ -231,7 +231,7 @@ def test_a_network_in_training_mode_used_from_eight_threads(method, images):
 
     def use(n):
         start.wait()
-        return [method(model if n % 2 else sharing, images) for _ in range(4)]
+        return [method(model if n % 2 else sharing, images) for _ in range(2)]
 
     with ThreadPoolExecutor(8) as threads:
         results = list(threads.map(use, range(8)))
