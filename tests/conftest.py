@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+import common
 from explain.basics.errors import OthersAtWork
 from explain.report import page
 from explain.run import shell
@@ -237,6 +238,16 @@ def finish_script(name: str, *arguments: object, cwd: Path) -> str:
     process.join(300)
     assert process.exitcode == 0, (cwd / "said.err").read_text()
     return (cwd / "said.out").read_text()
+
+
+def noted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which the index of each row is added that is computed from now on."""
+    done: list[int] = []
+    append = common.Rows.append
+    monkeypatch.setattr(
+        common.Rows, "append", lambda self, rows: done.extend(r["index"] for r in rows) or append(self, rows)
+    )
+    return done
 
 
 def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 80), **settings) -> Path:
