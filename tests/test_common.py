@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -17,7 +18,7 @@ from PIL import Image
 
 import common
 from explain.basics.errors import OthersAtWork
-from explain.basics.files import write_file
+from explain.basics.files import is_inside, sha256_of, write_file
 from explain.data import image_files
 from explain.report import figures
 from explain.report.figures import figure_style, save_figure
@@ -452,3 +453,22 @@ def test_so_many_batches_are_read_while_one_is_explained(prefetch, tmp_path, mon
     monkeypatch.setattr(common, "read_image", read_and_say)
     rows = [row for rows in common.explain_batches(model, files, explain, 2, prefetch=prefetch) for row in rows]
     assert [row["index"] for row in rows] == explained == [*range(8)]
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20, (2 << 20) + 1])
+def test_sha256_is_that_of_the_whole_file(tmp_path, size):
+    (tmp_path / "file").write_bytes(bytes(range(256)) * (size // 256) + b"x" * (size % 256))
+    assert sha256_of(tmp_path / "file") == hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
+
+
+def test_what_is_inside_a_folder(tmp_path):
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    (folder / "out").symlink_to("../out")
+    (folder / "in").symlink_to("sub")
+    (tmp_path / "link").symlink_to("folder")
+    for path in (folder, folder / "absent", folder / "in/x", folder / "sub/../x", tmp_path / "link/sub"):
+        assert is_inside(path, folder) and is_inside(path, tmp_path / "link")
+    for path in (tmp_path, tmp_path / "folder2", folder / "..", folder / "out", folder / "out/x"):
+        assert not is_inside(path, folder)

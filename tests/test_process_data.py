@@ -18,6 +18,7 @@ from conftest import SHARED, load_script, run_script, save_photo
 from PIL import Image
 
 from explain.basics.errors import UserError
+from explain.data import sample
 from explain.data.datasets import find_parts, read_dataset_names
 from explain.report import classes as report
 
@@ -718,6 +719,29 @@ def test_sample_as_a_command_then_again(tmp_path, run):
 
 def test_sample_leaves_another_dataset_alone(dataset, split):
     assert "holds another dataset" in refused(split, dataset, "--sample")
+
+
+def test_sample_completes_what_was_interrupted_and_leaves_a_changed_one_alone(tmp_path):
+    for hidden in (".DS_Store", ".git/config", "test_images/._china.jpg"):  # are no other dataset
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_text("hidden")
+    sample.write_sample(tmp_path)
+    whole = files_below(tmp_path)
+    for name in ("val.txt", "test_images/china.jpg"):
+        (tmp_path / name).unlink()
+    sample.write_sample(tmp_path)
+    assert files_below(tmp_path) == whole and whole[".git/config"] == b"hidden"
+    (tmp_path / "val.txt").write_text("mine")
+    before = state_below(tmp_path)
+    with pytest.raises(UserError, match="'val.txt' is not part of the sample"):
+        sample.write_sample(tmp_path)
+    assert state_below(tmp_path) == before
+
+
+def test_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(sample.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="package foolbox is missing: pip install"):
+        sample.sample_files()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are bytes only there")

@@ -325,7 +325,7 @@ def test_metrics_json_means_complete(undisturbed, tmp_path, run, monkeypatch):
     monkeypatch.setattr(common.Rows, "append", lambda self, rows: seen.append(metrics.exists()) or append(self, rows))
     monkeypatch.setattr(figures, "save_figure", lambda *given: seen.append(metrics.exists()) or save(*given))
     run(name, *SCRIPTS[name])
-    assert seen == [False] * 4 and contents(metrics.parent) == whole(undisturbed, name)
+    assert len(seen) > 1 and not any(seen) and contents(metrics.parent) == whole(undisturbed, name)
 
 
 def test_images_without_any_use_do_not_stand_in_the_way(tmp_path, run):

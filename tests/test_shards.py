@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPTS, contents, fork_server, load_script, noted_rows, save_inputs
+from conftest import ROOT, SCRIPTS, TINY, contents, fork_server, load_script, noted_rows, save_inputs
 
 import common
 from explain.basics import files
@@ -215,19 +215,19 @@ def every_core():
 
 
 @pytest.mark.usefixtures("every_core")
-@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.long)])
-def test_torchrun(nodes, tmp_path, run):
+@pytest.mark.parametrize(("nodes", "network"), [(1, TINY[:6]), pytest.param(2, [], marks=pytest.mark.long)])
+def test_torchrun(nodes, network, tmp_path, run):
     """Two processes on one machine; two machines (here: launchers that meet on loopback) with a process each.
 
-    With the default network, whose bits depend on the number of threads, which torchrun's OMP_NUM_THREADS leaves alone.
+    The bits of the default network depend on the number of threads, which torchrun's OMP_NUM_THREADS leaves alone.
     """
-    name = "2e_saliency"
+    name, options = "2e_saliency", [*FOUR_PHOTOS, *network]
     save_inputs(tmp_path)
     meet = ["--nnodes", str(nodes), "--nproc-per-node", str(2 // nodes)]
     meet += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     launchers = []
     for k in range(nodes):
-        arguments = [*meet, "--node-rank", str(k), str(ROOT / f"{name}.py"), *FOUR_PHOTOS]
+        arguments = [*meet, "--node-rank", str(k), str(ROOT / f"{name}.py"), *options]
         launchers.append(fork_server().Process(target=torchrun, args=(arguments, tmp_path), daemon=False))
         launchers[-1].start()
     for launcher in launchers:
@@ -235,7 +235,7 @@ def test_torchrun(nodes, tmp_path, run):
         assert launcher.exitcode == 0, [path.read_text() for path in tmp_path.glob("said.*")]
     split = contents(tmp_path / "output" / name)
     shutil.rmtree(tmp_path / "output")
-    run(name, *FOUR_PHOTOS)
+    run(name, *options)
     assert split == contents(tmp_path / "output" / name)
 
 
