@@ -241,6 +241,16 @@ def finish_script(name: str, *arguments: object, cwd: Path) -> str:
     return (cwd / "said.out").read_text()
 
 
+def noted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which the index of each row is added that is computed from now on."""
+    done: list[int] = []
+    append = common.Rows.append
+    monkeypatch.setattr(
+        common.Rows, "append", lambda self, rows: done.extend(r["index"] for r in rows) or append(self, rows)
+    )
+    return done
+
+
 def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 80), **settings) -> Path:
     """A small smooth picture, different for each seed."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import NETWORKS, ROOT, run_main, save_photo, saved
+from conftest import NETWORKS, run_main, save_photo, saved
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -506,24 +506,22 @@ def test_squash_resizes_both_sides(own):
 
 
 VIT = {"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2}
-CROPPED = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}, "size": {"shortest_edge": 40}}
+CROPPED = {"do_center_crop": True, "crop_size": {"height": 32, "width": 32}}
+HUB = [  # what differs in preprocessor_config.json; input size, resize, squash
+    ({"size": {"height": 32, "width": 32}}, 32, 32, True),
+    ({"size": 32}, 32, 32, True),  # older
+    ({**CROPPED, "size": {"shortest_edge": 40}}, 32, 40, False),
+    ({**CROPPED, "size": {"height": 40, "width": 40}}, 32, 40, True),
+    ({"size": {"shortest_edge": 32}, "crop_pct": 0.8}, 32, 40, False),  # ConvNeXt
+    ({"size": 384, "crop_pct": 0.8}, 384, 384, True),
+]
 
 
-@pytest.mark.parametrize(
-    ("config", "input_size", "resize", "squash"),
-    [
-        ({**VIT, "size": {"height": 32, "width": 32}}, 32, 32, True),
-        ({**VIT, "size": 32}, 32, 32, True),  # older
-        ({**VIT, **CROPPED}, 32, 40, False),
-        ({**VIT, **CROPPED, "size": {"height": 40, "width": 40}}, 32, 40, True),
-        ({**VIT, "size": {"shortest_edge": 32}, "crop_pct": 0.8}, 32, 40, False),  # ConvNeXt
-        ({**VIT, "size": 384, "crop_pct": 0.8}, 384, 384, True),
-    ],
-)
+@pytest.mark.parametrize(("config", "input_size", "resize", "squash"), HUB)
 def test_preprocessing_that_lies_beside_the_weights(own, config, input_size, resize, squash):
     """As the Hugging Face hub has it: a ViT there is trained on squashed pictures."""
     (own / "hub").mkdir()
-    (own / "hub/preprocessor_config.json").write_text(json.dumps(config))
+    (own / "hub/preprocessor_config.json").write_text(json.dumps({**VIT, **config}))
     path = saved(own / "hub/w.pth", common.load_model("net.py:three", input_size=32).network.state_dict())
     model = common.load_model("net.py:three", path)
     found = model.preprocessing
@@ -640,65 +638,3 @@ def test_names_in_any_script_and_with_any_sign_through_exercises(photos, run):
         assert run(name, *FAST, *more)["model"]["names"].endswith("synset_words.txt")
         tables = (photos / "output" / name).glob("*.csv")
         assert any(label in table.read_text() for table in tables for label in STRANGE)
-
-
-# ------------------------------------------------------------------------------------------------
-# End to end, as in docs/own_network.md
-
-
-def save_classes(folder: Path) -> None:
-    """Eight pictures of each of ten classes: a colour with stripes in one of two directions."""
-    colours = {"red": (230, 40, 40), "green": (40, 200, 40), "blue": (40, 60, 230), "yellow": (220, 210, 40)}
-    colours["white"] = (240, 240, 240)
-    for number, (name, colour) in enumerate(colours.items()):
-        for axis, direction in enumerate(("across", "down")):
-            for i in range(8):
-                random = np.random.default_rng(100 * number + 10 * axis + i)
-                pixels = np.full((80, 72, 3), colour) + random.normal(0, 15, (80, 72, 3))
-                stripes = (np.arange(pixels.shape[axis]) + random.integers(12)) % 12 < 5
-                (pixels if axis == 0 else pixels.transpose(1, 0, 2))[stripes] //= 3
-                path = folder / f"{name} {direction}" / f"{i}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
-
-
-@pytest.mark.long
-def test_the_documented_network_from_training_to_figures(tmp_path, run, monkeypatch):
-    """The page's training code is run as written, then all exercises on what it saved."""
-    monkeypatch.chdir(tmp_path)
-    save_classes(tmp_path / "photos")
-    section = (ROOT / "docs/own_network.md").read_text()
-    variables: dict = {}
-    exec(section.split("```python")[1].split("```")[0], variables)
-    mine = re.search('MINE="(.*)"', section)[1].split() + ["--threads", "1", "--show", "4", "--output", "output"]
-
-    # what the network itself says of its photos, through the preprocessing that it was trained with
-    net, data = variables["net"].eval(), variables["data"]
-    with torch.inference_mode():
-        logits = torch.cat([net(image[None]) for image, _ in data])
-    expected = int((logits.argmax(1) == torch.tensor(data.targets)).sum())
-    assert expected > 70  # of 80
-
-    photos = [f"photos/{name}/0.png" for name in ("red down", "white across")]
-    run("process_data", "--folders", "photos")
-    for name, arguments in {
-        "2b_evaluate": ["photos"],
-        "2c_class_visualization": ["--methods", "plain", "gaussian", "--steps", "40"],
-        "2d_predict": photos,
-        "2e_saliency": [*photos, "--classes", "red down"],
-        "2f_guided_saliency": photos,
-    }.items():
-        metrics = run(name, *arguments, *mine)
-        assert metrics["model"]["classes"] == 10 and metrics["model"]["names"] == "names.txt"
-        assert "prefix 'module.' taken off all names" in metrics["model"]["notes"]
-        figures = list((tmp_path / "output" / name).glob("*.png"))
-        assert figures
-        for figure in figures:
-            with Image.open(figure) as image:
-                assert len(image.convert("RGB").getcolors(1 << 22)) > 50
-        if name == "2b_evaluate":
-            assert metrics["results"]["top1_correct"] == expected
-    # the dataset that process_data made gives the same
-    assert run("2b_evaluate", *mine)["results"]["top1_correct"] == expected
-    with pytest.raises(UserError, match="has no dropout"):  # as resnet18 has none
-        run("2h_mc_dropout", *photos, *mine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import as_written, save_exported, saved
+from conftest import ROOT, as_written, save_exported, saved
 from PIL import Image
 from torch import nn
 from torchvision import transforms as T
@@ -119,3 +120,31 @@ def test_a_tutorials_network_through_all_exercises(shape, own, run):
             assert metrics["results"]["loss"] == pytest.approx(loss, rel=1e-4)
         if exercise == "2f_guided_saliency":
             assert "ok" in metrics["results"]["grad_cam_status"]
+
+
+@pytest.mark.long
+def test_the_documented_network_from_training_to_figures(tmp_path, run, monkeypatch):
+    """The page's training code is run as written, then all exercises on what it saved."""
+    monkeypatch.chdir(tmp_path)
+    save_photos(tmp_path / "photos")
+    section = (ROOT / "docs/own_network.md").read_text()
+    variables: dict = {}
+    exec(section.split("```python")[1].split("```")[0], variables)
+    mine = re.search('MINE="(.*)"', section)[1].split() + ["--threads", "1", "--output", "output"]
+    # what the network itself says of its photos, through the preprocessing that it was trained with
+    net, data = variables["net"].eval(), variables["data"]
+    with torch.inference_mode():
+        right = sum(int(net(image[None]).argmax()) == target for image, target in data)
+    assert right > 20  # of 24
+    run("process_data", "--folders", "photos")
+    for exercise, arguments in EXERCISES.items():
+        if exercise == "2h_mc_dropout":
+            with pytest.raises(UserError, match="has no dropout"):  # as resnet18 has none
+                run(exercise, *arguments, *mine)
+            continue
+        metrics = run(exercise, *arguments, *mine)
+        assert metrics["model"]["classes"] == 3 and metrics["model"]["names"] == "names.txt"
+        assert "prefix 'module.' taken off all names" in metrics["model"]["notes"] and metrics["figures"]
+        if exercise == "2b_evaluate":
+            assert metrics["results"]["top1_correct"] == right
+    assert run("2b_evaluate", *mine)["results"]["top1_correct"] == right  # process_data's dataset gives the same
