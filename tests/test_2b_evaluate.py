@@ -102,6 +102,18 @@ def test_an_end_of_the_search_is_named():
     assert [report.temperature_text({"temperatures_of_folds": t}) for t in texts] == [*texts.values()]
 
 
+def test_no_image_is_judged_by_a_temperature_that_it_helped_to_choose(monkeypatch):
+    """In two folds: the even images want the temperature 4, the odd ones 0.5, and each half gets the other's."""
+    monkeypatch.setattr(calibration, "MANY", 30)
+    logits = torch.stack([4 * HONEST, 0.5 * HONEST], 1).flatten(0, 1).repeat(2, 1)
+    classes = SHARES.repeat_interleave(2).repeat(2)
+    scaled, _ = calibration.temperature_scaling(logits, classes, [True] * 40)
+    assert scaled["temperatures_of_folds"] == pytest.approx([0.5, 4], rel=1e-3)
+    shares = torch.tensor([0.5, 0.3, 0.2])
+    even, odd = ((power * shares.log()).log_softmax(0) for power in (4 / 0.5, 0.5 / 4))
+    assert scaled["loss"] == pytest.approx(float(-(shares @ even + shares @ odd) / 2), rel=1e-3)
+
+
 def rescaled(folder, right: list[bool], z: float) -> tuple[dict, list[dict]]:
     """What `rescale` says of images whose logits are all (0, z)."""
     np.save(folder / "a.npy", np.array([0, z], np.float32))

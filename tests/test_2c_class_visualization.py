@@ -162,6 +162,19 @@ def test_the_gradient_comes_back_through_the_augmentation():
     assert {tuple(i) for i in (result.abs() > 1e-3).nonzero().tolist()} == {(0, 4, 3), (0, 4, 4)}
 
 
+def test_a_close_crop_has_a_part_of_the_image_and_a_distant_one_all_of_it():
+    """A score that adds all pixels: a crop of half the side moves half of the rows and columns, about."""
+    model = Linear(torch.ones(1, 3 * SIZE * SIZE))
+
+    def moved(zoom: float) -> torch.Tensor:
+        settings = dict(steps=1, l2=0.0, rate=0.01, zoom_from=zoom, zoom_to=zoom)
+        result = script.visualize_classes(model, [0], "plain", seeds(0), SIZE, **settings)[0] - start_of(0)
+        return (result.abs() > 1e-4).float().mean()
+
+    assert moved(2.0) == moved(1.0) == 1
+    assert 0.2 < moved(0.5) < 0.6
+
+
 def test_contrast_is_stretched_about_the_mean_and_never_taken():
     images = torch.rand(3, 3, 8, 8, generator=seeds(0)[0]) * torch.tensor([0.1, 1.0, 0.0]).view(3, 1, 1, 1)
     result = priors.with_contrast(images, 0.2)
@@ -324,6 +337,21 @@ def test_the_image_grows_in_three_stages_to_its_full_size(toy, method):
     assert sides[1:] == [32] * 4 + [48] * 2 + [64] * 2  # after the trial whether it takes the smallest
 
 
+def test_statistics_lead_the_ascent(toy):
+    """With their weight the channels end nearer to what the batch norm has seen."""
+    norm = toy[1]
+
+    def distance(statistics: float) -> float:
+        settings = dict(size=32, steps=40, statistics=statistics, noise=0)
+        result = script.visualize_classes(toy, [0, 1], "natural", seeds(0, 1), **settings)
+        values = toy[0](result)
+        z = (values.mean((2, 3)) - norm.running_mean) / norm.running_var.sqrt()
+        v = (values.var((2, 3)) / norm.running_var).log()
+        return (z.square() + 0.25 * v.square()).mean().item()
+
+    assert distance(30.0) < 0.7 * distance(0.0)
+
+
 # ------------------------------------------------------------------------------------------------
 # Judges
 
@@ -351,6 +379,11 @@ def test_the_summary_of_all_classes():
     assert a["median_rank"] == 3 and b["median_rank"] == 5.5
     assert a["mean_probability"] == pytest.approx((1 + 1 / 5 + 1 / 6 + 1) / 4)
     assert summary["colours"]["distance_from_photos"] == pytest.approx(math.sqrt(0.3**2 / 6))
+
+
+def test_the_mean_rank_is_the_geometric_mean_over_the_judges():
+    row = dict.fromkeys(report.COLUMNS) | {"settings": {"steps": 2}} | row_of_ranks(1, a=4, b=9)
+    assert report.table_line(row, photo={})["mean_rank"] == pytest.approx(6)
 
 
 def test_the_default_judge_is_not_the_network_explained(monkeypatch):
