@@ -63,10 +63,6 @@ class Row(NamedTuple):
     unit: str = "ms"  # an image; or "s" a call, or "GB" that a call returns
     once: bool = False  # one turn, and none for warm-up
 
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.work, self.network, self.peer or self.limit
-
 
 def gradients(part: str, guided: bool) -> Iterator[Row]:
     ours, captums = partial(work.our_gradient, guided=guided), partial(work.captums_gradient, guided=guided)
@@ -152,6 +148,14 @@ ROWS = [
 ]
 
 
+def key_of(row: dict) -> tuple[str, str, str]:
+    """Return what tells a measured row, or the fields of a Row, from all others."""
+    return row["work"], row["network"], row.get("peer") or row.get("limit", "")
+
+
+WANTED = {key_of(row._asdict()): row for row in ROWS}
+
+
 def timed(function: Callable[[str], Any], network: str) -> tuple[Any, float]:
     """Return the result of the work and the seconds that it took."""
     warnings.simplefilter("ignore")
@@ -208,10 +212,6 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores{', AVX-512' * ('avx512' in ' '.join(lines))}; {', '.join(versions)}"
 
 
-def key_of(row: dict) -> tuple[str, str, str]:
-    return row["work"], row["network"], row.get("peer", row.get("limit", ""))
-
-
 def document(found: dict[str, Any], notes: str) -> str:
     """Return the text of docs/benchmarks.md: the notes, with the machine and the tables in them."""
     tables = []
@@ -229,25 +229,20 @@ def document(found: dict[str, Any], notes: str) -> str:
 
 
 def line(row: dict, kind: str) -> str:
-    """Return a row of the table of peers or of limits."""
+    """Return a row of the table of peers or of limits: whether it falls short of its goal, or how far its floor is."""
     unit = next((unit for unit in ("ms", "s", "GB") if f"ours_{unit.lower()}" in row), None)
     ours = f"{row[f'ours_{unit.lower()}']:.3g} {unit}" if unit else ""
-    ratio = f"no ratio: {row.get('cannot', 'results differ')}"
+    ratio, goal = f"no ratio: {row.get('cannot', 'results differ')}", ""
     if "ratio" in row:
-        ratio = f"{row['ratio']:.2f}" + (f" ({row['least']:.2f} to {row['greatest']:.2f})" if "least" in row else "")
+        wanted, value = WANTED.get(key_of(row)), row["ratio"]
+        ratio = f"{value:.2f}" + (f" ({row['least']:.2f} to {row['greatest']:.2f})" if "least" in row else "")
+        if wanted and wanted.floor:
+            goal = f"floor {wanted.floor:g}: {value / wanted.floor:.2f} times"
+        elif wanted and wanted.goal:
+            is_short = value < wanted.goal if wanted.peer else value > wanted.goal
+            goal = f"{wanted.goal:g}" + ": **short**" * is_short
     apart = f"{row['apart']:.1g}" if "apart" in row else ""
-    return f"| {row['work']} | {row['network']} | {ours} | {row[kind]} | {ratio} | {goal_of(row)} | {apart} |"
-
-
-def goal_of(row: dict) -> str:
-    """Return the row's goal and whether it falls short of it, or its floor and the distance from it."""
-    wanted = next((each for each in ROWS if each.key == key_of(row)), None)
-    if wanted is None or "ratio" not in row:
-        return ""
-    if wanted.floor:
-        return f"floor {wanted.floor:g}: {row['ratio'] / wanted.floor:.2f} times"
-    short = wanted.goal and (row["ratio"] < wanted.goal if wanted.peer else row["ratio"] > wanted.goal)
-    return (f"{wanted.goal:g}" if wanted.goal else "") + ": **short**" * bool(short)
+    return f"| {row['work']} | {row['network']} | {ours} | {row[kind]} | {ratio} | {goal} | {apart} |"
 
 
 def main() -> None:
@@ -259,7 +254,7 @@ def main() -> None:
     parser.add_argument("--device", nargs="+", default=devices, help="devices to run them on (default: all there are)")
     options = parser.parse_args()
     path, notes = ROOT / "docs" / "benchmarks.json", (ROOT / "benchmarks" / "notes.md").read_text()
-    order = {row.key: n for n, row in enumerate(ROWS)}
+    order = {key: n for n, key in enumerate(WANTED)}
     rows = {(row.get("device"), key_of(row)): row for row in json.loads(path.read_text())["rows"]}
     runs = [(d, row) for d in options.device for row in ROWS if row.part in options.only]
     for device, row in tqdm([run for run in runs if run[0] == "cpu" or run[1].part in GPU_PARTS], disable=None):
@@ -267,7 +262,7 @@ def main() -> None:
         name = torch.cuda.get_device_name(device) if device.startswith("cuda") else device
         measured = measure(row, options.turns) | ({} if device == "cpu" else {"device": name})
         print(json.dumps(measured), flush=True)
-        rows[measured.get("device"), row.key] = measured
+        rows[measured.get("device"), key_of(measured)] = measured
         known = sorted((key for key in rows if key[1] in order), key=lambda key: (key[0] or "", order[key[1]]))
         # after each row: one that fails loses no other
         found = {"machine": machine(), "rows": [rows[key] for key in known]}

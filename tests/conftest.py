@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import multiprocessing
 import os
@@ -24,10 +26,13 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 
+import common
 from explain.basics.errors import OthersAtWork
+from explain.report import page
 from explain.run import shell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +53,29 @@ def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.Monke
         load_script(name).main()
     except OthersAtWork as status:
         print(status)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each figure is one pixel and the page is empty, for tests that look at neither."""
+    pixel = stored(Image.new("L", (1, 1)), "PNG")
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(pixel))
+    monkeypatch.setattr(page, "render", lambda *_: "")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
+    """A function that runs a script in `tmp_path`, in this process, and returns what its metrics.json has.
+
+    The options must leave the output folder "output"; where the run writes no metrics, they are {} or a former run's.
+    """
+
+    def run(name: str, *arguments: object) -> dict:
+        run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+        path = tmp_path / "output" / name / "metrics.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    return run
 
 
 # Seven scripts on a network of 0.1 million parameters, in fractions of a second: what is looked at here is
@@ -218,6 +246,16 @@ def finish_script(name: str, *arguments: object, cwd: Path) -> str:
     return (cwd / "said.out").read_text()
 
 
+def noted_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which the index of each row is added that is computed from now on."""
+    done: list[int] = []
+    append = common.Rows.append
+    monkeypatch.setattr(
+        common.Rows, "append", lambda self, rows: done.extend(r["index"] for r in rows) or append(self, rows)
+    )
+    return done
+
+
 def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (96, 80), **settings) -> Path:
     """A small smooth picture, different for each seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -290,3 +328,210 @@ def toy() -> nn.Module:
     )
     model[1].running_mean.uniform_(-0.1, 0.1)
     return model.train()
+
+
+# A user's own file, net.py beside the images: networks of (N, 3, 32, 32) with 4 logits, and what is wrong with some
+NETWORKS = """
+import os
+import torch
+import torch.nn.functional as F
+from functools import partial
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+class Net(nn.Module):
+    def __init__(self, channels=3, classes=4):
+        super().__init__()
+        self.conv, self.dropout, self.fc = nn.Conv2d(channels, 6, 3), nn.Dropout(0.3), nn.Linear(6, classes)
+    def features(self, x): return self.conv(x).relu().mean((2, 3))
+    def forward(self, x): return self.fc(self.dropout(self.features(x)))
+
+def three(): return Net()
+def grey(): return Net(channels=1)
+def one(): return Net(classes=1)
+def half(): return Net().half()
+def named(make=Net):
+    network = make(); network.classes = ["a", "b", "c", "d"]; return network
+def sigmoid(): return nn.Sequential(Net(), nn.Sigmoid())
+def softmax(): return nn.Sequential(Net(), nn.Softmax(dim=1))
+class LogSoftmax(Net):
+    def forward(self, x): return F.log_softmax(super().forward(x), dim=1)
+class ByHand(Net):
+    def forward(self, x): return super().forward(x).softmax(1).log()
+class Flat(Net):
+    def forward(self, x): return super().forward(x).sigmoid().squeeze(1)
+def binary(): return Flat(classes=1)
+
+def sequence(change=lambda conv: conv, channels=3):
+    return nn.Sequential(
+        change(nn.Conv2d(channels, 6, 3)), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )
+def weight_norm(): return sequence(parametrizations.weight_norm)
+def old_weight_norm(): return sequence(nn.utils.weight_norm)
+def spectral_norm(): return sequence(parametrizations.spectral_norm)
+def old_spectral_norm(): return sequence(nn.utils.spectral_norm)
+def pruned(): return sequence(lambda conv: prune.l1_unstructured(conv, "weight", 0.5))
+def four_channels(): return sequence(channels=4)
+
+class ReadsItsNorm(Net):
+    def __init__(self, **settings):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(6, **settings)
+    def forward(self, x):
+        return self.fc((self.norm(self.conv(x)).relu() * self.norm.weight.abs().mean()).mean((2, 3)))
+def no_statistics(): return ReadsItsNorm(track_running_stats=False)
+class BatchStatistics(Net):
+    def forward(self, x):
+        return self.fc(F.batch_norm(self.conv(x), None, None, training=True).relu().mean((2, 3)))
+class View(Net):
+    def forward(self, x): return self.fc(self.conv(x).view(-1, 5400).view(-1, 6, 900).mean(2))
+class Dropout(Net):
+    def forward(self, x): return self.fc(F.dropout(self.features(x), 0.5))
+class ShiftedDropout(Net):
+    def forward(self, x): return F.dropout(super().forward(x), 0.5) + 1000
+class Jitters(Net):
+    def forward(self, x): return super().forward(x + 1e-3 * torch.randn_like(x))
+
+class Several(Net):
+    def __init__(self, pack):
+        super().__init__()
+        self.pack = pack
+    def forward(self, x): return self.pack(self.features(x), super().forward(x))
+pair = partial(Several, lambda features, logits: (features, logits))
+logits_first = partial(Several, lambda features, logits: (logits, features))
+exits = partial(Several, lambda features, logits: [logits + 1, logits])
+by_name = partial(Several, lambda features, logits: {"output": logits, "features": features})
+soft_pair = partial(Several, lambda features, logits: (features, logits.log_softmax(1)))
+def knows_its_names(): return named(logits_first)
+
+class Squeezes(Net):
+    def forward(self, x): return super().forward(x).squeeze()
+class TwoArguments(Net):
+    def forward(self, x, y): return super().forward(x)
+class TakesApart(Net):
+    def forward(self, x):
+        x, y, z = x  # "too many dimensions", or values
+        return super().forward(x)
+class Fails(Net):
+    def forward(self, x): return {}["no such key"]
+class GreyThatFails(nn.Module):
+    def forward(self, x):
+        if x.shape[1] == 3:
+            return F.conv2d(x, torch.ones(4, 1, 3, 3))
+        raise KeyError("labels missing")
+number = 3
+def needs(size): return Net()
+def fails(): return 1 / 0
+def nothing(): return 5
+def leaves(): raise SystemExit(2)
+def square():
+    from helper import SIDE  # a file beside this one
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 4))
+def wanders():
+    os.chdir("/")
+    torch.set_default_dtype(torch.float64)
+    return Net()
+
+# as tutorials have them, with 3 classes; the first two take images of 28 x 28 grey pixels
+class LeNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5)
+        self.fc1, self.fc2 = nn.Linear(320, 50), nn.Linear(50, 3)
+    def forward(self, x):
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2)).view(-1, 320)
+        return self.fc2(F.dropout(F.relu(self.fc1(x)), training=self.training))
+class Mnist(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 16, 3)
+        self.dropout1, self.dropout2 = nn.Dropout(0.25), nn.Dropout(0.5)
+        self.fc1, self.fc2 = nn.Linear(2304, 32), nn.Linear(32, 3)
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 2)
+        x = F.relu(self.fc1(torch.flatten(self.dropout1(x), 1)))
+        return F.log_softmax(self.fc2(self.dropout2(x)), dim=1)
+def flat():
+    pooled = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*pooled, nn.Flatten(), nn.Linear(1800, 3))
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(inplace=True), nn.Dropout(0.2))
+        self.embedding, self.classifier = nn.Linear(8, 16), nn.Linear(16, 3)
+    def forward(self, x):
+        embedding = self.embedding(self.features(x).mean((2, 3)))
+        return embedding, self.classifier(embedding)
+"""
+
+
+def as_written(name: str) -> nn.Module:
+    """Return the network that NETWORKS makes under this name, in the state that `common.load_model` gives it."""
+    variables: dict = {}
+    exec(NETWORKS, variables)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return variables[name]().eval()
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with net.py, which is the working directory."""
+    (tmp_path / "net.py").write_text(NETWORKS)
+    (tmp_path / "helper.py").write_text("SIDE = 32\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def save_exported(path: Path, network: nn.Module, images: torch.Tensor, **bounds: int) -> str:
+    """Save an archive of torch.export that takes batches of any size, or within `bounds` (min, max)."""
+    shapes = ({0: torch.export.Dim("batch", **bounds)},)
+    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=shapes), path)
+    return str(path)
+
+
+def saved(path: Path, content: object) -> str:
+    """Save a checkpoint; returns its path as an option takes it."""
+    torch.save(content, path)
+    return str(path)
+
+
+class Trap:
+    """Shows what a pickle can do when it is loaded as code."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def stored(image: Image.Image, kind: str, **settings) -> bytes:
+    """Return the image as a file of this format."""
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def rows_of(folder: Path) -> list[dict]:
+    """Return the rows of a script's part of the output."""
+    return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+
+
+def table_of(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a CSV file, by its headings."""
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def save_labelled(folder: Path, right: list[bool]) -> nn.Module:
+    """Save a photo for each, in a folder of the class that TINY's network takes it for, or of the next; return it."""
+    model = common.load_model("timm/test_resnet", "random", input_size=64)
+    for i, is_right in enumerate(right):
+        photo = save_photo(folder / "one.png", i)
+        c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
+        path = folder / f"{c if is_right else (c + 1) % 1000}/{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        photo.rename(path)
+    return model

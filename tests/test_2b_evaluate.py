@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import shutil
 from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import Raises, assert_same_state, load_script, run_main, save_photo, state_of
+from conftest import load_script, rows_of, save_photo, table_of
 from PIL import Image
 from sklearn.metrics import log_loss, top_k_accuracy_score
 from torch import nn
@@ -71,8 +68,10 @@ def test_calibration_by_hand():
     assert [b["images"] for b in table] == [1, 0, 2, 0, 3] and table[1]["accuracy"] is None
 
 
-def test_one_temperature_by_hand():
-    """Logits of 0 and z: the loss log(1 + exp(-z / t)), the confidence its sigmoid."""
+@pytest.mark.parametrize("chunk", [1, calibration.CHUNK])
+def test_one_temperature_by_hand(chunk, monkeypatch):
+    """Logits of 0 and z: the loss log(1 + exp(-z / t)), the confidence its sigmoid; one image at a time, and both."""
+    monkeypatch.setattr(calibration, "CHUNK", chunk)
     logits, classes, t = torch.tensor([[0.0, 2.0], [3.0, 0.0]]), torch.tensor([1, 1]), 0.7
     losses, confidences = calibration.at_temperature(logits, classes, t)
     assert losses.tolist() == pytest.approx([np.log1p(np.exp(-2 / t)), np.log1p(np.exp(3 / t))], rel=1e-12)
@@ -101,27 +100,6 @@ def test_an_end_of_the_search_is_named():
     texts = {(0.01, 0.01): "at most 0.01", (2, 100): "2.00 to at least 100.00", (8.251, 8.249): "8.25"}
     texts |= {(100, 100): "at least 100.00", (0.01, 0.5): "at most 0.01 to 0.50"}
     assert [report.temperature_text({"temperatures_of_folds": t}) for t in texts] == [*texts.values()]
-
-
-def test_the_temperature_that_made_the_logits_overconfident_is_found(monkeypatch):
-    """Classes drawn from a softmax, whose logits are then multiplied by 2."""
-    generator = torch.Generator().manual_seed(0)
-    honest = 2 * torch.randn(4000, 5, generator=generator)
-    classes = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
-    right, p = honest.argmax(1) == classes, (2 * honest).softmax(1).amax(1)
-    scaled, bins = calibration.temperature_scaling(2 * honest, classes, right.tolist())
-    assert len(scaled["temperatures_of_folds"]) == 10
-    assert all(abs(np.log(t / 2)) < 0.15 for t in (scaled["temperature"], *scaled["temperatures_of_folds"]))
-    before, _ = calibration.calibration(p.numpy(), right.numpy())
-    assert before > 0.1 > 0.03 > scaled["expected_calibration_error"]
-    assert (
-        scaled["loss"] < float(nn.functional.cross_entropy(2 * honest, classes)) - 0.1
-        and sum(b["images"] for b in bins) == 4000
-    )
-    expected = calibration.at_temperature(honest, classes, 0.5)
-    monkeypatch.setattr(calibration, "CHUNK", 35)  # seven images at a time
-    for values, same in zip(calibration.at_temperature(honest, classes, 0.5), expected, strict=True):
-        torch.testing.assert_close(values, same)
 
 
 def test_no_image_is_judged_by_a_temperature_that_it_helped_to_choose(monkeypatch):
@@ -174,15 +152,16 @@ def test_few_images_have_no_temperature(tmp_path, count):
 
 
 @pytest.mark.parametrize(("images", "says"), [(8, "Temperature scaling (at most 0.01, cross"), (7, "28 images: too")])
-def test_terminal_figure_metrics_and_page_say_the_same_of_a_temperature(own, capsys, images, says):
+def test_terminal_figure_metrics_and_page_say_the_same_of_a_temperature(tmp_path, run, capsys, images, says):
     """All are right at any temperature: the colder the better, and the search ends."""
-    save_colours(own.folder / "photos", COLOUR_NAMES, images)
-    metrics = own("photos")
+    (tmp_path / "net.py").write_text(COLOURS)
+    save_colours(tmp_path / "photos", COLOUR_NAMES, images)
+    metrics = run("2b_evaluate", *OWN, "photos")
     sentence = metrics["results"]["temperature_scaling"]["says"]
     assert sentence.startswith(says)
     assert sentence in capsys.readouterr().out.splitlines()
     assert metrics["captions"]["reliability.png"][-1] == sentence
-    assert sentence in " ".join((own.folder / "output/report.html").read_text().split())
+    assert sentence in " ".join((tmp_path / "output/report.html").read_text().split())
 
 
 def test_each_curve_of_the_reliability_diagram_has_its_points_and_its_images():
@@ -207,94 +186,62 @@ def test_the_logits_are_kept_beside_the_rows(own):
     """By hand: means of a channel in [-1, 1], times 40."""
     save_colours(own.folder / "photos", ("0", "1"), images=1)
     own("photos")
-    folder = own.folder / "output/2b_evaluate"
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    assert [row["files"] for row in rows] == [["logits/00000.npy"], ["logits/00001.npy"]]
+    assert [row["files"] for row in rows_of(own.output)] == [["logits/00000.npy"], ["logits/00001.npy"]]
     red, dark = 40 * (200 / 255 * 2 - 1), 40 * (20 / 255 * 2 - 1)
-    logits = np.load(folder / "logits/00000.npy")
+    logits = np.load(own.output / "logits/00000.npy")
     assert logits.dtype == np.float32 and logits == pytest.approx([red, dark, dark, 12], rel=1e-5)
 
 
-@pytest.mark.parametrize("function", ["evaluate", "top_classes"])
-def test_nothing_is_left_behind(toy, images, function):
-    """Also of 2d, which looks at the same logits."""
-
-    def call(model):
-        if function == "top_classes":
-            return load_script("2d_predict").top_classes(model, images)
-        return script.evaluate(model, images, torch.zeros(5, dtype=torch.long))
-
-    before = state_of(toy)
-    call(toy)
-    assert_same_state(before, state_of(toy))
-    with pytest.raises(RuntimeError, match="broken"):
-        call(nn.Sequential(toy, Raises("forward")))
-    assert_same_state(before, state_of(toy))
-
-
-def split_dataset(folder, count=9):
-    """A split dataset: `count` pictures over three classes, one of them turned by EXIF."""
-    for i in range(count):
+def split_dataset(folder):
+    """A split dataset: nine pictures over three classes, one of them turned by EXIF, and a broken one."""
+    for i in range(9):
         save_photo(folder / "dataset/DL_data_p" / str((5, 76, 130)[i % 3]) / f"v{i}.png", i)
     exif = Image.Exif()
     exif[0x0112] = 6
     path = folder / "dataset/DL_data_p/130/v2.png"
     Image.open(path).save(path, exif=exif)
+    (folder / "dataset/DL_data_p/76/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
 
-def test_equal_to_a_loop_of_one_image_at_a_time(tmp_path, monkeypatch):
+RANDOM = ["--model", "timm/test_resnet", "--weights", "random", "--threads", "1"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_run_is_equal_to_a_loop_of_one_image_at_a_time(tmp_path, run):
+    with pytest.raises(common.UserError, match="run `python process_data.py` first"):
+        run("2b_evaluate", *RANDOM)
     split_dataset(tmp_path)
-    model = common.load_model("squeezenet1_0", "random")
-    losses, first, among_five = [], 0, 0
-    for path in (tmp_path / "dataset/DL_data_p").rglob("*.png"):
-        image = model.preprocess(Image.open(path).convert("RGB"))[None]  # as it is stored
-        logits = model(image)[0]
-        c = int(path.parent.name)
-        losses.append(float(-logits.double().log_softmax(0)[c]))
-        first += int(logits.argmax()) == c
-        among_five += c in logits.topk(5).indices
-    for batch_size in (1, 7, 64):
-        arguments = ["--model", "squeezenet1_0", "--weights", "random", "--batch-size", batch_size]
-        run_main("2b_evaluate", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-        metrics = json.loads((tmp_path / "output/2b_evaluate/metrics.json").read_text())
-        assert metrics["results"]["top1_correct"] == first
+    model = common.load_model("timm/test_resnet", "random")
+    losses, among_five = [], 0
+    for path in (tmp_path / "dataset/DL_data_p").rglob("v*.png"):
+        logits = model(model.preprocess(Image.open(path).convert("RGB"))[None])[0]  # as it is stored
+        losses.append(float(-logits.double().log_softmax(0)[int(path.parent.name)]))
+        among_five += int(path.parent.name) in logits.topk(5).indices
+    for batch_size in (1, 7):
+        metrics = run("2b_evaluate", *RANDOM, "--batch-size", batch_size)
         assert metrics["results"]["top5_correct"] == among_five
         assert metrics["results"]["loss"] == pytest.approx(np.mean(losses), abs=1e-6)
-        assert metrics["images"]["notes"] == {"EXIF orientation ignored": 1}
-
-
-def test_run(tmp_path, monkeypatch):
-    with pytest.raises(common.UserError, match="run `python process_data.py` first"):
-        run_main("2b_evaluate", cwd=tmp_path, monkeypatch=monkeypatch)
-    split_dataset(tmp_path)
-    (tmp_path / "dataset/DL_data_p/76/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    run_main("2b_evaluate", cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output/2b_evaluate"
-    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["images"]["notes"] == {"EXIF orientation ignored": 1}
     assert metrics["images"]["found"] == 10 and metrics["images"]["used"] == 9
     results = metrics["results"]
     assert (results["images"], results["classes_measured"], results["classes_in_data"]) == (9, 3, 3)
     assert results["top1_interval"][0] <= results["top1_accuracy"] <= results["top1_interval"][1]
-    tables = {
-        name: list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
-        for name in ("classes", "predictions", "confusion", "calibration")
-    }
-    assert [(row["class"], row["images"]) for row in tables["classes"]] == [("5", "3"), ("76", "3"), ("130", "3")]
-    for row in tables["classes"]:
+    folder = tmp_path / "output/2b_evaluate"
+    names = ("classes", "predictions", "confusion", "calibration")
+    classes, predictions, confusion, bins = (table_of(folder / f"{name}.csv") for name in names)
+    assert [(row["class"], row["images"]) for row in classes] == [("5", "3"), ("76", "3"), ("130", "3")]
+    for row in classes:
         assert float(row["top1_accuracy"]) == pytest.approx(int(row["top1_correct"]) / 3, rel=1e-5)
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    costliest = sorted((row for row in rows if "skipped" not in row), key=lambda row: -row["loss"])
-    assert [(row["path"], row["rank"]) for row in tables["predictions"]] == [
-        (row["path"], str(row["rank"])) for row in costliest
-    ]
-    assert [*tables["predictions"][0]] == [
-        *("path", "class", "name", "predicted", "predicted_name", "probability", "loss", "rank")
-    ]
-    assert sum(int(row["images"]) for row in tables["confusion"]) == 9
-    assert sum(int(row["images"]) for row in tables["calibration"]) == 9
+    costliest = sorted((row for row in rows_of(folder) if "skipped" not in row), key=lambda row: -row["loss"])
+    assert [(row["path"], row["rank"]) for row in predictions] == [(row["path"], str(row["rank"])) for row in costliest]
+    assert " ".join(predictions[0]) == "path class name predicted predicted_name probability loss rank"
+    assert sum(int(row["images"]) for row in confusion) == sum(int(row["images"]) for row in bins) == 9
     assert {p.name for p in folder.glob("*.png")} == {"reliability.png", "confusion.png", "mistakes.png"}
     with pytest.raises(common.UserError, match="broken.png"):
-        run_main("2b_evaluate", "--strict", cwd=tmp_path, monkeypatch=monkeypatch)
+        run("2b_evaluate", *RANDOM, "--strict")
+    save_photo(tmp_path / "dataset/DL_data_p/n01774750/a.png")
+    with pytest.raises(common.UserError, match="n01774750 is not named by a class id.*evaluate.py dataset/DL_data_p"):
+        run("2b_evaluate", *RANDOM)
 
 
 # A network of four classes, each pixel's colour a class: red, green, blue, grey
@@ -318,32 +265,32 @@ def named():
     net = Colours(); net.classes = ["Red, crimson", "green", "blue", "grey"]; return net
 
 def dropped(): return nn.Sequential(Colours(), nn.Dropout(0.1))
+def twelve(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 12))
 """
 OWN = ["--model", "net.py:named", "--input-size", "8", "--mean", "0.5", "--std", "0.5", "--resize", "8"]
 OWN += ["--interpolation", "bilinear", "--threads", "1", "--output", "output"]
 
 
 def save_colours(folder, names, images=3):
-    """Some pictures of each colour in a folder with its name."""
+    """Some pictures in a folder of each name: red ones in the first, then green, blue and grey ones."""
     colours = [(200, 20, 20), (20, 200, 20), (20, 20, 200), (20, 20, 20)]
-    for name, colour in zip(names, colours, strict=False):
-        for i in range(images):
+    for k, name in enumerate(names):
+        for i in range(images if name else 0):
             path = folder / name / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (12, 10), tuple(c + i for c in colour)).save(path)
+            Image.new("RGB", (12, 10), tuple(c + i for c in colours[k % 4])).save(path)
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
-    """Runs 2b on the folder `photos` with the network of colours; returns its metrics."""
+def own(tmp_path, run, undrawn):
+    """Runs 2b with the network of colours, in a folder; returns its metrics."""
     (tmp_path / "net.py").write_text(COLOURS)
 
-    def run(*arguments):
-        run_main("2b_evaluate", *OWN, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-        return json.loads((tmp_path / "output/2b_evaluate/metrics.json").read_text())
+    def own(*arguments):
+        return run("2b_evaluate", *OWN, *arguments)
 
-    run.folder, run.monkeypatch = tmp_path, monkeypatch
-    return run
+    own.folder, own.output = tmp_path, tmp_path / "output/2b_evaluate"
+    return own
 
 
 FISH = ["n01440764", "n01443537", "n01484850", "n01491361"]
@@ -375,27 +322,25 @@ def test_a_limit_is_spread_over_classes(own, split, is_split):
     save_colours(own.folder / "photos", COLOUR_NAMES, images=20)
     arguments = [] if is_split else ["photos"]
     if is_split:
-        split()
+        split([])
     metrics = own(*arguments, "--limit", "16")
     results = metrics["results"]
     assert (results["images"], results["classes_measured"], results["classes_in_data"]) == (16, 4, 4)
-    assert metrics["captions"]["reliability.png"][2].startswith("16 images from 4 of 4 classes")
-    rows = (own.folder / "output/2b_evaluate/rows.jsonl").read_text()
-    classes = [row["class"] for row in map(json.loads, rows.splitlines())]
+    assert metrics["captions"]["reliability.png"][1].startswith("16 images from 4 of 4 classes")
+    rows = rows_of(own.output)
+    classes = [row["class"] for row in rows]
     assert all(Counter(classes[:n]) == Counter({c: n // 4 for c in range(4)}) for n in (4, 8, 12, 16))
     for shard in ("0/2", "1/2"):
-        own_run = [*OWN, *arguments, "--limit", "16", "--output", "shards", "--shard", shard]
-        run_main("2b_evaluate", *own_run, cwd=own.folder, monkeypatch=own.monkeypatch)
-    assert (own.folder / "shards/2b_evaluate/rows.jsonl").read_text() == rows
+        own(*arguments, "--limit", "16", "--output", "shards", "--shard", shard)
+    assert rows_of(own.folder / "shards/2b_evaluate") == rows
     few = own(*arguments, "--limit", "3", "--seed", "1")["results"]
     assert (few["images"], few["classes_measured"], few["classes_in_data"]) == (3, 3, 4)
 
 
-def test_a_folder_leaves_the_report_as_it_is(tmp_path, monkeypatch):
-    (tmp_path / "net.py").write_text(COLOURS)
-    save_colours(tmp_path / "photos", "0")
-    run_main("2b_evaluate", *OWN[:-2], "photos", cwd=tmp_path, monkeypatch=monkeypatch)
-    assert [p.parent.name for p in tmp_path.glob("output/pictures/*/metrics.json")] == ["2b_evaluate"]
+def test_a_folder_leaves_the_report_as_it_is(own, run):
+    save_colours(own.folder / "photos", "0")
+    run("2b_evaluate", *OWN[:-2], "photos")
+    assert [path.parent.name for path in own.folder.glob("output/pictures/*/metrics.json")] == ["2b_evaluate"]
 
 
 def test_a_folder_of_no_class_is_named_and_loose_files_are_listed(own):
@@ -411,15 +356,11 @@ def test_a_folder_of_no_class_is_named_and_loose_files_are_listed(own):
     assert [row["path"] for row in skipped] == ["photos/loose.png", "photos/0/broken.png"]
     assert any(note.startswith("2 classes of the network not in photos: ") for note in metrics["model"]["notes"])
     assert "is not in the folder of a class" in skipped[0]["reason"] and metrics["images"]["found"] == 8
-    for name, says in (("none", "none is not a folder"), ("photos/0", "has no subfolders")):
-        with pytest.raises(common.UserError, match=says):
-            own(name)
 
 
-def test_imagenets_wnids_name_folders_for_imagenets_networks(tmp_path):
-    """Of its two cranes, torchvision's names call the bird "crane bird": a folder `crane` counted as the machine."""
+def test_a_folder_whose_name_is_that_of_two_classes(tmp_path):
+    """Of ImageNet's two cranes, torchvision's names call the bird "crane bird": `crane` counted as the machine."""
     model = common.load_model("timm/test_resnet", "random")
-    assert model.wnids[55] == "n01729977" and len(model.wnids) == 1000
     save_photo(tmp_path / "crane/a.png")
     with pytest.raises(common.UserError, match="the folder 'crane' in .* names two classes: 134 and 517: rename it"):
         common.labelled_images(str(tmp_path), model)
@@ -427,22 +368,13 @@ def test_imagenets_wnids_name_folders_for_imagenets_networks(tmp_path):
     assert [file.label for file in common.labelled_images(str(tmp_path), model)] == [134]
 
 
-def test_a_split_folder_of_no_id_is_named(tmp_path, monkeypatch):
-    split_dataset(tmp_path)
-    save_photo(tmp_path / "dataset/DL_data_p/n01774750/a.png")
-    with pytest.raises(
-        common.UserError, match="n01774750 is not named by a class id.*2b_evaluate.py dataset/DL_data_p"
-    ):
-        run_main("2b_evaluate", cwd=tmp_path, monkeypatch=monkeypatch)
-
-
-def test_folders_name_the_classes_of_a_network_without_names(own, capsys):
+def test_folders_name_the_classes_of_a_network_without_names(own):
     """In the order of torchvision's ImageFolder, by which such networks are trained."""
     save_colours(own.folder / "photos", ("a red", "b green", "c blue", "d grey"))
     metrics = own("photos", "--model", "net.py:colours")
     assert metrics["results"]["top1_accuracy"] == 1
     assert metrics["model"]["names"] == "the folders in photos, in order"
-    assert "b green" in (own.folder / "output/2b_evaluate/classes.csv").read_text()
+    assert "b green" in (own.output / "classes.csv").read_text()
 
 
 def test_labels_in_another_order_are_said(own, capsys):
@@ -456,58 +388,51 @@ def test_labels_in_another_order_are_said(own, capsys):
 
 def test_names_of_folders_that_are_numbers(own, capsys):
     """With as many classes as folders, the trap is said: 10 sorts before 2 as text."""
-    (own.folder / "twelve.py").write_text(
-        "import torch\nclass Net(torch.nn.Module):\n    def forward(self, x): return x.flatten(1)[:, :12] * 1\n"
-    )
-    save_colours(own.folder / "photos", [str(i) for i in range(4)])
-    for i in range(4, 12):
-        save_photo(own.folder / f"photos/{i}/a.png", i)
-    model = common.load_model(str(own.folder / "twelve.py") + ":Net", input_size=8)
-    common.labelled_images(str(own.folder / "photos"), model)
-    (note,) = model.notes
-    assert "10 before 2" in note and f"note: {note}" in capsys.readouterr().err
-
-
-def save_wide(folder):
-    """Pictures of 2:1 whose colour is in their outer quarters; the middle, all that a crop sees, is grey."""
-    for name, colour in (("Red", (255, 0, 0)), ("green", (0, 255, 0)), ("blue", (0, 0, 255)), ("grey", (127,) * 3)):
-        picture = Image.new("RGB", (40, 20), colour)
-        picture.paste((127,) * 3, (10, 0, 30, 20))
-        (folder / name).mkdir(parents=True)
-        picture.save(folder / name / "a.png")
+    save_colours(own.folder / "photos", [str(i) for i in range(12)], images=1)
+    (note,) = [note for note in own("photos", "--model", "net.py:twelve")["model"]["notes"] if "10 before 2" in note]
+    assert f"note: {note}" in capsys.readouterr().err
 
 
 def test_squashed_pictures(own, capsys):
-    """What a network trained by Resize((s, s)) sees: with the middle alone it is right by chance."""
-    save_wide(own.folder / "photos")
-    cropped = own("photos")
-    results = cropped["results"]
-    assert results["top1_accuracy"] == 0.25 and cropped["model"]["preprocessing"]["squash"] is False
-    assert (results["median_cropped"], results["mostly_cropped"]) == (0.5, 1.0)
-    assert (
-        "removes 0.500 of the median picture's area, and more than 0.25 of the area of a fraction 1.000"
-        in capsys.readouterr().err
-    )
-    squashed = own("photos", "--squash")
-    assert squashed["results"]["top1_accuracy"] == 1 and squashed["model"]["preprocessing"]["squash"] is True
-    assert (squashed["results"]["median_cropped"], squashed["results"]["mostly_cropped"]) == (0, 0)
-    assert "the centre crop" not in capsys.readouterr().err and " --squash" in squashed["command"]
-    assert own("photos", "--squash", "--resize", "40")["results"]["mostly_cropped"] == 1
-    said = capsys.readouterr().err
-    assert "of the pictures; give --resize 8 to show it all of them" in said and "give --squash" not in said
-    assert own("photos", "--whole")["results"]["mostly_cropped"] == 0
+    """What a network trained by Resize((s, s)) sees: with the middle alone it is right by chance.
+
+    Pictures of 2:1 whose colour is in their outer quarters; the middle, all that a crop sees, is grey.
+    """
+    for name, colour in (("Red", (255, 0, 0)), ("green", (0, 255, 0)), ("blue", (0, 0, 255)), ("grey", (127,) * 3)):
+        picture = Image.new("RGB", (40, 20), colour)
+        picture.paste((127,) * 3, (10, 0, 30, 20))
+        (own.folder / "photos" / name).mkdir(parents=True)
+        picture.save(own.folder / "photos" / name / "a.png")
+
+    def measured(*options):
+        metrics = own("photos", *options)
+        results = metrics["results"]
+        assert metrics["model"]["preprocessing"]["squash"] is ("--squash" in options)
+        cropped = results["median_cropped"], results["mostly_cropped"]
+        return results["top1_accuracy"], *cropped, capsys.readouterr().err
+
+    *found, said = measured()
+    assert found == [0.25, 0.5, 1.0]
+    assert "removes 0.500 of the median picture's area, and more than 0.25 of the area of a fraction 1.000" in said
+    *found, said = measured("--squash")
+    assert found == [1, 0, 0] and "the centre crop" not in said
+    *_, mostly, said = measured("--squash", "--resize", "40")
+    assert mostly == 1 and "give --resize 8 to show it all of them" in said and "give --squash" not in said
+    assert measured("--whole")[2] == 0
     with pytest.raises(common.UserError, match="--squash and --whole are two ways"):
         own("photos", "--whole", "--squash")
 
 
 @pytest.fixture
-def split(own):
-    """Splits the folder `photos` by process_data.py, which writes the folders' names."""
+def split(own, run):
+    """Saves colours by these names and splits them by process_data.py, which writes the folders' names."""
 
-    def run(*arguments):
-        run_main("process_data", "--folders", "photos", *arguments, cwd=own.folder, monkeypatch=own.monkeypatch)
+    def split(names):
+        save_colours(own.folder / "photos", names)
+        (own.folder / "names.txt").write_text("\n".join(COLOUR_NAMES))
+        run("process_data", "--folders", "photos")
 
-    return run
+    return split
 
 
 UNNAMED = ["--model", "net.py:colours", "--names", "names.txt"]
@@ -516,26 +441,18 @@ COLOUR_NAMES = ["red", "green", "blue", "grey"]  # the network's order; the fold
 
 def test_a_validation_set_without_one_of_the_networks_classes(own, split, capsys):
     """By their places the labels gave the reds to blue: top-1 0 for 1, with the names of other classes."""
-    save_colours(own.folder / "photos", COLOUR_NAMES)
-    (own.folder / "names.txt").write_text("\n".join(COLOUR_NAMES))
-    shutil.rmtree(own.folder / "photos/green")
-    split()
+    split(["red", "", "blue", "grey"])
     metrics = own(*UNNAMED)
     assert metrics["results"]["images"] == 9 and metrics["results"]["top1_accuracy"] == 1
     note = "1 class of the network not in dataset/DL_data_p/synset_words.txt: green"
     assert note in metrics["model"]["notes"] and f"note: {note}" in capsys.readouterr().err
-    table = csv.DictReader((own.folder / "output/2b_evaluate/classes.csv").read_text().splitlines())
-    assert [(row["class"], row["name"], row["images"]) for row in table] == [
-        ("0", "red", "3"),
-        ("2", "blue", "3"),
-        ("3", "grey", "3"),
-    ]
+    classes = [(row["class"], row["name"], row["images"]) for row in table_of(own.output / "classes.csv")]
+    assert classes == [("0", "red", "3"), ("2", "blue", "3"), ("3", "grey", "3")]
 
 
 def test_a_checkpoint_whose_classes_have_another_order(own, split):
     """By their places only green, which is the second in both orders, was right: top-1 0.25 for 1."""
-    save_colours(own.folder / "photos", COLOUR_NAMES)
-    split()
+    split(COLOUR_NAMES)
     state = {"model": {"scale": torch.tensor(40.0)}, "class_to_idx": {name: c for c, name in enumerate(COLOUR_NAMES)}}
     torch.save(state, own.folder / "w.pth")
     metrics = own("--model", "net.py:colours", "--weights", "w.pth")
@@ -543,90 +460,52 @@ def test_a_checkpoint_whose_classes_have_another_order(own, split):
     assert "matched by name, not by id" in metrics["model"]["notes"][-1]
 
 
-def test_classes_that_the_network_lacks_are_skipped_and_all_of_them_refused(own, split):
-    save_colours(own.folder / "photos", ["red", "lime", "blue", "grey"])
-    (own.folder / "names.txt").write_text("\n".join(COLOUR_NAMES))
-    split()
-    metrics = own(*UNNAMED)
-    assert metrics["results"]["images"] == 9 and metrics["results"]["top1_accuracy"] == 1
-    assert [entry["path"] for entry in metrics["images"]["skipped"]] == [f"DL_data_p/2/lime/{i}.png" for i in range(3)]
+@pytest.mark.parametrize("script", ["2b_evaluate", "2g_faithfulness"])
+def test_labels_none_of_which_the_network_knows_are_refused(script, own, split, run):
+    split(["red", "lime"])
     (own.folder / "names.txt").write_text("a\nb\nc\nd")
-    for script in ("2b_evaluate", "2g_faithfulness"):
-        with pytest.raises(common.UserError, match="none of the 12 images can be used, the first because its class"):
-            run_main(script, *OWN, *UNNAMED, cwd=own.folder, monkeypatch=own.monkeypatch)
+    with pytest.raises(common.UserError, match="none of the 6 images can be used, the first because its class"):
+        run(script, *OWN, *UNNAMED)
 
 
 def test_rows_of_labels_that_mean_other_classes_by_now_are_not_resumed(own, split):
-    save_colours(own.folder / "photos", COLOUR_NAMES)
-    (own.folder / "names.txt").write_text("\n".join(COLOUR_NAMES))
-    split()
+    split(COLOUR_NAMES)
     assert own(*UNNAMED)["results"]["top1_accuracy"] == 1
     (own.folder / "dataset/DL_data_p/synset_words.txt").write_text("green\nblue\ngrey\nred\n")
     assert own(*UNNAMED)["results"]["top1_accuracy"] == 0.5
 
 
-def test_the_other_exercises_match_labels_by_name_and_spread_a_limit_too(own, split):
-    save_colours(own.folder / "photos", COLOUR_NAMES)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("2g_faithfulness", ["--copies", "1", "--steps", "2", "--randomise", "0", "--mosaics", "0"]),
+        ("2h_mc_dropout", ["--model", "net.py:dropped", "--passes", "2", "--shift-limit", "0"]),
+    ],
+)
+def test_the_other_exercises_match_labels_by_name_and_spread_a_limit_too(own, split, run, name, arguments):
     save_colours(own.folder / "dataset/DL_data/test_images", ["red"], images=1)
-    (own.folder / "names.txt").write_text("\n".join(COLOUR_NAMES))
-    shutil.rmtree(own.folder / "photos/green")
-    split()
-    fast = ["--copies", "1", "--steps", "2", "--randomise", "0", "--mosaics", "0"]
-    for name, arguments in {
-        "2g_faithfulness": [*UNNAMED, *fast],
-        "2h_mc_dropout": [*UNNAMED, "--model", "net.py:dropped", "--passes", "2", "--shift-limit", "0"],
-    }.items():
-        run_main(name, *OWN, *arguments, "--limit", "6", cwd=own.folder, monkeypatch=own.monkeypatch)
-        lines = (own.folder / "output" / name / "rows.jsonl").read_text().splitlines()
-        rows = [row for row in map(json.loads, lines) if row["path"].startswith("DL_data_p")]
-        found = [(row["path"].split("/")[1], row["class"] if "right" in row else row["label"]) for row in rows]
-        assert sorted(found) == [*[("0", 2)] * 2, *[("1", 3)] * 2, *[("2", 0)] * 2]  # blue, grey, red
-        assert len({*found[:3]}) == 3
-        assert all(row["right"] if "right" in row else row["single"]["right"] for row in rows)
-        metrics = json.loads((own.folder / "output" / name / "metrics.json").read_text())
-        assert any(note.endswith(": green") for note in metrics["model"]["notes"])
-        assert metrics["results"]["measured_on"] == "6 images from 3 of 3 classes"
-    own.monkeypatch.chdir(own.folder)
+    split(["red", "", "blue", "grey"])
+    metrics = run(name, *OWN, *UNNAMED, *arguments, "--limit", "6")
+    rows = [row for row in rows_of(own.folder / "output" / name) if row["path"].startswith("DL_data_p")]
+    found = [(row["path"].split("/")[1], row["class"] if "right" in row else row["label"]) for row in rows]
+    assert sorted(found) == [*[("0", 2)] * 2, *[("1", 3)] * 2, *[("2", 0)] * 2]  # blue, grey, red
+    assert len({*found[:3]}) == 3
+    assert all(row["right"] if "right" in row else row["single"]["right"] for row in rows)
+    assert any(note.endswith(": green") for note in metrics["model"]["notes"])
+    assert metrics["results"]["measured_on"] == "6 images from 3 of 3 classes"
+
+
+def test_the_photo_beside_an_archetype_is_matched_by_name(own, split, monkeypatch):
+    split(["red", "", "blue", "grey"])
+    monkeypatch.chdir(own.folder)
     model = common.load_model("net.py:named", input_size=8, resize=8)
     photos, _ = load_script("2c_class_visualization").real_photos(model, {}, [0, 1], "dataset")
     assert {c: photo["photo"] for c, photo in photos.items()} == {0: "DL_data_p/2/red/0.png"}  # Red, crimson
 
 
-def test_a_few_of_imagenets_classes_by_their_wnids(own, split):
+def test_a_few_of_imagenets_classes_by_their_wnids(own, split, run):
     """Ten folders named by wnids are how Imagenette comes. They were refused: 1000 classes, and other names."""
-    for wnid in ("n01729977", "n01774750"):
-        save_photo(own.folder / "photos" / wnid / "a.png")
-    split()
-    arguments = ["--model", "timm/test_resnet", "--weights", "random", "--input-size", "32", "--output", "output"]
-    run_main("2b_evaluate", *arguments, cwd=own.folder, monkeypatch=own.monkeypatch)
-    table = csv.DictReader((own.folder / "output/2b_evaluate/classes.csv").read_text().splitlines())
+    split(["n01729977", "n01774750"])
+    run("2b_evaluate", *RANDOM, "--input-size", "32")
+    table = table_of(own.output / "classes.csv")
     assert [(row["class"], row["name"]) for row in table] == [("55", "green snake"), ("76", "tarantula")]
-
-
-def test_links_to_class_folders_and_folders_without_pictures(own, capsys):
-    """A link was left out without a word; torchvision follows it."""
-    save_colours(own.folder / "elsewhere", COLOUR_NAMES)
-    save_colours(own.folder / "photos", ["Red"], images=1)
-    (own.folder / "photos/green").symlink_to("../elsewhere/green")
-    (own.folder / "photos/blue").mkdir()
-    (own.folder / "photos/blue/inner").symlink_to(own.folder / "elsewhere/blue")
-    (own.folder / "photos/blue/inner/loop").symlink_to("..")
-    (own.folder / "photos/grey").mkdir()
-    (own.folder / "photos/grey/readme.txt").write_text("no picture")
-    save_photo(own.folder / "photos/__MACOSX/a.png")
-    save_photo(own.folder / "photos/Red/@eaDir/a.png/thumb.png")
-    metrics = own("photos")
-    assert metrics["results"]["images"] == 7 and metrics["results"]["top1_accuracy"] == 1
-    assert "1 class folder without an image: grey" in metrics["model"]["notes"]
-    assert "note: 1 class folder without an image: grey" in capsys.readouterr().err
-    run_main("2d_predict", "photos", *OWN, cwd=own.folder, monkeypatch=own.monkeypatch)
-    images = json.loads((own.folder / "output/2d_predict/metrics.json").read_text())["images"]
-    assert (images["used"], images["other_files"]) == (7, 1)
-
-
-def test_the_parts_of_a_dataset_are_no_classes(own):
-    for part in ("train", "val"):
-        save_colours(own.folder / "photos" / part, COLOUR_NAMES, images=1)
-    for model in ("net.py:named", "net.py:colours"):
-        with pytest.raises(common.UserError, match="photos has the folders train, val, .* such as photos/val$"):
-            own("photos", "--model", model)

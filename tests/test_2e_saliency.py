@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHARED, Raises, assert_same_state, load_script, run_main, run_script, save_photo, state_of
+from conftest import ROOT, SHARED, load_script, rows_of, save_photo
 from torch import nn
 
 import common
@@ -22,9 +20,7 @@ from explain.report.figures import brightest
 from explain.run import shell
 
 script, guided = load_script("2e_saliency"), load_script("2f_guided_saliency")
-METHODS = [script.saliency_maps, guided.guided_saliency_maps, guided.grad_cam_maps]
 CLASSES = torch.tensor([0, 1, 2, 3, 0])
-QUICK = ["--copies", "2", "--scores", "0", "--threads", "1"]
 
 
 def test_a_linear_network_has_its_weights_as_gradient(images):
@@ -46,28 +42,20 @@ def test_central_differences(toy, images):
         assert float(gradient[n, c, y, x]) == pytest.approx(difference.item(), abs=1e-8)
 
 
-def default_network():
-    model = common.load_model()
-    return model, torch.rand(3, 3, 224, 224, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 76, 999])
-
-
-@pytest.mark.parametrize(
-    ("default", "dtype", "bound"),
-    [(False, torch.float32, 1e-6), (True, torch.float64, 1e-12), (True, torch.float32, 5e-6)],
-)
-def test_batch_of_n_is_n_single_ones_in_any_order(default, dtype, bound, toy, images):
-    """On the default network in float32 rounding remains: 7e-7 on real photos."""
-    model, images, classes = default_network() if default else (toy, images, CLASSES)
-    model, images = model.to(dtype), images.to(dtype)
-    together = script.saliency_maps(model, images, classes)
-    backwards = script.saliency_maps(model, images.flip(0), classes.flip(0)).flip(0)
-    guided_together = guided.guided_saliency_maps(model, images, classes)
-    for n in range(len(images)):
-        alone = script.saliency_maps(model, images[n : n + 1], classes[n : n + 1])[0]
-        guided_alone = guided.guided_saliency_maps(model, images[n : n + 1], classes[n : n + 1])[0]
-        assert (together[n] - alone).norm() <= bound * alone.norm()
-        assert (backwards[n] - alone).norm() <= bound * alone.norm()
-        assert (guided_together[n] - guided_alone).norm() <= bound * guided_alone.norm()
+@pytest.mark.parametrize("default", [False, True])
+def test_batch_of_n_is_n_single_ones_in_any_order(default, toy, images):
+    """On the default network in float64, where no rounding remains."""
+    model, images, classes, bound = toy, images, CLASSES, 1e-6
+    if default:
+        model, images = common.load_model().double(), torch.rand(2, 3, 224, 224, dtype=torch.float64)
+        classes, bound = torch.tensor([5, 999]), 1e-12
+    for method in (script.saliency_maps, guided.guided_saliency_maps):
+        together = method(model, images, classes)
+        backwards = method(model, images.flip(0), classes.flip(0)).flip(0)
+        for n in range(len(images)):
+            alone = method(model, images[n : n + 1], classes[n : n + 1])[0]
+            assert (together[n] - alone).norm() <= bound * alone.norm()
+            assert (backwards[n] - alone).norm() <= bound * alone.norm()
 
 
 def test_smoothing_leaves_a_linear_network_as_it_is_and_is_seeded(images, toy):
@@ -89,17 +77,12 @@ def test_smoothing_leaves_a_linear_network_as_it_is_and_is_seeded(images, toy):
     torch.testing.assert_close(of([0, 1]), by_hand)
 
 
-def test_the_copies_in_a_pass_are_as_many_as_their_size_allows(images, monkeypatch):
-    """Five images of 8 x 8: the memory of a pass does not grow with their size, the map does not depend on it."""
-    passes = []
-    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.ReLU(), nn.Linear(4, 4))
-    net.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+def test_the_map_does_not_depend_on_how_many_copies_share_a_pass(toy, images, monkeypatch):
     maps = []
-    for pixels in (1, 700, 1 << 20):
+    for pixels in (1, 700, 1 << 20):  # five images of 8 x 8: one copy of each, two, all seven
         monkeypatch.setattr(script, "PIXELS_TOGETHER", pixels)
         generators = common.seeded_generators(0, range(5))
-        maps.append(script.smoothed_saliency_maps(net, images, CLASSES, generators, 7, 0.3))
-    assert passes == [5] * 7 + [10, 10, 10, 5] + [35]
+        maps.append(script.smoothed_saliency_maps(toy, images, CLASSES, generators, 7, 0.3))
     torch.testing.assert_close(maps[0], maps[1])
     torch.testing.assert_close(maps[0], maps[2])
 
@@ -117,32 +100,6 @@ def test_the_combined_map_is_a_product(images):
         found = script.combined_maps(net, images, CLASSES, common.seeded_generators(0, range(5)), 3)
         torch.testing.assert_close(found, expected)
         assert found.any()
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-@pytest.mark.parametrize("where", ["nowhere", "forward", "backward"])
-def test_nothing_is_left_behind(where, method, toy, images):
-    """The toy is in training mode: its batch norm must neither mix the images nor move its averages."""
-    for parameter in toy.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    net = toy if where == "nowhere" else nn.Sequential(*toy, Raises(where)).train()
-    before, given, plain = state_of(net), images.clone(), script.saliency_maps(toy, images, CLASSES)
-    if where == "nowhere":
-        assert torch.equal(method(net, images, CLASSES), method(net, images, CLASSES))
-    else:
-        with pytest.raises(RuntimeError, match=f"broken {where}"):
-            method(net, images, CLASSES)
-    assert_same_state(before, state_of(net))
-    assert torch.equal(images, given) and images.grad is None and not images.requires_grad
-    assert torch.equal(plain, script.saliency_maps(toy, images, CLASSES))  # no mode is left on
-
-
-@pytest.mark.parametrize("wrong", [4, -1])
-def test_a_class_out_of_range(wrong, toy, images):
-    before = state_of(toy)
-    with pytest.raises(common.UserError, match="class ids must be 0 to 3"):
-        script.saliency_maps(toy, images, torch.full((5,), wrong))
-    assert_same_state(before, state_of(toy))
 
 
 def test_the_callers_tensor_may_require_a_gradient(toy, images):
@@ -187,80 +144,52 @@ def test_the_scale_of_a_sparse_map_is_not_empty():
     assert brightest([np.ones((4, 4)), np.full((4, 4), 2.0)]) == 2
 
 
-def test_run(tmp_path, monkeypatch):
+SMALL = ["--model", "timm/test_resnet", "--weights", "random", "--threads", "1", "--output", "output"]
+QUICK = [*SMALL, "--copies", "2", "--scores", "0"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_run_saves_the_maps_of_the_public_functions(tmp_path, run):
+    """Bit for bit, of the pictures as the network sees them."""
     for i in range(3):
         save_photo(tmp_path / f"{i}.png", i)
     (tmp_path / "broken.jpg").write_text("no picture")
-    files = ["0.png", "broken.jpg", "1.png", "2.png"]
-    options = ["--copies", "2", "--scores", "1", "--batch-size", "2", "--limit", "3"]
-    run_main("2e_saliency", *files, *options, cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output/pictures/2e_saliency"
-    metrics = json.loads((folder / "metrics.json").read_text())
-    assert metrics["images"]["found"] == 3 and metrics["images"]["used"] == 2
+    metrics = run("2e_saliency", "0.png", "broken.jpg", "1.png", "2.png", *SMALL, "--copies", "2", "--scores", "1")
+    assert metrics["images"]["found"] == 4 and metrics["images"]["used"] == 3
     assert metrics["images"]["skipped"][0]["path"] == "broken.jpg"
-    assert metrics["results"]["plain_status"] == {"ok": 2}
+    assert metrics["results"]["plain_status"] == {"ok": 3}
     assert 0 < metrics["results"]["mean_plain_half_mass_area"] < 0.5
     worth = metrics["results"]["insertion_minus_deletion"]
     assert {*worth} == {"plain", "smoothed", "combined", "random"} and worth["smoothed"]["images"] == 1
-    assert (folder / "saliency.png").stat().st_size > 10_000
-    # the map on disk is the method's, of the picture as the network sees it
-    model = common.load_model()
-    images = model.preprocess(common.read_image(tmp_path / "1.png"))[None]
-    expected = script.saliency_maps(model, images, model(images).argmax(1))[0]
-    torch.testing.assert_close(
-        torch.from_numpy(np.load(folder / "maps/00002_plain.npy")), expected, rtol=1e-3, atol=1e-5
-    )
 
-
-def test_the_saved_maps_are_the_public_functions(tmp_path, monkeypatch):
-    """Bit for bit, on the same batch."""
-    photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
     model = common.load_model("timm/test_resnet", "random")
-    images = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
-    classes, generators = common.predict_logits(model, images).argmax(1), common.seeded_generators(0, range(3))
-    arguments = [*photos, *QUICK, "--model", "timm/test_resnet", "--weights", "random", "--output", "a"]
-    run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    images = torch.stack([model.preprocess(common.read_image(tmp_path / f"{i}.png")) for i in range(3)])
+    classes, indices = common.predict_logits(model, images).argmax(1), [0, 2, 3]
     for kind, expected in {
         "plain": script.saliency_maps(model, images, classes),
-        "smoothed": script.smoothed_saliency_maps(model, images, classes, generators, 2),
-        "combined": script.combined_maps(model, images, classes, common.seeded_generators(0, range(3)), 2),
+        "smoothed": script.smoothed_saliency_maps(model, images, classes, common.seeded_generators(0, indices), 2),
+        "combined": script.combined_maps(model, images, classes, common.seeded_generators(0, indices), 2),
     }.items():
-        saved = np.stack([np.load(tmp_path / f"a/2e_saliency/maps/{i:05d}_{kind}.npy") for i in range(3)])
-        assert torch.equal(torch.from_numpy(saved), expected) and expected.any()
+        files = [tmp_path / f"output/2e_saliency/maps/{i:05d}_{kind}.npy" for i in indices]
+        saved = torch.from_numpy(np.stack([*map(np.load, files)]))
+        assert torch.equal(saved, expected) and expected.any()
 
 
-def test_maps_of_copies_come_first_whatever_their_place(images):
-    """Or the graph that the other maps share would stand beside those of the copies: 1.24 times the memory."""
-    called = []
-    table = {
-        "a": lambda model, images, classes: called.append("a") or images[:, 0],
-        "b": lambda model, images, classes, copies: called.append("b") or images[:, 0],
-    }
-    maps, reasons = common.make_maps(table, None, images, CLASSES, argparse.Namespace(seed=0, copies=2), range(5))
-    assert called == ["b", "a"] and [*maps] == ["a", "b"] and not reasons
-
-
-def test_captions_say_what_this_run_did(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("undrawn")
+def test_captions_say_what_this_run_did(tmp_path, run, monkeypatch):
     """The settings and the functions' docstrings, a changed reduction's too; and which maps share a scale."""
     save_photo(tmp_path / "a.png")
     save_photo(tmp_path / "b.png", 1)
     monkeypatch.setattr(script.over_channels, "__doc__", "Return the norm over the channels.\n\n(N, 3, H, W)")
-
-    def caption(*arguments: str) -> str:
-        nonlocal metrics
-        given = [*QUICK, "--model", "timm/test_resnet", "--weights", "random", *arguments]
-        run_main("2e_saliency", *given, cwd=tmp_path, monkeypatch=monkeypatch)
-        metrics = json.loads((tmp_path / "output/pictures/2e_saliency/metrics.json").read_text())
-        return " ".join(metrics["captions"]["saliency.png"])
-
-    metrics: dict = {}
-    text = caption("a.png", "b.png", "--noise", "0.5")
-    assert "; saliency map: the gradient of the class's logit, reduced to the norm over the channels; smoothed" in text
-    assert "of 2 copies with Gaussian noise of standard deviation 0.5;" in text and "(N, " not in text
-    assert "Each map has a linear scale" in text and "no Grad-CAM" not in text and "in logits" not in text
-    text = caption("a.png", "--classes", "1", "2", "--signed", "--copies", "0")
-    assert "in the channel where it is largest" in text and "smoothed" not in text and "Grad-CAM" not in text
-    assert "The classes of an image share one linear scale for each kind of map." in text
+    metrics = run("2e_saliency", "a.png", "b.png", *QUICK, "--noise", "0.5")
+    text = " ".join(metrics["captions"]["saliency.png"])
+    assert "Saliency map: the gradient of the class's logit, reduced to the norm over the channels." in text
+    assert "of 2 copies with Gaussian noise of standard deviation 0.5 (" in text and "(N, " not in text
+    assert "share" not in text and "no Grad-CAM" not in text and "in logits" not in text
+    metrics = run("2e_saliency", "a.png", *QUICK, "--classes", "1", "2", "--signed", "--copies", "0")
+    text = " ".join(metrics["captions"]["saliency.png"])
+    assert "by the channel that reacts most" in text and "Smoothed" not in text and "Grad-CAM" not in text
+    assert "a picture's classes share the largest of theirs" in text
     assert metrics["results"]["maps"] == 2 and metrics["images"]["used"] == 1
 
 
@@ -278,33 +207,15 @@ def test_a_description_is_the_first_paragraph_with_the_runs_numbers():
     assert describe(lambda images: images, {}) == describe(functools.partial(mine), {}) == ""
 
 
-def test_the_class_asked_for(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("undrawn")
+def test_the_class_asked_for(tmp_path, run):
     save_photo(tmp_path / "a.png")
     save_photo(tmp_path / "b.png", 1)
-    arguments = ["a.png", "b.png", *QUICK, "--model", "squeezenet1_0", "--weights", "random"]
-    asked = ["--classes", "tarantula", "55"]
-    run_main("2e_saliency", *arguments, *asked, cwd=tmp_path, monkeypatch=monkeypatch)
-    rows = [json.loads(line) for line in (tmp_path / "output/pictures/2e_saliency/rows.jsonl").read_text().splitlines()]
-    assert [row["class"] for row in rows] == [76, 55]
+    arguments = ["a.png", "b.png", *QUICK, "--classes", "tarantula", "55"]
+    run("2e_saliency", *arguments)
+    assert [row["class"] for row in rows_of(tmp_path / "output/2e_saliency")] == [76, 55]
     with pytest.raises(common.UserError, match="3 classes for 2 images"):
-        run_main("2e_saliency", *arguments, *asked, "7", cwd=tmp_path, monkeypatch=monkeypatch)
-
-
-def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
-    for i in range(2):
-        save_photo(tmp_path / f"{i}.png", i)
-    arguments = [*QUICK, "--model", "squeezenet1_0", "--weights", "random"]
-
-    def contents():
-        folder = tmp_path / "output/pictures/2e_saliency"
-        return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "metrics.json"}
-
-    run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    first = contents()
-    run_main("2e_saliency", "0.png", "1.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert contents() == first and len(first) == 12  # a file for each of three maps, twice
-    run_main("2e_saliency", "0.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert len(contents()) == 8  # the second picture and its maps are gone
+        run("2e_saliency", *arguments, "7")
 
 
 @pytest.mark.parametrize(
@@ -320,11 +231,11 @@ def test_the_same_bytes_again_and_nothing_stale(tmp_path, monkeypatch):
         (["text.jpg", "--limit", "1"], "is not an image in JPEG"),
     ],
 )
-def test_errors_are_one_sentence(arguments, says, tmp_path, monkeypatch, capsys):
+def test_errors_are_one_sentence(arguments, says, tmp_path, run):
     save_photo(tmp_path / "a.png")
     (tmp_path / "text.jpg").write_text("text")
     with pytest.raises(SystemExit) as caught:
-        shell.run(lambda: run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch))
+        shell.run(lambda: run("2e_saliency", *arguments, *SMALL))
     message = str(caught.value.code)
     assert message.startswith("error: ") and says in message and "\n" not in message
     assert not (tmp_path / "output/2e_saliency/metrics.json").exists()
@@ -338,17 +249,14 @@ def test_from_a_shell(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stderr == ""  # no progress bar where there is no terminal
     assert done.stdout.splitlines()[-2] == "output/pictures/2e_saliency/metrics.json"
-    done = run_script("2e_saliency", "a b.png", "--model", "resnet19", cwd=tmp_path)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "resnet18" in done.stderr
 
 
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared with its photos is not there")
-def test_real_photos_and_the_second_network(tmp_path, monkeypatch):
+def test_real_photos_and_the_second_network(run):
     photos = sorted((SHARED / "data/DL_data/test_images").iterdir())[:2]
     weights = SHARED / "models/squeezenet1_0.pth"
-    arguments = [*photos, "--model", "squeezenet1_0", "--weights", weights, "--copies", "2", "--scores", "1"]
-    run_main("2e_saliency", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    metrics = json.loads((tmp_path / "output/pictures/2e_saliency/metrics.json").read_text())
+    options = ["--model", "squeezenet1_0", "--weights", weights, "--copies", "2", "--scores", "1", "--output", "output"]
+    metrics = run("2e_saliency", *photos, *options)
     assert metrics["model"]["weights"] == "squeezenet1_0.pth" and len(metrics["model"]["sha256"]) == 64
     assert metrics["results"]["plain_status"] == {"ok": 2}

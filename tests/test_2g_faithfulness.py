@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import guided_gradient
-from conftest import TINY, assert_same_state, load_script, run_main, save_photo, state_of
+from conftest import TINY, assert_same_state, load_script, rows_of, save_labelled, save_photo, state_of, table_of
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -219,7 +216,8 @@ def test_a_panel_without_data_is_not_drawn_and_says_why():
     assert text[-1] == f"2 images; {reasons}"
 
 
-def test_rows_are_saved_by_the_image_where_one_takes_long(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("undrawn")
+def test_rows_are_saved_by_the_image_where_one_takes_long(tmp_path, run, monkeypatch):
     """A kill at the third image of a batch of four leaves the rows of two; today's run goes on from there."""
     for i in range(4):
         save_photo(tmp_path / f"photos/{i}.png", i)
@@ -236,8 +234,8 @@ def test_rows_are_saved_by_the_image_where_one_takes_long(tmp_path, monkeypatch)
     monkeypatch.setattr(script, "measure_image", measure_image)
     arguments = ["photos", *RUN, "--batch-size", "4", "--mosaics", "0", "--randomise", "0"]
     with pytest.raises(KeyboardInterrupt):
-        run_main("2g_faithfulness", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    run_main("2g_faithfulness", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+        run("2g_faithfulness", *arguments)
+    run("2g_faithfulness", *arguments)
     assert saved == [0, 1, 2, 2, 3]
 
 
@@ -265,15 +263,13 @@ def test_an_error_that_is_not_about_the_network_is_not_passed_over(images):
 RUN = [*TINY, "--copies", "2", "--steps", "4", "--stages", "2", "--randomise", "2", "--mosaics", "2"]
 
 
-def test_run_on_photos(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("undrawn")
+def test_run_on_photos(tmp_path, run, monkeypatch):
     for i in range(8):
         save_photo(tmp_path / f"photos/{i}.png", i)
     monkeypatch.setattr(script, "SURE", 0.0)
-    classes = ["--classes", *map(str, range(8))]
     monkeypatch.setattr(script.common, "predict_logits", predict_apart(common.predict_logits))
-    run_main("2g_faithfulness", "photos", *RUN, *classes, cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "output/2g_faithfulness"
-    results = json.loads((folder / "metrics.json").read_text())["results"]
+    results = run("2g_faithfulness", "photos", *RUN, "--classes", *map(str, range(8)))["results"]
     kinds = {"plain", "smoothed", "combined", "guided", "grad_cam", "guided_grad_cam"}
     assert {*results["maps"]} == kinds | {"random", "middle", "edges", "detail"}
     assert results["images_measured"] == 8 and results["left_out"] == {}
@@ -282,11 +278,11 @@ def test_run_on_photos(tmp_path, monkeypatch):
     assert len(results["randomised"]) == 2 and results["randomised"][0]["plain_maps"] == 2
     assert results["randomised"][1]["layers"] > results["randomised"][0]["layers"] > 0
     assert "stability" not in results["maps"]["edges"] and 0 < results["maps"]["guided"]["stability"] <= 1
+    folder = tmp_path / "output/2g_faithfulness"
     names = {"insertion_deletion", "faithfulness", "randomisation", "mosaic"}
     assert {path.stem for path in folder.glob("*.png")} == names
-    table = list(csv.DictReader((folder / "faithfulness.csv").read_text().splitlines()))
-    assert {row["map"] for row in table} == {*results["maps"]}
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert {row["map"] for row in table_of(folder / "faithfulness.csv")} == {*results["maps"]}
+    rows = rows_of(folder)
     assert [len(curve) for curve in rows[0]["curves"]["smoothed"].values()] == [5, 5]
     # the curves are those of the maps that 2e draws
     model = common.load_model("timm/test_resnet", "random", input_size=64)
@@ -306,23 +302,17 @@ def predict_apart(predict):
     return apart
 
 
-def test_images_that_the_network_gets_wrong_are_counted_and_left_out(tmp_path, monkeypatch):
-    model = common.load_model("timm/test_resnet", "random", input_size=64)
-    wrong = []
-    for i in range(4):
-        photo = save_photo(tmp_path / "one.png", i)
-        c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
-        wrong.append(tmp_path / f"data/DL_data_p/{(c + 1) % 1000}")
-        save_photo((tmp_path / f"data/DL_data_p/{c}" if i else wrong[0]) / f"{i}.png", i)
+@pytest.mark.usefixtures("undrawn")
+def test_images_that_the_network_gets_wrong_are_counted_and_left_out(tmp_path, run):
+    save_labelled(tmp_path / "data/DL_data_p", [False, True, True, True])
     more = ["--mosaics", "1", "--randomise", "0"]
-    run_main("2g_faithfulness", *RUN, *more, cwd=tmp_path, monkeypatch=monkeypatch)
-    results = json.loads((tmp_path / "output/2g_faithfulness/metrics.json").read_text())["results"]
+    results = run("2g_faithfulness", *RUN, *more)["results"]
     assert (results["images_measured"], results["images_wrong"]) == (3, 1)
     assert results["mosaics"] == 0 and sum(results["mosaics_left_out"].values()) == 1 and results["randomised"] == []
-    for folder in {*(tmp_path / "data/DL_data_p").iterdir()} - {wrong[0]}:
-        shutil.rmtree(folder)
+    for photo in tmp_path.glob("data/DL_data_p/*/[123].png"):
+        photo.unlink()
     with pytest.raises(common.UserError, match="gets none of 1 images right"):
-        run_main("2g_faithfulness", *RUN, *more, cwd=tmp_path, monkeypatch=monkeypatch)
+        run("2g_faithfulness", *RUN, *more)
 
 
 def test_layers_are_randomised_from_the_top_down(toy, images):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, load_script, run_main, save_photo
+from conftest import TINY, load_script, rows_of, save_labelled, save_photo, table_of
 from scipy.stats import ks_2samp
 from torch import nn
 
@@ -88,52 +87,32 @@ def test_the_deterministic_pass_comes_with_the_sampled_ones(images, share, monke
         torch.testing.assert_close(passes, script.mc_dropout_logits(net, images, 50, generators(*range(5)), share))
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("share", [True, False])
-def test_the_rows_are_of_the_public_functions_logits(share, tmp_path, monkeypatch):
+def test_the_rows_are_of_the_public_functions_logits(share, tmp_path, run, monkeypatch):
     """Bit for bit."""
-    row_of, rows_of = script.uncertainty, []
-    monkeypatch.setattr(script, "uncertainty", lambda *logits: rows_of.append(logits) or row_of(*logits))
+    row_of, seen = script.uncertainty, []
+    monkeypatch.setattr(script, "uncertainty", lambda *logits: seen.append(logits) or row_of(*logits))
     monkeypatch.setattr(dropout, "passes_can_be_shared", lambda *_: share)
     photos = [save_photo(tmp_path / f"{i}.png", i) for i in range(3)]
-    arguments = [*photos, *TINY, "--passes", "4", "--dropout", "0.5", "--show", "1"]
-    run_main("2h_mc_dropout", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    run("2h_mc_dropout", *photos, *TINY, "--passes", "4", "--dropout", "0.5", "--show", "1")
 
     model = common.load_model("timm/test_resnet", "random", input_size=64)
     dropout.prepare(model, 0.5, "timm/test_resnet")
     batch = torch.stack([model.preprocess(common.read_image(photo)) for photo in photos])
     single, *logits = script.mc_dropout_logits(model, batch, 4, generators(0, 1, 2), share, True, p=0.5)
     logits = torch.stack(logits)
-    rows = (tmp_path / "output/2h_mc_dropout/rows.jsonl").read_text().splitlines()
-    for n, row in enumerate(map(json.loads, rows)):
-        assert torch.equal(rows_of[n][0], logits[:, n])
+    for n, row in enumerate(rows_of(tmp_path / "output/2h_mc_dropout")):
+        assert torch.equal(seen[n][0], logits[:, n])
         assert row_of(logits[:, n], single[n]).items() <= row.items()
-
-
-@pytest.mark.parametrize("share", [None, True, False])
-def test_outputs_of_more_dimensions(share, images):
-    """A segmentation: the passes in front, and the same ones in every way."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Dropout2d(0.5), nn.Conv2d(4, 2, 1))
-    assert dropout.passes_can_be_shared(net, images)
-    out = script.mc_dropout_logits(net, images, 7, generators(*range(5)), share)
-    assert out.shape == (7, 5, 2, 8, 8) and out.std(0).min() > 0
-    whole = script.mc_dropout_logits(net, images[3:4], 7, generators(3), share=False)
-    torch.testing.assert_close(out[:, 3], whole[:, 0])
 
 
 def test_features_run_once(images):
     calls = []
-
-    class Counts(nn.Module):
-        def forward(self, x):
-            calls.append(len(x))
-            return x
-
-    net = nn.Sequential(Counts(), nn.Flatten(), nn.Dropout(), nn.Linear(192, 3))
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(192, 3))
+    net[0].register_forward_hook(lambda module, given, output: calls.append(len(output)))
     assert script.mc_dropout_logits(net, images, 100, share=True).shape == (100, 5, 3)
     assert calls == [5]
-    script.mc_dropout_logits(net, images, 100)  # the passes of two and of three images try whether it can be shared
-    assert calls == [5, 3, 2, 3, 5]
 
 
 def test_one_generator_gives_every_image_its_own_masks(images):
@@ -199,34 +178,38 @@ def test_uncertainty_by_hand():
     assert once["variance"] is None and once["leading"][2]["standard_deviation"] is None
 
 
-def run_2h(folder, monkeypatch, *arguments, output="output"):
-    """Run 2h on a tiny network; return its metrics and rows, and the names of its figures and tables."""
-    run_main("2h_mc_dropout", *arguments, *TINY, "--output", output, cwd=folder, monkeypatch=monkeypatch)
-    path = folder / output / "2h_mc_dropout"
-    rows = [json.loads(line) for line in (path / "rows.jsonl").read_text().splitlines()]
-    return json.loads((path / "metrics.json").read_text()), rows, {p.name for p in path.glob("*.*g")}
+@pytest.fixture
+def run_2h(tmp_path, run, undrawn):
+    """A function that runs 2h on a tiny network; it returns its metrics and rows, and the names of its figures."""
+
+    def run_2h(*arguments):
+        metrics = run("2h_mc_dropout", *TINY, *arguments)
+        folder = tmp_path / "output/2h_mc_dropout"
+        return metrics, rows_of(folder), {path.name for path in folder.glob("*.png")}
+
+    return run_2h
 
 
-def test_run(tmp_path, monkeypatch, capsys):
+def test_run(tmp_path, run_2h, capsys):
     for i in range(3):
         save_photo(tmp_path / f"{i}.png", i)
-    settings = ["--dropout", "0.5", "--passes", "12"]
-    names = ["0.png", "1.png", "2.png"]
-    metrics, rows, figures = run_2h(tmp_path, monkeypatch, *names, *settings, "--batch-size", "2")
+    settings = ["--dropout", "0.5", "--passes", "12", "--batch-size", "2"]
+    metrics, rows, figures = run_2h("0.png", "1.png", "2.png", *settings)
     assert metrics["images"]["used"] == 3 and metrics["settings"]["passes"] == 12
     results = metrics["results"]
     assert 0 < results["mean_mutual_information"] < results["mean_predictive_entropy"] < results["entropy_of_chance"]
-    order = (tmp_path / "output/2h_mc_dropout/uncertainty.csv").read_text().splitlines()[1:]
-    assert [int(line.split(",")[3]) for line in order] == sorted(range(3), key=lambda i: -rows[i]["mutual_information"])
+    table = table_of(tmp_path / "output/2h_mc_dropout/uncertainty.csv")
+    order = sorted(range(3), key=lambda i: -rows[i]["mutual_information"])
+    assert [int(list(line.values())[3]) for line in table] == order
     assert figures == {"mc_dropout.png", "uncertainty.png", "settling.png"}
     assert f"{results['passes_enough']['order']:.2g}"[:1] in capsys.readouterr().out.split("Enough passes")[1]
     # one image alone has the same passes, and is not ranked; three passes show no settling
-    metrics, again, figures = run_2h(tmp_path, monkeypatch, names[0], *settings, output="b")
+    metrics, again, figures = run_2h("0.png", *settings)
     assert again[0]["predictive_entropy"] == pytest.approx(rows[0]["predictive_entropy"], abs=1e-5)
     assert metrics["results"]["most_uncertain"] is None and "order" not in metrics["results"]["passes_enough"]
     assert figures == {"mc_dropout.png", "settling.png"} and "least sure" not in capsys.readouterr().out
-    assert "least sure" not in " ".join(metrics["captions"]["mc_dropout.png"])
-    run_2h(tmp_path, monkeypatch, names[0], "--dropout", "0.5", "--passes", "3", output="c")
+    assert "Least sure" not in " ".join(metrics["captions"]["mc_dropout.png"])
+    run_2h("0.png", "--dropout", "0.5", "--passes", "3")
     assert "settling.png is not drawn: it takes at least 4 passes" in capsys.readouterr().out
 
 
@@ -244,21 +227,10 @@ def test_a_known_images_measures_by_hand():
         script.known_uncertainty(logits, torch.zeros(3), 3)
 
 
-def save_half_right(folder):
-    """Save 12 photos in folders of classes: an untrained network is right about every second one."""
-    model = common.load_model("timm/test_resnet", "random", input_size=64)
-    for i in range(12):
-        photo = save_photo(folder / "one.png", i)
-        c = int(common.predict_logits(model, model.preprocess(common.read_image(photo))[None]).argmax())
-        photo.unlink()
-        save_photo(folder / f"{c if i % 2 else (c + 1) % 1000}/{i}.png", i)
-    return model
-
-
-def test_measures_are_judged_on_the_validation_images(tmp_path, monkeypatch):
+def test_measures_are_judged_on_the_validation_images(tmp_path, run_2h):
     save_photo(tmp_path / "data/DL_data/test_images/a.png", 90)
-    model = save_half_right(tmp_path / "data/DL_data_p")
-    metrics, rows, figures = run_2h(tmp_path, monkeypatch, "--dropout", "0.1", "--passes", "6", "--shift-limit", "2")
+    model = save_labelled(tmp_path / "data/DL_data_p", [False, True] * 6)
+    metrics, rows, figures = run_2h("--dropout", "0.1", "--passes", "6", "--shift-limit", "2")
     results = metrics["results"]
     assert results["images"] == 1 and results["predictions"]["images"] == 12
     assert {*results["mistakes"]} == {*selective.MEASURES}
@@ -284,11 +256,11 @@ def test_measures_are_judged_on_the_validation_images(tmp_path, monkeypatch):
     assert row["disturbed"]["quarter_turn"]["predictive_entropy"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_labelled_folder_is_explained_and_judged(tmp_path, monkeypatch, capsys):
+def test_a_labelled_folder_is_explained_and_judged(tmp_path, run_2h, capsys):
     """Without a dataset; with a picture beside its subfolders, or a folder of no class, it is one of test pictures."""
-    save_half_right(tmp_path / "photos")
+    save_labelled(tmp_path / "photos", [False, True] * 6)
     settings = ["photos", "--dropout", "0.1", "--passes", "4", "--shift-limit", "0"]
-    metrics, rows, figures = run_2h(tmp_path, monkeypatch, *settings)
+    metrics, rows, figures = run_2h(*settings)
     assert all("label" in row and "leading" in row for row in rows) and len(rows) == 12
     assert all(row["label"] == int(row["path"].split("/")[1]) for row in rows)
     results = metrics["results"]
@@ -297,58 +269,54 @@ def test_a_labelled_folder_is_explained_and_judged(tmp_path, monkeypatch, capsys
     assert figures == {"mc_dropout.png", "uncertainty.png", "settling.png", "mistakes.png"}
     assert "note: the folders' names are taken as labels" in capsys.readouterr().err
     (tmp_path / "photos" / rows[0]["path"].split("/")[1]).rename(tmp_path / "photos/no class")
-    metrics, rows, _ = run_2h(tmp_path, monkeypatch, *settings, output="b")
+    metrics, rows, _ = run_2h(*settings)
     assert not any("label" in row for row in rows) and len(rows) == 12
     assert "the images are taken as unlabelled, since 1 of the" in metrics["model"]["notes"][-1]
     save_photo(tmp_path / "photos/0.png")
-    metrics, rows, _ = run_2h(tmp_path, monkeypatch, *settings, output="c")
+    metrics, rows, _ = run_2h(*settings)
     assert not any("label" in row for row in rows) and len(rows) == 13 and not metrics["model"]["notes"]
 
 
-NETWORKS = """
+WITHOUT = """
 from torch import nn
 def plain(): return nn.Sequential(nn.Flatten(), nn.Linear(12288, 3))
 def off(): return nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(12288, 3))
+def some(): return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12288, 3))
 """
 
 
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (["net.py:plain"], "no dropout, so all passes would be the same: add nn.Dropout to net.py"),
-        (["net.py:plain", "--dropout", "0.3"], "no dropout, .* add nn.Dropout to net.py"),
-        (["net.py:off"], "only dropout with p = 0, .*: give its probability by --dropout P"),
-        (["timm/test_resnet", "--weights", "random"], "no dropout, .*: give its probability by --dropout P"),
-        (
-            ["resnet18", "--weights", "random"],
-            "no dropout, .*: choose a network that has some, such as efficientnet_lite0",
-        ),
-        (["net.py:off", "--dropout", "1.5"], "--dropout must be a number above 0 and below 1, not '1.5'"),
+        ("net.py:plain", "no dropout, so all passes would be the same: add nn.Dropout to net.py"),
+        ("net.py:plain --dropout 0.3", "no dropout, .* add nn.Dropout to net.py"),
+        ("net.py:off", "only dropout with p = 0, .*: give its probability by --dropout P"),
+        ("timm/test_resnet --weights random", "no dropout, .*: give its probability by --dropout P"),
+        ("resnet18 --weights random", "no dropout, .*: choose a network that has some, such as efficientnet_lite0"),
+        ("net.py:off --dropout 1.5", "--dropout must be a number above 0 and below 1, not '1.5'"),
     ],
 )
-def test_what_to_do_about_no_dropout(model, says, tmp_path, monkeypatch):
+def test_what_to_do_about_no_dropout(model, says, tmp_path, run):
     save_photo(tmp_path / "one.png")
-    (tmp_path / "net.py").write_text(NETWORKS)
-    arguments = ["one.png", "--input-size", "64", "--passes", "2", "--model", *model]
+    (tmp_path / "net.py").write_text(WITHOUT)
     with pytest.raises(common.UserError, match=says) as caught:
-        run_main("2h_mc_dropout", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+        run("2h_mc_dropout", "one.png", "--input-size", "64", "--passes", "2", "--model", *model.split())
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("model", [["net.py:off"], ["squeezenet1_0", "--weights", "random"]])
-def test_dropout_on_request(model, tmp_path, monkeypatch):
-    """From p = 0, and in place of a network's own p (SqueezeNet's 0.5): its variance grows with p."""
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("model", ["off", "some"])
+def test_dropout_on_request(model, tmp_path, run):
+    """From p = 0, and in place of a network's own p: its variance grows with p."""
     save_photo(tmp_path / "one.png")
-    (tmp_path / "net.py").write_text(NETWORKS)
-    arguments = ["one.png", "--input-size", "64", "--passes", "60", "--model", *model]
+    (tmp_path / "net.py").write_text(WITHOUT)
+    arguments = ["one.png", "--input-size", "64", "--passes", "60", "--model", f"net.py:{model}", "--output", "output"]
     found = {}
-    for p in ("0.05", "0.5", "0.9"):
-        run_main("2h_mc_dropout", *arguments, "--dropout", p, cwd=tmp_path, monkeypatch=monkeypatch)
-        metrics = json.loads((tmp_path / "output/pictures/2h_mc_dropout/metrics.json").read_text())
-        assert metrics["settings"]["dropout"] == float(p)
+    for p in (0.05, 0.5, 0.9):
+        metrics = run("2h_mc_dropout", *arguments, "--dropout", p)
+        assert metrics["settings"]["dropout"] == p
         found[p] = metrics["results"]["mean_mutual_information"]
-        (tmp_path / "output").rename(tmp_path / p)
-    assert 0 < 2 * found["0.05"] < found["0.5"] < found["0.9"]
+    assert 0 < 2 * found[0.05] < found[0.5] < found[0.9]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -379,19 +347,6 @@ def test_passes_enough_by_hand():
     assert "order" not in uncertainty_report.enough_in_words(uncertainty_report.passes_enough(made_rows(0.5), 9), 9, 1)
     assert uncertainty_report.passes_enough(made_rows(0.5, 0.5), 100)["order"] is None
     assert uncertainty_report.passes_enough(made_rows(0.5, error=None), 1) == {}
-
-
-def test_so_many_passes_are_enough():
-    """Over 200 seeds, two standard deviations of the mutual information are then a tenth of it."""
-    base = torch.tensor([2.0, 1.5, 0.0])
-
-    def rows(passes, seeds):
-        logits = base + torch.randn(seeds, passes, 3, generator=torch.Generator().manual_seed(passes))
-        return [script.uncertainty(of, base) | {"index": 0} for of in logits]
-
-    enough = uncertainty_report.passes_enough(rows(2000, 1), 2000)["mutual_information"]
-    found = [row["mutual_information"] for row in rows(enough, 200)]
-    assert 2 * np.std(found) == pytest.approx(0.1 * np.mean(found), rel=0.25)
 
 
 @pytest.mark.parametrize(("difference", "apart"), [(0.0302, True), (0.0272, False)])  # 2.14 and 1.92 errors of it

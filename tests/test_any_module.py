@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_same_state, load_script, state_of
+from conftest import Raises, assert_same_state, load_script, state_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import common
+from explain.methods import faithfulness
 from explain.methods.randomisation import cascading_randomisation
-from explain.networks import running as evaluation
 
 saliency_maps = load_script("2e_saliency").saliency_maps
 guided_saliency_maps = load_script("2f_guided_saliency").guided_saliency_maps
@@ -79,40 +79,34 @@ def test_one_class_for_all_is_a_number_not_a_list_of_one(maps, images):
     for spelling in (2, np.int64(2), np.array(2), torch.tensor(2)):
         assert torch.equal(maps(head(), images, spelling), expected)
     for wrong in (torch.tensor([2]), [2], [2] * 4, [2] * 6):
-        with pytest.raises(
-            common.UserError, match=f"{len(wrong)} classes for 5 images: give one for each, or a single"
-        ):
+        says = f"{len(wrong)} classes for 5 images: give one for each, or a single"
+        with pytest.raises(common.UserError, match=says):
             maps(head(), images, wrong)
+
+
+# visualize_classes takes no images
+of_classes = pytest.mark.parametrize("method", [*MAPS, lambda model, images, classes: ascend(model, classes)])
 
 
 @pytest.mark.parametrize(
     "kind", [list, tuple, np.array, np.int32, torch.tensor, lambda c: torch.tensor(c, dtype=torch.int32)]
 )
-@pytest.mark.parametrize("maps", MAPS)
-def test_classes_of_every_kind(maps, kind, images):
+@of_classes
+def test_classes_of_every_kind(method, kind, images):
     classes = [2, 0, 1, 1, 0]
-    assert torch.equal(maps(head(), images, kind(classes)), maps(head(), images, torch.tensor(classes)))
-
-
-def test_classes_of_every_kind_for_archetypes():
-    expected = ascend(head(), [2, 0])
-    for classes in ((2, 0), np.array([2, 0]), np.int32([2, 0]), torch.tensor([2, 0]), torch.tensor([2, 0]).int()):
-        assert torch.equal(ascend(head(), classes), expected)
-    assert torch.equal(ascend(head(), 2), ascend(head(), [2]))
+    assert torch.equal(method(head(), images, kind(classes)), method(head(), images, torch.tensor(classes)))
 
 
 @pytest.mark.parametrize(
     "wrong",
     [[0.5, 1.0], torch.ones(2), np.ones((2, 1), int), torch.zeros(2, 1).long(), ["a", "b"], [True, False], "ab", 1.0],
 )
-def test_what_is_no_class(wrong, images):
-    for method in (*MAPS, ascend):
-        arguments = (head(), images[:2], wrong) if method in MAPS else (head(), wrong)
-        with pytest.raises(common.UserError, match="classes must be whole numbers, one for all images or one for each"):
-            method(*arguments)
-    for method in MAPS:
-        with pytest.raises(common.UserError, match=r"class ids must be 0 to 2, not \[0, 3\]"):
-            method(head(), images[:2], np.array([0, 3]))
+@of_classes
+def test_what_is_no_class(method, wrong, images):
+    with pytest.raises(common.UserError, match="classes must be whole numbers, one for all images or one for each"):
+        method(head(), images[:2], wrong)
+    with pytest.raises(common.UserError, match=r"class ids must be 0 to 2, not \[0, 3\]"):
+        method(head(), images[:2], np.array([0, 3]))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -158,6 +152,47 @@ def test_no_images_give_an_empty_result(images):
 # Where gradients are off, and where others use the network too
 
 
+def insertion_deletion(model, images):
+    return torch.stack(faithfulness.insertion_deletion(model, images, 1, images.mean(1), 4))
+
+
+def smoothed(model, images):
+    generators = common.seeded_generators(0, range(len(images)))
+    return load_script("2e_saliency").smoothed_saliency_maps(model, images, 1, generators, 2)
+
+
+GRADIENTS = METHODS.keys() - {"2h", "logits"} | {"2e smoothed", "2f Grad-CAM"}
+LEAVE_NOTHING = METHODS | {
+    "2b": lambda model, images: load_script("2b_evaluate").evaluate(model, images, torch.tensor([0] * 5))["loss"],
+    "2d": lambda model, images: load_script("2d_predict").top_classes(model, images)[1],
+    "2e smoothed": smoothed,
+    "2f Grad-CAM": lambda model, images: load_script("2f_guided_saliency").guided_grad_cam_maps(model, images, 1),
+    "2g": insertion_deletion,
+}
+
+
+@pytest.mark.parametrize("where", ["nowhere", "forward", "backward"])
+@pytest.mark.parametrize("name", LEAVE_NOTHING)
+def test_nothing_is_left_behind(name, where, toy, images):
+    """The toy is in training mode: its batch norm must neither mix the images nor move its averages."""
+    for parameter in toy.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    net = toy if where == "nowhere" else nn.Sequential(*toy, Raises(where)).train()
+    method, given, plain = LEAVE_NOTHING[name], images.clone(), saliency_maps(toy, images, 1)
+    before = state_of(net)
+    if where == "nowhere" or where == "backward" and name not in GRADIENTS:
+        result = method(net, images)
+        assert torch.equal(result, method(net, images)) or name == "2h"
+        assert not result.requires_grad
+    else:
+        with pytest.raises(RuntimeError, match=f"broken {where}"):
+            method(net, images)
+    assert_same_state(before, state_of(net))
+    assert torch.equal(images, given) and images.grad is None and not images.requires_grad
+    assert torch.equal(plain, saliency_maps(toy, images, 1))  # no mode is left on
+    assert torch.equal(F.dropout(images, 0.5, False), images)
+
+
 @every_method
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_where_gradients_are_off(mode, method, toy, images):
@@ -191,30 +226,17 @@ def test_a_network_in_training_mode_used_from_eight_threads(method, images):
         model[1].running_mean.fill_(0.3)
     expected = method(model, images)
     before = state_of(model)
-    for network in (model, nn.Sequential(*model)):  # one of its own, or one that shares all its layers
-        start = threading.Barrier(8)
+    sharing = nn.Sequential(*model)  # another network of the same layers
+    start = threading.Barrier(8)
 
-        def use(n, start=start, network=network):
-            start.wait()
-            return [method(model if n % 2 else network, images) for _ in range(4)]
+    def use(n):
+        start.wait()
+        return [method(model if n % 2 else sharing, images) for _ in range(2)]
 
-        with ThreadPoolExecutor(8) as threads:
-            results = list(threads.map(use, range(8)))
-        assert all(torch.equal(result, expected) for found in results for result in found)
-        assert_same_state(before, state_of(model))
-    assert not evaluation._held
-
-
-def test_modes_of_overlapping_calls(images):
-    """Two calls at the same time: the mode comes back with the end of the last one, also after an error."""
-    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3).eval())
-    first, second = common.evaluation_mode(model), common.evaluation_mode(nn.Sequential(model[0]))
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert not model[0].training
-    assert not second.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
-    assert model[0].training and not model[1].training and not evaluation._held
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(use, range(8)))
+    assert all(torch.equal(result, expected) for found in results for result in found)
+    assert_same_state(before, state_of(model))
 
 
 class Caches(nn.Module):
@@ -283,15 +305,10 @@ def test_the_two_classes_of_one_logit(images):
     model = Returns(head(1), lambda z: z[:, 0])
     z = head(1).eval()(images)[:, 0]
     torch.testing.assert_close(common.predict_logits(model, images).softmax(1)[:, 1], z.sigmoid())
-    for maps in MAPS[:1]:
-        assert torch.equal(maps(model, images, 0), maps(model, images, 1))
-    for c, sign in ((0, -1), (1, 1)):
-        gradient = common.class_score_gradient(model, images, c)[0]
-        assert torch.equal(gradient, sign * common.class_score_gradient(model, images, 1)[0])
-    low, high = ascend(model, [0, 1])
-    low, high = model.eval()(torch.stack([low, high]))
+    low, high = (common.class_score_gradient(model, images, c)[0] for c in (0, 1))
+    assert torch.equal(low, -high)
+    low, high = model.eval()(ascend(model, [0, 1]))
     assert low < high
-    assert mc_dropout_logits(model, images, 3).shape == (3, 5, 2)
     best = saliency_maps(model, images, [None] * 5)
     assert torch.equal(best, saliency_maps(model, images, (z > 0).long()))
 
@@ -322,12 +339,16 @@ def test_what_are_no_logits_of_classes(pack, says, images):
             method(model, images[:2])
 
 
-def test_a_segmentation_has_passes_but_no_map(images):
+@pytest.mark.parametrize("share", [None, True, False])
+def test_a_segmentation_has_passes_but_no_map(share, images):
+    """The passes in front, and the same ones in every way."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Dropout2d(0.5), nn.Conv2d(4, 2, 1))
-    expected = passes(net, images)
-    assert expected.shape == (4, 5, 2, 8, 8)
-    assert torch.equal(passes(Returns(net, lambda x: {"out": x}), images), expected)
+    packed = Returns(net, lambda x: {"out": x})
+    found = mc_dropout_logits(packed, images, 7, common.seeded_generators(0, range(5)), share)
+    assert found.shape == (7, 5, 2, 8, 8) and found.std(0).min() > 0
+    whole = mc_dropout_logits(net, images[3:4], 7, common.seeded_generators(0, [3]), share=False)
+    torch.testing.assert_close(found[:, 3], whole[:, 0])
     for method in (METHODS["2e"], METHODS["2f"], METHODS["2c"]):
         with pytest.raises(common.UserError, match=r"shape \(\d, 2, 8, 8\), not \(N, classes\)"):
             method(net, images)
@@ -405,59 +426,16 @@ def test_what_cannot_be_copied_is_one_sentence(images):
         randomise(model, images, 1)
 
 
-@pytest.mark.parametrize("size", [(8, 8), [8, 8], torch.Size([3, 8, 8]), np.array([8, 8])])
-def test_an_input_size_that_is_a_pair(size):
-    model = head()
-    model.input_size = size
-    given = {**FAST, "size": None}
-    assert torch.equal(
-        visualize_classes(model, [0, 1], "gaussian", common.seeded_generators(0, [0, 1]), **given),
-        ascend(head(), [0, 1]),
-    )
-
-
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, "3"])
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("name", "call"),
     [
-        (dict(classes=[]), r"at least one class each, not \[\]: give ids"),
-        (dict(classes=torch.zeros(0).long()), r"at least one class each, not \[\]: give ids"),
-        (dict(size=(8, 6)), r"archetypes are square: give one size in pixels, not \(8, 6\)"),
-        (dict(size=-8), "archetypes are square: give one size in pixels, not -8"),
-        (dict(steps=-1), "steps must be a whole number of at least 1, not '-1'"),
-        (dict(steps=0), "steps must be a whole number of at least 1, not '0'"),
-        (dict(blur_px=-0.5), "blur_px must be a number of at least 0, not '-0.5'"),
-        (dict(first_size=2), "first_size must be a number above 0 and at most 1, not '2'"),
-        (dict(blur=1), "no setting is named 'blur': did you mean blur_px.*; valid are steps, "),
+        ("passes", lambda images, number: mc_dropout_logits(head(), images, number)),
+        ("steps", lambda images, number: faithfulness.insertion_deletion(head(), images, 0, images.mean(1), number)),
+        ("stages", lambda images, number: cascading_randomisation(head(), images, 0, None, number, torch.Generator())),
     ],
 )
-def test_what_no_archetype_can_be_made_of(arguments, says):
-    given = {"classes": [0], **FAST, **arguments}
-    with pytest.raises(common.UserError, match=says):
-        visualize_classes(head(), given.pop("classes"), "gaussian", **given)
-
-
-@pytest.mark.parametrize("count", [0, -1])
-def test_passes_are_at_least_one(count, images):
-    with pytest.raises(common.UserError, match=f"passes must be a whole number of at least 1, not {count}"):
-        mc_dropout_logits(head(), images, count)
-
-
-@every_method
-def test_a_plain_network_is_run_as_often_as_before(method, images):
-    """Nothing is tried out, and nothing is told the network, that is in evaluation mode."""
-    calls, modes = [], []
-
-    class Counted(nn.Module):
-        def forward(self, x):
-            calls.append(len(x))
-            return x
-
-        def train(self, mode=True):
-            modes.append(mode)
-            return super().train(mode)
-
-    model = nn.Sequential(Counted(), head()).eval()
-    modes.clear()
-    method(model, images)
-    expected = {"2h": [3, 2, 3, 5], "2c": [2] * 3, "2c natural": [2] * 3}
-    assert calls == expected.get(next(name for name in METHODS if METHODS[name] is method), [5]) and not modes
+def test_a_number_is_whole_and_at_least_one(wrong, name, call, images):
+    """0 steps were a division by zero."""
+    with pytest.raises(common.UserError, match=f"{name} must be a whole number of at least 1, not {wrong!r}"):
+        call(images, wrong)

@@ -1,4 +1,4 @@
-"""Devices other than the CPU: no method mixes the CPU's tensors with theirs, or waits for them without need.
+"""Devices other than the CPU: no method mixes the CPU's tensors with theirs.
 
 Without a GPU the methods run on fake tensors, which have a shape and a device but no values, and raise where an
 operation gets tensors of two devices. That the values are right too is tested where there is a GPU.
@@ -35,42 +35,34 @@ FAKE = "meta"
 
 
 class Answers(TorchDispatchMode):
-    """Answer what depends on values, so that the methods run through, and count how often they wait for a device.
+    """Answer what depends on values, so that the methods run through.
 
     Floats are 1, whole numbers 0, all() and any() true, comparisons false, and nothing is found by nonzero().
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits = 0
-
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name = function.overloadpacket.__name__
-        device = args[0].device.type if args and isinstance(args[0], Tensor) else "cpu"
-        if name in ("_local_scalar_dense", "item", "is_nonzero", "allclose", "equal", "nonzero"):
-            self.waits += device != "cpu"
-            if name == "nonzero":
-                return args[0].new_empty((0, args[0].dim()), dtype=torch.long)
-            if name in ("allclose", "equal"):
-                return True
+        if name == "nonzero":
+            return args[0].new_empty((0, args[0].dim()), dtype=torch.long)
+        if name in ("allclose", "equal"):
+            return True
+        if name in ("_local_scalar_dense", "item", "is_nonzero"):
             return args[0].answer if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 0
         output = function(*args, **(kwargs or {}))
-        if isinstance(output, Tensor):
-            self.waits += name == "_to_copy" and device != output.device.type == "cpu"
-            if output.dtype == torch.bool:
-                output.answer = name in ("all", "any")
+        if isinstance(output, Tensor) and output.dtype == torch.bool:
+            output.answer = name in ("all", "any")
         return output
 
 
 @contextmanager
-def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
+def fake_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside the block, tensors are fake."""
     torch.set_num_threads(1)  # 2h draws in so many, and fake tensors take no two at once
     tensor = torch.tensor
     # torch.tensor(device="meta") makes one that is not fake
     monkeypatch.setattr(torch, "tensor", lambda data, device=None, **kind: tensor(data, **kind).to(device or "cpu"))
-    with FakeTensorMode(allow_non_fake_inputs=True), Answers() as answers:
-        yield answers
+    with FakeTensorMode(allow_non_fake_inputs=True), Answers():
+        yield
 
 
 def moved(model: nn.Module) -> nn.Module:
@@ -161,39 +153,6 @@ def test_a_mixture_is_found(monkeypatch):
         model, images = moved(model), torch.rand(2, 3, 8, 8, device=FAKE)
         with pytest.raises(RuntimeError, match="same device, but found at least two devices, meta and cpu"):
             saliency.saliency_maps(model, images, [0, 1])
-
-
-def test_maps_do_not_wait_for_the_device(monkeypatch):
-    """Of given classes; the most likely ones are read from the logits, a number for each image."""
-    model = common.load_model("squeezenet1_0", "random")
-    with fake_device(monkeypatch) as answers:
-        model, images = moved(model), torch.rand(5, 3, 224, 224, device=FAKE)
-        for maps in (saliency.saliency_maps, guided.guided_saliency_maps, guided.guided_grad_cam_maps):
-            maps(model, images, [0, 1, 2, 3, 4])
-            assert answers.waits == 2  # for the ends of the first batch's values
-        saliency.saliency_maps(model, images, None)
-        assert answers.waits == 2 + 5
-
-
-@pytest.mark.parametrize("method", ascent.METHODS)
-def test_a_step_of_ascent_waits_for_the_device_once(method, monkeypatch):
-    """For the scores and the norms of the gradients; the first also looks for classes without a gradient.
-
-    The classifier looks at its first batch: the small one that the other methods try before.
-    """
-    model, waits = common.load_model("efficientnet_lite0"), []
-    with fake_device(monkeypatch) as answers:
-        ascent.visualize_classes(
-            moved(model),
-            [0, 1],
-            method,
-            generators(),
-            on_step=lambda state: waits.append(answers.waits),
-            steps=5,
-            blur_every=1,
-        )
-    first, *others = (after - before for before, after in zip(waits, waits[1:], strict=False))
-    assert first == 2 + 2 * (method == "plain") and others == [1] * 4
 
 
 # ------------------------------------------------------------------------------------------------

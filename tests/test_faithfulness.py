@@ -7,12 +7,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_state, state_of
 from scipy.ndimage import gaussian_filter
 from torch import nn
 
 import common
-from explain.methods import faithfulness, randomisation
+from explain.methods import faithfulness
 
 
 class Weights(nn.Module):
@@ -131,38 +130,11 @@ def test_an_independent_implementation_agrees(steps, toy):
         assert [float(insertion[n]), float(deletion[n])] == pytest.approx(expected, abs=1e-6)
 
 
-def test_quantus_agrees(toy):
-    """Its pixel flipping, whose curve lacks the first point, with a blurred copy in place of its own baselines."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own imports
-        import quantus
-    torch.manual_seed(1)
-    images, maps, classes = torch.rand(3, 3, 9, 8), torch.rand(3, 9, 8), torch.tensor([0, 2, 1])
-    copies = faithfulness.blurred(images).flatten(1).numpy()
-
-    def blur(arr, indices, **_):
-        changed = arr.copy()
-        np.put_along_axis(changed, indices, np.take_along_axis(copies, indices, 1), 1)
-        return changed
-
-    toy.eval()
-    flipping = quantus.PixelFlipping(
-        features_in_step=24, abs=False, normalise=False, perturb_func=blur, disable_warnings=True
-    )
-    curves = flipping(toy, images.numpy(), classes.numpy(), maps[:, None].numpy(), softmax=True, device="cpu")
-    _, deletion = faithfulness.insertion_deletion_curves(
-        toy, images, classes, maps, 9
-    )  # 8 pixels a step, of 3 channels
-    np.testing.assert_allclose(curves, deletion[:, 1:], atol=1e-6)
-
-
-def test_nothing_is_left_behind_and_an_image_is_its_own(toy, images):
-    before, given = state_of(toy), images.clone()
+def test_an_images_curves_do_not_depend_on_its_company(toy, images):
     maps, classes = images.mean(1), torch.tensor([0, 1, 2, 3, 0])
     together = faithfulness.insertion_deletion_curves(toy, images, classes, maps, 4)
     alone = faithfulness.insertion_deletion_curves(toy, images[2:3], classes[2:3], maps[2:3], 4)
-    assert torch.equal(together[:, 2:3], alone) and torch.equal(images, given)
-    assert_same_state(before, state_of(toy))
+    assert torch.equal(together[:, 2:3], alone)
 
 
 @pytest.mark.parametrize(
@@ -181,15 +153,6 @@ def test_nothing_is_left_behind_and_an_image_is_its_own(toy, images):
 def test_maps_that_have_no_order(saliency, says, toy, images):
     with pytest.raises(common.UserError, match=says):
         faithfulness.insertion_deletion(toy, images, torch.zeros(5, dtype=torch.long), saliency)
-
-
-@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "3"])
-def test_steps_that_are_no_number_of_steps(steps, toy, images):
-    """0 was a division by zero."""
-    with pytest.raises(common.UserError, match=f"steps must be a whole number of at least 1, not {steps!r}"):
-        faithfulness.insertion_deletion(toy, images, 0, images.mean(1), steps)
-    with pytest.raises(common.UserError, match=f"stages must be a whole number of at least 1, not {steps!r}"):
-        randomisation.cascading_randomisation(toy, images, 0, None, steps, torch.Generator())
 
 
 def test_maps_may_be_arrays(toy, images):

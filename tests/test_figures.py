@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, load_script, run_main, save_photo, sentences
+from conftest import TINY, load_script, save_photo, sentences
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
@@ -32,6 +32,31 @@ DRAWS = {
 }
 
 
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("name", DRAWS)
+def test_figures_fit_the_page_whatever_is_in_them(name, tmp_path, run, monkeypatch):
+    """With 1, 2, 3, 5 and 12 images, and names of 60 characters; their captions have at most three sentences."""
+    for i in range(PICTURES):
+        save_photo(tmp_path / f"photos/{i} {LONG}.png", i)
+    drawn = []
+
+    def draw(output, figure_name, function, *arguments):
+        for count in (1, 2, 3, 5, PICTURES):
+            rows = next((argument for argument in arguments if isinstance(argument, list)), None)
+            fewer = [a[:count] if a is rows else a for a in arguments]
+            with figures.figure_style():
+                figure, text = function(*fewer)
+                figures.draw_title(figure, *text)
+                check_page(figure)
+            assert text[0].startswith("timm/test_resnet, untrained: ") and 1 <= sentences(*text[1:]) <= 3, text
+            drawn.append(figure_name)
+
+    monkeypatch.setattr(figures, "draw_figure", draw)
+    monkeypatch.setattr(figures.Classifier, "categories", [f"{LONG} {i}" for i in range(1000)], raising=False)
+    run(name, "photos", *TINY, "--show", PICTURES, *DRAWS[name])
+    assert len(drawn) >= 5
+
+
 def texts_of(figure: Figure) -> list[Text]:
     return [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
 
@@ -53,35 +78,11 @@ def check_page(figure: Figure) -> None:
         assert box.y0 > page.y0 - 3 and box.y1 < page.y1 + 3, text
 
 
-@pytest.mark.parametrize("name", DRAWS)
-def test_figures_fit_the_page_whatever_is_in_them(name, tmp_path, monkeypatch):
-    """With 1, 2, 3, 5 and 12 images, and names of 60 characters; their captions have at most three sentences."""
-    for i in range(PICTURES):
-        save_photo(tmp_path / f"photos/{i} {LONG}.png", i)
-    drawn = []
-
-    def draw(output, figure_name, function, *arguments):
-        for count in (1, 2, 3, 5, PICTURES):
-            rows = next((argument for argument in arguments if isinstance(argument, list)), None)
-            fewer = [a[:count] if a is rows else a for a in arguments]
-            with figures.figure_style():
-                figure, text = function(*fewer)
-                figures.draw_title(figure, *text)
-                check_page(figure)
-            assert text[0].startswith("timm/test_resnet, untrained: ") and 1 <= sentences(*text[1:]) <= 3, text
-            drawn.append(figure_name)
-
-    monkeypatch.setattr(figures, "draw_figure", draw)
-    monkeypatch.setattr(figures.Classifier, "categories", [f"{LONG} {i}" for i in range(1000)], raising=False)
-    run_main(name, "photos", *TINY, "--show", PICTURES, *DRAWS[name], cwd=tmp_path, monkeypatch=monkeypatch)
-    assert len(drawn) >= 5
-
-
-def test_a_figure_stands_without_its_title(tmp_path, monkeypatch):
+def test_a_figure_stands_without_its_title(tmp_path, run):
     """And in the project's style: a user's own would end in LaTeX."""
     save_photo(tmp_path / "a.png")
     with matplotlib.rc_context({"text.usetex": True, "font.size": 3, "savefig.dpi": 30}):
-        run_main("2e_saliency", "a.png", *TINY, "--no-title", "--pdf", cwd=tmp_path, monkeypatch=monkeypatch)
+        run("2e_saliency", "a.png", *TINY, "--no-title", "--pdf")
     folder = tmp_path / "output/2e_saliency"
     caption = (folder / "saliency.txt").read_text().splitlines()
     heads = "saliency map, smoothed, combined"
@@ -91,7 +92,7 @@ def test_a_figure_stands_without_its_title(tmp_path, monkeypatch):
         assert figure.width == pytest.approx(16 / 2.54 * 200, abs=1)
     without = (folder / "saliency.png").read_bytes()
     # drawn again with its title: what is no longer asked for is gone
-    run_main("2e_saliency", "a.png", *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
+    run("2e_saliency", "a.png", *TINY)
     assert (folder / "saliency.png").read_bytes() != without
     assert {path.name for path in folder.glob("saliency.*")} == {"saliency.png", "saliency.csv"}
 
@@ -145,12 +146,13 @@ def test_pictures_of_ones_own_leave_the_report_as_it_is(tmp_path, monkeypatch):
         assert options.output == folder
 
 
-def test_what_is_replaced_is_said(tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("undrawn")
+def test_what_is_replaced_is_said(tmp_path, run, capsys):
     for i in range(2):
         save_photo(tmp_path / f"{i}.png", i)
 
     def said(*arguments: str) -> str:
-        run_main("2d_predict", *arguments, *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
+        run("2d_predict", *arguments, *TINY)
         return capsys.readouterr().err
 
     assert said("0.png", "1.png") == said("0.png", "1.png") == ""
@@ -159,10 +161,11 @@ def test_what_is_replaced_is_said(tmp_path, monkeypatch, capsys):
     assert said("1.png", "--limit", "1") == "replaces the results of 1 image with no --limit\n"
 
 
-def test_findings_figures_and_metrics_are_the_last_lines(tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("undrawn")
+def test_findings_figures_and_metrics_are_the_last_lines(tmp_path, run, capsys):
     for i in range(12):
         save_photo(tmp_path / f"photos/{i:02d}.png", i)
-    run_main("2d_predict", "photos", *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
+    run("2d_predict", "photos", *TINY)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("00.png: ") and lines[9].startswith("09.png: ")
     assert lines[10:] == [
@@ -197,12 +200,6 @@ CATEGORIES = ["white stork", "black stork", "mountain bike, all-terrain bike", "
 def test_a_class_name_that_is_none_is_told_what_may_be_meant(texts, says):
     with pytest.raises(common.UserError, match=f"^.*{says}"):
         common.find_classes(texts, CATEGORIES)
-
-
-def test_a_name_may_have_an_underscore_for_a_space_on_either_side():
-    """Folders' names have them: what --classes was told, and a list, were compared by two rules."""
-    for text in ("Great_Dane", "great dane"):
-        assert common.find_classes([text], ["pug", "great_dane"]) == [1]
 
 
 def test_one_picture_may_have_several_classes():

@@ -35,12 +35,11 @@ def test_class_activation_maps_by_hand(images):
 @pytest.mark.parametrize(
     ("build", "shape"),
     [
-        (torchvision.models.vgg11, (512, 7, 7)),
         (torchvision.models.squeezenet1_0, (1000, 13, 13)),  # its classifier is a convolution
         (torchvision.models.densenet121, (1024, 7, 7)),  # the last rectifier is a function
         (torchvision.models.swin_t, (768, 7, 7)),  # from channels last, by a permutation
         (lambda **_: timm.create_model("test_resnet"), (96, 7, 7)),
-        (torchvision.models.vit_b_16, None),
+        (lambda **_: timm.create_model("test_vit", img_size=224), None),
         (lambda **_: timm.create_model("swin_tiny_patch4_window7_224"), None),  # channels last to the end
         (lambda **_: timm.create_model("mixer_s32_224"), None),  # tokens without attention
         (lambda **_: nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 3)), None),

@@ -77,11 +77,13 @@ def test_labels_that_are_shifted_from_some_id_on(first, by, hits):
     found = other_order(rows, NAMES)
     assert (found["suspect"], found["shifted_from"], found["shift"]) == (True, first, by)
     assert found["agreement_shifted"] == 0.8
-    direction = "higher" if by == 1 else "lower"
-    assert found["says"].startswith(
-        f"the labels seem shifted by one from id {first} on: there top-1 is at chance (0 of {later}) at a mean "
-        f"confidence of 0.80, and 0.800 of the images agree with the next {direction} id; below, {hits} are right: is"
-    )
+    for part in (
+        f"from id {first} on",
+        f"(0 of {later})",
+        "higher" if by == 1 else "lower",
+        f"below, {hits} are right",
+    ):
+        assert part in found["says"]
 
 
 def test_a_class_that_the_network_takes_for_its_neighbour_is_no_shift():
@@ -109,22 +111,23 @@ def test_some_classes_that_are_never_right():
     """Two labels that are exchanged: 18 of 20 classes are right in nine of ten images."""
     found = other_order(exchanged(10), NAMES)
     assert found["never_right"] == [3, 7]
-    assert found["says"].startswith(
-        "2 classes are never right (0 of 20 images) at a mean confidence of 0.80, while 162 of 180 images of other "
-        "classes are: are"
-    )
-    assert found["says"].endswith(f"They are {NAMES[3]}, {NAMES[7]}")
+    for part in ("2 classes are never right (0 of 20 images)", "162 of 180", f"They are {NAMES[3]}, {NAMES[7]}"):
+        assert part in found["says"]
 
 
-def test_classes_that_may_be_missed_by_chance():
-    """With 3 images each, or where the network is not much better with the others."""
-    assert other_order(exchanged(3), NAMES) is None
-    assert other_order(exchanged(10, accuracy=0.3), NAMES) is None
+IN_ORDER, SHIFTED = list(range(CLASSES)), [(c + 5) % CLASSES for c in range(CLASSES)]
 
 
-def test_nothing_is_said_where_the_labels_may_belong():
-    assert other_order(rows_of(list(range(CLASSES))), NAMES) is None
-    shifted = [(c + 5) % CLASSES for c in range(CLASSES)]
-    assert other_order(rows_of(shifted, confidence=0.1), NAMES) is None  # an untrained network is not sure
-    assert other_order(rows_of(shifted, images=3), NAMES) is None  # three misses say nothing
-    assert other_order(rows_of(list(range(CLASSES)), accuracy=0.3), NAMES) is None  # bad, but above chance
+@pytest.mark.parametrize(
+    "rows",
+    [
+        rows_of(IN_ORDER),
+        rows_of(SHIFTED, confidence=0.1),  # an untrained network is not sure
+        rows_of(SHIFTED, images=3),  # three misses say nothing
+        rows_of(IN_ORDER, accuracy=0.3),  # bad, but above chance
+        exchanged(3),  # classes that may be missed by chance
+        exchanged(10, accuracy=0.3),  # nor is the network much better with the others
+    ],
+)
+def test_nothing_is_said_where_the_labels_may_belong(rows):
+    assert other_order(rows, NAMES) is None

@@ -22,22 +22,22 @@ def read(folder, text: str, files=(), names=NAMED, encoding="utf-8"):
     return read_labels(folder / "val.txt", names, files)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a.jpg 0\nb b.png 2\nc.jpg 2\n",
-        "a.jpg,0\nb b.png,2\nc.jpg,2",
-        "a.jpg , 0\nb b.png , 2\nc.jpg, 2",
-        "a.jpg\t0\nb b.png\t\t2\nc.jpg\t2\n",
-        "a.jpg 0\r\nb b.png 2\r\nc.jpg 2\r\n",
-        "a.jpg 0\rb b.png 2\rc.jpg 2\r",
-        "\ufeffa.jpg 0\nb b.png 2\nc.jpg 2\n",
-        "\n\na.jpg 0\n  \nb b.png    2\n\nc.jpg 2\n\n\n",
-        "  a.jpg 0  \n./b b.png 002\nc.jpg 2\nc.jpg 2\n",
-        "a.jpg n01440764\nb b.png,n01484850\nc.jpg 2\n",
-        "a.jpg 0\nb b.png 2\nc.jpg 2\nabsent, with comma.jpg 1\n",
-    ],
-)
+FORMS = [
+    "a.jpg 0\nb b.png 2\nc.jpg 2\n",
+    "a.jpg,0\nb b.png,2\nc.jpg,2",
+    "a.jpg , 0\nb b.png , 2\nc.jpg, 2",
+    "a.jpg\t0\nb b.png\t\t2\nc.jpg\t2\n",
+    "a.jpg 0\r\nb b.png 2\r\nc.jpg 2\r\n",
+    "a.jpg 0\rb b.png 2\rc.jpg 2\r",
+    "\ufeffa.jpg 0\nb b.png 2\nc.jpg 2\n",
+    "\n\na.jpg 0\n  \nb b.png    2\n\nc.jpg 2\n\n\n",
+    "  a.jpg 0  \n./b b.png 002\nc.jpg 2\nc.jpg 2\n",
+    "a.jpg n01440764\nb b.png,n01484850\nc.jpg 2\n",
+    "a.jpg 0\nb b.png 2\nc.jpg 2\nabsent, with comma.jpg 1\n",
+]
+
+
+@pytest.mark.parametrize("text", FORMS)
 def test_forms_of_val_txt(tmp_path, text):
     labels, bad, *_ = read(tmp_path, text)
     if "absent" in text:
@@ -54,15 +54,48 @@ def test_forms_of_synset_words(tmp_path, start, end, wnids):
     assert read_names(tmp_path / "synset_words.txt") == list(zip(wnids, NAMES, strict=True))
 
 
-def test_only_a_whole_wnid_is_taken_off_a_name(tmp_path):
-    (tmp_path / "names").write_text("n0144076 x\nn01440764tench\nnail\n")
-    assert read_names(tmp_path / "names") == [("", "n0144076 x"), ("", "n01440764tench"), ("", "nail")]
+BAD_LINES = {  # line -> what is said of it
+    "x.jpg 3": "the class 3, but only 0 to 2 have names",
+    "x.jpg -1": "the class -1, but",
+    "x.jpg +1": "the class '+1': give a class id",
+    "x.jpg " + "9" * 5000: "give a class id",
+    "x.jpg \u0661": "give a class id",  # an Arabic 1
+    "name,class": "the class 'class'",
+    "a.jpg 1": "'a.jpg' the class 1, but another line gives it 0",
+    "x.jpg n01440765": "the wnid n01440765, which is not in the list",
+    ", 1": "give a file name and a class id",
+    "/etc/passwd 1": "'/etc/passwd': give a path inside the image folder",
+    "x/../../y.jpg 1": "give a path inside the image folder",
+    "..\\x.jpg 1": "give a path inside the image folder",
+}
 
 
-def test_one_line_of_separators_takes_no_time(tmp_path):
-    """A line that a regular expression with two loops would chew on for hours."""
-    labels, bad, *_ = read(tmp_path, "x" + " ," * 1_000_000 + "y z 1\n", names=[("", "a"), ("", "b")])
-    assert (len(labels), bad) == (1, {})
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_bad_line_is_a_problem(tmp_path, line):
+    labels, problems, *_ = read(tmp_path, "a.jpg 0\nb b.png 2\nc.jpg 2\n" + line)
+    assert set(labels) <= {*FILES} and BAD_LINES[line] in "".join(problems.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"caf\xe9\n", "not UTF-8 .byte 3.: save it"),
+        ("a\nb\n".encode("utf-16")[:-1], "not UTF-16"),
+        (b"a\0\nb\n", "is not a text file"),
+        (b"a 1\n" * 4_000_001, "more than 16,000,000 bytes"),
+        (b"\n \n", "is empty"),
+        (b"a\n\nb\n", "line 2 of .* has a name of 0 characters"),
+        (b"a\n" + b"b" * 1001, "line 2 of .* has a name of 1001 characters"),
+        (b"n01440764 a\nn01440764 b\n", "wnid n01440764 on 2 lines"),
+    ],
+)
+def test_files_that_are_no_lists(tmp_path, content, says):
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        read_names(tmp_path / "list.txt")
+    if "name" not in says and "wnid" not in says and "empty" not in says:  # nor are they a list of labels
+        with pytest.raises(UserError, match=says):
+            read_labels(tmp_path / "list.txt", NAMED)
 
 
 def boxes(wnid: str, *more: str) -> str:
@@ -101,6 +134,9 @@ def test_lists_as_people_have_them(tmp_path, text, note, encoding):
     assert note in found.notes
 
 
+TWO_OF_ONE_PART = "x/a.jpg 0\ny/a.jpg 1\nz/a.jpg 1\n"
+
+
 @pytest.mark.parametrize(
     ("text", "files", "labels", "problems"),
     [
@@ -110,14 +146,9 @@ def test_lists_as_people_have_them(tmp_path, text, note, encoding):
         (f"a,{boxes(WNIDS[0], WNIDS[1])}\nc,{boxes(WNIDS[0])}\n", FILES, {"c.jpg": 0}, {"a.jpg": ""}),
         # a first line that is no header
         ("a.jpg tunch\nc.jpg 2\n", FILES, {"c.jpg": 2}, {"a.jpg": "the class 'tunch'"}),
-        # two files of one last part; the third is listed and absent
-        (
-            "x/a.jpg 0\ny/a.jpg 1\nz/a.jpg 1\n",
-            ["x/a.jpg", "y/a.jpg"],
-            {"x/a.jpg": 0, "y/a.jpg": 1, "z/a.jpg": 1},
-            {},
-        ),
-        ("x/a.jpg 0\ny/a.jpg 1\nz/a.jpg 1\n", ["a.jpg"], {}, {"x/a.jpg": "", "a.jpg": "another line gives it 0"}),
+        # the third is listed and absent
+        (TWO_OF_ONE_PART, ["x/a.jpg", "y/a.jpg"], {"x/a.jpg": 0, "y/a.jpg": 1, "z/a.jpg": 1}, {}),
+        (TWO_OF_ONE_PART, ["a.jpg"], {}, {"x/a.jpg": "", "a.jpg": "another line gives it 0"}),
     ],
 )
 def test_lists_that_are_read_in_part(tmp_path, text, files, labels, problems):
@@ -140,30 +171,10 @@ def test_ids_from_one_or_of_too_few_images_are_refused(tmp_path, text, says):
         read(tmp_path, text, FILES)
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "expected"),
-    [
-        (
-            "a.json",
-            '{"0": ["n01440764", "tench"], "1": ["n01443537", "fish"]}',
-            [(WNIDS[0], "tench"), (WNIDS[1], "fish")],
-        ),
-        ("a.json", '{"goldfish": 1, "tench": 0}', [("", "tench"), ("", "goldfish")]),
-        ("a.json", '{"1": "goldfish", "0": "tench"}', [("", "tench"), ("", "goldfish")]),
-        ("a.json", '["tench", "goldfish"]', [("", "tench"), ("", "goldfish")]),
-        ("LOC_synset_mapping.txt", "n01440764 tench, Tinca tinca\n", [(WNIDS[0], NAMES[0])]),
-        ("a.json", '["two\\nlines", "\\ud800x", "\\u200f\\u0639"]', [("", "two lines"), ("", "x"), ("", "\u200fع")]),
-    ],
-)
-def test_forms_of_names(tmp_path, file, text, expected):
-    (tmp_path / file).write_text(text)
-    assert read_names(tmp_path / file) == expected
-
-
 TWO = [("", "tench"), ("", "great white shark, man-eater")]
-
-
 BY_LINE = "an id and a name on each line"
+HUB = """{"architectures": ["ViTForImageClassification"], "id2label": {"1": "great white shark, man-eater",
+"0": "tench"}, "label2id": {"tench": 0, "great white shark, man-eater": 1}, "num_channels": 3}"""
 
 
 @pytest.mark.parametrize(
@@ -175,15 +186,13 @@ BY_LINE = "an id and a name on each line"
         ('0,tench\n1,"great white shark, man-eater"\n', BY_LINE),
         ("0: tench\n1: great white shark, man-eater\n", BY_LINE),
         ("0\t'tench'\n1\tgreat white shark, man-eater", BY_LINE),
-        (
-            "ClassId,SignName\n0,tench\n1,great white shark, man-eater\n",
-            BY_LINE + ", header 'ClassId,SignName' left out",
-        ),
+        ("Id,Sign\n0,tench\n1,great white shark, man-eater\n", BY_LINE + ", header 'Id,Sign' left out"),
         ("{0: 'tench',\n 1: 'great white shark, man-eater'}", "a dictionary with ids"),
         ("{1: \"great white shark, man-eater\", 0: 'tench', }\n", "a dictionary with ids"),
         ("{'great white shark, man-eater': 1, 'tench': 0}", "a dictionary with ids"),
         ("['tench', 'great white shark, man-eater']", "a list in brackets"),
         ('{\n  "0": "tench",\n  "1": "great white shark, man-eater"\n}', "a dictionary with ids"),
+        (HUB, "the names under id2label"),  # config.json of a network there
     ],
 )
 def test_lists_with_ids_are_names_by_id(tmp_path, text, read_as):
@@ -192,13 +201,25 @@ def test_lists_with_ids_are_names_by_id(tmp_path, text, read_as):
     assert names == TWO and names.read_as == read_as
 
 
-def test_the_config_of_a_network_on_the_hub(tmp_path):
-    (tmp_path / "config.json").write_text(
-        '{"architectures": ["ViTForImageClassification"], "id2label": {"1": "great white shark, man-eater", '
-        '"0": "tench"}, "label2id": {"tench": 0, "great white shark, man-eater": 1}, "num_channels": 3}'
-    )
-    names = read_names(tmp_path / "config.json")
-    assert names == TWO and names.read_as == "the names under id2label"
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"0": ["n01440764", "tench"], "1": ["n01443537", "x"]}', [(WNIDS[0], "tench"), (WNIDS[1], "x")]),
+        ('{"goldfish": 1, "tench": 0}', [("", "tench"), ("", "goldfish")]),
+        ('["two\\nlines", "\\ud800x", "\\u200f\\u0639"]', [("", "two lines"), ("", "x"), ("", "\u200fع")]),
+    ],
+)
+def test_names_in_json(tmp_path, text, expected):
+    (tmp_path / "a.json").write_text(text)
+    assert read_names(tmp_path / "a.json") == expected
+
+
+def test_only_a_whole_wnid_is_taken_off_a_name(tmp_path):
+    """It may come after an id, and be the name."""
+    (tmp_path / "names").write_text("n0144076 x\nn01440764tench\nnail\n")
+    assert read_names(tmp_path / "names") == [("", "n0144076 x"), ("", "n01440764tench"), ("", "nail")]
+    (tmp_path / "names").write_text("0 n01440764 tench\n1 n01443537\n")
+    assert read_names(tmp_path / "names") == [("n01440764", "tench"), ("n01443537", "n01443537")]
 
 
 @pytest.mark.parametrize(
@@ -225,20 +246,6 @@ def test_names_with_ids_from_one_are_refused(tmp_path, lines):
     """They were classes by the names of "1 cat", "2 dog" and "3 elk"."""
     (tmp_path / "names.txt").write_text("\n".join(lines))
     with pytest.raises(UserError, match="has ids that start at 1 .* start at 0: remove the ids or subtract 1"):
-        read_names(tmp_path / "names.txt")
-
-
-def test_a_wnid_may_come_after_the_id_and_be_the_name(tmp_path):
-    (tmp_path / "names.txt").write_text("0 n01440764 tench\n1 n01443537\n")
-    assert read_names(tmp_path / "names.txt") == [("n01440764", "tench"), ("n01443537", "n01443537")]
-
-
-@pytest.mark.parametrize(
-    "text", ["{0: 'a', 2: 'b'}", "{0: 'a'", "['a', __import__('os')]", "{0: -" + "-" * 10_000 + "1}"]
-)
-def test_a_dictionary_without_names_by_id_is_one_sentence(tmp_path, text):
-    (tmp_path / "names.txt").write_text(text)
-    with pytest.raises(UserError, match="names.txt .*give a list"):
         read_names(tmp_path / "names.txt")
 
 
@@ -270,8 +277,14 @@ def test_names_of_files_that_macos_decomposed(tmp_path):
     assert read(tmp_path, f"{two[0]} 1\n{two[1]} 0\n", two, TWO).labels == {two[0]: 1, two[1]: 0}
 
 
-@pytest.mark.parametrize("text", ["{", '{"a": 0, "b": 2}', '{"a": 0, "b": 0}', "{}", "[]", "3", '{"a": "b"}', "[[1]]"])
-def test_json_without_names_is_one_sentence(tmp_path, text):
-    (tmp_path / "a.json").write_text(text)
-    with pytest.raises(UserError, match="a.json .*give a list"):
-        read_names(tmp_path / "a.json")
+NO_NAMES = ["{", '{"a": 0, "b": 2}', '{"a": 0, "b": 0}', "{}", "[]", "3", '{"a": "b"}', "[[1]]"]
+NO_LITERALS = ["{0: 'a', 2: 'b'}", "{0: 'a'", "['a', __import__('os')]", "{0: -" + "-" * 10_000 + "1}"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("a.json", text) for text in NO_NAMES] + [("a.txt", text) for text in NO_LITERALS]
+)
+def test_no_names_by_id_are_one_sentence(tmp_path, file, text):
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=f"{file} .*give a list"):
+        read_names(tmp_path / file)

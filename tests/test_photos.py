@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import TINY, run_main, save_photo
+from conftest import TINY, save_photo, stored
 from PIL import Image, ImageCms, ImageFile
 
 import common
@@ -20,11 +19,8 @@ RGB = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
 # columns red, green, blue; rows X, Y, Z, adapted to D50 (SMPTE EG 432-1 and IEC 61966-2-1, as in the usual profiles)
 DISPLAY_P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
 SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01392, 0.09708, 0.71410]])
-CONVERTED, IGNORED, UNUSABLE = (
-    "colour profile converted to sRGB",
-    "colour profile ignored",
-    "unusable colour profile ignored",
-)
+CONVERTED, IGNORED = "colour profile converted to sRGB", "colour profile ignored"
+UNUSABLE = "unusable colour profile ignored"
 
 
 def icc(space: bytes, pcs: bytes, kind: bytes, tags: dict[bytes, bytes]) -> bytes:
@@ -60,12 +56,6 @@ CMYK = icc(b"CMYK", b"Lab ", b"prtr", {b"A2B0": INKS})
 STANDARD = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-def stored(image: Image.Image, kind: str, **settings) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **settings)
-    return file.getvalue()
-
-
 def read(image: Image.Image, profile: bytes, kind: str = "PNG", upright: bool = True) -> tuple[np.ndarray, list[str]]:
     result = image_files.decode_image(stored(image, kind, icc_profile=profile), "photo", upright)
     assert result.mode == "RGB"
@@ -83,46 +73,41 @@ def from_p3(pixels: np.ndarray) -> np.ndarray:
 
 
 def test_display_p3_becomes_srgb_or_is_noted():
-    """What every iPhone writes; the strongest colours, which sRGB lacks, are cut off."""
+    """What every iPhone writes; the strongest colours, which sRGB lacks, are cut off. sRGB itself is left alone."""
     pixels, notes = read(Image.fromarray(RGB), P3)
     assert np.abs(pixels - from_p3(RGB)).max() < 2.5 and notes == [CONVERTED]
     assert np.abs(pixels.astype(int) - RGB).mean() > 5
-    pixels, notes = read(Image.fromarray(RGB), P3, upright=False)
-    assert np.array_equal(pixels, RGB) and notes == [IGNORED]
+    for profile, upright, said in ((P3, False, [IGNORED]), (STANDARD, True, []), (STANDARD, False, [])):
+        pixels, notes = read(Image.fromarray(RGB), profile, upright=upright)
+        assert np.array_equal(pixels, RGB) and notes == said
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
 def test_the_profile_of_every_format(kind):
-    image = Image.new("RGB", (32, 24), (60, 180, 90))
-    expected = from_p3(np.array([60, 180, 90]))
-    pixels, notes = read(image, P3, kind)
-    assert np.abs(pixels - expected).max() < 5 and notes == [CONVERTED]
+    pixels, notes = read(Image.new("RGB", (32, 24), (60, 180, 90)), P3, kind)
+    assert np.abs(pixels - from_p3(np.array([60, 180, 90]))).max() < 5 and notes == [CONVERTED]
 
 
-def test_srgb_is_left_alone():
-    for upright in (True, False):
-        pixels, notes = read(Image.fromarray(RGB), STANDARD, upright=upright)
-        assert np.array_equal(pixels, RGB) and notes == []
+GREY, INKS_OF_HALF = RGB[..., 0], Image.new("CMYK", (8, 8), (128, 0, 0, 0))
+OF_GREY = encode((RGB[..., :1] / 255) ** 1.5)
+OTHER_MODES = {  # image, profile, pixels, notes
+    "grey": (Image.fromarray(GREY), GREY_OF_1_5, OF_GREY, ["L to RGB"]),
+    "16 bits": (Image.fromarray(GREY.astype(np.uint16) * 257), GREY_OF_1_5, OF_GREY, ["16-bit to 8-bit"]),
+    # some cameras do so
+    "grey in colours": (Image.fromarray(GREY), P3, from_p3(RGB[..., :1].repeat(3, 2)), ["L to RGB"]),
+    # a lightness of 50, in sRGB a grey of 119; Pillow's own is light blue
+    "inks": (INKS_OF_HALF, CMYK, np.array(119), ["CMYK to RGB"]),
+    "palette": (Image.new("RGB", (8, 8), (60, 180, 90)).quantize(2), P3, from_p3(np.array([60, 180, 90])), []),
+}
 
 
-def test_profiles_of_other_modes():
-    grey = Image.fromarray(RGB[..., 0])
-    expected = encode((RGB[..., :1] / 255) ** 1.5)
-    pixels, notes = read(grey, GREY_OF_1_5)
-    assert np.abs(pixels - expected).max() < 2.5 and notes == ["L to RGB", CONVERTED]
-    pixels, notes = read(Image.fromarray(RGB[..., 0].astype(np.uint16) * 257), GREY_OF_1_5)
-    assert np.abs(pixels - expected).max() < 2.5 and notes == ["16-bit to 8-bit", CONVERTED]
-    pixels, notes = read(Image.fromarray(RGB[..., 0]), P3)  # some cameras do so: grey in the colours of RGB
-    assert np.abs(pixels - from_p3(RGB[..., :1].repeat(3, 2))).max() < 2.5 and notes == ["L to RGB", CONVERTED]
-    pixels, notes = read(grey, STANDARD)
-    assert np.array_equal(pixels[..., 0], RGB[..., 0]) and notes == ["L to RGB"]
-    inks = Image.new("CMYK", (8, 8), (128, 0, 0, 0))
-    pixels, notes = read(inks, CMYK, "TIFF")  # a lightness of 50, in sRGB a grey of 119; Pillow's own is light blue
-    assert np.abs(pixels.astype(int) - 119).max() <= 2 and notes == ["CMYK to RGB", CONVERTED]
-    assert read(inks, CMYK, "TIFF", upright=False)[1] == [IGNORED, "CMYK to RGB"]
-    palette = Image.new("RGB", (8, 8), (60, 180, 90)).quantize(2)
-    pixels, notes = read(palette, P3)
-    assert np.abs(pixels - from_p3(np.array([60, 180, 90]))).max() < 2.5 and notes == [CONVERTED]
+@pytest.mark.parametrize("name", OTHER_MODES)
+def test_profiles_of_other_modes(name):
+    image, profile, expected, said = OTHER_MODES[name]
+    pixels, notes = read(image, profile, "TIFF" if name == "inks" else "PNG")
+    assert np.abs(pixels - expected).max() < 2.5 and notes == [*said, CONVERTED]
+    if name == "inks":
+        assert read(image, profile, "TIFF", upright=False)[1] == [IGNORED, "CMYK to RGB"]
 
 
 def test_a_profile_is_for_the_colours_not_for_what_is_transparent():
@@ -137,16 +122,8 @@ def test_a_profile_is_for_the_colours_not_for_what_is_transparent():
 
 @pytest.mark.parametrize(
     ("mode", "profile"),
-    [
-        ("RGB", b"no profile"),
-        ("RGB", b""),
-        ("RGB", P3[:200]),
-        ("RGB", P3[:132] + b"\xff" * (len(P3) - 132)),
-        ("RGB", CMYK),
-        ("RGB", GREY_OF_1_5),
-        ("CMYK", P3),
-        ("L", CMYK),
-    ],
+    [("RGB", profile) for profile in (b"no profile", b"", P3[:200], P3[:132] + b"\xff" * 400, CMYK, GREY_OF_1_5)]
+    + [("CMYK", P3), ("L", CMYK)],
 )
 def test_a_broken_profile_is_noted_and_passed_over(mode, profile):
     image = Image.fromarray(RGB).convert(mode)
@@ -168,16 +145,16 @@ def test_a_damaged_profile_in_a_file():
     assert np.array_equal(image, RGB) and image.info["notes"] == [UNUSABLE]
 
 
-def test_2d_converts_and_2b_does_not(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("undrawn")
+def test_2d_converts_and_2b_does_not(tmp_path, run):
     """Published accuracies are those of the pixels as stored; both say what they did."""
     for folder in ("photos", "data/DL_data_p/7"):
         (tmp_path / folder).mkdir(parents=True)
         Image.fromarray(RGB).save(tmp_path / folder / "a.png", icc_profile=P3)
         save_photo(tmp_path / folder / "b.png")
     for script, arguments, note in (("2d_predict", ["photos"], CONVERTED), ("2b_evaluate", [], IGNORED)):
-        run_main(script, *arguments, *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
-        metrics = json.loads((tmp_path / f"output/{script}/metrics.json").read_text())
-        assert metrics["images"]["notes"] == {note: 1} and metrics["images"]["used"] == 2
+        images = run(script, *arguments, *TINY)["images"]
+        assert images["notes"] == {note: 1} and images["used"] == 2
 
 
 # ------------------------------------------------------------------------------------------------
@@ -187,23 +164,17 @@ def test_2d_converts_and_2b_does_not(tmp_path, monkeypatch):
 def test_avif():
     data = stored(Image.fromarray(RGB), "AVIF", quality=95)
     image = image_files.decode_image(data, "photo.avif")
-    assert np.abs(np.asarray(image).astype(int) - np.asarray(Image.open(io.BytesIO(data)))).max() == 0
-    assert image.info["notes"] == []
+    assert np.array_equal(image, Image.open(io.BytesIO(data))) and image.info["notes"] == []
     for end in (100, len(data) // 2, len(data) - 1):
         with pytest.raises(common.UserError, match=r"photo\.avif (cannot be read|is not an image)"):
             image_files.decode_image(data[:end], "photo.avif")
     frames = stored(Image.fromarray(RGB), "AVIF", save_all=True, append_images=[Image.new("RGB", (32, 24))])
     assert image_files.decode_image(frames, "photo.avif").info["notes"] == ["first frame of several"]
-
-
-def test_avif_upright():
-    image = Image.new("RGB", (32, 24), "red")
     for upright, size in ((True, (24, 32)), (False, (32, 24))):
         exif = Image.Exif()
         exif[0x0112] = 6  # Pillow takes it out of what it is given
-        read_back = image_files.decode_image(stored(image, "AVIF", exif=exif), "photo", upright)
-        assert read_back.size == size
-        assert read_back.info["notes"] == ["turned upright by EXIF" if upright else "EXIF orientation ignored"]
+        turned = image_files.decode_image(stored(Image.fromarray(RGB), "AVIF", exif=exif), "photo", upright)
+        assert turned.size == size and turned.info["notes"]
 
 
 def test_the_bits_that_avif_had():
@@ -266,48 +237,27 @@ def folder_of_all(folder):
         (folder / name).write_text("no picture")
 
 
-def test_files_that_are_no_images_by_their_names_are_counted(tmp_path, monkeypatch, capsys):
+@pytest.mark.usefixtures("undrawn")
+def test_files_that_are_no_images_by_their_names_are_counted(tmp_path, run, capsys):
     """It was listed among the damaged pictures, file by file; what is a picture by its name still is."""
     folder_of_all(tmp_path / "photos")
     folder_of_all(tmp_path / "data/DL_data_p/7")
-    for script, arguments in (
-        ("2d_predict", ["photos"]),
-        ("2b_evaluate", []),
-        ("2d_predict", ["photos", "--limit", "2"]),
+    for script, arguments, used in (
+        ("2d_predict", ["photos"], 5),
+        ("2b_evaluate", [], 5),
+        ("2d_predict", ["photos", "--limit", "2"], 2),
     ):
-        run_main(script, *arguments, *TINY, "--fresh", cwd=tmp_path, monkeypatch=monkeypatch)
-        images = json.loads((tmp_path / f"output/{script}/metrics.json").read_text())["images"]
-        limited = "--limit" in arguments
-        assert (images["used"], images["other_files"]) == (2 if limited else 5, 5)
-        assert [entry["path"].rpartition("/")[2] for entry in images["skipped"]] == ([] if limited else ["old.dng"])
-        said = capsys.readouterr().out.splitlines()
-        assert "files skipped, without an image extension: 5" in said
+        images = run(script, *arguments, *TINY, "--fresh")["images"]
+        assert (images["used"], images["other_files"]) == (used, 5)
+        assert [entry["path"].rpartition("/")[2] for entry in images["skipped"]] == ["old.dng"] * (used == 5)
+        assert "files skipped, without an image extension: 5" in capsys.readouterr().out.splitlines()
 
 
-def test_a_file_given_by_name_is_read_whatever_its_name(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("undrawn")
+def test_a_file_given_by_name_is_read_whatever_its_name(tmp_path, run):
     save_photo(tmp_path / "a.png").rename(tmp_path / "a.dat")
-    run_main("2d_predict", "a.dat", *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert json.loads((tmp_path / "output/2d_predict/metrics.json").read_text())["images"]["used"] == 1
+    assert run("2d_predict", "a.dat", *TINY)["images"]["used"] == 1
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/README.txt").touch()
-    with pytest.raises(common.UserError, match="texts has no files but 1 file without an image extension: put"):
-        run_main("2d_predict", "texts", *TINY, cwd=tmp_path, monkeypatch=monkeypatch)
-
-
-def test_process_data_counts_them_too(tmp_path, monkeypatch):
-    data = tmp_path / "dataset/DL_data"
-    for name in ("a.png", "b.png"):
-        save_photo(data / "validation_images" / name)
-    for place in ("validation_images/Thumbs.db", "test_images/desktop.ini"):
-        (data / place).parent.mkdir(exist_ok=True)
-        (data / place).write_text("no picture")
-    (data / "val.txt").write_text("a.png 0\nb.png 1\n")
-    (data / "synset_words.txt").write_text("n00000001 one\nn00000002 two\n")
-    for _ in range(2):
-        run_main("process_data", cwd=tmp_path, monkeypatch=monkeypatch)
-        metrics = json.loads((tmp_path / "output/process_data/metrics.json").read_text())
-        assert metrics["images"]["other_files"] == 2 and metrics["results"]["problems"] == 0
-    save_photo(data / "validation_images/c.png").rename(data / "validation_images/c.dat")
-    (data / "val.txt").write_text("a.png 0\nb.png 1\nc.dat 1\n")
-    with pytest.raises(common.UserError, match="'c.dat' is listed, but has no image extension: rename it"):
-        run_main("process_data", cwd=tmp_path, monkeypatch=monkeypatch)
+    with pytest.raises(common.UserError, match="texts has no files but 1 files without an image extension: put"):
+        run("2d_predict", "texts", *TINY)

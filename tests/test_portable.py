@@ -10,6 +10,7 @@ import signal
 import sys
 
 import pytest
+import torch
 from conftest import SCRIPTS, contents, load_script, run_main, save_photo
 
 import common
@@ -43,10 +44,12 @@ def as_on_windows(monkeypatch):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_without_what_is_posix_alone(name, undisturbed, tmp_path, monkeypatch, request):
+    """It leaves the same bytes in another folder, with another number of threads that decode, over files of before."""
     shutil.copytree(undisturbed(name), tmp_path, dirs_exist_ok=True)
     expected = contents(tmp_path / "output")
     request.getfixturevalue("as_on_windows")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *SCRIPTS[name], "--fresh"])
     shell.run(load_script(name).main)  # as from a shell, over the files that are there
     assert contents(tmp_path / "output") == expected

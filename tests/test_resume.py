@@ -26,7 +26,7 @@ from conftest import (
     ends_within,
     finish_script,
     load_script,
-    run_main,
+    noted_rows,
     save_inputs,
     save_photo,
     start_script,
@@ -40,7 +40,8 @@ from explain.run import rows, shell
 LONGER = {"2c_class_visualization": ["--steps", "60", "--methods", "gaussian"]}
 SCRIPTS = {name: [*arguments, *LONGER.get(name, [])] for name, arguments in SCRIPTS.items()}
 # the mechanism is the same for all that explain images
-SOME_SCRIPTS = [name if name[:2] in ("2c", "2e") else pytest.param(name, marks=pytest.mark.long) for name in SCRIPTS]
+SOME_SCRIPTS = ["2c_class_visualization", "2e_saliency"]
+EVERY_SCRIPT = [pytest.param(name, marks=[pytest.mark.long] * (name not in SOME_SCRIPTS)) for name in SCRIPTS]
 PER_IMAGE = [name for name in SCRIPTS if name != "2c_class_visualization"]
 
 
@@ -75,21 +76,11 @@ def interrupted(undisturbed, name: str, tmp_path: Path, rows_left: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_two_runs_leave_the_same_bytes(name, undisturbed, tmp_path, monkeypatch):
-    """In another folder and another process, with another number of threads that decode."""
-    save_inputs(tmp_path)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
-    assert contents(tmp_path / "output" / name) == whole(undisturbed, name)
-
-
-@pytest.mark.parametrize("moments", [1, pytest.param(20, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("moments", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", EVERY_SCRIPT)
 def test_killed_at_random_moments(name, moments, undisturbed, tmp_path):
-    """Each in a folder of its own, and started again; those whose mechanisms differ, at three at least."""
+    """Each in a folder of its own, and started again."""
     expected, events = whole(undisturbed, name), events_of(undisturbed, name)
-    moments = max(moments, 3) if name in SOME_SCRIPTS else moments
     for moment in sorted(random.Random(name).sample(range(1, events + 1), moments)):
         cwd = tmp_path / str(moment)
         save_inputs(cwd)
@@ -111,7 +102,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("name", SOME_SCRIPTS)
+@pytest.mark.long  # beside test_a_failing_write
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_full_disk(name, undisturbed, tmp_path, small_disk):
     """One clear line and exit status 1, wherever the disk is full; with room again, the run is completed."""
     expected = whole(undisturbed, name)
@@ -131,8 +123,8 @@ def test_a_full_disk(name, undisturbed, tmp_path, small_disk):
     assert contents(tmp_path / "output" / name) == expected
 
 
-@pytest.mark.parametrize("name", SOME_SCRIPTS)
-def test_a_failing_write(name, undisturbed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", EVERY_SCRIPT)
+def test_a_failing_write(name, undisturbed, tmp_path, run, monkeypatch):
     """The same without a file system of one's own: the disk takes half of the last lot of rows."""
     save_inputs(tmp_path)
     fsync, sizes = os.fsync, [0]
@@ -146,30 +138,25 @@ def test_a_failing_write(name, undisturbed, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space") as caught:
         patch.setattr(rows.os, "fsync", full)
-        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=patch)
+        run(name, *SCRIPTS[name])
     assert caught.value.filename == f"output/{name}/{rows_so_far(tmp_path / 'output' / name).name}"
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name])
     assert contents(tmp_path / "output" / name) == whole(undisturbed, name)
 
 
 @pytest.mark.parametrize("name", PER_IMAGE)
-def test_only_what_is_missing_is_done_again(name, undisturbed, tmp_path, monkeypatch):
+def test_only_what_is_missing_is_done_again(name, undisturbed, tmp_path, run, monkeypatch):
     """And the torn line is, among it."""
     folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
-    done: list[int] = []
-    append = common.Rows.append
-    monkeypatch.setattr(
-        common.Rows, "append", lambda self, rows: done.extend(r["index"] for r in rows) or append(self, rows)
-    )
-    run_main(name, *SCRIPTS[name], "--show", "1", cwd=tmp_path, monkeypatch=monkeypatch)
+    done = noted_rows(monkeypatch)
+    run(name, *SCRIPTS[name], "--show", "1")
     assert done == [5, 6, 7] and contents(folder) != whole(undisturbed, name)
     # once complete, nothing is: with the same settings only the drawing is done again
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name])
     assert done == [5, 6, 7] and contents(folder) == whole(undisturbed, name)
 
 
-@pytest.mark.parametrize("second", ["gaussian", "natural"])
-def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch, second):
+def test_the_ascent_goes_on_from_its_state(tmp_path, run, monkeypatch):
     """The second method is stopped after its 55th step: the state is that after the 50th, from which 10 are left."""
     name, steps = "2c_class_visualization", []
     script = load_script(name)
@@ -178,7 +165,7 @@ def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch, s
     def stopped(model, classes, method, generators, size, state, on_step, **settings):
         def observe(state):
             on_step(state)
-            if stop and method == second and state.step == 55:
+            if stop and method == "natural" and state.step == 55:
                 raise KeyboardInterrupt
             steps.append(state.step)
 
@@ -186,16 +173,16 @@ def test_the_ascent_goes_on_from_its_state(undisturbed, tmp_path, monkeypatch, s
 
     monkeypatch.setattr(script, "visualize_classes", stopped)
     save_inputs(tmp_path)
-    arguments = [*SCRIPTS[name], "--batch-size", "5", "--methods", "plain", second]
+    arguments = [*SCRIPTS[name], "--batch-size", "5", "--methods", "plain", "natural"]
     stop = True
     with pytest.raises(KeyboardInterrupt):
-        run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+        run(name, *arguments)
     assert len(list((tmp_path / "output" / name).glob("state.*.pt"))) == 1
     assert steps == [*range(61), *range(55)]
     stop = False
-    run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *arguments)
     assert steps[61 + 55 :] == list(range(50, 61))
-    run_main(name, *arguments, "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *arguments, "--output", "other")
     resumed, other = contents(tmp_path / "output" / name), contents(tmp_path / "other" / name)
     del resumed["metrics.json"], other["metrics.json"]  # they name the output folder
     assert resumed == other
@@ -211,80 +198,55 @@ OTHERS = {
     "strict": ["--strict"],
     "passes": ["--passes", "6"],
     "dropout": ["--dropout", "0.25"],
+    "list of images": [],
+    "code": [],
 }
 
 
-@pytest.mark.parametrize("setting", OTHERS)
-def test_other_settings_refuse_to_mix(setting, undisturbed, tmp_path, monkeypatch):
+def test_other_settings_images_and_code_refuse_to_mix(undisturbed, tmp_path, run, monkeypatch):
     name = "2h_mc_dropout"
     folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
-    before = contents(folder)
-    if setting == "weights":
-        torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
-    arguments = [*SCRIPTS[name], *OTHERS[setting]]
-    there = f"has an unfinished run with (no )?--{setting.replace('_', '-')}[ :].*--fresh"
-    with pytest.raises(common.UserError, match=there) as caught:
-        run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert "\n" not in str(caught.value) and contents(folder) == before
-
-
-def test_other_images_and_other_code_refuse_to_mix(undisturbed, tmp_path, monkeypatch):
-    name = "2d_predict"
-    folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
-    before = contents(folder)
-    photo = tmp_path / "photos/7.png"
-    size = photo.stat().st_size
-    photo.write_bytes(photo.read_bytes() + b"\0")
-    with pytest.raises(common.UserError, match="with other images: "):
-        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
-    os.truncate(photo, size)
-    with monkeypatch.context() as patch, pytest.raises(common.UserError, match="with another version of the code: "):
-        patch.setattr(rows, "imported_files", lambda script: [script])
-        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=patch)
-    assert contents(folder) == before
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    before, photo = contents(folder), tmp_path / "photos/7.png"
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "other.pth")
+    original = photo.read_bytes()
+    for setting, options in OTHERS.items():
+        with monkeypatch.context() as patch:
+            photo.write_bytes(original + b"\0" * (setting == "list of images"))
+            if setting == "code":
+                patch.setattr(rows, "imported_files", lambda script: [script])
+            with pytest.raises(common.UserError, match=f"{setting} .*there: .*--fresh") as caught:
+                run(name, *SCRIPTS[name], *options)
+        assert "\n" not in str(caught.value) and contents(folder) == before, setting
+    photo.write_bytes(original)
+    run(name, *SCRIPTS[name])
     assert contents(folder) == whole(undisturbed, name)
 
 
-@pytest.mark.parametrize("left", [5, 8])
-def test_fresh_starts_over(left, undisturbed, tmp_path, monkeypatch):
-    """A run of five rows needs to be told; a complete one is replaced, and what only it had is removed."""
+def test_fresh_starts_over(undisturbed, tmp_path, run):
+    """An interrupted run needs to be told, also with the same settings; what only it had is removed."""
     name = "2e_saliency"
-    save_inputs(tmp_path)
-    shorter = ["photos", *SCRIPTS[name][1:], "--limit", "2", "--seed", "1"]
-    run_main(name, *shorter, cwd=tmp_path, monkeypatch=monkeypatch)
-    expected = contents(tmp_path / "output" / name)
-    run_main(name, *SCRIPTS[name], "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
-    folder = tmp_path / "other" / name
-    if left == 5:
-        (folder / "metrics.json").unlink()
-        lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
-        (folder / "rows.jsonl").unlink()
-        rows_so_far(folder).write_text("".join(lines[:5]))
-        with pytest.raises(common.UserError, match="--fresh"):
-            run_main(name, *shorter, "--output", "other", cwd=tmp_path, monkeypatch=monkeypatch)
-        for k in (5, 6, 7):
-            for path in folder.glob(f"maps/{k:05d}*.npy"):
-                path.unlink()
-    assert len(list(folder.glob("maps/*.npy"))) > 2
-    fresh = ["--fresh"] if left == 5 else []
-    run_main(name, *shorter, "--output", "other", *fresh, cwd=tmp_path, monkeypatch=monkeypatch)
-    found = contents(folder)
-    found["metrics.json"] = found["metrics.json"].replace(b'"output": "other"', b'"output": "output"')
-    found["metrics.json"] = found["metrics.json"].replace(b"--output other", b"--output output")
-    assert found == expected
-
-
-def test_fresh_with_the_same_settings(undisturbed, tmp_path, monkeypatch):
-    name = "2d_predict"
     folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
     path = rows_so_far(folder)
     path.write_text(path.read_text().replace('"index": 1', '"index": 1, "wrong": 1'))
-    run_main(name, *SCRIPTS[name], "--fresh", cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name], "--fresh")
     assert contents(folder) == whole(undisturbed, name)
+    shutil.rmtree(folder)
+    shorter = ["photos", *SCRIPTS[name][1:], "--limit", "2", "--seed", "1"]
+    run(name, *shorter)
+    expected = contents(folder)
+    shutil.rmtree(folder)
+    interrupted(undisturbed, name, tmp_path, rows_left=5)
+    assert len(list(folder.glob("maps/*.npy"))) > 2
+    with pytest.raises(common.UserError, match="--fresh"):
+        run(name, *shorter)
+    run(name, *shorter, "--fresh")
+    assert contents(folder) == expected
+    run(name, *SCRIPTS[name])  # a complete run is replaced
+    run(name, *shorter)
+    assert contents(folder) == expected
 
 
-def test_a_damaged_row_is_computed_again(undisturbed, tmp_path, monkeypatch):
+def test_a_damaged_row_is_computed_again(undisturbed, tmp_path, run, monkeypatch):
     """In the middle of the file, too, and in that of a complete run."""
     name = "2d_predict"
     folder = interrupted(undisturbed, name, tmp_path, rows_left=5)
@@ -292,16 +254,16 @@ def test_a_damaged_row_is_computed_again(undisturbed, tmp_path, monkeypatch):
     rows_so_far(folder).write_bytes(
         b"".join([lines[0], b"damaged\n", b"\0\0\n", b"[1]\n", b'{"index": "2"}\n', *lines[3:]])
     )
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name])
     assert contents(folder) == whole(undisturbed, name)
     whole_file = folder / "rows.jsonl"
     whole_file.write_bytes(whole_file.read_bytes().replace(b'"index": 4', b'"index": 4,,', 1))
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name])
     assert contents(folder) == whole(undisturbed, name)
 
 
 @pytest.mark.parametrize("moment", ["before the first row", "after the last row"])
-def test_another_run_takes_the_folder_over(moment, undisturbed, tmp_path, monkeypatch):
+def test_another_run_takes_the_folder_over(moment, undisturbed, tmp_path, run, monkeypatch):
     """It said that rows were missing from other shards, and ended well, its result gone."""
     name = "2d_predict"
     save_inputs(tmp_path)
@@ -311,12 +273,12 @@ def test_another_run_takes_the_folder_over(moment, undisturbed, tmp_path, monkey
     def overtaken(self, *given):
         if self.settings["seed"] == 0:
             others = ["--seed", "1"] if method == "append" else ["--seed", "1", "--fresh"]
-            run_main(name, *SCRIPTS[name], *others, cwd=tmp_path, monkeypatch=monkeypatch)
+            run(name, *SCRIPTS[name], *others)
         return original(self, *given)
 
     monkeypatch.setattr(common.Rows, method, overtaken)
     with pytest.raises(common.UserError, match="another run with other settings .* its own --output") as caught:
-        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+        run(name, *SCRIPTS[name])
     assert "\n" not in str(caught.value)
     metrics = json.loads((tmp_path / "output" / name / "metrics.json").read_text())
     assert metrics["seed"] == 1 and metrics["images"]["found"] == 8  # the other run is whole
@@ -324,7 +286,7 @@ def test_another_run_takes_the_folder_over(moment, undisturbed, tmp_path, monkey
     assert [json.loads(line)["index"] for line in lines] == list(range(8))
 
 
-def test_two_runs_with_the_same_settings_both_end_right(undisturbed, tmp_path, monkeypatch):
+def test_two_runs_with_the_same_settings_both_end_right(undisturbed, tmp_path, run, monkeypatch):
     name = "2d_predict"
     save_inputs(tmp_path)
     append, calls = common.Rows.append, []
@@ -332,11 +294,11 @@ def test_two_runs_with_the_same_settings_both_end_right(undisturbed, tmp_path, m
     def overtaken(self, rows):
         calls.append(rows)
         if len(calls) == 2:
-            run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+            run(name, *SCRIPTS[name])
         return append(self, rows)
 
     monkeypatch.setattr(common.Rows, "append", overtaken)
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name])
     assert len(calls) > 3 and contents(tmp_path / "output" / name) == whole(undisturbed, name)
 
 
@@ -404,30 +366,29 @@ def test_a_caption_is_drawn_anew_and_no_row_is_computed(tmp_path):
     assert "THE IMAGE" in caption and "THE IMAGE" not in before
 
 
-def test_metrics_json_means_complete(undisturbed, tmp_path, monkeypatch):
+def test_metrics_json_means_complete(undisturbed, tmp_path, run, monkeypatch):
     """From before the first row of a new run until after its last figure there is none."""
     name = "2e_saliency"
     save_inputs(tmp_path)
-    run_main(name, *SCRIPTS[name], "--seed", "1", cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name], "--seed", "1")
     metrics, seen = tmp_path / "output" / name / "metrics.json", []
     append, save = common.Rows.append, figures.save_figure
     monkeypatch.setattr(common.Rows, "append", lambda self, rows: seen.append(metrics.exists()) or append(self, rows))
     monkeypatch.setattr(figures, "save_figure", lambda *given: seen.append(metrics.exists()) or save(*given))
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
-    assert seen == [False] * 4 and contents(metrics.parent) == whole(undisturbed, name)
+    run(name, *SCRIPTS[name])
+    assert len(seen) > 1 and not any(seen) and contents(metrics.parent) == whole(undisturbed, name)
 
 
-def test_images_without_any_use_do_not_stand_in_the_way(tmp_path, monkeypatch):
+def test_images_without_any_use_do_not_stand_in_the_way(tmp_path, run):
     """A run of nothing but skipped files has no metrics.json, and nothing that one would want to keep."""
     save_inputs(tmp_path)
     arguments = SCRIPTS["2d_predict"][1:]
     with pytest.raises(common.UserError, match="none of the 1 images can be used"):
-        run_main("2d_predict", "photos/3.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    run_main("2d_predict", "photos/2.png", *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
-    assert (tmp_path / "output/2d_predict/metrics.json").is_file()
+        run("2d_predict", "photos/3.png", *arguments)
+    assert run("2d_predict", "photos/2.png", *arguments)["images"]["used"] == 1
 
 
-def test_a_picture_that_is_gone_is_drawn_as_a_note(undisturbed, tmp_path, monkeypatch):
+def test_a_picture_that_is_gone_is_drawn_as_a_note(undisturbed, tmp_path, run, monkeypatch):
     """Gone between the rows and the drawing; that of the others is as it was."""
     save_inputs(tmp_path)
     complete = common.Rows.complete
@@ -437,15 +398,12 @@ def test_a_picture_that_is_gone_is_drawn_as_a_note(undisturbed, tmp_path, monkey
         return complete(self)
 
     monkeypatch.setattr(common.Rows, "complete", gone)
-    for name in PER_IMAGE[1:]:
+    for name in ("2d_predict", "2f_guided_saliency"):
         save_photo(tmp_path / "photos/0.png", 0)
-        run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+        run(name, *SCRIPTS[name])
         found, expected = contents(tmp_path / "output" / name), whole(undisturbed, name)
-        assert {file for file in expected if found.get(file) != expected[file]} <= {
-            *("pictures/00000.jpg", "metrics.json", "guided_grad_cam.png"),
-            *("predictions.png", "saliency.png", "guided_saliency.png", "mc_dropout.png"),
-        }
-        assert found != expected or name == "2g_faithfulness"  # draws no picture but those of mosaics
+        changed = {file for file in expected if found.get(file) != expected[file]}
+        assert changed and all(file.endswith((".png", "00000.jpg", "metrics.json")) for file in changed)
 
 
 def slow() -> None:
@@ -468,14 +426,13 @@ def wait_for(condition: Callable[[], bool], process: multiprocessing.Process) ->
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_a_long_operation(number, tmp_path, monkeypatch):
+def test_ctrl_c_ends_a_long_operation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     process = multiprocessing.get_context("forkserver").Process(target=slow, daemon=True)
     process.start()
     wait_for(lambda: Path("slow.out").is_file() and Path("slow.out").read_text(), process)
     time.sleep(0.5)
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGTERM)
     assert ends_within(2, process.is_alive) and process.exitcode == 130
     assert Path("slow.err").read_text() == shell.STOPPED_EARLY
 
@@ -519,13 +476,11 @@ def test_every_script_answers_ctrl_c_before_it_imports_libraries(name):
     assert all(module.partition(".")[0] in sys.stdlib_module_names for module in before)
 
 
-@pytest.mark.parametrize("name", SOME_SCRIPTS)
-def test_ctrl_c_says_how_to_go_on(name, undisturbed, tmp_path):
+def test_ctrl_c_says_how_to_go_on(undisturbed, tmp_path):
+    name = "2e_saliency"
     save_inputs(tmp_path)
     half = events_of(undisturbed, name) // 2
     process = start_script(name, *SCRIPTS[name], cwd=tmp_path, stop_at=half, by=signal.SIGINT)
     wait_for((tmp_path / "said.stop").is_file, process)
     assert ends_within(2, process.is_alive) and process.exitcode == 130
     assert (tmp_path / "said.err").read_text() == shell.STOPPED and "run the same command again" in shell.STOPPED
-    finish_script(name, *SCRIPTS[name], cwd=tmp_path)
-    assert contents(tmp_path / "output" / name) == whole(undisturbed, name)

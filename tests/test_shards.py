@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SCRIPTS, contents, fork_server, load_script, run_main, save_inputs
+from conftest import ROOT, SCRIPTS, TINY, contents, fork_server, load_script, noted_rows, save_inputs
 
 import common
 from explain.basics import files
@@ -30,9 +30,12 @@ class KilledError(BaseException):
     """Stands for the end of the process: nothing in the scripts catches it."""
 
 
+EVERY_SCRIPT = [pytest.param(name, marks=[pytest.mark.long] * (name[:2] not in ("2c", "2h"))) for name in SCRIPTS]
+
+
 @pytest.mark.parametrize("n", [3, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2, 7))])
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_shards_in_any_order_one_killed(name, n, plain, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", EVERY_SCRIPT)
+def test_shards_in_any_order_one_killed(name, n, plain, tmp_path, run, monkeypatch):
     save_inputs(tmp_path)
     generator = random.Random(f"{name} {n}")
     order = generator.sample(range(n), n)
@@ -49,83 +52,66 @@ def test_shards_in_any_order_one_killed(name, n, plain, tmp_path, monkeypatch):
         if i == killed:
             with monkeypatch.context() as patch, pytest.raises(KilledError):
                 patch.setattr(rows.os, "fsync", dies)
-                run_main(name, *arguments, cwd=tmp_path, monkeypatch=patch)
+                run(name, *arguments)
         else:
-            run_main(name, *arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+            run(name, *arguments)
     assert not (tmp_path / "output" / name / "metrics.json").exists()
-    run_main(name, *SCRIPTS[name], "--shard", f"{killed}/{n}", cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name], "--shard", f"{killed}/{n}")
     assert contents(tmp_path / "output" / name) == plain(name)
 
 
-def test_any_shard_started_again_writes_the_summary(plain, tmp_path, monkeypatch, capsys):
+def test_any_shard_started_again_writes_the_summary(plain, tmp_path, run, monkeypatch, capsys):
     """The last one was killed after its last row, before the summary."""
     name = "2e_saliency"
     save_inputs(tmp_path)
-    folder = tmp_path / "output" / name
 
-    def run(*more: str) -> None:
-        run_main(name, *SCRIPTS[name], *more, cwd=tmp_path, monkeypatch=monkeypatch)
+    def dies(*_):
+        raise KilledError
 
-    run("--shard", "0/3")
+    run(name, *SCRIPTS[name], "--shard", "0/3")
     assert "all 3 rows are done; 5 of 8 are still missing" in capsys.readouterr().out
-    run("--shard", "1/3")
+    run(name, *SCRIPTS[name], "--shard", "1/3")
     with monkeypatch.context() as patch, pytest.raises(KilledError):
-
-        def dies(*_):
-            raise KilledError
-
         patch.setattr(common.Rows, "complete", dies)
-        run_main(name, *SCRIPTS[name], "--shard", "2/3", cwd=tmp_path, monkeypatch=patch)
-    assert not (folder / "metrics.json").exists()
-    run("--shard", "0/3")
-    assert contents(folder) == plain(name)
-
-
-def test_the_number_of_shards_may_change(plain, tmp_path, monkeypatch):
-    name = "2f_guided_saliency"
-    save_inputs(tmp_path)
-    for more in (["--shard", "1/3"], ["--shard", "0/2"], []):
-        run_main(name, *SCRIPTS[name], *more, cwd=tmp_path, monkeypatch=monkeypatch)
+        run(name, *SCRIPTS[name], "--shard", "2/3")
+    assert run(name, *SCRIPTS[name], "--shard", "0/3")
     assert contents(tmp_path / "output" / name) == plain(name)
 
 
-@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
-def test_shards_replace_a_complete_run(order, plain, tmp_path, monkeypatch):
-    """Each may be the first to come to the old one; --fresh drops only what is the shard's own."""
+def test_the_number_of_shards_may_change(plain, tmp_path, run, monkeypatch):
+    name = "2f_guided_saliency"
+    save_inputs(tmp_path)
+    for more in (["--shard", "1/3"], ["--shard", "0/2"], []):
+        run(name, *SCRIPTS[name], *more)
+    assert contents(tmp_path / "output" / name) == plain(name)
+
+
+def test_shards_replace_a_complete_run(plain, tmp_path, run, monkeypatch):
+    """Whichever comes first to the old one; of a complete run --fresh computes only the shard's own rows again."""
     name = "2e_saliency"
     save_inputs(tmp_path)
-    run_main(name, *SCRIPTS[name], "--seed", "1", cwd=tmp_path, monkeypatch=monkeypatch)
-    for more in ([], ["--fresh"]):
-        for i in order:
-            run_main(name, *SCRIPTS[name], "--shard", f"{i}/2", *more, cwd=tmp_path, monkeypatch=monkeypatch)
-        assert contents(tmp_path / "output" / name) == plain(name)
+    run(name, *SCRIPTS[name], "--seed", "1")
+    for i in (1, 0):
+        run(name, *SCRIPTS[name], "--shard", f"{i}/2")
+    assert contents(tmp_path / "output" / name) == plain(name)
+    done = noted_rows(monkeypatch)
+    run(name, *SCRIPTS[name], "--seed", "1", "--shard", "8/9")  # without images it touches nothing
+    assert not done and contents(tmp_path / "output" / name) == plain(name)
+    run(name, *SCRIPTS[name], "--shard", "1/3", "--fresh")
+    assert done == [1, 4, 7] and contents(tmp_path / "output" / name) == plain(name)
 
 
-def test_a_fresh_shard_keeps_the_rows_of_the_others(undisturbed, plain, tmp_path, monkeypatch):
-    """Of a complete run it computes its own again, and the run is complete; a shard without images touches nothing."""
-    name = "2e_saliency"
-    shutil.copytree(undisturbed(name), tmp_path, dirs_exist_ok=True)
-    append, indices = common.Rows.append, []
-    monkeypatch.setattr(
-        common.Rows, "append", lambda self, new: indices.extend(row["index"] for row in new) or append(self, new)
-    )
-    run_main(name, *SCRIPTS[name], "--seed", "1", "--shard", "8/9", cwd=tmp_path, monkeypatch=monkeypatch)
-    assert not indices and contents(tmp_path / "output" / name) == plain(name)
-    run_main(name, *SCRIPTS[name], "--shard", "1/3", "--fresh", cwd=tmp_path, monkeypatch=monkeypatch)
-    assert indices == [1, 4, 7] and contents(tmp_path / "output" / name) == plain(name)
-
-
-def test_two_that_finish_together(plain, tmp_path, monkeypatch):
+def test_two_that_finish_together(plain, tmp_path, run, monkeypatch):
     """The other one completes the set, and removes the shards' files, just when this one has listed them."""
     name = "2d_predict"
     save_inputs(tmp_path)
-    run_main(name, *SCRIPTS[name], "--shard", "0/2", cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name], "--shard", "0/2")
     read, reads = rows.read_rows, []
 
     def together(path, *more):
         if ".0-of-2." in path.name and not reads:
             reads.append(path)
-            run_main(name, *SCRIPTS[name], "--shard", "0/2", cwd=tmp_path, monkeypatch=monkeypatch)
+            run(name, *SCRIPTS[name], "--shard", "0/2")
             assert not path.exists()
         return read(path, *more)
 
@@ -137,11 +123,11 @@ def test_two_that_finish_together(plain, tmp_path, monkeypatch):
         return complete(self)
 
     monkeypatch.setattr(common.Rows, "complete", listed)
-    run_main(name, *SCRIPTS[name], "--shard", "1/2", cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name], "--shard", "1/2")
     assert reads and contents(tmp_path / "output" / name) == plain(name)
 
 
-def test_leftovers_are_removed_and_nothing_else(plain, tmp_path, monkeypatch):
+def test_leftovers_are_removed_and_nothing_else(plain, tmp_path, run, monkeypatch):
     """Whoever is writing when his temporary file is taken for a leftover writes it again."""
     name = "2e_saliency"
     folder = tmp_path / "output" / name
@@ -150,7 +136,7 @@ def test_leftovers_are_removed_and_nothing_else(plain, tmp_path, monkeypatch):
     leftovers = [folder / ".writing-0123.tmp", folder / "maps/.writing-4567.tmp"]
     for path in (*leftovers, folder / ".notes.tmp"):
         path.write_text("")
-    run_main(name, *SCRIPTS[name], cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name])
     assert not any(path.exists() for path in leftovers) and (folder / ".notes.tmp").exists()
     replace, calls = os.replace, []
 
@@ -166,23 +152,23 @@ def test_leftovers_are_removed_and_nothing_else(plain, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["3/2", "2/2", "0/0", "-1/2", "1", "a/b", "1/2/3", "0.5/2", "/"])
-def test_what_is_no_shard(text, tmp_path, monkeypatch):
-    with pytest.raises(common.UserError, match="a shard is I/N with I from 0 to N - 1") as caught:
-        run_main("2d_predict", f"--shard={text}", cwd=tmp_path, monkeypatch=monkeypatch)
-    assert "\n" not in str(caught.value)
+def test_what_is_no_shard(text, run):
+    with pytest.raises(common.UserError, match="a shard is I/N with I from 0 to N - 1"):
+        run("2d_predict", f"--shard={text}")
 
 
 def test_the_environment_of_torchrun(monkeypatch):
     options = option_parser("", "--shard").parse_args([])
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert rows.shard_of(options) == (0, 1)
-    monkeypatch.setenv("RANK", "2")
-    assert rows.shard_of(options) == (0, 1)
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    assert rows.shard_of(options) == (2, 4)
-    options.shard = (1, 3)
-    assert rows.shard_of(options) == (1, 3)
+    for rank, world, given, expected in [
+        (None, None, None, (0, 1)),
+        ("2", None, None, (0, 1)),
+        ("2", "4", None, (2, 4)),
+        ("2", "4", (1, 3), (1, 3)),
+    ]:
+        for variable, value in (("RANK", rank), ("WORLD_SIZE", world)):
+            monkeypatch.setenv(variable, value) if value else monkeypatch.delenv(variable, raising=False)
+        options.shard = given
+        assert rows.shard_of(options) == expected
     options.shard = None
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(common.UserError, match="RANK/WORLD_SIZE in the environment: a shard is I/N"):
@@ -229,19 +215,19 @@ def every_core():
 
 
 @pytest.mark.usefixtures("every_core")
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_torchrun(nodes, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("nodes", "network"), [(1, TINY[:6]), pytest.param(2, [], marks=pytest.mark.long)])
+def test_torchrun(nodes, network, tmp_path, run):
     """Two processes on one machine; two machines (here: launchers that meet on loopback) with a process each.
 
-    With the default network, whose bits depend on the number of threads, which torchrun's OMP_NUM_THREADS leaves alone.
+    The bits of the default network depend on the number of threads, which torchrun's OMP_NUM_THREADS leaves alone.
     """
-    name = "2e_saliency"
+    name, options = "2e_saliency", [*FOUR_PHOTOS, *network]
     save_inputs(tmp_path)
     meet = ["--nnodes", str(nodes), "--nproc-per-node", str(2 // nodes)]
     meet += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     launchers = []
     for k in range(nodes):
-        arguments = [*meet, "--node-rank", str(k), str(ROOT / f"{name}.py"), *FOUR_PHOTOS]
+        arguments = [*meet, "--node-rank", str(k), str(ROOT / f"{name}.py"), *options]
         launchers.append(fork_server().Process(target=torchrun, args=(arguments, tmp_path), daemon=False))
         launchers[-1].start()
     for launcher in launchers:
@@ -249,7 +235,7 @@ def test_torchrun(nodes, tmp_path, monkeypatch):
         assert launcher.exitcode == 0, [path.read_text() for path in tmp_path.glob("said.*")]
     split = contents(tmp_path / "output" / name)
     shutil.rmtree(tmp_path / "output")
-    run_main(name, *FOUR_PHOTOS, cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *options)
     assert split == contents(tmp_path / "output" / name)
 
 
@@ -262,10 +248,11 @@ def numbers(value, path: str = "") -> dict[str, float]:
     return {path: float(value)} if isinstance(value, (int, float)) else {}
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_another_batch_size_differs_by_rounding_only(name, undisturbed, tmp_path, monkeypatch):
+def test_another_batch_size_differs_by_rounding_only(name, undisturbed, tmp_path, run):
     save_inputs(tmp_path)
-    run_main(name, *SCRIPTS[name], "--batch-size", "7", cwd=tmp_path, monkeypatch=monkeypatch)
+    run(name, *SCRIPTS[name], "--batch-size", "7")
     found = [(folder / "output" / name / "rows.jsonl").read_text() for folder in (undisturbed(name), tmp_path)]
     for one, other in zip(*(map(json.loads, text.splitlines()) for text in found), strict=True):
         assert numbers(one) == pytest.approx(numbers(other), rel=1e-5, abs=1e-5)
