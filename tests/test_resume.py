@@ -68,11 +68,11 @@ def interrupted(undisturbed, name: str, tmp_path: Path, rows_left: int) -> Path:
     done = undisturbed(name) / "output" / name
     (folder / "run.json").write_bytes((done / "run.json").read_bytes())
     lines = (done / "rows.jsonl").read_bytes().splitlines(keepends=True)
-    rows_so_far(folder).write_bytes(b"".join(lines[:rows_left]) + lines[rows_left][:20])
     for row in map(json.loads, lines[:rows_left]):
         for file in row.get("files", []):
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_bytes((done / file).read_bytes())
+    rows_so_far(folder).write_bytes(b"".join(lines[:rows_left]) + lines[rows_left][:20])  # after its files, as in a run
     return folder
 
 
