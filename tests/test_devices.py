@@ -135,26 +135,6 @@ def test_no_method_mixes_devices(name, monkeypatch):
                 assert result.device.type == FAKE, what
 
 
-class Mixes(nn.Module):
-    """A network with a tensor that does not move with it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3, 4))
-        self.left_behind = torch.ones(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3)) @ self.weight + self.left_behind
-
-
-def test_a_mixture_is_found(monkeypatch):
-    model = Mixes()
-    with fake_device(monkeypatch):
-        model, images = moved(model), torch.rand(2, 3, 8, 8, device=FAKE)
-        with pytest.raises(RuntimeError, match="same device, but found at least two devices, meta and cpu"):
-            saliency.saliency_maps(model, images, [0, 1])
-
-
 # ------------------------------------------------------------------------------------------------
 # With a GPU
 

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY, Trap, load_script, save_photo, stored
+from conftest import TINY, Trap, load_script, run_script, save_photo, stored
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -341,9 +341,8 @@ NAMES = [
 ]
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_a_folder_of_all_that(tmp_path, run, capsys):
-    """The readable are used, the others listed, nothing else is said."""
+def test_a_folder_of_all_that(tmp_path, run):
+    """One run over it as a command: the readable are used, the others listed, nothing else is said."""
     folder = tmp_path / "images"
     for name, (content, *_) in {**READ, **REFUSED}.items():
         folder.mkdir(exist_ok=True)
@@ -362,8 +361,10 @@ def test_a_folder_of_all_that(tmp_path, run, capsys):
 
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "mine.pth")
     model = (*TINY[:2], "--weights", tmp_path / "mine.pth", *TINY[4:])
-    metrics = run("2d_predict", folder, *model)
-    assert "Warning" not in capsys.readouterr().err
+    result = run_script("2d_predict", folder, *model, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr and "Traceback" not in result.stderr
+    metrics = json.loads((tmp_path / "output/2d_predict/metrics.json").read_text())
     skipped = {Path(s["path"]).name: s["reason"] for s in metrics["images"]["skipped"]}
     assert set(skipped) == broken and all("\n" not in reason for reason in skipped.values())
     assert metrics["images"]["used"] == len(READ) + len(names)

@@ -327,11 +327,12 @@ def test_name_of_255_bytes_and_names_in_subfolders(dataset, split):
 
 
 def test_test_images_may_be_unreadable_or_missing(dataset, split):
-    (dataset / "DL_data/test_images/s.png").write_text("no image")
+    for name in ("test_images/s.png", "test_images/z.txt", "validation_images/Thumbs.db"):
+        (dataset / "DL_data" / name).write_text("no image")
     rows, metrics = split()
     assert [(r["path"], r["index"]) for r in rows if r["role"] == "test"] == [("DL_data/test_images/t.png", 1)]
     assert [s["path"] for s in metrics["images"]["skipped"]] == ["DL_data/test_images/s.png"]
-    assert metrics["results"]["test_images"] == 1
+    assert metrics["results"]["test_images"] == 1 and metrics["images"]["other_files"] == 2
     shutil.rmtree(dataset / "DL_data/test_images")
     rows, metrics = split()
     assert len(rows) == 3 and metrics["results"]["test_images"] == 0

@@ -68,11 +68,11 @@ def interrupted(undisturbed, name: str, tmp_path: Path, rows_left: int) -> Path:
     done = undisturbed(name) / "output" / name
     (folder / "run.json").write_bytes((done / "run.json").read_bytes())
     lines = (done / "rows.jsonl").read_bytes().splitlines(keepends=True)
-    rows_so_far(folder).write_bytes(b"".join(lines[:rows_left]) + lines[rows_left][:20])
     for row in map(json.loads, lines[:rows_left]):
         for file in row.get("files", []):
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_bytes((done / file).read_bytes())
+    rows_so_far(folder).write_bytes(b"".join(lines[:rows_left]) + lines[rows_left][:20])  # after its files, as in a run
     return folder
 
 
@@ -91,41 +91,9 @@ def test_killed_at_random_moments(name, moments, undisturbed, tmp_path):
         assert contents(cwd / "output" / name) == expected, f"killed at {moment} of {events}"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Sets the size in bytes of the file system mounted at `tmp_path / output`."""
-    folder = tmp_path / "output"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", folder], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a tmpfs: test_a_failing_write stands in")
-    yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True)
-    subprocess.run(["umount", folder], check=True)
-
-
-@pytest.mark.long  # beside test_a_failing_write
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_full_disk(name, undisturbed, tmp_path, small_disk):
-    """One clear line and exit status 1, wherever the disk is full; with room again, the run is completed."""
-    expected = whole(undisturbed, name)
-    needed = sum(map(len, expected.values()))
-    save_inputs(tmp_path)
-    for share in (0.02, 0.3, 0.8):
-        small_disk(max(4096, int(needed * share)))
-        process = start_script(name, *SCRIPTS[name], cwd=tmp_path)
-        process.join(300)
-        said = (tmp_path / "said.err").read_text()
-        assert process.exitcode == 1 and "No space left on device; check the path and its disk" in said, said
-        assert said.splitlines()[-1].startswith(f"error: output/{name}/")
-        assert all(line.endswith(" are done") for line in said.splitlines()[:-1])
-        assert not (tmp_path / "output" / name / "metrics.json").exists()
-    small_disk(10 * needed + (1 << 20))
-    finish_script(name, *SCRIPTS[name], cwd=tmp_path)
-    assert contents(tmp_path / "output" / name) == expected
-
-
 @pytest.mark.parametrize("name", EVERY_SCRIPT)
 def test_a_failing_write(name, undisturbed, tmp_path, run, monkeypatch):
-    """The same without a file system of one's own: the disk takes half of the last lot of rows."""
+    """The disk takes half of the last lot of rows; with room again, the run is completed."""
     save_inputs(tmp_path)
     fsync, sizes = os.fsync, [0]
 
