@@ -76,7 +76,8 @@ def parse_options() -> argparse.Namespace:
         help=f"classes to visualize, by id or name, or `all` (default: {' '.join(CLASSES)}; without ImageNet's 1,000 "
         "classes: the first six)",
     )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="methods to use")
+    methods = "methods to use; an option below, such as --blur-every, holds for all of them"
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help=methods)
     parser.add_argument(
         "--judge",
         action="append",

@@ -257,6 +257,11 @@ def test_csv_text_has_six_digits_and_quotes_but_no_lists():
     assert output.csv_text(rows) == 'a,b,c,d\n0.333333,"x,""y""",,7\n1,2,3,4\n'
 
 
+def test_csv_text_has_the_columns_of_all_rows():
+    """Only a 16-bit image's row has its largest value, and it need not be the first."""
+    assert output.csv_text([{"a": 1}, {"a": 2, "b": 3}, {"b": 4}]) == "a,b\n1,\n2,3\n,4\n"
+
+
 def test_images_of_folders_are_in_a_fixed_order_without_hidden_ones(tmp_path):
     for name in ("b/2.png", "b/.hidden/3.png", "a.png", "b/1.png", ".DS_Store"):
         save_photo(tmp_path / name) if name.endswith("png") else (tmp_path / name).write_bytes(b"")

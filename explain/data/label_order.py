@@ -16,6 +16,10 @@ CURES = (
     "are they ids from 1, those of ILSVRC-2012's development kit (an order of their own), or places in another order "
     "of the names (as text, 10 sorts before 2)?"
 )
+UNTRAINED = (
+    "is the network trained, also its batch norms' means and variances, and are --mean, --std and --resize those of its "
+    "training?"
+)
 
 
 class Answers(NamedTuple):
@@ -74,7 +78,10 @@ def explains(hits: Any, n: Any, confidence: Any, chance: float, sure: float) -> 
 
 
 def another_order(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
-    """Return the one of `orders` by which most images agree, if it explains labels by which top-1 is at chance."""
+    """Return the one of `orders` by which most images agree, if it explains labels by which top-1 is at chance.
+
+    If most classes are taken for the same few, no order explains that: the network or its input is at fault.
+    """
     n, hits, confidence = len(answers.label), int(answers.right.sum()), float(answers.confidence.mean())
     agree = {how: (np.array(order)[answers.label] == answers.predicted).sum() for how, order in orders(names).items()}
     how, best = max(agree.items(), key=lambda item: item[1])
@@ -88,6 +95,10 @@ def another_order(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
     chance = f"top-1 is at chance ({hits} of {n}) at a mean confidence of {confidence:.2f}"
     agreement = {how: float(hits / n) for how, hits in agree.items()}
     says = f"{chance}: the labels are another network's; {cause}"
+    labels, favourites = len(np.unique(answers.label)), {*favourite_of_labels(answers).values()}
+    if 2 * len(favourites) <= labels and cause.endswith(CURES):
+        named = shown([names[c] for c in sorted(favourites)])
+        says = f"{chance}: the images of {labels} classes are taken for {named}: {UNTRAINED}"
     return {"suspect": True, "agreement": agreement, "agreement_within_classes": consistent, "says": says}
 
 
@@ -139,7 +150,7 @@ def never_right(answers: Answers, names: Sequence[str]) -> dict[str, Any] | None
     n = int(others.sum())
     if len(missed) < 2 or not n or not explains(hits, n, answers.confidence[others].mean(), chance, SURE):
         return None
-    taken_for = {c: Counter(answers.predicted[answers.label == c]).most_common(1)[0][0] for c in missed.tolist()}
+    taken_for = {c: p for c, p in favourite_of_labels(answers).items() if c in missed}
     times = Counter(taken_for.values())
     suspect = []
     for c, prediction in taken_for.items():
@@ -156,6 +167,12 @@ def never_right(answers: Answers, names: Sequence[str]) -> dict[str, Any] | None
         f"{shown([names[c] for c in suspect])}"
     )
     return {"suspect": True, "never_right": suspect, "says": says}
+
+
+def favourite_of_labels(answers: Answers) -> dict[int, int]:
+    """Return the class that the network predicts most often for the images of each label."""
+    labels = np.unique(answers.label).tolist()
+    return {c: Counter(answers.predicted[answers.label == c].tolist()).most_common(1)[0][0] for c in labels}
 
 
 def majority_agreement(answers: Answers) -> float | None:

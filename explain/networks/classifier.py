@@ -77,7 +77,8 @@ class Classifier(nn.Module):
         self.weights, self.sha256 = "random (seed 0)", "unknown"
         self.checkpoint_names: list[str] | None = None
         self.dataset_names: tuple[Sequence[tuple[str, str]], Path] | None = None  # and their file, once it is read
-        self.label = name  # in figures; names the weights too, unless they are the published ones
+        # in figures, without the folders of a file; names the weights too, unless they are the published ones
+        self.label = name if name.startswith("timm/") else Path(name).name
         self.view = f"{'squashed to a square' if preprocessing.squash else 'centre crop'}, as the network sees it"
         self.network, self.seen = network, set()  # devices that `check_pixels` has seen, and "no pixels" once it warned
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(-1, 1, 1))
@@ -342,7 +343,7 @@ def _build_own(
     if checkpoint is None:
         model.weights, model.sha256 = f"those of {name}", _digest(network)
     if untrained:
-        model.weights, model.label = f"{model.weights}, untrained", f"{name}, untrained"
+        model.weights, model.label = f"{model.weights}, untrained", f"{model.label}, untrained"
     model.warnings += [f"{name}: {note}" for note in (*doubts, *notes)]
     if getattr(network, "before_softmax", False):
         model.label += ", before its softmax"

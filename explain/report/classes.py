@@ -45,6 +45,6 @@ def draw_classes(
     classes, images = quantity(len(table), "class"), quantity(sum(row["images"] for row in table), "image")
     return figure, [
         f"Validation set: {images} of {classes}",
-        f"The first image of {figures.some_of(total, len(table), 'class')}, centre-cropped, below the name, id and "
-        "number of images of the class.",
+        f"The first image of each of {figures.some_of(total, len(table), 'class')}, centre-cropped, below the class's "
+        "name, id and number of images.",
     ]

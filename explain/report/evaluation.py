@@ -149,7 +149,7 @@ def draw_reliability(bins: list[dict], bins_after: list[dict], results: dict, mo
         style = dict(fmt=marker, color=colour, markersize=4, linewidth=1.8 if marker == "o" else 0.8, label=label)
         above.errorbar(confidence, accuracy, np.abs(intervals - accuracy), **style)
         below.stairs([b["images"] for b in table], edges, color=colour, fill=marker == "o", alpha=0.6)
-    above.set(ylabel="accuracy in the bin", xlim=(0, 1), ylim=(-0.03, 1.03))
+    above.set(ylabel="accuracy in the bin", xlim=(-0.015, 1.015), ylim=(-0.03, 1.03))  # room for half a marker
     figures.draw_legend(legend, above, columns=3)
     below.set(xlabel="confidence: probability of the most likely class", ylabel="images")
     below.yaxis.get_major_locator().set_params(integer=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.patheffects import withStroke
 
 from explain.basics.errors import UserError
 from explain.methods.faithfulness import curve_points, mean_and_error, tiled
@@ -172,12 +174,13 @@ def draw_measures(results: dict, model: Classifier, options: argparse.Namespace)
     height = 1.0 + 0.25 * max(len(kinds), 4)  # inches
     figure, panels, below = figures.panels_and_legend(len(names), height, legend_lines=-(-len(baselines) // 4))
     styles = figures.map_styles(kinds, baselines)
+    error_bar = {"lw": 0.8, "path_effects": [withStroke(linewidth=2, foreground="white")]}  # seen on a black bar, too
     for axes, name in zip(panels, names, strict=True):
         title, better, count = PANELS[name]
         values = [maps[kind][name] for kind in known[name]]
         errors = [maps[kind][f"{name}_standard_error"] or 0 for kind in known[name]]
         colours = [styles[kind]["color"] for kind in known[name]]
-        axes.barh([kinds.index(kind) for kind in known[name]], values, xerr=errors, color=colours, error_kw={"lw": 0.8})
+        axes.barh([kinds.index(kind) for kind in known[name]], values, xerr=errors, color=colours, error_kw=error_bar)
         for kind in baselines if name == SCORE else ():
             axes.axvline(maps[kind][name], **styles[kind], linewidth=1, label=label(kind))
         if name == "grid_pointing":
@@ -231,7 +234,7 @@ def draw_randomised(stages: list[dict], model: Classifier) -> figures.Drawing:
 
 def stage_of(layer: str) -> str:
     """Return the part of a network that a layer is in: blocks 5 of blocks.5.1.conv_pwl, layer4 of layer4.2.conv3."""
-    parts = layer.removeprefix("network.").split(".")
+    parts = re.sub(r"^(network\.)+", "", layer).split(".")  # the names of the wrappers around a network
     numbered = next((n for n, part in enumerate(parts, start=1) if part[-1:].isdigit()), 1)
     return figures.short(" ".join(parts[:numbered]), 14)
 

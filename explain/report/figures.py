@@ -87,8 +87,15 @@ def panel_grid(
     ratios = [*widths, *([0.1, *widths] * (per_line - 1))]  # a narrow gap between items
     # a panel is at most half as wide as the page: the rest of the width stays empty
     side = min(WIDTH / sum(ratios), WIDTH / 2)
-    wrapped = [[textwrap.wrap(line, int(side * 15)) for line in f"{name}\n".split("\n")] for name in heads]
-    head = 0.1 + 0.13 * max(len(name) + len(unit) for name, unit, *_ in wrapped)  # inches
+    wrapped = [  # bold letters are wider
+        [
+            textwrap.wrap(line, int(side * wide))
+            for line, wide in zip(f"{name}\n".split("\n"), (14, 15, 15), strict=False)
+        ]
+        for name in heads
+    ]
+    unit_lines = max(len(unit) for _, unit, *_ in wrapped)
+    head = 0.1 + 0.13 * (max(len(name) for name, *_ in wrapped) + unit_lines)  # inches
     line_height = side + 0.13 * text_lines + 0.06
     figure = Figure(figsize=(WIDTH, head + lines * line_height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
@@ -106,6 +113,7 @@ def panel_grid(
             panel = figure.add_subplot(grid[0, x])
             panel.axis("off")
             name, unit, *_ = wrapped[column]
+            unit = [*unit, *" " * (unit_lines - len(unit))]  # the names of all columns stand on one line
             for text, weight in (("\n".join([*name, *" " * len(unit)]), "bold"), ("\n".join(unit), "normal")):
                 panel.text(0.5, 0.1, text, ha="center", va="bottom", fontweight=weight).set_in_layout(False)
     return figure, axes

@@ -203,7 +203,8 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
         errors = np.array([row[f"{key}_standard_error"] or 0 for row in rows])
         axes.vlines(places, values - errors, values + errors, color=figures.BLUE)  # one artist for all images
         axes.plot(places, values, "o", markersize=size, color=figures.BLUE, label=in_words(key))
-        axes.set(ylim=(0, 1.3 * (values + errors).max() or 1), ylabel="nats")
+        top = 1.3 * (values + errors).max() or 1
+        axes.set(ylim=(-0.03 * top, top), ylabel="nats")  # room for half a marker at 0
     single = [row["deterministic_entropy"] for row in rows]
     below.plot(places, single, "_", markersize=2 * size, color=figures.RED, label="entropy without dropout")
     first, *others = least_sure(rows)
@@ -220,8 +221,8 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
     if len(rows) <= 40:
         names = [figures.short(figures.file_name(row), 20) for row in rows]
         below.set_xticks(places, names, rotation=90 if len(rows) > 5 else 0)
-    told_apart = f"{len(others)} of the others cannot be told apart from the first: the difference of their mutual "
-    told_apart += "information is at most twice its standard error."
+    told_apart = f"{len(others) or 'None'} of the other images cannot be told apart from the first, by a mutual "
+    told_apart += "information whose difference is at most twice its standard error."
     return figure, [
         f"{model.label}: how unsure it is of {quantity(len(rows), 'image')}, over {quantity(passes, 'pass')}",
         "Mutual information, the part on which the passes disagree, above the whole predictive entropy, with one Monte "
@@ -298,14 +299,14 @@ def draw_shift(shift: dict[str, dict], images: int, sample: str, model: Classifi
     measures = [
         name for name in selective.SHOWN if any(of.get(name, {}).get("auroc") is not None for of in shift.values())
     ]
-    figure, panels, below = figures.panels_and_legend(1 + bool(measures), 3.2, legend_lines=2)
+    figure, panels, below = figures.panels_and_legend(1 + bool(measures), 3.2, legend_lines=2 * bool(measures))
     places = np.arange(len(shift))
     accuracy, confidence = (np.array([of[key] for of in shift.values()]) for key in ("accuracy", "confidence"))
     bounds = [wilson_interval(a * images, images) for a in accuracy[:-1]] + [(accuracy[-1],) * 2]  # not of pooled ones
     errors = np.abs(np.array(bounds).T - accuracy)
     panels[0].errorbar(places - 0.1, accuracy, errors, fmt="o", markersize=4, color=figures.BLUE, label="accuracy")
     panels[0].plot(places + 0.1, confidence, "s", markersize=4, color=figures.RED, label="confidence")
-    panels[0].set(ylim=(0, 1), ylabel="mean over images")
+    panels[0].set(ylim=(-0.03, 1.03), ylabel="mean over images")
     panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     for n, name in enumerate(measures):
         known = [of.get(name, {}) for of in shift.values()]

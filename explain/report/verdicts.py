@@ -10,15 +10,22 @@ from explain.report.numbers import label, measured
 
 
 def most_faithful_map(results: dict[str, Any]) -> str:
-    """Return which map of 2g is the most faithful, or that none is shown to be better than the best baseline."""
+    """Return which map of 2g is the most faithful, or that none is shown to be better than the best baseline.
+
+    A map whose score is higher, but varies so much that it is not shown to be better, is named.
+    """
     best, baseline = results["best_map"], results["best_baseline"]
     if best is None or baseline is None:
         return "There is nothing to compare: every map or every baseline is zero at all pixels."
+    key, maps = "insertion_minus_deletion", results["maps"]
     if results["map_is_better"]:
+        higher = [label(kind) for kind in results["kinds"] if maps[kind][key] > maps[best][key]]
         text = f"The most faithful map is {label(best)}"
+        if higher:
+            text = f"The best map that is shown to be better than the baselines is {label(best)}"
+            text += f" (higher, but not by twice its error: {', '.join(higher)})"
     else:
         text = f"No map is shown to be better than the baseline {label(baseline)}"
-    key, maps = "insertion_minus_deletion", results["maps"]
     scores = ", ".join(f"{label(kind)} {measured(maps[kind], key)}" for kind in (best, baseline))
     return f"{text}: insertion minus deletion is {scores}, difference {measured(results, 'difference')}."
 

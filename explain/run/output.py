@@ -50,13 +50,14 @@ def json_line(row: dict) -> str:
 
 
 def csv_text(table: Sequence[dict]) -> str:
-    """Return a table as CSV: the first row's keys are the header, floats have 6 significant digits.
+    """Return a table as CSV: the rows' keys, in the order in which they come, are the header.
 
-    Lists and dicts, which do not fit into a cell, are left out.
+    A row without a key has an empty cell. Floats have 6 significant digits; lists and dicts, which do not fit into a
+    cell, are left out.
     """
     cells = [{k: v for k, v in row.items() if not isinstance(v, (list, dict))} for row in table]
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(cells[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(k for row in cells for k in row)), lineterminator="\n")
     writer.writeheader()
     for row in cells:
         writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
