@@ -17,8 +17,8 @@ CURES = (
     "of the names (as text, 10 sorts before 2)?"
 )
 UNTRAINED = (
-    "is the network trained, also its batch norms' means and variances, and are --mean, --std and --resize those of its "
-    "training?"
+    "is the network trained, also its batch norms' means and variances, and are --mean, --std and --resize those of "
+    "its training?"
 )
 
 

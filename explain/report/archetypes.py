@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import string
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.patheffects import withStroke
 
 from explain.basics.errors import quantity
 from explain.data.image_files import read_image
@@ -203,13 +202,14 @@ def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawi
     methods = list(dict.fromkeys(row["method"] for row in rows))
     lines = math.ceil(len(rows) / len(methods) / 3)
     figure, panels, below = figures.panels_and_legend(len(methods), 2.6, legend_lines=lines, sharey=True)
-    ascents: list[tuple[Settings, bool]] = []  # of each panel: whether its thick lines are a running mean
+    smoothed = False  # whether the thick lines of any panel are a running mean
+    letters: dict[str, str] = {}  # of the changes that dotted lines mark
     for panel, method in zip(panels, methods, strict=True):
         own = [row for row in rows if row["method"] == method]
         settings = Settings(**own[0]["settings"])
         noisy_until = settings.augment_until * (settings.steps - 1) if settings.augments() else 0
         half = len(own[0]["scores"]) // 20
-        ascents.append((settings, noisy_until > 0 and half > 0))
+        smoothed |= noisy_until > 0 and half > 0
         for k, row in enumerate(own):
             steps, scores = np.array(row["scores"]).T
             line = {"color": figures.CYCLE[k % 8], "linestyle": ("-", "--", ":")[k // 8 % 3]}
@@ -217,20 +217,14 @@ def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawi
             noisy = int(np.sum(steps < noisy_until))
             scores[:noisy] = running_mean(scores[:noisy], half)
             panel.plot(steps, scores, **line, label=f"{row['class']} {figures.short(row['name'])}")
-        panel.set_title(method, fontweight="bold")
-        panel.set_xlabel("step")
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    for panel, (settings, _) in zip(panels, ascents, strict=True):  # now that the curves have set the limits
-        before = -math.inf
         for step, names in what_changes(settings, model).items():
             panel.axvline(step, color=figures.GREY, linestyle=":", linewidth=0.8, zorder=0)
-            # the name is to the left of its line, or to the right if another line is near
-            side = "left" if step - before < 0.08 * settings.steps else "right"
-            end = emptier_end(panel, step, 0.1 * settings.steps)
-            where = {"transform": panel.get_xaxis_transform(), "rotation": 90, "ha": side, "va": end}
-            text = panel.text(step, 0.99 if end == "top" else 0.01, ", ".join(names), fontsize=7, **where)
-            text.set(color=figures.GREY, path_effects=[withStroke(linewidth=1.5, foreground="white")])
-            before = step
+            signs = ",".join(letters.setdefault(name, string.ascii_lowercase[len(letters)]) for name in names)
+            where = {"transform": panel.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+            panel.text(step, 1.01, signs, color=figures.GREY, fontsize=7, **where)  # above the curves
+        panel.set_title(method, fontweight="bold", pad=12)  # above the letters
+        panel.set_xlabel("step")
+        panel.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("class logit")
     figures.draw_legend(below, panels[0], columns=3)
     curves = [
@@ -238,21 +232,13 @@ def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawi
         "Thick lines: the same, as a running mean over up to a tenth of the steps while random augmentation makes it "
         "noisy; the last point is the saved archetype.",
     ]
-    if not any(smoothed for _, smoothed in ascents):
+    if not smoothed:
         curves = ["The class's logit of the image as the network sees it in each step; last, of the saved archetype."]
     return figure, [
         f"{model.label}: class logit during optimisation{note}",
         *curves,
-        "Dotted lines: changes of the optimisation.",
+        *([f"Dotted lines: {', '.join(f'{letter}: {name}' for name, letter in letters.items())}."] if letters else []),
     ]
-
-
-def emptier_end(panel: Axes, step: float, near: float) -> str:
-    """Return the end of a panel's height, top or bottom, from which the curves near a step are farther."""
-    low, high = panel.get_ylim()
-    points = np.concatenate([np.array(line.get_data()) for line in panel.lines if len(line.get_xdata()) > 2], 1)
-    values = points[1, np.abs(points[0] - step) <= near]  # of (2, points)
-    return "top" if not len(values) or high - values.max() >= values.min() - low else "bottom"
 
 
 def running_mean(values: np.ndarray, half: int) -> np.ndarray:

@@ -182,10 +182,11 @@ def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> figure
     shares = matrix / matrix.sum(1, keepdims=True) * np.where(right, 1, -1)
     cell = min(0.3, (figures.WIDTH - 2.5) / len(labels))  # inches
     room = 0.7 + 0.06 * max(map(len, labels))  # for the colour bar and the labels below
-    figure = Figure(figsize=(figures.WIDTH, room + max(0.6, cell * len(classes))), layout="constrained")
+    height = max(0.6, cell * len(classes))
+    figure = Figure(figsize=(figures.WIDTH, room + height), layout="constrained")
     axes = figure.subplots()
     mesh = axes.pcolormesh(shares, cmap="RdBu", vmin=-1, vmax=1, edgecolors="0.85", linewidth=0.5)
-    bar = figure.colorbar(mesh, ax=axes, location="top", aspect=40, shrink=0.4, pad=0.03, ticks=[-1, 0, 1])
+    bar = figure.colorbar(mesh, ax=axes, location="top", aspect=40, shrink=0.4, pad=0.06 / height, ticks=[-1, 0, 1])
     bar.ax.set_xticklabels(["1: all wrong", "0", "1: all right"])
     bar.outline.set_visible(False)
     for (y, x), n in np.ndenumerate(matrix):

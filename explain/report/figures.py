@@ -89,7 +89,7 @@ def panel_grid(
     side = min(WIDTH / sum(ratios), WIDTH / 2)
     wrapped = [  # bold letters are wider
         [
-            textwrap.wrap(line, int(side * wide))
+            textwrap.wrap(line, int(side * wide), break_on_hyphens=False)
             for line, wide in zip(f"{name}\n".split("\n"), (14, 15, 15), strict=False)
         ]
         for name in heads
@@ -233,7 +233,7 @@ def draw_legend(axes: Axes, entries: Axes, columns: int) -> None:
 
 def draw_title(figure: Figure, title: str, *caption: str) -> tuple[Text, Text]:
     """Write a title above a figure and a caption below it, wrapped to the figure's width, and return both texts."""
-    above, below = textwrap.wrap(title, 92), textwrap.wrap(" ".join(caption), 112)
+    above, below = textwrap.wrap(title, 92), textwrap.wrap(" ".join(caption), 110)
     top, bottom = 0.1 + 0.17 * len(above), 0.06 + 0.125 * len(below)  # inches
     height = top + figure.get_figheight() + bottom
     figure.set_figheight(height)

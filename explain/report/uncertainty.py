@@ -221,8 +221,9 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
     if len(rows) <= 40:
         names = [figures.short(figures.file_name(row), 20) for row in rows]
         below.set_xticks(places, names, rotation=90 if len(rows) > 5 else 0)
-    told_apart = f"{len(others) or 'None'} of the other images cannot be told apart from the first, by a mutual "
-    told_apart += "information whose difference is at most twice its standard error."
+    told_apart = f"{len(others)} of the other images cannot" if others else "All other images can"
+    told_apart += " be told apart from the first: the difference of their mutual information is "
+    told_apart += f"{'at most' if others else 'above'} twice its standard error."
     return figure, [
         f"{model.label}: how unsure it is of {quantity(len(rows), 'image')}, over {quantity(passes, 'pass')}",
         "Mutual information, the part on which the passes disagree, above the whole predictive entropy, with one Monte "
