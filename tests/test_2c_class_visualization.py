@@ -474,6 +474,25 @@ def test_the_thick_line_ends_at_the_archetypes_logit(toy, settings, drawn):
     assert {step: thick.get_ydata()[step] for step in drawn} == pytest.approx(drawn)
 
 
+def test_the_changes_of_an_ascent_are_letters_above_the_curves_and_named_in_the_caption(toy):
+    """Their names stood on the curves; and of six steps no line is a running mean, of which the caption spoke."""
+    toy.input_size, toy.label = 224, "toy"
+    settings = dataclasses.asdict(dataclasses.replace(script.GAUSSIAN, steps=6))
+    row = {
+        "class": 1,
+        "name": "one",
+        "method": "gaussian",
+        "scores": [[k, 1.0] for k in range(7)],
+        "settings": settings,
+    }
+    figure, text = report.draw_scores([row], toy, "")
+    assert [(t.get_text(), t.get_position()) for t in figure.axes[0].texts] == [
+        ("a", (3, 1.01)), ("a,b", (4, 1.01)), ("c", (5, 1.01)),
+    ]  # fmt: skip
+    assert text[-1] == "Dotted lines: a: larger image, b: last blur, c: augmentation off."
+    assert "running mean" not in " ".join(text)
+
+
 def test_more_classes_than_colours_differ_in_their_lines(toy):
     toy.input_size, toy.label = SIZE, "toy"
     settings = dataclasses.asdict(script.METHODS["plain"])
