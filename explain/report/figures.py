@@ -85,7 +85,7 @@ def panel_grid(
     widths, per_line = [*widths] or [1.0] * len(heads), min(per_line, items)
     lines = -(-items // per_line)
     ratios = [*widths, *([0.1, *widths] * (per_line - 1))]  # a narrow gap between items
-    # a panel is at most half as wide as the page: the rest of the width stays empty
+    # a panel is at most half as wide as the page: the rest of the width stays empty on both sides
     side = min(WIDTH / sum(ratios), WIDTH / 2)
     wrapped = [  # bold letters are wider
         [
@@ -101,13 +101,13 @@ def panel_grid(
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     slack = WIDTH / side - sum(ratios)
     # no row or column of size 0: some of them crash the layout's solver
-    columns = [*ratios, slack] if slack > 0.01 else ratios
+    columns = [slack / 2, *ratios, slack / 2] if slack > 0.01 else ratios
     rows = [*([head] if any(heads) else []), *[side] * lines]  # the layout adds room for the texts
     grid = figure.add_gridspec(len(rows), len(columns), width_ratios=columns, height_ratios=rows)
     axes = np.empty((items, len(heads)), dtype=object)
     for item, column in np.ndindex(axes.shape):
         line, place = divmod(item, per_line)
-        x = place * (len(heads) + 1) + column
+        x = (slack > 0.01) + place * (len(heads) + 1) + column
         axes[item, column] = figure.add_subplot(grid[line + any(heads), x])
         if line == 0 and any(heads):
             panel = figure.add_subplot(grid[0, x])
