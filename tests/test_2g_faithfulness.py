@@ -163,7 +163,7 @@ def test_measures_and_their_errors_by_hand():
             True,
             0.245,
             0.005,
-            "The best map that is shown to be better than the baselines is A (higher, but not by twice its error: C):",
+            "The best map that is shown to be better than the baselines is A (C: higher, but the",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -245,3 +246,17 @@ def test_standard_errors_are_the_spread_over_seeds(passes):
     for name in ("variance", "coefficient_of_variation", "agreement", "predictive_entropy", "mutual_information"):
         error = np.mean([seed[f"{name}_standard_error"] for seed in seeds])
         assert 1 / 1.3 < error / np.std([seed[name] for seed in seeds], ddof=1) < 1.3, name
+
+
+@pytest.mark.parametrize("lines", [1, 4])
+def test_a_heading_is_inside_a_figure_without_a_title(lines):
+    """The tops of the letters of a heading were cut with --no-title, where nothing stands above it."""
+    with figures.figure_style():
+        figure, axes = figures.panel_grid(2, [""], per_line=4, text_lines=4)
+        for (panel,) in axes:
+            figures.draw_image(panel, np.zeros((8, 8, 3)))
+            figures.draw_heading([panel], *["fjlp 08.png"] * lines)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        tops = [text.get_window_extent(canvas.get_renderer()).y1 for (panel,) in axes for text in panel.texts]
+    assert max(tops) <= figure.bbox.height

@@ -172,7 +172,7 @@ def draw_heading(panels: Sequence[Axes], *lines: str) -> None:
     ratios = grid.get_width_ratios()
     width = WIDTH * sum(ratios[min(columns) : max(columns) + 1]) / sum(ratios) - 0.06  # without the layout's padding
     lines = tuple(fitted(line, width) for line in lines)
-    above = dict(xycoords="axes fraction", xytext=(0, 4), textcoords="offset points", va="bottom", linespacing=1.15)
+    above = dict(xycoords="axes fraction", xytext=(0, 2), textcoords="offset points", va="bottom", linespacing=1.15)
     text = panels[0].annotate("\n".join(lines), (0, 1), **above, annotation_clip=False)
     text.set_in_layout(False)  # its width would push the panels apart
     panels[0].set_title("\n".join(" " for _ in lines), linespacing=1.15)  # reserves its height
@@ -210,7 +210,7 @@ def write_score(axes: Axes, row: dict, kind: str) -> None:
     """Write below a map's panel its faithfulness score, if it was measured."""
     value = row.get(f"{kind}_insertion_minus_deletion")
     if value is not None:
-        axes.set_xlabel(f"{'random' if kind == 'random' else 'score'} {number(value, 2)}", labelpad=2)
+        axes.set_xlabel(f"{'random' if kind == 'random' else 'score'} {number(value, 2)}", labelpad=2, fontsize=7)
 
 
 def draw_colour_bar(panels: Sequence[Axes], image: Any) -> None:

@@ -279,7 +279,7 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
     left.set(xlabel="coverage: share of the images, surest first", ylabel="risk: share of mistakes among them", ylim=0)
     right.axvline(0.5, color=figures.GREY, linewidth=0.8, linestyle="--")
     right.set_yticks(range(len(measures)), [verdicts.measure(name) for name in measures])
-    right.set(xlabel="AUROC for mistakes (dashed: chance level)", ylim=(len(measures) - 0.5, -0.5))
+    right.set(xlabel="AUROC for mistakes", ylim=(len(measures) - 0.5, -0.5))
     scores = [f"{sample}, {quantity(rows[0]['passes'], 'pass')} each"]
     for whose, prediction in (("mean", "mean of the passes"), ("single", "single pass")):
         of, wrong = judged["predictions"][whose], sum(not row[whose]["right"] for row in rows)
@@ -290,7 +290,7 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
     return figure, [
         f"{model.label}: {verdicts.best_measure(measures)}",
         "Risk over coverage of each measure (the single pass's probability thick), and, in the same colours, AUROC "
-        "with a 95 % bootstrap interval.",
+        "with a 95 % bootstrap interval (dashed: chance level).",
         f"{'; '.join(scores)}.",
     ]
 

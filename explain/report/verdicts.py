@@ -23,7 +23,7 @@ def most_faithful_map(results: dict[str, Any]) -> str:
         text = f"The most faithful map is {label(best)}"
         if higher:
             text = f"The best map that is shown to be better than the baselines is {label(best)}"
-            text += f" (higher, but not by twice its error: {', '.join(higher)})"
+            text += f" ({', '.join(higher)}: higher, but the difference is below twice its error)"
     else:
         text = f"No map is shown to be better than the baseline {label(baseline)}"
     scores = ", ".join(f"{label(kind)} {measured(maps[kind], key)}" for kind in (best, baseline))
