@@ -4,15 +4,15 @@ The maps of 2e and 2f are judged by what happens to the class's score, beside ba
 ignore the network:
 
   insertion, deletion   area under the class's probability while pixels are put into a blurred copy, or taken from
-                        the picture, in the map's order (Petsiuk et al. 2018, RISE, section 3.2)
+                        the image, in the map's order (Petsiuk et al. 2018, RISE, section 3.2)
   grid pointing         share of the map in the class's own quarter of a mosaic of four photos (Rao et al. 2022,
                         Towards Better Understanding Attribution Methods, section 4); chance: 1/4
   randomisation         rank correlation with the map of the network whose layers are randomised from the top down
                         (Adebayo et al. 2018, Sanity Checks for Saliency Maps, section 3.1), with the map of
-                        another class, and with the map of the same picture under a little noise
+                        another class, and with the map of the same image under a little noise
 
     python 2g_faithfulness.py                                 # validation images that the network gets right
-    python 2g_faithfulness.py photo.jpg --classes tarantula   # your own picture
+    python 2g_faithfulness.py photo.jpg --classes tarantula   # your own image
     python 2g_faithfulness.py --limit 4 --randomise 1 --mosaics 0   # the fast one
 """
 
@@ -219,7 +219,7 @@ def measure_mosaic(
         return mosaic | {"left_out": f"no four photos of different classes, each with a probability from {SURE} on"}
     photos = torch.cat([load(file) for file in members.values()])
     if not accepts(model, tiled(photos)[None]):
-        return mosaic | {"left_out": f"the network takes no pictures of {2 * model.input_size} pixels"}
+        return mosaic | {"left_out": f"the network takes no images of {2 * model.input_size} pixels"}
     classes = torch.tensor([*members], device=options.device)
     mosaic["shares"], maps = point(table, model, photos, classes, indices, options)
     mosaic["maps"] = [*mosaic["shares"]][: len(maps)]
