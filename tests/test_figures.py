@@ -260,3 +260,10 @@ def test_a_heading_is_inside_a_figure_without_a_title(lines):
         canvas.draw()
         tops = [text.get_window_extent(canvas.get_renderer()).y1 for (panel,) in axes for text in panel.texts]
     assert max(tops) <= figure.bbox.height
+
+
+def test_images_of_one_name_are_told_apart_by_their_folders():
+    """Of photos/<class>/00.png each figure named four images 00.png; an image with two classes has one name."""
+    paths = ["photos/red/00.png", "photos/blue/00.png", "photos/blue/01.png", "photos/blue/01.png", "02.png"]
+    names = figures.file_names([{"path": path} for path in paths])
+    assert names == ["red/00.png", "blue/00.png", "01.png", "01.png", "02.png"]

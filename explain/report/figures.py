@@ -8,6 +8,7 @@ import itertools
 import sys
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,9 +140,9 @@ def images_and_probabilities(
     """
     per_line = 1 if len(rows) == 1 else 2
     figure, axes = panel_grid(len(rows), ["", ""], per_line, text_lines=4 if heading else 3, widths=[1, 1.4])
-    for (left, right), row in zip(axes, rows, strict=True):
+    for (left, right), row, name in zip(axes, rows, file_names(rows), strict=True):
         draw_file(left, model, photos[row["index"]])
-        draw_heading((left, right), file_name(row), *([heading(row)] if heading else []))
+        draw_heading((left, right), name, *([heading(row)] if heading else []))
         right.set(xlim=(-0.03, 1.03), yticks=[], xticks=[0, 0.5, 1])
         right.set_xlabel("probability", labelpad=1)
         right.spines["left"].set_visible(False)
@@ -298,6 +299,13 @@ def map_styles(kinds: Sequence[str], baselines: Sequence[str]) -> dict[str, dict
 def file_name(row: dict) -> str:
     """Return the name of a row's image without its folders."""
     return row["path"].rpartition("/")[2]
+
+
+def file_names(rows: Sequence[dict]) -> list[str]:
+    """Return the names of the rows' images, with the folder of those whose name another image has, too."""
+    paths = {row["path"] for row in rows}
+    images = Counter(path.rpartition("/")[2] for path in paths)
+    return ["/".join(row["path"].split("/")[-2 if images[file_name(row)] > 1 else -1 :]) for row in rows]
 
 
 def find_fonts(figure: Figure) -> str:

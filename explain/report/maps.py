@@ -146,10 +146,10 @@ def draw(
     figure, axes = figures.panel_grid(len(rows), heads, per_line=1 if len(rows) <= 4 else 2, text_lines=5)
     kinds = {column.kind for column in columns}
     maps = {(r["index"], kind): np.load(output.path / map_name(r["index"], kind)) for r in rows for kind in kinds}
-    for (first, *panels), row in zip(axes, rows, strict=True):
+    for (first, *panels), row, file in zip(axes, rows, figures.file_names(rows), strict=True):
         name = f"{figures.short(model.categories[row['class']], 30)} {row['class']}"
         standing = f"p {row['probability']:.3f}, rank {row['rank']}, logit {row['logit']:.1f}"
-        figures.draw_heading([first, *panels], figures.file_name(row), f"{name}: {standing}")
+        figures.draw_heading([first, *panels], file, f"{name}: {standing}")
         image = figures.draw_file(first, model, photos[row["index"]])
         figures.write_score(first, row, "random")
         same_image = [r for r in rows if r["path"] == row["path"]]

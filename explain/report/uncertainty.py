@@ -207,19 +207,19 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
         axes.set(ylim=(-0.03 * top, top), ylabel="nats")  # room for half a marker at 0
     single = [row["deterministic_entropy"] for row in rows]
     below.plot(places, single, "_", markersize=2 * size, color=figures.RED, label="entropy without dropout")
-    first, *others = least_sure(rows)
+    _, *others = least_sure(rows)
     indices = {row["index"] for row in others}
     together = [(place, row["mutual_information"]) for place, row in enumerate(rows, 1) if row["index"] in indices]
     if together:
         style = dict(color=figures.BLUE, markersize=size, markerfacecolor="white")
-        style["label"] = f"not told apart from {figures.short(figures.file_name(first), 20)}"
+        style["label"] = f"not told apart from {figures.short(figures.file_names(rows)[0], 24)}"
         above.plot(*zip(*together, strict=True), "o", **style)
     for axes in (above, below):
         axes.legend(loc="upper right")
     figure.align_ylabels()
     below.set(xlabel="images, least sure by mutual information first", xlim=(0.4, len(rows) + 0.6))
     if len(rows) <= 40:
-        names = [figures.short(figures.file_name(row), 20) for row in rows]
+        names = [figures.short(name, 20) for name in figures.file_names(rows)]
         below.set_xticks(places, names, rotation=90 if len(rows) > 5 else 0)
     told_apart = f"{len(others)} of the other images cannot" if others else "All other images can"
     told_apart += " be told apart from the first: the difference of their mutual information is "
@@ -236,12 +236,12 @@ def draw_settling(rows: list[dict], sentence: str, model: Classifier) -> figures
     """Draw how variance and mutual information settle with the number of passes."""
     figure, panels, below = figures.panels_and_legend(2, 2.7, legend_lines=-(-len(rows) // 3))
     labels = ("variance of the first class's probability", "mutual information (nats)")
+    names = [figures.short(name, 28) for name in figures.file_names(rows)]
     for axes, key, label in zip(panels, ("variance", "mutual_information"), labels, strict=True):
-        for place, row in enumerate(rows):
+        for place, (row, name) in enumerate(zip(rows, names, strict=True)):
             passes = np.array([s["passes"] for s in row["settling"]])
             values, errors = (np.array([s[k] for s in row["settling"]]) for k in (key, f"{key}_standard_error"))
             beside = 1.05 ** (place - (len(rows) - 1) / 2)  # keeps the bars from covering each other
-            name = figures.short(figures.file_name(row), 28)
             axes.errorbar(beside * passes, values, errors, fmt="o-", markersize=2.5, label=name)
         axes.set(xscale="log", xlabel="passes", ylabel=label)
         axes.set_xticks(passes, [f"{n:,}" for n in passes], minor=False)
