@@ -537,7 +537,7 @@ def test_options_reach_all_methods_and_captions_say_so(run, monkeypatch, capsys)
     for method, row in zip(script.METHODS, rows_of(folder), strict=True):
         settings, results = dataclasses.replace(script.METHODS[method], **given), metrics["results"][method]
         assert results["settings"] == dataclasses.asdict(settings)
-        assert f"{method}: {script.describe(settings)}." in metrics["captions"]["archetypes.png"]
+        assert f"{method}: {script.describe(settings)}" in metrics["captions"]["archetypes.png"][1]
         assert "blur every 3 steps until step 6 (standard deviation 1.5 to 1 px)" in results["description"]
         assert results["grey_distance_limit"] == 0.5  # it has batch norms
         assert results["least_probability"] == row["probability"] and results["judges"] == {}
