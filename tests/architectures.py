@@ -163,7 +163,7 @@ random weights and run in float64 at a reduced input size (PyTorch {torch}, capt
 counts are relative differences.
 
 - *plain vs. finite difference*: the gradient of a class logit against central differences, at the worst of the
-  {pixels} pixels where it is largest. The remaining difference comes from rounding and from the kinks of the rectifiers.
+  {pixels} pixels where it is largest. The rest comes from rounding and from the kinks of the rectifiers.
 - *guided vs. reference*: against an implementation that replaces each rectifier, as it is called, by a function whose
   backward pass is the guided rule written out (`tests/reference.py`).
 - *logits equal*: whether the logits with and without guided backpropagation are the same, bit for bit.
