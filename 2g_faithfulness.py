@@ -33,7 +33,7 @@ def parse_options() -> argparse.Namespace:
         "steps": (None, positive, "equal steps in a curve (default: eight points of Gauss-Lobatto quadrature instead)"),
         "cells": (1, positive, "side, in pixels, of cells inserted or deleted as a whole, ordered by the map's mean"),
         "mosaics": (1, not_negative, "mosaics of four photos for grid pointing"),
-        "randomise": (3, not_negative, "images whose maps are remade with random layers, under noise, for another class"),
+        "randomise": (3, not_negative, "images whose maps are also made with random layers, noise or another class"),
         "stages": (6, positive, "stages in which layers are randomised"),
     }
     for name, (default, kind, meaning) in numbers.items():
