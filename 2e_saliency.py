@@ -85,8 +85,8 @@ def smoothed_saliency_maps(
     unit of pixel value.
 
     Arguments and maps as in `saliency_maps`; generators: one for each image; noise is in pixel values. Smilkov et al.
-    2017, section 3, of absolute values. Raises UserError where `common.forward_pass` does, and if the number of
-    generators is not that of the images.
+    2017, section 3, of absolute values. Raises UserError where `common.forward_pass` does, and unless there are as many
+    generators as images.
     """
     ids = common.class_ids(classes, len(common.check_images(images)))
     if None in ids:  # found without a graph, whose memory would add to that of the copies

@@ -533,7 +533,8 @@ def pad(items: Sequence[Any], length: int) -> list:
 
 @contextmanager
 def record_nondeterminism(device: torch.device) -> Iterator[set[str]]:
-    """Use deterministic kernels inside the block; at its end the yielded set names the operations that have none.
+    """Use deterministic kernels inside the block; at its end the yielded set names the operations that lack such a
+    kernel.
 
     A CPU's kernels for these networks are always deterministic.
     """
