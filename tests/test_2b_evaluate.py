@@ -413,11 +413,11 @@ def test_squashed_pictures(own, capsys):
 
     *found, said = measured()
     assert found == [0.25, 0.5, 1.0]
-    assert "removes 0.500 of the median picture's area, and more than 0.25 of the area of a fraction 1.000" in said
+    assert "removes 0.500 of the median image's area, and more than 0.25 from a fraction 1.000" in said
     *found, said = measured("--squash")
     assert found == [1, 0, 0] and "the centre crop" not in said
     *_, mostly, said = measured("--squash", "--resize", "40")
-    assert mostly == 1 and "give --resize 8 to show it all of them" in said and "give --squash" not in said
+    assert mostly == 1 and "give --resize 8 to show the network whole images" in said and "give --squash" not in said
     assert measured("--whole")[2] == 0
     with pytest.raises(common.UserError, match="--squash and --whole are two ways"):
         own("photos", "--whole", "--squash")
