@@ -417,7 +417,7 @@ def test_squashed_pictures(own, capsys):
     *found, said = measured("--squash")
     assert found == [1, 0, 0] and "the centre crop" not in said
     *_, mostly, said = measured("--squash", "--resize", "40")
-    assert mostly == 1 and "give --resize 8 to show it all of them" in said and "give --squash" not in said
+    assert mostly == 1 and "give --resize 8 to show the network whole images" in said and "give --squash" not in said
     assert measured("--whole")[2] == 0
     with pytest.raises(common.UserError, match="--squash and --whole are two ways"):
         own("photos", "--whole", "--squash")

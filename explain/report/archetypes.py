@@ -227,10 +227,10 @@ def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawi
     figures.draw_legend(below, panels[0], columns=3)
     return figure, [
         f"{model.label}: class logit during optimisation{note}",
-        "Thin lines: the class's logit of the image as the network sees it in each step.",
+        "Thin lines: the logit of the class in each step, for the image as the network then sees it.",
         "Thick lines: the same, as a running mean over up to a tenth of the steps while random augmentation makes it "
         "noisy; the last point is the saved archetype.",
-        "Dotted lines: changes of the optimisation.",
+        "Dotted lines: steps at which the optimisation changes.",
     ]
 
 
