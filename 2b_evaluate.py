@@ -1,14 +1,14 @@
 """2b: how good is the network?
 
-Cross-entropy loss, mean of -log p(y | x), and the fractions of images whose class is the most likely one (top-1) or
-among the five most likely (top-5), on the split validation images. Can its confidence be believed? The expected
-calibration error, sum over 15 bins of (n_b / n) |accuracy_b - confidence_b| (Guo et al. 2017, On Calibration of Modern
-Neural Networks, section 2), with its reliability diagram; and the error left after temperature scaling (section 4.2),
-fitted and judged on different images. The orientation in an image's EXIF data is ignored, as it is for published
-accuracies.
+Measures the cross-entropy loss (the mean of -log p(y | x)) and the fractions of images whose class is the most likely
+one (top-1) or among the five most likely (top-5), on the split validation images. To tell whether the network's
+confidence can be believed, it also measures the expected calibration error, the sum over 15 bins of (n_b / n)
+|accuracy_b - confidence_b| (Guo et al. 2017, On Calibration of Modern Neural Networks, section 2), draws the
+reliability diagram, and measures the error that is left after temperature scaling (section 4.2), fitted and judged on
+different images. The orientation in an image's EXIF data is ignored, as it is for published accuracies.
 
     python 2b_evaluate.py                 # all validation images, after process_data.py
-    python 2b_evaluate.py --limit 16      # the fast one
+    python 2b_evaluate.py --limit 16      # 16 of them, to be quick
     python 2b_evaluate.py FOLDER          # your own labelled images, one subfolder for each class
 """
 

@@ -1,21 +1,22 @@
 """2c: which image does the network score highest for a class?
 
-Gradient ascent from seeded noise to argmax_I S_c(I) - l2 * ||I - grey||^2, with S_c the logit of class c (Simonyan et
-al. 2014, Deep Inside Convolutional Networks, section 2). Three methods, from no prior to a strong one:
+Gradient ascent from seeded noise to argmax_I S_c(I) - l2 * ||I - grey||^2, where S_c is the logit of class c
+(Simonyan et al. 2014, Deep Inside Convolutional Networks, section 2). There are three methods, from no prior to a
+strong prior:
 
-  plain     the objective alone: the network is certain, but nobody else recognises the class
-  gaussian  blurs the image with a Gaussian kernel every few steps, against high frequencies that raise the logit and
-            show nothing (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization, section 3);
-            steps are mostly of low frequency, the image is randomly cropped and rotated (Olah et al. 2017, Feature
-            Visualization), and noise is added (as in SmoothGrad, Smilkov et al. 2017)
-  natural   as gaussian, and pulls the statistics of the network's channels to those of photos (Yin et al. 2020,
-            Dreaming to Distill, section 3.1)
+  plain     the objective alone: the network is certain, but no other network recognises the class
+  gaussian  blurs the image with a Gaussian kernel every few steps, since ascent favours high frequencies that raise the
+            logit and show nothing (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization,
+            section 3); changes mostly low frequencies in a step, randomly crops and rotates the image (Olah et al.
+            2017, Feature Visualization), and adds noise (as in SmoothGrad, Smilkov et al. 2017)
+  natural   like gaussian, but also pulls the statistics of the network's channels towards those of photos (Yin et al.
+            2020, Dreaming to Distill, section 3.1)
 
 The priors are in explain/methods/priors.py. How well an archetype is recognised is measured by judges, networks that
-had no part in making it: explain/methods/archetypes.py.
+had no part in making it (explain/methods/archetypes.py).
 
     python 2c_class_visualization.py                                           # six classes, three methods
-    python 2c_class_visualization.py --classes tarantula --methods gaussian --steps 80     # the fast one
+    python 2c_class_visualization.py --classes tarantula --methods gaussian --steps 80     # quick
     python 2c_class_visualization.py --classes all --methods natural           # 1,000 classes: hours, can be resumed
 """
 
@@ -111,7 +112,7 @@ from explain.report import archetypes as report
 
 
 def describe(settings: Settings) -> str:
-    """Return what an ascent with these settings does, as captions and metrics say it."""
+    """Return a description of an ascent with these settings, for captions and metrics."""
     blurs = settings.blurs() or {0: (0, 0)}
     sigmas = dict.fromkeys(f"{blurs[step][0]:.2g}" for step in (min(blurs), max(blurs)))
     parts = {
@@ -141,10 +142,11 @@ def visualize_classes(
     """Return an image of each class, made by gradient ascent in one batch: (N, 3, size, size) in [0, 1].
 
     `classes` as in `common.forward_pass`; `method` is one of METHODS, and `settings` replace some of its Settings.
-    `size`, in pixels, one number or the same twice, defaults to the model's `input_size`. With a list of generators,
-    one per class, an image depends neither on the other classes nor on their order. A `state` is resumed, to the same
-    images; `on_step` is called with it before each step and after the last. Raises UserError for arguments that do not
-    fit, and where a gradient is not finite, or zero too often. Simonyan et al. 2014, section 2.
+    `size`, in pixels, is one number, or a pair of equal numbers; it defaults to the model's `input_size`. With a list
+    of generators, one per class, an image depends neither on the other classes nor on their order. If a `state` is
+    given, the ascent resumes from it and ends at the same images; `on_step` is called with the state before each step
+    and after the last. Raises UserError for arguments that do not fit, and if a gradient is not finite, or is zero too
+    often. Simonyan et al. 2014, section 2.
     """
     if method not in METHODS:
         raise common.UserError(f"no method is named {method!r}: valid are {', '.join(METHODS)}")
@@ -186,7 +188,7 @@ def visualize_classes(
             sigma_px, contrast = blurs[step]
             images = priors.with_contrast(gaussian_blur(images, sigma_px), contrast)
 
-        # 6. project onto what a picture can show: [0, 1]
+        # 6. project onto the values that an image can have: [0, 1]
         state.update(priors.near_grey(images.clamp(0, 1), limit), generators)
     on_step(state)
     return state.images

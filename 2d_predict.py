@@ -1,12 +1,12 @@
 """2d: what does the network say about the test images?
 
-Shows each image with its five most likely classes: p(c | x) = softmax(logits(x))_c.
-A softmax probability is the network's own confidence; the reliability diagram of 2b shows how far it can be believed
-(Guo et al. 2017, On Calibration of Modern Neural Networks, section 2). A softmax assumes one class per image, so its
-probabilities mean nothing for a multi-label network, which is trained with sigmoids.
+Shows each image with its five most likely classes and their probabilities p(c | x) = softmax(logits(x))_c. A softmax
+probability is the network's own confidence; the reliability diagram of 2b shows how far it can be believed (Guo et al.
+2017, On Calibration of Modern Neural Networks, section 2). A softmax assumes one class per image, so its probabilities
+mean nothing for a multi-label network, which is trained with sigmoids.
 
     python 2d_predict.py                  # the dataset's test images
-    python 2d_predict.py photo.jpg        # your own image, no dataset needed; the fast one
+    python 2d_predict.py photo.jpg        # your own image, no dataset needed; quick
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 The class saliency map, M = max over channels of |d S_c / d x|, says how strongly the logit S_c of the class reacts to a
 small change of each pixel (Simonyan et al. 2014, Deep Inside Convolutional Networks, section 3.1). Beside it are the
-smoothed map, the mean of the maps of noisy copies (Smilkov et al. 2017, SmoothGrad, section 3), and a combined map,
-drawn over the image. Below each map is its faithfulness score: does the class's probability depend on the pixels that
-the map highlights (2g)? The maps explain the most likely class unless you name another.
+smoothed map, which is the mean of the maps of noisy copies (Smilkov et al. 2017, SmoothGrad, section 3), and a combined
+map, drawn over the image. Below each map is its faithfulness score: does the class's probability depend on the pixels
+that the map highlights (2g)? The maps explain the most likely class unless you name another.
 
     python 2e_saliency.py                                 # the dataset's test images
-    python 2e_saliency.py photo.jpg                       # your own image, no dataset needed; the fast one
+    python 2e_saliency.py photo.jpg                       # your own image, no dataset needed; quick
     python 2e_saliency.py photo.jpg --classes airedale "mountain bike"   # two classes on one scale
 """
 
@@ -26,7 +26,8 @@ from explain.run.command_line import exercise_parser
 def parse_options() -> argparse.Namespace:
     images = ("images", "--classes", "--limit", "--prefetch", "--strict", "--scores")
     parser = exercise_parser(__doc__, *images, "--copies", "--noise")
-    parser.add_argument("--signed", action="store_true", help="show if a brighter pixel raises or lowers the logit")
+    help_text = "show whether a brighter pixel raises or lowers the logit"
+    parser.add_argument("--signed", action="store_true", help=help_text)
     return parser.parse_args()
 
 
@@ -84,8 +85,8 @@ def smoothed_saliency_maps(
     unit of pixel value.
 
     Arguments and maps as in `saliency_maps`; generators: one for each image; noise is in pixel values. Smilkov et al.
-    2017, section 3, of absolute values. Raises UserError where `common.forward_pass` does, and for another number of
-    generators.
+    2017, section 3, of absolute values. Raises UserError where `common.forward_pass` does, and unless there are as many
+    generators as images.
     """
     ids = common.class_ids(classes, len(common.check_images(images)))
     if None in ids:  # found without a graph, whose memory would add to that of the copies
@@ -115,8 +116,9 @@ def combined_maps(
     """Return the product of the smoothed map, the distance from a blurred copy of the image, and Grad-CAM.
 
     Grad-CAM shows in which region the network sees the class, the smoothed map which pixels count there, and the
-    distance how much each pixel has to lose: smoothed map times distance is gradient times input, with the copy as
-    zero. Without Grad-CAM the map is the product of the other two. Arguments and errors as in `smoothed_saliency_maps`.
+    distance how much each pixel has to lose: the smoothed map times the distance is like gradient times input, with the
+    copy in place of zero. If the network has no Grad-CAM, the map is the product of the other two. Arguments and errors
+    as in `smoothed_saliency_maps`.
     """
     combined = smoothed_saliency_maps(model, images, classes, generators, copies, noise) * detail_maps(images)
     try:

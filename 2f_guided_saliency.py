@@ -2,13 +2,13 @@
 
 The class saliency map again, but in the backward pass every rectifier lets only positive signals pass:
 R_in = 1[0 < x] * 1[0 < R_out] * R_out (Springenberg et al. 2015, Striving for Simplicity, section 3.4). The map is less
-noisy, but depends little on the upper layers and on the class (Adebayo et al. 2018, Sanity Checks for Saliency Maps; 2g
-measures it): it shows which edges the network saw, not why it chose the class. Grad-CAM shows where the last layer sees
-the class, and guided Grad-CAM, the product of both, which edges it sees there (Selvaraju et al. 2017, Grad-CAM, section
-3). Below each map is its faithfulness score.
+noisy, but it depends little on the upper layers and on the class (Adebayo et al. 2018, Sanity Checks for Saliency Maps;
+2g measures how little): it shows which edges the network saw, not why it chose the class. Grad-CAM shows where the last
+layer sees the class; guided Grad-CAM, the product of the guided map and Grad-CAM, shows which edges the network sees
+there (Selvaraju et al. 2017, Grad-CAM, section 3). Below each map is its faithfulness score.
 
     python 2f_guided_saliency.py                # the dataset's test images
-    python 2f_guided_saliency.py photo.jpg      # your own image, no dataset needed; the fast one
+    python 2f_guided_saliency.py photo.jpg      # your own image, no dataset needed; quick
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def guided_rectifiers() -> Iterator[RectifierRule]:
     """Make `torch.autograd.grad` and `Tensor.backward` follow guided backpropagation's rule inside the block.
 
     Yields a RectifierRule, whose `rectifiers` and `others` count the operations that the signal passed. Raises
-    NoSuchMap at the end if there was no rectifier, since the gradient would be the plain one. Springenberg et al. 2015,
-    section 3.4.
+    NoSuchMap at the end if there was no rectifier, since the gradient would be the plain gradient. Springenberg et al.
+    2015, section 3.4.
     """
     with RectifierRule(guide) as rule:
         yield rule

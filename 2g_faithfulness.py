@@ -1,19 +1,18 @@
 """2g: how far can a saliency map be believed?
 
-The maps of 2e and 2f are judged by what happens to the class's score, beside baselines that
-ignore the network:
+The maps of 2e and 2f are judged by three measures, beside baselines that ignore the network:
 
-  insertion, deletion   area under the class's probability while pixels are put into a blurred copy, or taken from
-                        the image, in the map's order (Petsiuk et al. 2018, RISE, section 3.2)
+  insertion, deletion   area under the class's probability while pixels are put into a blurred copy, or removed from the
+                        image, in the map's order (Petsiuk et al. 2018, RISE, section 3.2)
   grid pointing         share of the map in the class's own quarter of a mosaic of four photos (Rao et al. 2022,
-                        Towards Better Understanding Attribution Methods, section 4); chance: 1/4
-  randomisation         rank correlation with the map of the network whose layers are randomised from the top down
-                        (Adebayo et al. 2018, Sanity Checks for Saliency Maps, section 3.1), with the map of
-                        another class, and with the map of the same image under a little noise
+                        Towards Better Understanding Attribution Methods, section 4); chance level: 1/4
+  rank correlation      with the map of the network whose layers are randomised from the top down (Adebayo et al. 2018,
+                        Sanity Checks for Saliency Maps, section 3.1), with the map of another class, and with the map
+                        of the same image under a little noise
 
     python 2g_faithfulness.py                                 # validation images that the network gets right
     python 2g_faithfulness.py photo.jpg --classes tarantula   # your own image
-    python 2g_faithfulness.py --limit 4 --randomise 1 --mosaics 0   # the fast one
+    python 2g_faithfulness.py --limit 4 --randomise 1 --mosaics 0   # quick
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from explain.run.command_line import exercise_parser, not_negative, positive
 def parse_options() -> argparse.Namespace:
     parser = exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--copies", "--noise")
     numbers = {  # of what, by default
-        "steps": (None, positive, "equal steps of a curve (default: the eight points of Gauss-Lobatto quadrature)"),
+        "steps": (None, positive, "equal steps in a curve (default: eight points of Gauss-Lobatto quadrature instead)"),
         "cells": (1, positive, "side, in pixels, of cells inserted or deleted as a whole, ordered by the map's mean"),
         "mosaics": (1, not_negative, "mosaics of four photos for grid pointing"),
-        "randomise": (3, not_negative, "randomise layers, add noise and change the class for the first N images"),
-        "stages": (6, positive, "number of stages in which layers are randomised"),
+        "randomise": (3, not_negative, "images whose maps are also made with random layers, noise or another class"),
+        "stages": (6, positive, "stages in which layers are randomised"),
     }
     for name, (default, kind, meaning) in numbers.items():
         parser.add_argument(f"--{name}", default=default, type=kind, metavar="N", help=meaning)
@@ -96,7 +95,7 @@ SURE = 0.5  # probability from which on a photo is good for a mosaic: more than 
 
 
 def baseline_maps(images: Tensor, indices: Sequence[int], options: argparse.Namespace) -> dict[str, Tensor]:
-    """Return the maps (N, H, W) of each baseline; a random one is made anew from the images' indices."""
+    """Return the maps (N, H, W) of each baseline; a random map is drawn from the images' indices."""
     return {
         kind: common.call_with(function, images, generators=common.seeded_generators(options.seed, indices))
         for kind, function in BASELINES.items()
@@ -132,7 +131,7 @@ def check_image(
     index: int,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Return what is left of an image's maps under a little noise, for another class, and in a randomised network."""
+    """Return the rank correlation of an image's maps with those under noise, of another class, and of random layers."""
 
     def maps_of(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:  # (kinds, 1, H, W)
         intact = network is model and images is image and classes is c
@@ -157,8 +156,8 @@ def choose_mosaic(
 ) -> dict[int, common.ImageFile]:
     """Return the first four images of different classes that the network is sure of, by their class.
 
-    They are from this mosaic's part, one `of`-th, of the files, so that no photo is in two; fewer than four where it
-    has no more.
+    They come from this mosaic's part of the files, one of `of` parts, so that no photo is in two mosaics. There are
+    fewer than four if the part has no more.
     """
     part, members = len(files) // of, {}
     for file in files[number * part : (number + 1) * part]:
@@ -216,10 +215,10 @@ def measure_mosaic(
     indices = [file.index for file in members.values()]
     mosaic: dict[str, Any] = {"members": indices, "classes": [*members], "shares": None}
     if len(members) < 4:
-        return mosaic | {"left_out": f"no four photos of different classes, each with a probability from {SURE} on"}
+        return mosaic | {"left_out": f"no four photos of different classes, each with a probability of at least {SURE}"}
     photos = torch.cat([load(file) for file in members.values()])
     if not accepts(model, tiled(photos)[None]):
-        return mosaic | {"left_out": f"the network takes no images of {2 * model.input_size} pixels"}
+        return mosaic | {"left_out": f"the network does not accept images of {2 * model.input_size} pixels"}
     classes = torch.tensor([*members], device=options.device)
     mosaic["shares"], maps = point(table, model, photos, classes, indices, options)
     mosaic["maps"] = [*mosaic["shares"]][: len(maps)]
@@ -235,7 +234,7 @@ def measure_batch(
     classes: Sequence[int | None],
     options: argparse.Namespace,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the row of each image (N, 3, H, W); of a labelled one only where the network gets it right.
+    """Yield the row of each image (N, 3, H, W); a labelled image is measured only if the network gets it right.
 
     `classes` are the labels or the classes that were asked for; None stands for the most likely one.
     """

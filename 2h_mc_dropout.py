@@ -1,14 +1,15 @@
 """2h: how sure is the network?
 
 Monte Carlo dropout: T passes with dropout kept on are T samples of the predictive distribution (Gal and Ghahramani
-2016, Dropout as a Bayesian Approximation, section 4). For each image: the mean p of the passes' probabilities p_t; the
-predictive entropy H[p], all uncertainty; the mutual information H[p] - mean_t H[p_t], the part due to disagreement of
-the passes (Houlsby et al. 2011, section 2); and the spread of the leading classes, beside the single deterministic
-pass. Entropies are in nats. Can these measures be trusted? On labelled images, as they are and disturbed: does each
-measure find the mistakes, and does it find more of them than the largest probability of the single pass?
+2016, Dropout as a Bayesian Approximation, section 4). For each image, the script reports the mean p of the passes'
+probabilities p_t; the predictive entropy H[p], which is the whole uncertainty; the mutual information H[p] - mean_t
+H[p_t], the part due to disagreement between the passes (Houlsby et al. 2011, section 2); and the spread of the leading
+classes, beside the single deterministic pass. Entropies are in nats. To tell whether these measures can be trusted, it
+compares them on labelled images, as they are and disturbed: does a measure find the mistakes, and does it find them
+better than the largest probability of the single pass?
 
     python 2h_mc_dropout.py                         # the dataset's test images
-    python 2h_mc_dropout.py photo.jpg --passes 20   # your own image, no dataset needed; the fast one
+    python 2h_mc_dropout.py photo.jpg --passes 20   # your own image, no dataset needed; quick
     python 2h_mc_dropout.py FOLDER                  # your own labelled images, one subfolder for each class
 """
 
@@ -35,7 +36,7 @@ def parse_options() -> argparse.Namespace:
         "--passes",
         type=positive,
         metavar="T",
-        help="number of forward passes with dropout on; images that only judge the measures get at most "
+        help="number of forward passes with dropout on; images that serve only to judge the measures get at most "
         f"{PASSES_TO_JUDGE} (default: {PASSES_MANY} if these take no more operations than {CHEAP} passes without "
         f"dropout, else {PASSES_FEW})",
     )
@@ -80,8 +81,8 @@ def mc_dropout_logits(
     `deterministic`, a pass without dropout comes first: (1 + passes, N, classes).
 
     With a list of generators, one for each image, an image's passes do not depend on the others in the batch; a single
-    generator seeds one for each image. `share` tells whether the passes share the layers before the first dropout; by
-    default a trial decides. `p` replaces the probability of every dropout that the network calls. Raises UserError for
+    generator seeds one for each image. `share` says whether the passes share the layers before the first dropout; by
+    default, a trial decides. `p` replaces the probability of every dropout that the network calls. Raises UserError for
     a network without active dropout, with dropout that cannot be reached, or with logits that are not finite, and if
     there are no images. Gal and Ghahramani 2016, section 4.
     """
@@ -99,7 +100,7 @@ def mc_dropout_logits(
 
 
 def uncertainty(logits: Tensor, single: Tensor) -> dict[str, Any]:
-    """Return an image's row from the logits (T, classes) of its passes, and `single` (classes,) of the one without."""
+    """Return an image's row from the logits (T, classes) of its passes, and `single` (classes,) without dropout."""
     p = logits.double().softmax(1).cpu().numpy()  # (T, classes): p_t
     mean = p.mean(0)  # (classes,): the predictive distribution p
     leading = np.argsort(-mean, kind="stable")[:TOP].tolist()
@@ -197,8 +198,8 @@ def default_passes(model: common.Classifier, share: bool, p: float | None) -> in
 def images_to_judge(model: common.Classifier, options: argparse.Namespace) -> common.ImageFiles:
     """List the labelled images that judge the measures; the list may be empty.
 
-    They are the dataset's validation images, or the images of a single folder given as argument if all of them are in
-    subfolders named by classes; a note says whether they are.
+    They are the dataset's validation images; or, if a single folder is given as an argument and all its images are in
+    subfolders named by classes, these images. A note says whether the folder's names are taken as labels.
     """
     none, folder = common.ImageFiles([], 0), Path(*options.images[:1])
     if not options.images:

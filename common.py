@@ -1,4 +1,4 @@
-"""Code that several exercises share: the dataset, the class score, the way from image files to rows, options.
+"""Code that several exercises share: the dataset, the class score, the path from image files to rows, options.
 
 Images are float32, RGB, (N, 3, H, W), with values in [0, 1]; normalisation is inside the model. Exercises use the names
 in `__all__`; the code behind them (networks, image files, figures, the output folder, rows) is in explain/. Importing
@@ -78,7 +78,7 @@ class ImageFile(NamedTuple):
 class ImageFiles(list[ImageFile]):
     """The images of a run, the number of other files in their folders, and images `skipped` (path and reason).
 
-    `classes` is the number of classes in the data, some of which --limit may leave out; 0 without labels.
+    `classes` is the number of classes in the data, some of which --limit may leave out; it is 0 without labels.
     """
 
     def __init__(self, files: Iterable[ImageFile], other_files: int, skipped: Iterable[dict] = (), classes: int = 0):
@@ -96,7 +96,7 @@ def list_images(folder: Path) -> tuple[list[Path], int]:
 def test_images(options: argparse.Namespace) -> ImageFiles:
     """List the images given as arguments, else the dataset's test images; the first --limit of them.
 
-    A file given as argument is an image whatever its name.
+    A file given as an argument counts as an image, whatever its name.
     """
     if options.images:
         paths, other_files = [], 0
@@ -151,7 +151,7 @@ def validation_images(dataset: str | os.PathLike) -> ImageFiles:
 
 
 def spread_over_classes(files: ImageFiles, limit: int | None, seed: int) -> ImageFiles:
-    """Return `limit` labelled images in a random order in which every class comes before any class comes twice.
+    """Return `limit` labelled images in a random order, one of every class before a second of any class.
 
     Without a limit, all images are returned in their own order. Indices are the places in the returned list.
     """
@@ -278,9 +278,9 @@ def forward_pass(model: nn.Module, images: Tensor, classes: Classes, features: b
     """Run images (N, 3, H, W) through the network in evaluation mode, and keep the graph.
 
     `classes` are the ids to explain, one for each image or one for all; None means an image's most likely class. The
-    caller's tensors, the model's state and every `.grad` stay as they are. Works under torch.no_grad() and
-    torch.inference_mode(), too. Raises UserError for images of another shape or type, for a class that the network does
-    not have, and for an output that is not (N, classes); see `logits.as_logits`. Without `features`, a pass over small
+    caller's tensors, the model's state and every `.grad` stay as they are. It also works under torch.no_grad() and
+    torch.inference_mode(). Raises UserError for images of another shape or type, for a class that the network does not
+    have, and for an output that is not (N, classes); see `logits.as_logits`. Without `features`, a pass over small
     images takes a tenth less time, and the feature maps are None.
     """
     ids = class_ids(classes, len(check_images(images)))
@@ -300,7 +300,7 @@ def forward_pass(model: nn.Module, images: Tensor, classes: Classes, features: b
 
 
 def class_score_gradient(model: nn.Module, images: Tensor, classes: Classes) -> tuple[Tensor, Tensor]:
-    """Return the gradient (N, 3, H, W) of each image's class logit by its pixels, and those logits (N,).
+    """Return the gradient (N, 3, H, W) of each image's class logit with respect to its pixels, and those logits (N,).
 
     Arguments as for `forward_pass`. Simonyan et al. 2014, section 3.
     """
@@ -322,9 +322,9 @@ def make_maps(
 ) -> tuple[dict[str, Tensor], dict[str, NoSuchMap]]:
     """Return the maps (N, H, W) of each kind in a table, and why the network cannot have the other kinds.
 
-    Functions get those of these arguments that they have parameters for: `generators`, one for each of the images'
+    A function gets each of these arguments for which it has a parameter: `generators`, one for each of the images'
     indices, the same in every call, and the options `copies` and `noise`. With --copies 0, functions that take copies
-    are left out. Else they come first, while no graph of a shared forward pass takes memory beside theirs.
+    are left out. Otherwise they run first, before the graph of a shared forward pass takes memory beside theirs.
     """
     settings = {name: value for name, value in vars(options).items() if name in ("copies", "noise")}
     settings["generators"] = seeded_generators(options.seed, indices)
@@ -342,7 +342,7 @@ def make_maps(
 
 
 def call_with(function: Callable, *arguments: Any, **settings: Any) -> Any:
-    """Call the latest version of a function with those of the settings that it has parameters for."""
+    """Call the latest version of a function with the settings for which it has parameters."""
     function = latest(function)
     known = {name: settings[name] for name in inspect.signature(function).parameters if name in settings}
     return function(*arguments, **known)
@@ -415,8 +415,8 @@ def explain_images(
 ) -> tuple[list[dict], list[dict]]:
     """Run `explain` over the images that have no row yet; return the row of each image, and the images skipped.
 
-    `explain` as in `explain_batches`. Raises OthersAtWork if rows of other shards are missing, UserError if no image
-    can be used.
+    For `explain`, see `explain_batches`. Raises OthersAtWork if rows of other shards are missing, and UserError if no
+    image can be used.
     """
     output.other_files, output.classes = files.other_files, files.classes
     if not files:
@@ -454,7 +454,7 @@ def explain_batches(
     `explain(images (batch, 3, S, S), files)` yields a dict of plain values for each image. The rows of a batch are
     yielded together, or as soon as SECONDS_UNSAVED have passed. A short batch is padded with copies of its last image,
     whose rows are dropped, since kernels may differ with the batch's shape. The row of a file that cannot be read says
-    why; with `strict`, UserError is raised instead. `prefetch` batches are read ahead.
+    why it cannot; with `strict`, UserError is raised instead. `prefetch` batches are read ahead.
     """
     device = model.mean.device
     with (
@@ -489,7 +489,7 @@ def read_batches(
     """Yield the files, `batch` at a time, with the beginnings of their rows and their images (batch, 3, S, S).
 
     A row has index, path, notes, the fraction of the area that is cropped, and the largest value of a 16-bit image; or
-    why the file is `skipped`. The pixels of skipped files are arbitrary. `prefetch` batches are read ahead.
+    the reason why the file is `skipped`. The pixels of skipped files are arbitrary. `prefetch` batches are read ahead.
     """
 
     def load(file: ImageFile, place: Tensor) -> dict[str, Any]:
@@ -533,7 +533,8 @@ def pad(items: Sequence[Any], length: int) -> list:
 
 @contextmanager
 def record_nondeterminism(device: torch.device) -> Iterator[set[str]]:
-    """Use deterministic kernels inside the block; at its end the yielded set names the operations that have none.
+    """Use deterministic kernels inside the block; at its end the yielded set names the operations that lack such a
+    kernel.
 
     A CPU's kernels for these networks are always deterministic.
     """

@@ -1,10 +1,10 @@
 """Split the validation images by class: DL_data/<validation images>/NAME -> DL_data_p/<class id>/NAME.
 
-`val.txt` has a line `NAME ID` for each image (separated by spaces, tabs or a comma; a wnid works as well as an id), and
-line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is distributed in this layout
-(Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is read and checked before
-anything is written, and all problems are reported at once. A second run changes nothing. No file is ever deleted:
---prune (or --fresh, its other name) moves files that do not belong to the dataset elsewhere.
+`val.txt` has a line `NAME ID` for each image (separated by spaces, tabs or a comma; a WordNet id, or wnid, works as
+well as a class id), and line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is
+distributed in this layout (Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is
+read and checked before anything is written, and all problems are reported at once. A second run changes nothing. No
+file is ever deleted: --prune (also called --fresh) moves files that do not belong to the dataset to another folder.
 
     python process_data.py --sample       # no dataset yet: 23 photos from installed packages, in seconds
     python process_data.py                # your own dataset in dataset/DL_data; --link saves the disk space
@@ -40,7 +40,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
     parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space")
     parser.add_argument(
-        "--prune", "--fresh", action="store_true", help="move files outside this dataset to DL_data_p_pruned"
+        "--prune", "--fresh", action="store_true", help="move files that are not of this dataset to DL_data_p_pruned"
     )
     parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
     parser.add_argument("--strict", action="store_true", help="treat a listed file that is absent as a problem")
@@ -127,7 +127,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
 
 
 def print_changes(results: Mapping[str, Any], split: Path, leftovers: Sequence[Path]) -> None:
-    """Print how many images were split, which listed files are missing, and which files no longer belong there."""
+    """Print how many images were split, which listed files are missing, and which files are left over."""
     images, classes = quantity(results["validation_images"], "image"), quantity(results["classes"], "class")
     print(f"{images} of {classes} -> {split} ({results['written']} written, {results['unchanged']} unchanged)")
     tests, listed = quantity(results["test_images"], "test image"), quantity(results["listed"], "listed file")
@@ -191,7 +191,8 @@ def check_images(
 
 
 def match_files(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Path], dict[str, str], int]:
-    """Return {name: path} of the files in the folder that are listed or images, problems, and the others' number.
+    """Return {name: path} of the files in the folder that are listed or are images, the problems, and the number of
+    other files.
 
     Links to folders are followed, since whoever prepared the dataset made them, and only images that can be decoded are
     taken from there. Unless `follow`, a link to a file must stay in the dataset's folder, or in the file's own folder.

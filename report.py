@@ -1,7 +1,7 @@
 """The report: every exercise, one after another in a single process.
 
-Each exercise runs as if started alone, with the options that all exercises share. If an exercise fails (2h, for a
-network without dropout), the others still run, and the exit status is 1.
+Each exercise runs as if it were started alone, with the options that all exercises share. If an exercise fails (for
+example 2h, for a network without dropout), the others still run, and the exit status is 1.
 
     python report.py                                           # all exercises, with their defaults
     python report.py --model mynet.py:Net --weights best.pth   # on your own network

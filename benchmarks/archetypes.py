@@ -31,7 +31,7 @@ def table(runs: Sequence[dict]) -> list[str]:
             if isinstance(result, dict) and "judges" in result:
                 found[run["model"]["name"], kind][run["seed"]] = result
     judges = list(dict.fromkeys(judge for seeds in found.values() for r in seeds.values() for judge in r["judges"]))
-    lines = ["| explained | pictures | seeds | p >= 0.9 | " + " | ".join(f"{j}: first; among five" for j in judges)]
+    lines = ["| explained | images | seeds | p >= 0.9 | " + " | ".join(f"{j}: first; among five" for j in judges)]
     lines[0] += " | colours |"
     lines.append("|---" * (5 + len(judges)) + "|")
     for (model, kind), seeds in found.items():

@@ -125,7 +125,7 @@ ROWS = [
     # with other noise: two seeds of ours are as far apart
     *(Row("maps", "2e smoothed maps, 16 copies", name, *SMOOTHED, most=0.4) for name in (LITE0, "resnet18")),
     Row("maps", "2f guided Grad-CAM", "resnet18", *CAMS, most=0.05, goal=4),
-    faithfulness(28, work.plain_insertion_deletion, "a picture at a time", 1e-4),
+    faithfulness(28, work.plain_insertion_deletion, "an image at a time", 1e-4),
     faithfulness(21, work.quantus_insertion_deletion, "Quantus, PixelFlipping twice", 0.01),
     reading(0, None),
     reading(2, 1.15),

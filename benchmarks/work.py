@@ -160,7 +160,7 @@ def our_insertion_deletion(name: str, steps: int) -> Tensor:
 
 @torch.no_grad()
 def plain_insertion_deletion(name: str, steps: int) -> Tensor:
-    """A picture at a time through the eager network, as the method is written down."""
+    """An image at a time through the eager network, as the method is written down."""
     areas = []  # (8,): insertion and deletion of each image
     for image, copy, saliency, c in zip(batch(4), blurred(batch(4)), random_maps(), targets(4), strict=True):
         order = saliency.flatten().argsort(descending=True)

@@ -163,12 +163,13 @@ random weights and run in float64 at a reduced input size (PyTorch {torch}, capt
 counts are relative differences.
 
 - *plain vs. finite difference*: the gradient of a class logit against central differences, at the worst of the
-  {pixels} pixels where it is largest. What remains is rounding and the kinks of the rectifiers.
+  {pixels} pixels where it is largest. The rest comes from rounding and from the kinks of the rectifiers.
 - *guided vs. reference*: against an implementation that replaces each rectifier, as it is called, by a function whose
   backward pass is the guided rule written out (`tests/reference.py`).
-- *logits equal*: whether the logits with and without guided backpropagation are the same to the bit.
-- *plain vs. guided*: the difference between the two gradients, which shows that they are not one under two names.
-- *captum*: what captum's GuidedBackprop returns, compared with the guided gradient.
+- *logits equal*: whether the logits with and without guided backpropagation are the same, bit for bit.
+- *plain vs. guided*: the difference between the two gradients, which shows that they are not the same gradient under
+  two names.
+- *captum*: the output of captum's GuidedBackprop, compared with the guided gradient.
 
 """
 

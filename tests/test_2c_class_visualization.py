@@ -556,14 +556,14 @@ def test_options_reach_all_methods_and_captions_say_so(run, monkeypatch, capsys)
     for method, row in zip(script.METHODS, rows_of(folder), strict=True):
         settings, results = dataclasses.replace(script.METHODS[method], **given), metrics["results"][method]
         assert results["settings"] == dataclasses.asdict(settings)
-        assert f"{method}: {script.describe(settings)}." in metrics["captions"]["archetypes.png"]
+        assert f"{method}: {script.describe(settings)}" in metrics["captions"]["archetypes.png"][1]
         assert "blur every 3 steps until step 6 (standard deviation 1.5 to 1 px)" in results["description"]
         assert results["grey_distance_limit"] == 0.5  # it has batch norms
         assert results["least_probability"] == row["probability"] and results["judges"] == {}
     assert not (folder / "least_recognised.csv").exists() and (folder / "archetypes.csv").exists()
     monkeypatch.setattr(script, "describe", lambda settings: f"mine of {settings.blur_px:g} px")
     _, metrics = run(*ALONE, "--methods", "gaussian", "plain", "--steps", "11", "--blur-every", "1", "--blur-px", "4")
-    assert "replaces the results of 1 image with" in capsys.readouterr().err
+    assert "replaces the results of 3 images with" in capsys.readouterr().err
     for figure in ("archetypes.png", "class_images.png"):
         assert metrics["captions"][figure][1] == "Left to right: gaussian: mine of 4 px; plain: mine of 4 px."
 

@@ -183,13 +183,13 @@ def test_captions_say_what_this_run_did(tmp_path, run, monkeypatch):
     monkeypatch.setattr(script.over_channels, "__doc__", "Return the norm over the channels.\n\n(N, 3, H, W)")
     metrics = run("2e_saliency", "a.png", "b.png", *QUICK, "--noise", "0.5")
     text = " ".join(metrics["captions"]["saliency.png"])
-    assert "Saliency map: the gradient of the class's logit, reduced to the norm over the channels." in text
-    assert "of 2 copies with Gaussian noise of standard deviation 0.5 (" in text and "(N, " not in text
-    assert "share" not in text and "no Grad-CAM" not in text and "in logits" not in text
+    assert "; saliency map: the gradient of the class's logit, reduced to the norm over the channels; smoothed" in text
+    assert "of 2 copies with Gaussian noise of standard deviation 0.5;" in text and "(N, " not in text
+    assert "Each map has a linear scale" in text and "no Grad-CAM" not in text and "in logits" not in text
     metrics = run("2e_saliency", "a.png", *QUICK, "--classes", "1", "2", "--signed", "--copies", "0")
     text = " ".join(metrics["captions"]["saliency.png"])
-    assert "by the channel that reacts most" in text and "Smoothed" not in text and "Grad-CAM" not in text
-    assert "a picture's classes share the largest of theirs" in text
+    assert "in the channel where it is largest" in text and "smoothed" not in text and "Grad-CAM" not in text
+    assert "The classes of an image share one linear scale for each kind of map." in text
     assert metrics["results"]["maps"] == 2 and metrics["images"]["used"] == 1
 
 

@@ -100,6 +100,6 @@ def test_archetypes_of_several_seeds_are_one_line():
         return {"model": {"name": "net"}, "seed": seed, "results": results}
 
     lines = archetypes.table([run(2, 0.5, 7), run(0, 0.25, 8)])
-    assert lines[0] == "| explained | pictures | seeds | p >= 0.9 | judge: first; among five | colours |"
+    assert lines[0] == "| explained | images | seeds | p >= 0.9 | judge: first; among five | colours |"
     assert lines[2:] == ["| net | natural | 0 2 | 8 7 | 0.375 (0.250 0.500); 1.000 | 0.250 |"]
     assert lines[1].count("|") == lines[0].count("|") == lines[2].count("|")

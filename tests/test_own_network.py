@@ -166,7 +166,7 @@ def test_entries_that_are_no_tensors_are_loaded_where_the_network_has_them(tmp_p
     digests.append(networks._digest(net))
     assert digests[0] != digests[1] and digests[0].endswith(" (of the tensors)")
     net.kept["object"] = object()
-    assert networks._digest(net).endswith(" (of the tensors; 1 other values left out)")
+    assert networks._digest(net).endswith(" (of the tensors)")
     for wrong, says in ((3, "does not fit net .'int' object is not subscriptable"), (None, "1 tensors missing")):
         state = {**net.state_dict(), "_extra_state": wrong}
         state = state if wrong else {name: value for name, value in state.items() if value is not None}
@@ -322,7 +322,7 @@ def test_a_network_of_the_users_own_file(own):
     with torch.inference_mode():
         torch.testing.assert_close(model(images), model.network((images - model.mean) / model.std))
     assert model.categories == [f"class {i}" for i in range(4)] and model.weights == "those of net.py:three, untrained"
-    assumed, untrained = model.warnings
+    untrained, assumed = model.warnings
     assert "assumed to be ImageNet's usual, but for input_size: resize 37, mean (0.485, 0.456, 0.406)" in assumed
     assert "4 of 4 parameters (conv.weight first) differ" in untrained and "give --weights FILE" in untrained
     assert common.load_model("net.py:named", input_size=32).categories == ["a", "b", "c", "d"]
@@ -555,7 +555,7 @@ def test_timm_networks_are_tested_as_published(tmp_path):
     assert (model.input_size, model.preprocessing["resize"]) == (256, 269)  # 256 / 0.95, rounded down
     assert model.preprocess(HALVES).shape == (3, 256, 256)
     (note,) = model.warnings
-    assert "256 px, crop 0.95, where the network was trained with 224 px, crop 0.875; --input-size 224" in note
+    assert "256 px, crop 0.95; trained with 224 px, crop 0.875 (--input-size 224)" in note
     trained = common.load_model(f"timm/{name}", "random", input_size=224)
     assert trained.preprocessing["resize"] == 256 and trained.warnings == []
     own = timm.create_model(name, num_classes=7)  # somebody else's training

@@ -318,7 +318,7 @@ def test_measures_of_uncertainty_are_shown_with_their_intervals(tmp_path):
     assert "Main numbers of 2 images" in text
     assert "the network's mistakes on 20 labelled images?" in text
     assert "single pass 6 0.800 (0.700 to 0.900) 0.100" in text
-    assert "the least sure image by mutual information is b.jpg, not told apart from 1 other." in text
+    assert "by mutual information, the network is least sure of b.jpg, which cannot be told apart from 1 other." in text
 
 
 def test_a_figure_is_shown_without_its_title_and_caption(tmp_path):

@@ -259,5 +259,5 @@ def test_a_file_given_by_name_is_read_whatever_its_name(tmp_path, run):
     assert run("2d_predict", "a.dat", *TINY)["images"]["used"] == 1
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/README.txt").touch()
-    with pytest.raises(common.UserError, match="texts has no files but 1 files without an image extension: put"):
+    with pytest.raises(common.UserError, match="texts has no files but 1 file without an image extension: put"):
         run("2d_predict", "texts", *TINY)

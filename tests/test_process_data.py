@@ -612,7 +612,7 @@ def fifo(path: Path) -> None:
         ("x.jpg 0\ny.jpg 1\n", [], "is readable and listed"),
         ("x.jpg 0\ny.jpg 1\n", ["--skip-bad"], "is readable and listed"),
         ("a.jpg 7\nb b.png 7\nc.jpg 7\n", ["--skip-bad"], "no image in"),
-        ("x: zero\ny: one\n", [], "whose first line is 'x: zero'; expected is a file name and a class"),
+        ("x: zero\ny: one\n", [], "whose first line is 'x: zero'; give a file name and a class"),
         (None, [], "put the images there"),
     ],
 )

@@ -166,8 +166,8 @@ OTHERS = {
     "strict": ["--strict"],
     "passes": ["--passes", "6"],
     "dropout": ["--dropout", "0.25"],
-    "list of images": [],
-    "code": [],
+    "with other images: ": [],
+    "with another version of the code: ": [],
 }
 
 
@@ -179,10 +179,11 @@ def test_other_settings_images_and_code_refuse_to_mix(undisturbed, tmp_path, run
     original = photo.read_bytes()
     for setting, options in OTHERS.items():
         with monkeypatch.context() as patch:
-            photo.write_bytes(original + b"\0" * (setting == "list of images"))
-            if setting == "code":
+            photo.write_bytes(original + b"\0" * ("images" in setting))
+            if "code" in setting:
                 patch.setattr(rows, "imported_files", lambda script: [script])
-            with pytest.raises(common.UserError, match=f"{setting} .*there: .*--fresh") as caught:
+            there = f"with (no )?--{setting.replace('_', '-')}[ :]" if options else setting
+            with pytest.raises(common.UserError, match=f"has an unfinished run {there}.*--fresh") as caught:
                 run(name, *SCRIPTS[name], *options)
         assert "\n" not in str(caught.value) and contents(folder) == before, setting
     photo.write_bytes(original)

@@ -13,7 +13,7 @@ from explain.basics.options import above_0, fraction, integer, setting
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an ascent. Each is an option; what has an initial and a final value changes gradually."""
+    """Settings of an ascent. Each is an option; a setting with an initial and a final value changes gradually."""
 
     steps: int = setting(120, "number of steps", integer(1))
     rate: float = setting(0.04, "initial root mean square change of a pixel in a step (1: black to white)")
@@ -24,7 +24,7 @@ class Settings:
         0.5, "maximum root mean square distance from grey for a network without batch norm (0.5: no limit)", above_0
     )
     zoom_from: float = setting(1.0, "smallest random crop, as a fraction of the image's side", above_0)
-    zoom_to: float = setting(1.0, "largest random crop; above 1, the image is shrunk inside its reflection", above_0)
+    zoom_to: float = setting(1.0, "largest random crop; above 1, the image is padded with its reflection", above_0)
     rotation_degrees: float = setting(0.0, "maximum random rotation, in degrees")
     noise: float = setting(0.0, "maximum standard deviation of the random noise added to the image (1: black to white)")
     augment_until: float = setting(1.0, "fraction of the steps after which crops, rotation and noise are off", fraction)
@@ -32,7 +32,7 @@ class Settings:
     blur_until: float = setting(0.8, "fraction of the steps after which the blur is off", fraction)
     blur_px: float = setting(0.0, "standard deviation of the Gaussian kernel in the first blur, in pixels")
     final_blur_px: float = setting(0.0, "standard deviation of the Gaussian kernel in the last blur, in pixels")
-    contrast: float = setting(0.0, "minimum standard deviation of the image after the last blur; less before it")
+    contrast: float = setting(0.0, "minimum standard deviation of the image after the last blur; lower before it")
     statistics: float = setting(0.0, "weight of the distance to photos' channel statistics, in logits")
     precondition: bool = False  # weight the gradient by the amplitudes of photos; not an option
 

@@ -1,6 +1,6 @@
 """How far can a saliency map be believed? The class's probability as pixels come and go in its order, and baselines.
 
-What is taken from a picture is replaced by a blurred copy, not by grey: a grey patch is an edge that no photo has.
+Removed pixels are replaced by those of a blurred copy, not by grey: a grey patch has edges that no photo has.
 """
 
 from __future__ import annotations
@@ -272,6 +272,6 @@ def edge_maps(images: Tensor) -> Tensor:
 def detail_maps(images: Tensor) -> Tensor:
     """Return maps (N, H, W) of each pixel's distance from the blurred copy, the strongest baseline.
 
-    What differs most from the copy brings most of the picture back, whatever a network looks at.
+    The pixels that differ most from the copy bring back most of the image, whatever a network looks at.
     """
     return (images - blurred(images)).square().sum(1).sqrt()

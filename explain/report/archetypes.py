@@ -228,12 +228,14 @@ def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawi
     panels[0].set_ylabel("class logit")
     figures.draw_legend(below, panels[0], columns=3)
     curves = [
-        "Thin lines: the class's logit of the image as the network sees it in each step.",
+        "Thin lines: the logit of the class in each step, for the image as the network then sees it.",
         "Thick lines: the same, as a running mean over up to a tenth of the steps while random augmentation makes it "
         "noisy; the last point is the saved archetype.",
     ]
     if not smoothed:
-        curves = ["The class's logit of the image as the network sees it in each step; last, of the saved archetype."]
+        curves = [
+            "The logit of the class in each step, for the image as the network then sees it; last: the archetype."
+        ]
     return figure, [
         f"{model.label}: class logit during optimisation{note}",
         *curves,

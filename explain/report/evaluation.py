@@ -123,7 +123,7 @@ def crop_sentence(results: dict, model: Classifier) -> str:
     """Return a sentence on images of which the centre crop removes much, with the cure."""
     cure = "if the network was trained on squashed images, give --squash"
     if model.preprocessing["squash"]:
-        cure = f"give --resize {model.input_size} to show it whole images"
+        cure = f"give --resize {model.input_size} to show the network whole images"
     return (
         f"the centre crop removes {results['median_cropped']:.3f} of the median image's area, and more than {CROPPED} "
         f"from a fraction {results['mostly_cropped']:.3f} of the images; {cure}"
@@ -201,8 +201,8 @@ def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> figure
     cut = f", {len(classes)} of {len(missed)}" if len(classes) < len(missed) else ""
     return figure, [
         f"{model.label}: what the missed classes are mistaken for",
-        f"Numbers of images by true class (the classes with mistakes, most missed first{cut}) and predicted class.",
-        "The colour is the share of the row: blue where the prediction is right, red where it is wrong.",
+        f"Numbers of images by true class (only those with mistakes, the most missed first{cut}) and predicted class.",
+        "The colour shows the share of the row: blue where the prediction is right, red where it is wrong.",
         f"{results['measured_on']}; confusion.csv has all classes.",
     ]
 
@@ -226,7 +226,7 @@ def draw_mistakes(
         f"{model.label}: {quantity(len(wrong), 'mistake')} in {quantity(len(rows), 'image')}",
         f"Images ({model.view}) that the network gets wrong, the highest loss first"
         + (f", {len(axes)} of {len(wrong)}." if len(axes) < len(wrong) else "."),
-        "p: probability of the predicted class; loss and rank: of the true class.",
+        "p: probability of the predicted class; loss and rank: those of the true class.",
         f"{results['measured_on']}.",
     ]
 

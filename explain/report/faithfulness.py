@@ -152,8 +152,9 @@ def draw_curves(rows: list[dict], results: dict, model: Classifier, options: arg
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",
         f"Mean probability as pixels are put into a blurred copy of the image, or removed from the image, in the map's "
-        f"order{cells}; dots: where it is measured.",
-        "Grey: baselines that ignore the network; in brackets: number of images, without maps of zeros.",
+        f"order{cells}; dots: the points measured.",
+        "Grey: baselines that ignore the network; in brackets: number of images, except those whose map is zero "
+        "everywhere.",
         f"{results['measured_on']}{smoothed}.",
     ]
 
@@ -224,9 +225,9 @@ def draw_randomised(stages: list[dict], model: Classifier) -> figures.Drawing:
     axes.set(xlabel=layers, ylabel="rank correlation with intact map")
     figures.draw_legend(below, axes, columns=4)
     return figure, [
-        f"{model.label}: how much maps change when layers are randomised",
+        f"{model.label}: how much do maps change when layers are randomised?",
         "Mean rank correlation of the maps of the randomised and the intact network, with one standard error; in "
-        "brackets: number of images, without maps of zeros.",
+        "brackets: number of images, except those whose map is zero everywhere.",
         "A map whose correlation stays high ignores the learned layers; a falling correlation alone does not make it "
         "faithful.",
     ]

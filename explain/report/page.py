@@ -81,13 +81,18 @@ def times_of_metrics(output: Path) -> list[tuple[Path, int]]:
     return [(file, file.stat().st_mtime_ns) for file in sorted(output.glob("*/metrics.json"))]
 
 
-def render(output: Path) -> str:
-    """Return the page as text, after drawing its images."""
-    runs = {script: run for script in EXERCISES if (run := attempt(read_run, output, script))}
+@functools.cache  # a process that runs all exercises compiles it once
+def template() -> jinja2.Template:
     settings = dict(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment = jinja2.Environment(**settings)
     environment.filters |= {"number": numbers.number, "label": numbers.label, "quantity": quantity}
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def render(output: Path) -> str:
+    """Return the page as text, after drawing its images."""
+    runs = {script: run for script in EXERCISES if (run := attempt(read_run, output, script))}
+    page = template().render(
         runs=runs,
         cards=attempt(image_cards, runs) or [],
         commands={script: command_of_others(script, runs) for script in EXERCISES},

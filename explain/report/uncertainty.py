@@ -124,8 +124,9 @@ def enough_in_words(enough: dict[str, int | None], passes: int, images: int) -> 
     about = {key: f"{n:,.0f}" if n < 1e6 else "over a million" for key, n in rounded.items()}
     order = f", {about['order']} for the order of the {images:,} images" if "order" in about else ""
     return (
-        f"Enough passes, by two standard errors of these {passes:,}: about {about['variance']} for each variance to a "
-        f"tenth of its value, {about['mutual_information']} for each mutual information{order}."
+        f"Enough passes for two standard errors to be within a tenth of the value, estimated from these {passes:,}: "
+        f"about {about['variance']} for each variance, {about['mutual_information']} for each mutual information"
+        f"{order}."
     )
 
 
@@ -226,8 +227,8 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
     told_apart += f"{'at most' if others else 'above'} twice its standard error."
     return figure, [
         f"{model.label}: how unsure it is of {quantity(len(rows), 'image')}, over {quantity(passes, 'pass')}",
-        "Mutual information, the part on which the passes disagree, above the whole predictive entropy, with one Monte "
-        "Carlo standard error.",
+        "Above: mutual information, the part of the uncertainty on which the passes disagree; below: predictive "
+        "entropy, the whole; both with one Monte Carlo standard error.",
         told_apart if passes > 1 else "A single pass has no standard errors, so no two images can be told apart.",
     ]
 
@@ -248,7 +249,7 @@ def draw_settling(rows: list[dict], sentence: str, model: Classifier) -> figures
         axes.minorticks_off()
         axes.set_ylim(0)
     figures.draw_legend(below, panels[0], columns=3)
-    images = f"the {len(rows)} least sure images" if len(rows) > 1 else "the image"
+    images = f"the {len(rows)} images that it is least sure of" if len(rows) > 1 else "the image"
     return figure, [
         f"{model.label}: how many passes are enough?",
         f"Estimates for {images} from the first passes, with one Monte Carlo standard error.",
@@ -328,9 +329,9 @@ def draw_shift(shift: dict[str, dict], images: int, sample: str, model: Classifi
         axes.set_xticks(places, labels, rotation=60, ha="right")
     aurocs = f"AUROC with one standard error (dashed: chance level), left out {few}"
     return figure, [
-        f"{model.label}: does it know that it errs on disturbed images?",
-        "Accuracy, with its 95 % interval, and confidence of the mean over passes on the images undisturbed (none), "
-        "under each disturbance, and under all together (pooled), with the number of mistakes"
+        f"{model.label}: does it know when it errs on disturbed images?",
+        "Accuracy (with its 95 % interval) and confidence of the mean over passes, without a disturbance (none), under "
+        "each disturbance, and over all of them together (pooled), with the number of mistakes in brackets"
         + (f"; {aurocs}." if measures else f"; no AUROC {few}."),
         f"{sample}; measures_under_shift.csv has all measures.",
     ]

@@ -1,4 +1,4 @@
-"""Conclusions from metrics in one sentence each, the same in a figure, on the page and on the terminal."""
+"""Conclusions from metrics, each in one sentence that a figure, the page and the terminal share."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--limit": dict(
         type=positive,
         metavar="N",
-        help="use only N images: the first N, or N labelled images in a random order (--seed) in which every class "
-        "comes before any class comes twice",
+        help="use only N images: the first N or, of labelled images, N in a random order (--seed), one "
+        "of every class before a second of any class",
     ),
     "--strict": dict(action="store_true", help="stop at an image that cannot be read, instead of skipping it"),
     "--dataset": dict(default="dataset", metavar="DIR", help="folder that contains DL_data and DL_data_p"),
@@ -73,7 +73,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--squash": dict(
         action="store_true",
         default=None,
-        help="resize both sides of an image to --resize (without it: to --input-size), which changes their ratio",
+        help="resize both sides of an image to --resize (without it: to --input-size), which changes its aspect ratio",
     ),
     "--white": dict(
         type=integer(1, WHITE),
@@ -135,7 +135,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--fresh": dict(action="store_true", help="discard existing results and start over"),
 }
-# The groups of --help; other shared options are rarely needed, and those that a script adds belong to the method
+# The groups of --help; other shared options are rarely needed, and options that a script adds belong to the method
 GROUPS = {
     "what to explain": ("images", "--classes", "--limit", "--dataset"),
     "the network": ("--model", "--weights", "--names", "--input-size", "--resize", "--whole"),
