@@ -202,7 +202,7 @@ def test_run(tmp_path, run_2h, capsys):
     order = sorted(range(3), key=lambda i: -rows[i]["mutual_information"])
     assert [int(list(line.values())[3]) for line in table] == order
     assert figures == {"mc_dropout.png", "uncertainty.png", "settling.png"}
-    assert f"{results['passes_enough']['order']:.2g}"[:1] in capsys.readouterr().out.split("Enough passes")[1]
+    assert f"{results['passes_enough']['order']:.2g}"[:1] in capsys.readouterr().out.split("Passes needed")[1]
     # one image alone has the same passes, and is not ranked; three passes show no settling
     metrics, again, figures = run_2h("0.png", *settings)
     assert again[0]["predictive_entropy"] == pytest.approx(rows[0]["predictive_entropy"], abs=1e-5)
@@ -354,7 +354,7 @@ def test_what_is_told_apart(difference, apart):
     """The rule is twice the error of the difference, 0.01 * sqrt 2; the figure draws what it leaves as open dots."""
     rows = made_rows(0.1302, 0.1302 - difference, 0.01)
     assert [row["index"] for row in uncertainty_report.least_sure(rows)] == ([0] if apart else [0, 1])
-    tail = "" if apart else "; not told apart from it: 1.png"
+    tail = "" if apart else "; cannot be told apart from it: 1.png"
     assert uncertainty_report.findings(rows) == [
         f"least sure by mutual information: 0.png, 0.130 ± 0.010{tail}",
         "surest by mutual information: 2.png, 0.010 ± 0.010",

@@ -126,7 +126,7 @@ def crop_sentence(results: dict, model: Classifier) -> str:
         cure = f"give --resize {model.input_size} to show the network whole images"
     return (
         f"the centre crop removes {results['median_cropped']:.3f} of the median image's area, and more than {CROPPED} "
-        f"from a fraction {results['mostly_cropped']:.3f} of the images; {cure}"
+        f"of the area for a fraction {results['mostly_cropped']:.3f} of the images; {cure}"
     )
 
 
@@ -201,7 +201,7 @@ def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> figure
     cut = f", {len(classes)} of {len(missed)}" if len(classes) < len(missed) else ""
     return figure, [
         f"{model.label}: what the missed classes are mistaken for",
-        f"Numbers of images by true class (only those with mistakes, the most missed first{cut}) and predicted class.",
+        f"Number of images by true class (only classes with mistakes, the most missed first{cut}) and predicted class.",
         "The colour shows the share of the row: blue where the prediction is right, red where it is wrong.",
         f"{results['measured_on']}; confusion.csv has all classes.",
     ]

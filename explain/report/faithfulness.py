@@ -153,7 +153,7 @@ def draw_curves(rows: list[dict], results: dict, model: Classifier, options: arg
         f"{model.label}: does the class's probability follow the maps?",
         f"Mean probability as pixels are put into a blurred copy of the image, or removed from the image, in the map's "
         f"order{cells}; dots: the points measured.",
-        "Grey: baselines that ignore the network; in brackets: number of images, except those whose map is zero "
+        "Grey: baselines that ignore the network; in brackets: number of images, excluding those whose map is zero "
         "everywhere.",
         f"{results['measured_on']}{smoothed}.",
     ]
@@ -221,13 +221,13 @@ def draw_randomised(stages: list[dict], model: Classifier) -> figures.Drawing:
     axes.axhline(0, color=figures.GREY, linewidth=0.8, linestyle="--", label="chance level")
     places = [f"{stage['layers']}\n{stage_of(stage['down_to'])}" for stage in stages]
     axes.set_xticks(range(len(stages) + 1), ["none", *places], rotation=45 if len(stages) > 8 else 0)
-    layers = f"randomised layers of {stages[-1]['layers']}, from the output down, and the last layer's stage"
+    layers = f"layers randomised (of {stages[-1]['layers']}), from the output down, and the stage reached"
     axes.set(xlabel=layers, ylabel="rank correlation with intact map")
     figures.draw_legend(below, axes, columns=4)
     return figure, [
         f"{model.label}: how much do maps change when layers are randomised?",
-        "Mean rank correlation of the maps of the randomised and the intact network, with one standard error; in "
-        "brackets: number of images, except those whose map is zero everywhere.",
+        "Mean rank correlation between the maps of the randomised network and those of the intact network, with one "
+        "standard error; in brackets: number of images, excluding those whose map is zero everywhere.",
         "A map whose correlation stays high ignores the learned layers; a falling correlation alone does not make it "
         "faithful.",
     ]

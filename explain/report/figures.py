@@ -385,7 +385,8 @@ def draw_figure(output: OutputFolder, name: str, function: Callable[..., Drawing
         else:
             texts = draw_title(figure, *text)
         if lacking := find_fonts(figure):
-            print(f"no installed font has {lacking} of {name}: install one, such as Noto", file=sys.stderr)
+            cure = "install one that does, such as Noto"
+            print(f"no installed font has the characters {lacking} in {name}: {cure}", file=sys.stderr)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             for suffix in (".png", ".pdf") if output.options.pdf else (".png",):

@@ -117,7 +117,7 @@ def with_images_inside(page: str, output: Path) -> str:
         single = re.sub(r'(?<= src=")[^"]+', functools.partial(image_inside, output, width), page)
         if len(single.encode()) <= SINGLE_BYTES:
             return single
-    raise UserError(f"the page of {output} is above {SINGLE_BYTES:,} bytes: draw fewer images with --show")
+    raise UserError(f"the page of {output} is larger than {SINGLE_BYTES:,} bytes: draw fewer images with --show")
 
 
 def image_inside(output: Path, widest: int, source: re.Match) -> str:

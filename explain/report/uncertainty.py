@@ -124,7 +124,7 @@ def enough_in_words(enough: dict[str, int | None], passes: int, images: int) -> 
     about = {key: f"{n:,.0f}" if n < 1e6 else "over a million" for key, n in rounded.items()}
     order = f", {about['order']} for the order of the {images:,} images" if "order" in about else ""
     return (
-        f"Enough passes for two standard errors to be within a tenth of the value, estimated from these {passes:,}: "
+        f"Passes needed for two standard errors to be within a tenth of the value, estimated from these {passes:,}: "
         f"about {about['variance']} for each variance, {about['mutual_information']} for each mutual information"
         f"{order}."
     )
@@ -138,7 +138,7 @@ def findings(ordered: list[dict]) -> list[str]:
         return [f"{names[0]}: mutual information {values[0]}"]
     others = [figures.file_name(row) for row in least_sure(ordered)[1:]]
     named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-    tail = f"; not told apart from it: {named}" if others else ""
+    tail = f"; cannot be told apart from it: {named}" if others else ""
     least = f"least sure by mutual information: {names[0]}, {values[0]}{tail}"
     surest = f"surest by mutual information: {names[-1]}, {values[-1]}"
     return [least, surest][: 1 + (len(others) < len(ordered) - 1)]
@@ -213,7 +213,7 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
     together = [(place, row["mutual_information"]) for place, row in enumerate(rows, 1) if row["index"] in indices]
     if together:
         style = dict(color=figures.BLUE, markersize=size, markerfacecolor="white")
-        style["label"] = f"not told apart from {figures.short(figures.file_names(rows)[0], 24)}"
+        style["label"] = f"cannot be told apart from {figures.short(figures.file_names(rows)[0], 24)}"
         above.plot(*zip(*together, strict=True), "o", **style)
     for axes in (above, below):
         axes.legend(loc="upper right")
@@ -223,7 +223,7 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
         names = [figures.short(name, 20) for name in figures.file_names(rows)]
         below.set_xticks(places, names, rotation=90 if len(rows) > 5 else 0)
     told_apart = f"{len(others)} of the other images cannot" if others else "All other images can"
-    told_apart += " be told apart from the first: the difference of their mutual information is "
+    told_apart += " be told apart from the first: the difference in mutual information is "
     told_apart += f"{'at most' if others else 'above'} twice its standard error."
     return figure, [
         f"{model.label}: how unsure it is of {quantity(len(rows), 'image')}, over {quantity(passes, 'pass')}",
@@ -252,7 +252,7 @@ def draw_settling(rows: list[dict], sentence: str, model: Classifier) -> figures
     images = f"the {len(rows)} images that it is least sure of" if len(rows) > 1 else "the image"
     return figure, [
         f"{model.label}: how many passes are enough?",
-        f"Estimates for {images} from the first passes, with one Monte Carlo standard error.",
+        f"Estimates for {images} as passes accumulate, with one Monte Carlo standard error.",
         sentence,
     ]
 
@@ -276,7 +276,7 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
             errors = np.abs(np.array(measure["auroc_interval"])[:, None] - measure["auroc"])
             right.errorbar(measure["auroc"], place, xerr=errors, fmt="o", markersize=4, color=COLOURS[name])
         else:
-            right.text(0.5, place, "too few mistakes, or right answers", ha="center", va="bottom")
+            right.text(0.5, place, "too few mistakes or right answers", ha="center", va="bottom")
     left.set(xlabel="coverage: share of the images, surest first", ylabel="risk: share of mistakes among them", ylim=0)
     right.axvline(0.5, color=figures.GREY, linewidth=0.8, linestyle="--")
     right.set_yticks(range(len(measures)), [verdicts.measure(name) for name in measures])
@@ -290,8 +290,8 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
         )
     return figure, [
         f"{model.label}: {verdicts.best_measure(measures)}",
-        "Risk over coverage of each measure (the single pass's probability thick), and, in the same colours, AUROC "
-        "with a 95 % bootstrap interval (dashed: chance level).",
+        "Risk against coverage for each measure (thick line: the single pass's probability) and, in the same colours, "
+        "AUROC with a 95 % bootstrap interval (dashed: chance level).",
         f"{'; '.join(scores)}.",
     ]
 
@@ -316,7 +316,7 @@ def draw_shift(shift: dict[str, dict], images: int, sample: str, model: Classifi
         errors = np.array([of.get("auroc_standard_error") or 0 for of in known])
         style = dict(markersize=3, color=COLOURS[name], label=verdicts.measure(name))
         panels[1].errorbar(places + 0.16 * (n - 1.5), values, errors, fmt="os^D"[n], **style)
-    few = f"with fewer than {selective.FEWEST} mistakes or right answers"
+    few = f"where there are fewer than {selective.FEWEST} mistakes or right answers"
     if measures:
         panels[1].axhline(0.5, color=figures.GREY, linewidth=0.8, linestyle="--")
         panels[1].set(ylabel="AUROC for mistakes", xlim=panels[0].get_xlim())

@@ -27,7 +27,7 @@ def most_faithful_map(results: dict[str, Any]) -> str:
     else:
         text = f"No map is shown to be better than the baseline {label(baseline)}"
     scores = ", ".join(f"{label(kind)} {measured(maps[kind], key)}" for kind in (best, baseline))
-    return f"{text}: insertion minus deletion is {scores}, difference {measured(results, 'difference')}."
+    return f"{text} (insertion minus deletion: {scores}; difference: {measured(results, 'difference')})."
 
 
 def measure(name: str) -> str:

@@ -39,8 +39,8 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--limit": dict(
         type=positive,
         metavar="N",
-        help="use only N images: the first N or, of labelled images, N in a random order (--seed), one "
-        "of every class before a second of any class",
+        help="use only N images: the first N or, if they are labelled, N chosen at random (--seed), with one of every "
+        "class before a second of any class",
     ),
     "--strict": dict(action="store_true", help="stop at an image that cannot be read, instead of skipping it"),
     "--dataset": dict(default="dataset", metavar="DIR", help="folder that contains DL_data and DL_data_p"),
@@ -53,13 +53,13 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--weights": dict(
         metavar="FILE",
-        help="state dict or checkpoint (FILE:KEY if it holds several) to load instead of the published weights; "
-        "`random`: an untrained network",
+        help="state dict or checkpoint (FILE:KEY if it holds several state dicts) to load instead of the published "
+        "weights; `random`: an untrained network",
     ),
     "--names": dict(
         metavar="FILE",
-        help="class names: one per line, in the form of synset_words.txt, or JSON (default: the names in the "
-        "checkpoint, the dataset, or the network)",
+        help="file of class names: one name per line, lines as in synset_words.txt, or JSON (default: the names in "
+        "the checkpoint, the dataset, or the network)",
     ),
     "--input-size": dict(type=positive, metavar="S", help="side of the network's input, in pixels"),
     "--resize": dict(type=positive, metavar="N", help="shorter side of an image before centre-cropping, in pixels"),
