@@ -277,7 +277,7 @@ def test_a_single_file_shrinks_its_pictures_until_it_fits(tmp_path, monkeypatch)
     monkeypatch.setattr(page, "SINGLE_BYTES", large // 2)
     assert page.write_page(tmp_path, single=True).stat().st_size <= large // 2
     monkeypatch.setattr(page, "SINGLE_BYTES", 1000)
-    with pytest.raises(UserError, match="above 1,000 bytes: draw fewer images with --show"):
+    with pytest.raises(UserError, match="larger than 1,000 bytes: draw fewer images with --show"):
         page.write_page(tmp_path, single=True)
 
 
@@ -304,7 +304,7 @@ def test_the_best_map_and_the_best_baseline_are_said_once(tmp_path, difference, 
     assert "plain 7 0.500 0.400 0.100 ± 0.020 4 0.300 edges 7 0.500 0.400 0.010 ± 0.020 4 –" in text
     if difference is not None:
         measured = f"{difference:.4f} ± 0.0004".replace("-", "−")
-        assert f"edges 0.010 ± 0.020, difference {measured}." in text
+        assert f"edges 0.010 ± 0.020; difference: {measured})." in text
 
 
 def test_measures_of_uncertainty_are_shown_with_their_intervals(tmp_path):

@@ -156,7 +156,7 @@ def test_the_figure_of_disturbances_has_the_counts_of_each():
     few, text = uncertainty.draw_shift(
         {"none": shift["none"], "pooled": shift["none"]}, 12, "", SimpleNamespace(label="")
     )
-    assert len(few.axes) == 1 and "no AUROC with fewer than 5 mistakes" in text[1]
+    assert len(few.axes) == 1 and "no AUROC where there are fewer than 5 mistakes" in text[1]
 
 
 def test_disturbances_by_hand():
