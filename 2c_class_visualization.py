@@ -4,7 +4,7 @@ Gradient ascent from seeded noise to argmax_I S_c(I) - l2 * ||I - grey||^2, wher
 (Simonyan et al. 2014, Deep Inside Convolutional Networks, section 2). There are three methods, from no prior to a
 strong prior:
 
-  plain     the objective alone: the network is certain, but no other network recognises the class
+  plain     the objective alone: the network is certain, but others hardly ever recognise the class
   gaussian  blurs the image with a Gaussian kernel every few steps, since ascent favours high frequencies that raise the
             logit and show nothing (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization,
             section 3); changes mostly low frequencies in a step, randomly crops and rotates the image (Olah et al.

@@ -177,8 +177,8 @@ def draw_archetypes(
     return figure, [
         title,
         f"Left to right: {'; '.join(columns)}.",
-        "Below: probability (rank) of the class by the network itself (own)"
-        + (f" and by networks that had no part in making the archetypes (judge: {judges})." if judges else "."),
+        "Below: probability (rank) of the class according to the network itself (own)"
+        + (f" and to networks that had no part in making the archetypes (judge: {judges})." if judges else "."),
     ]
 
 
@@ -234,7 +234,7 @@ def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawi
     ]
     if not smoothed:
         curves = [
-            "The logit of the class in each step, for the image as the network then sees it; last: the archetype."
+            "The logit of the class in each step, of the image as the network sees it; the last point is the archetype."
         ]
     return figure, [
         f"{model.label}: class logit during optimisation{note}",

@@ -126,7 +126,7 @@ def crop_sentence(results: dict, model: Classifier) -> str:
         cure = f"give --resize {model.input_size} to show the network whole images"
     return (
         f"the centre crop removes {results['median_cropped']:.3f} of the median image's area, and more than {CROPPED} "
-        f"of the area for a fraction {results['mostly_cropped']:.3f} of the images; {cure}"
+        f"of the area for a fraction of {results['mostly_cropped']:.3f} of the images; {cure}"
     )
 
 

@@ -121,11 +121,11 @@ def passes_enough(ordered: list[dict], passes: int) -> dict[str, int | None]:
 def enough_in_words(enough: dict[str, int | None], passes: int, images: int) -> str:
     """Return the result of `passes_enough` as a sentence."""
     rounded = {key: np.inf if n is None else float(f"{n:.2g}") for key, n in enough.items()}
-    about = {key: f"{n:,.0f}" if n < 1e6 else "over a million" for key, n in rounded.items()}
+    about = {key: f"about {n:,.0f}" if n < 1e6 else "over a million" for key, n in rounded.items()}
     order = f", {about['order']} for the order of the {images:,} images" if "order" in about else ""
     return (
         f"Passes needed for two standard errors to be within a tenth of the value, estimated from these {passes:,}: "
-        f"about {about['variance']} for each variance, {about['mutual_information']} for each mutual information"
+        f"{about['variance']} for each variance, {about['mutual_information']} for each mutual information"
         f"{order}."
     )
 
