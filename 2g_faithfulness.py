@@ -134,7 +134,7 @@ def check_image(
     """Return the rank correlation of an image's maps with those under noise, of another class, and of random layers."""
 
     def maps_of(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:  # (kinds, 1, H, W)
-        intact = network is model and images is image and classes is c
+        intact = network is model and images is image and classes is c  # what cascading_randomisation asks for first
         made = maps if intact else common.make_maps(table, network, images, classes, options, [index])[0]
         return torch.stack([*made.values()])
 

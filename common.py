@@ -8,6 +8,7 @@ this file has no effect.
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import os
 import re
@@ -286,11 +287,8 @@ def forward_pass(model: nn.Module, images: Tensor, classes: Classes, features: b
     ids = class_ids(classes, len(check_images(images)))
     with evaluation_mode(model), torch.inference_mode(False):  # the latter also switches gradients on
         leaf = at_least_one(images).detach().clone().requires_grad_()
-        layer = None
-        if features:
-            logits, layer = run_with_features(lambda: class_logits(model, leaf), leaf)
-        else:
-            logits = class_logits(model, leaf)
+        run = functools.partial(class_logits, model, leaf)
+        logits, layer = run_with_features(run, leaf) if features else (run(), None)
         logits = logits[: len(images)]
         if None in ids:
             ids = [best if c is None else c for c, best in zip(ids, most_likely(logits)[:, 0].tolist(), strict=True)]

@@ -485,3 +485,11 @@ def test_what_is_inside_a_folder(tmp_path):
         assert is_inside(path, folder) and is_inside(path, tmp_path / "link")
     for path in (tmp_path, tmp_path / "folder2", folder / "..", folder / "out", folder / "out/x"):
         assert not is_inside(path, folder)
+
+
+def test_a_whole_number_may_be_of_any_library():
+    """A tensor of one number was refused."""
+    assert [common.integer_argument("passes", value) for value in (3, np.int64(3), torch.tensor(3))] == [3, 3, 3]
+    for wrong in (True, 2.0, "3", torch.tensor(2.5), 0):
+        with pytest.raises(common.UserError, match="passes must be a whole number of at least 1, not "):
+            common.integer_argument("passes", wrong)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import os
 from collections.abc import Iterable
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,13 @@ def quantity(number: int, noun: str) -> str:
 
 def integer_argument(name: str, value: Any, least: int = 1) -> int:
     """Return a function's argument as an int; raises UserError if it is not a whole number, or is below `least`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
         raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
-    return int(value)
+    return number
 
 
 def printable(path: Path) -> str:
