@@ -5,10 +5,10 @@ Gradient ascent from seeded noise to argmax_I S_c(I) - l2 * ||I - grey||^2, wher
 strong prior:
 
   plain     the objective alone: the network is certain, but others hardly ever recognise the class
-  gaussian  blurs the image with a Gaussian kernel every few steps, since ascent favours high frequencies that raise the
-            logit and show nothing (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization,
-            section 3); changes mostly low frequencies in a step, randomly crops and rotates the image (Olah et al.
-            2017, Feature Visualization), and adds noise (as in SmoothGrad, Smilkov et al. 2017)
+  gaussian  blurs the image with a Gaussian kernel every few steps, since ascent favours high frequencies, which raise
+            the logit but show nothing (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization,
+            section 3). Each step also changes mostly the low frequencies, crops and rotates the image at random (Olah
+            et al. 2017, Feature Visualization), and adds noise (as in SmoothGrad, Smilkov et al. 2017)
   natural   like gaussian, but also pulls the statistics of the network's channels towards those of photos (Yin et al.
             2020, Dreaming to Distill, section 3.1)
 

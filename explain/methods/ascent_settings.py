@@ -32,7 +32,7 @@ class Settings:
     blur_until: float = setting(0.8, "fraction of the steps after which the blur is off", fraction)
     blur_px: float = setting(0.0, "standard deviation of the Gaussian kernel in the first blur, in pixels")
     final_blur_px: float = setting(0.0, "standard deviation of the Gaussian kernel in the last blur, in pixels")
-    contrast: float = setting(0.0, "minimum standard deviation of the image after the last blur; lower before it")
+    contrast: float = setting(0.0, "minimum standard deviation after the last blur; lower after earlier ones")
     statistics: float = setting(0.0, "weight of the distance to photos' channel statistics, in logits")
     precondition: bool = False  # weight the gradient by the amplitudes of photos; not an option
 

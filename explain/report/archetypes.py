@@ -229,8 +229,8 @@ def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawi
     figures.draw_legend(below, panels[0], columns=3)
     curves = [
         "Thin lines: the logit of the class in each step, for the image as the network then sees it.",
-        "Thick lines: the same, as a running mean over up to a tenth of the steps while random augmentation makes it "
-        "noisy; the last point is the saved archetype.",
+        "Thick lines: the same logit, smoothed by a running mean over at most a tenth of the steps as long as random "
+        "augmentation makes it noisy; the last point is the saved archetype.",
     ]
     if not smoothed:
         curves = [

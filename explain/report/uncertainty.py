@@ -45,7 +45,7 @@ def write(
     if len(ordered) > 1:
         figures.draw_figure(output, "uncertainty", draw_order, ordered, model, passes)
     if len(ordered[0]["settling"]) > 1:
-        sentence = enough_in_words(results["passes_enough"], passes, len(ordered))
+        sentence = enough_in_words(results["passes_enough"], passes)
         figures.draw_figure(output, "settling", draw_settling, ordered[:SETTLING_SHOWN], sentence, model)
         lines.append(sentence)
     else:
@@ -118,15 +118,16 @@ def passes_enough(ordered: list[dict], passes: int) -> dict[str, int | None]:
     return enough
 
 
-def enough_in_words(enough: dict[str, int | None], passes: int, images: int) -> str:
+def enough_in_words(enough: dict[str, int | None], passes: int) -> str:
     """Return the result of `passes_enough` as a sentence."""
     rounded = {key: np.inf if n is None else float(f"{n:.2g}") for key, n in enough.items()}
     about = {key: f"about {n:,.0f}" if n < 1e6 else "over a million" for key, n in rounded.items()}
-    order = f", {about['order']} for the order of the {images:,} images" if "order" in about else ""
+    order = (
+        f", and within the difference between neighbours in order after {about['order']}" if "order" in about else ""
+    )
     return (
-        f"Passes needed for two standard errors to be within a tenth of the value, estimated from these {passes:,}: "
-        f"{about['variance']} for each variance, {about['mutual_information']} for each mutual information"
-        f"{order}."
+        f"Estimated from these {passes:,} passes: two standard errors are within a tenth of every image's variance "
+        f"after {about['variance']}, of its mutual information after {about['mutual_information']}{order}."
     )
 
 
@@ -227,8 +228,8 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
     told_apart += f"{'at most' if others else 'above'} twice its standard error."
     return figure, [
         f"{model.label}: how unsure it is of {quantity(len(rows), 'image')}, over {quantity(passes, 'pass')}",
-        "Above: mutual information, the part of the uncertainty on which the passes disagree; below: predictive "
-        "entropy, the whole; both with one Monte Carlo standard error.",
+        "Above: mutual information, the part of the uncertainty due to disagreement between the passes; below: "
+        "predictive entropy, the whole; both with one Monte Carlo standard error.",
         told_apart if passes > 1 else "A single pass has no standard errors, so no two images can be told apart.",
     ]
 
