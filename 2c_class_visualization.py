@@ -105,27 +105,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import common
-from explain.basics.errors import quantity
 from explain.methods import archetypes, ascent, priors
 from explain.networks.running import device_of
 from explain.report import archetypes as report
-
-
-def describe(settings: Settings) -> str:
-    """Return a description of an ascent with these settings, for captions and metrics."""
-    blurs = settings.blurs() or {0: (0, 0)}
-    sigmas = dict.fromkeys(f"{blurs[step][0]:.2g}" for step in (min(blurs), max(blurs)))
-    parts = {
-        f"gradient ascent, {quantity(settings.steps, 'step')}": True,
-        "mostly of low frequency": settings.precondition,
-        "random zoom": (settings.zoom_from, settings.zoom_to) != (1, 1),
-        "random rotation": settings.rotation_degrees,
-        "random noise": settings.noise,
-        f"Gaussian blur every {quantity(settings.blur_every, 'step')} until step {max(blurs) + 1} "
-        f"(standard deviation {' to '.join(sigmas)} px)": any(sigma for sigma, _ in blurs.values()),
-        "channel statistics pulled towards those of photos": settings.statistics,
-    }
-    return ", ".join(part for part, is_on in parts.items() if is_on)
 
 
 @torch.inference_mode(False)  # gradients, where it is called under torch.inference_mode(), too
@@ -313,8 +295,7 @@ def main() -> None:
     make_archetypes(store, model, judge_networks, classes, settings)
     rows = store.complete()
     photos, skipped = real_photos(model, judge_networks, classes, options.dataset)
-    descriptions = {method: describe(settings[method]) for method in settings}
-    report.write(rows, photos, skipped, model, judge_networks, descriptions, output)
+    report.write(rows, photos, skipped, model, judge_networks, settings, output)
 
 
 if __name__ == "__main__":

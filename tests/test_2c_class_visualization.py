@@ -434,7 +434,7 @@ FULL += "Gaussian blur every 4 steps until step 448 (standard deviation 1 to 0.5
     ],
 )
 def test_a_description_says_what_the_settings_do(method, settings, description):
-    assert script.describe(dataclasses.replace(script.METHODS[method], **settings)) == description
+    assert report.describe(dataclasses.replace(script.METHODS[method], **settings)) == description
 
 
 @pytest.mark.parametrize(
@@ -556,12 +556,12 @@ def test_options_reach_all_methods_and_captions_say_so(run, monkeypatch, capsys)
     for method, row in zip(script.METHODS, rows_of(folder), strict=True):
         settings, results = dataclasses.replace(script.METHODS[method], **given), metrics["results"][method]
         assert results["settings"] == dataclasses.asdict(settings)
-        assert f"{method}: {script.describe(settings)}" in metrics["captions"]["archetypes.png"][1]
+        assert f"{method}: {report.describe(settings)}" in metrics["captions"]["archetypes.png"][1]
         assert "blur every 3 steps until step 6 (standard deviation 1.5 to 1 px)" in results["description"]
         assert results["grey_distance_limit"] == 0.5  # it has batch norms
         assert results["least_probability"] == row["probability"] and results["judges"] == {}
     assert not (folder / "least_recognised.csv").exists() and (folder / "archetypes.csv").exists()
-    monkeypatch.setattr(script, "describe", lambda settings: f"mine of {settings.blur_px:g} px")
+    monkeypatch.setattr(report, "describe", lambda settings: f"mine of {settings.blur_px:g} px")
     _, metrics = run(*ALONE, "--methods", "gaussian", "plain", "--steps", "11", "--blur-every", "1", "--blur-px", "4")
     assert "replaces the results of 3 images with" in capsys.readouterr().err
     for figure in ("archetypes.png", "class_images.png"):

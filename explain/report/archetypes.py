@@ -25,6 +25,23 @@ SURE = 0.9  # probability at which metrics.json counts an archetype as recognise
 COLUMNS = ("class", "name", "method", "path", "logit", "probability", "rank", "starts", "zero_gradient_steps")
 
 
+def describe(settings: Settings) -> str:
+    """Return a description of an ascent with these settings, for captions and metrics."""
+    blurs = settings.blurs() or {0: (0, 0)}
+    sigmas = dict.fromkeys(f"{blurs[step][0]:.2g}" for step in (min(blurs), max(blurs)))
+    parts = {
+        f"gradient ascent, {quantity(settings.steps, 'step')}": True,
+        "mostly of low frequency": settings.precondition,
+        "random zoom": (settings.zoom_from, settings.zoom_to) != (1, 1),
+        "random rotation": settings.rotation_degrees,
+        "random noise": settings.noise,
+        f"Gaussian blur every {quantity(settings.blur_every, 'step')} until step {max(blurs) + 1} "
+        f"(standard deviation {' to '.join(sigmas)} px)": any(sigma for sigma, _ in blurs.values()),
+        "channel statistics pulled towards those of photos": settings.statistics,
+    }
+    return ", ".join(part for part, is_on in parts.items() if is_on)
+
+
 def recognition(measures: Sequence[dict], classes: int) -> dict[str, float]:
     """Return how well a network of this many classes recognises images, from its measures of each image's class."""
     top5 = {"top5": sum(m["rank"] <= 5 for m in measures) / len(measures)}
@@ -81,13 +98,11 @@ def write(
     skipped: list[dict],
     model: Classifier,
     judge_networks: dict[str, Classifier],
-    descriptions: dict[str, str],
+    settings: dict[str, Settings],
     output: OutputFolder,
 ) -> None:
-    """Write metrics, tables and figures of the rows, the archetypes and the photos of their classes.
-
-    `descriptions` has for each method what it did, with its settings.
-    """
+    """Write metrics, tables and figures of the rows, the archetypes and the photos of their classes."""
+    descriptions = {method: describe(of) for method, of in settings.items()}
     reference = PHOTO_COLOURS
     if photos:
         reference = {key: np.mean([photo[key] for photo in photos.values()], 0) for key in reference}
