@@ -153,10 +153,10 @@ def table(rows: list[dict]) -> str:
 
 HEAD = """# Gradients on every architecture
 
-Plain gradients are correct on all {count} classification architectures of torchvision {torchvision}, guided gradients on
-all of these that have rectifiers. Plain gradients agree with finite differences, guided gradients with an independent
-implementation, and guided backpropagation changes no logit. A network without rectifiers has no guided gradient:
-asking for one raises an error that names its activations.
+Plain gradients are correct on all {count} classification architectures of torchvision {torchvision}, guided
+gradients on all of these that have rectifiers. Plain gradients agree with finite differences, guided gradients with an
+independent implementation, and guided backpropagation changes no logit. A network without rectifiers has no guided
+gradient: asking for one raises an error that names its activations.
 
 `make architectures` checks this in 20 minutes and writes this page, unless a check fails. The networks have seeded
 random weights and run in float64 on inputs of a reduced size (PyTorch {torch}, captum {captum}). All numbers except the
