@@ -5,7 +5,7 @@ processes that wait for each other. Results are compared first: a row whose resu
 
     python benchmarks/bench.py                        # everything, in forty minutes; or `make bench`
     python benchmarks/bench.py --only 2b --turns 3    # replaces the rows of 2b only
-    python benchmarks/bench.py --device cuda          # the rows of the GPU only; without it, they come after the CPU's
+    python benchmarks/bench.py --device cuda          # only the rows of the GPU (default: the CPU's, then the GPU's)
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ def faithfulness(steps: int, theirs: Callable, peer: str, most: float) -> Row:
 
 
 def reading(ahead: int, goal: float | None) -> Row:
-    title, ours = f"reading beside a network that waits, --prefetch {ahead}", partial(work.read_beside, prefetch=ahead)
-    return Row("prefetch", title, LITE0, ours, work.read, limit="the longer of the two", goal=goal, per=work.READ)
+    title = f"reading files for a network that takes as long, --prefetch {ahead}"
+    pair, limit = (partial(work.read_beside, prefetch=ahead), work.read), "the longer of reading and waiting"
+    return Row("prefetch", title, LITE0, *pair, limit=limit, goal=goal, per=work.READ)
 
 
 def passes(name: str, count: int, floor: float | None = None) -> Row:
@@ -99,13 +100,13 @@ def ascent(method: str, goal: float | None) -> Iterator[Row]:
     ours = partial(work.our_ascent, method=method)
     row = partial(Row, "2c", f"2c {method}, a step of six classes", LITE0, ours, per=work.STEPS * 6)
     yield row(work.bare_steps, limit="the bare forward and backward passes", goal=goal)
-    yield row(work.one_at_a_time, "a class at a time through 8 bits")
+    yield row(work.one_at_a_time, "one class at a time, through 8 bits")
 
 
 def memory(script: str) -> Row:
     command = (f"{script}.py", *HERE, *(("--steps", "10") if script.startswith("2c") else ()))
     bare = ("-c", f"from benchmarks import work; work.bare_passes({LITE0!r})")
-    pair, limit = (process(*command), process(*bare)), "its eager network's forward and backward pass alone"
+    pair, limit = (process(*command), process(*bare)), "the eager network's forward and backward pass alone"
     return Row("memory", f"peak memory of {script}", LITE0, *pair, limit=limit, unit="GB", once=True)
 
 
@@ -116,22 +117,22 @@ def process(*command: str) -> Callable[[str], float]:
 EVALUATION = "2b", "2b, images from files", LITE0, work.our_evaluation
 LOOP, TUNNEL = "plain loop (PIL, DataLoader, eager network)", "captum, NoiseTunnel of Saliency"
 SMOOTHED = work.our_smoothed_maps, work.captums_smoothed_maps, TUNNEL
-CAMS = work.our_guided_cams, work.pytorch_grad_cams, "pytorch-grad-cam, both calls"
+CAMS = work.our_guided_cams, work.pytorch_grad_cams, "pytorch-grad-cam, Grad-CAM times guided map"
 PHOTO = str(next((ROOT / "dataset" / "DL_data_p").glob("*/*.*"), ""))
 START = process("2d_predict.py", PHOTO, *HERE), process("-c", LIBRARIES)
 ROWS = [
     *gradients("2e", guided=False),
     *gradients("2f", guided=True),
-    # with other noise: two seeds of ours are as far apart
+    # the noise differs: two of our own seeds are as far apart
     *(Row("maps", "2e smoothed maps, 16 copies", name, *SMOOTHED, most=0.4) for name in (LITE0, "resnet18")),
     Row("maps", "2f guided Grad-CAM", "resnet18", *CAMS, most=0.05, goal=4),
-    faithfulness(28, work.plain_insertion_deletion, "an image at a time", 1e-4),
+    faithfulness(28, work.plain_insertion_deletion, "one image at a time", 1e-4),
     faithfulness(21, work.quantus_insertion_deletion, "Quantus, PixelFlipping twice", 0.01),
     reading(0, None),
     reading(2, 1.15),
     Row(*EVALUATION, work.plain_evaluation, LOOP, most=1e-4, per=work.FILES),
     Row(*EVALUATION, work.bare_evaluation, limit="decoding, then forward passes", per=work.FILES),
-    passes(LITE0, 100, floor=1.19),  # notes.md works these two out
+    passes(LITE0, 100, floor=1.19),  # notes.md derives these two
     passes(LITE0, 1000, floor=2.8),
     passes("vgg16", 100),
     passes(ALEXNET, 100),
@@ -161,7 +162,7 @@ def timed(function: Callable[[str], Any], network: str) -> tuple[Any, float]:
     warnings.simplefilter("ignore")
     start = time.perf_counter()
     result = function(network)
-    if work.DEVICE != "cpu":  # which has only been told what to do
+    if work.DEVICE != "cpu":  # a GPU may still be computing when the call returns
         torch.accelerator.synchronize()
     seconds = time.perf_counter() - start
     return result.detach().double().cpu() if isinstance(result, torch.Tensor) else result, seconds
@@ -224,7 +225,7 @@ def document(found: dict[str, Any], notes: str) -> str:
             tables.append("")
     seconds = {row["work"]: row["ours_s"] for row in found["rows"] if row["part"] == "report"}
     each = ", ".join(f"{script} {s:.0f} s" for script, s in seconds.items())
-    tables += [f"The whole report: {each}; together {sum(seconds.values()):.0f} s."]
+    tables += [f"The whole report takes {sum(seconds.values()):.0f} s: {each}."]
     return notes.replace("{machine}", found["machine"]).replace("{tables}", "\n".join(tables))
 
 
@@ -251,7 +252,7 @@ def main() -> None:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     parser.add_argument("--only", nargs="+", choices=parts, default=parts, help="parts to run (default: all)")
     parser.add_argument("--turns", type=int, default=5, help="turns to time, after one turn of warm-up (default: 5)")
-    parser.add_argument("--device", nargs="+", default=devices, help="devices to run them on (default: all there are)")
+    parser.add_argument("--device", nargs="+", default=devices, help="devices to run on (default: all available)")
     options = parser.parse_args()
     path, notes = ROOT / "docs" / "benchmarks.json", (ROOT / "benchmarks" / "notes.md").read_text()
     order = {key: n for n, key in enumerate(WANTED)}

@@ -1,8 +1,8 @@
 """The work that is timed, once as this project does it and once as its peers' documentation shows it.
 
-Each function does one side's work. What it needs is kept from its first call, which does not count. It returns its
-result, to be compared; whole processes return their memory. Each side has a process of its own, since they differ in
-settings of a whole process; BENCH_DEVICE is the device of both.
+Each function does one side's work. Networks and images are cached in its first call, which is not timed. It returns its
+result for comparison; `process` returns the peak memory. Each side runs in a process of its own, since the sides differ
+in settings of a whole process. BENCH_DEVICE is the device of both.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FILES, READ = 192, 768  # of 2b, and beside a network that waits: the photos aga
 
 @cache
 def eager(name: str) -> nn.Module:
-    """The network as timm or torchvision builds it, with its normalisation before it; random weights but for lite0."""
+    """The network as timm or torchvision builds it, after its normalisation; random weights except for lite0."""
     torch.manual_seed(0)
     if name == "efficientnet_lite0":
         network = timm.create_model("tf_efficientnet_lite0", drop_rate=0.2)
@@ -53,7 +53,7 @@ def eager(name: str) -> nn.Module:
 
 @cache
 def prepared(name: str) -> common.Classifier:
-    # as the scripts; the peers are left at PyTorch's default
+    # as in the scripts; the peers keep PyTorch's default
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return common.load_model(name, None if name == "efficientnet_lite0" else "random", DEVICE)
 
@@ -67,7 +67,7 @@ def photos(count: int) -> list[common.ImageFile]:
 def batch(count: int = BATCH) -> Tensor:
     preprocess = timm.data.create_transform(224, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
     images = torch.stack([preprocess(common.read_image(file.path)) for file in photos(count)])  # (N, 3, 224, 224)
-    # in a flat area values are equal: to which of two maxima a pooling layer passes a gradient is up to rounding
+    # a little noise: in flat areas, rounding would decide to which of two maxima a pooling layer passes a gradient
     return (images + 1e-3 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0))).to(DEVICE)
 
 
@@ -121,7 +121,7 @@ def captums_smoothed_maps(name: str) -> Tensor:
 
 
 def to_largest(maps: Tensor) -> Tensor:
-    """Return maps (N, H, W) as parts of each one's largest value; zeros stay zeros."""
+    """Return maps (N, H, W), each divided by its largest value; a map of zeros stays as it is."""
     return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-30)
 
 
@@ -132,7 +132,7 @@ def our_guided_cams(name: str) -> Tensor:
 def pytorch_grad_cams(name: str) -> Tensor:
     """Grad-CAM of the batch, times guided backpropagation, one image at a time.
 
-    It scales each Grad-CAM from its smallest value to its largest: ours differ where the smallest is above 0.
+    pytorch-grad-cam scales each map from its smallest value to its largest, so ours differ if the smallest is above 0.
     """
     from pytorch_grad_cam import GradCAM, GuidedBackpropReLUModel
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -160,7 +160,7 @@ def our_insertion_deletion(name: str, steps: int) -> Tensor:
 
 @torch.no_grad()
 def plain_insertion_deletion(name: str, steps: int) -> Tensor:
-    """An image at a time through the eager network, as the method is written down."""
+    """One image at a time through the eager network, as the paper describes the method."""
     areas = []  # (8,): insertion and deletion of each image
     for image, copy, saliency, c in zip(batch(4), blurred(batch(4)), random_maps(), targets(4), strict=True):
         order = saliency.flatten().argsort(descending=True)
@@ -175,9 +175,10 @@ def plain_insertion_deletion(name: str, steps: int) -> Tensor:
 
 
 def quantus_insertion_deletion(name: str, steps: int) -> Tensor:
-    """Its pixel flipping twice: from the image to the copy, and from the copy to the image.
+    """Pixel flipping by Quantus, twice: from the image to the copy, and from the copy to the image.
 
-    It takes numbers of values a step that divide the number of pixels: 21 steps, but not 28; most end inside a pixel.
+    Quantus wants the number of values in a step to divide the number of pixels: 21 steps are possible, but not 28. Most
+    steps end inside a pixel.
     """
     import quantus
 
@@ -305,14 +306,14 @@ def our_ascent(name: str, method: str) -> Tensor:
 
 
 def bare_steps(name: str) -> None:
-    """As many forward and backward passes, on images in memory."""
+    """The same number of forward and backward passes, on images in memory."""
     images, rows = batch(len(CLASSES)).clone().requires_grad_(), torch.arange(len(CLASSES))
     for _ in range(STEPS):
         torch.autograd.grad(prepared(name)(images)[rows, CLASSES].sum(), images)
 
 
 def one_at_a_time(name: str) -> None:
-    """A class at a time, an optimiser a step, the image through 8 bits: as pytorch-cnn-visualizations has it."""
+    """One class at a time, with a new optimiser and 8-bit rounding in each step, as in pytorch-cnn-visualizations."""
     model = eager(name)[1]
     mean, std = torch.tensor(127 / 255, device=DEVICE), torch.tensor(128 / 255, device=DEVICE)
     for c in CLASSES:

@@ -153,23 +153,24 @@ def table(rows: list[dict]) -> str:
 
 HEAD = """# Gradients on every architecture
 
-Plain and guided gradients are correct on all {count} classification architectures of torchvision {torchvision}. Plain
-gradients agree with finite differences, guided gradients with an independent implementation, and guided
-backpropagation changes no logit. A network without rectifiers has no guided gradient: asking for one raises an error
-that names its activations.
+Plain gradients are correct on all {count} classification architectures of torchvision {torchvision}, guided
+gradients on all of these that have rectifiers. Plain gradients agree with finite differences, guided gradients with an
+independent implementation, and guided backpropagation changes no logit. A network without rectifiers has no guided
+gradient: asking for one raises an error that names its activations.
 
 `make architectures` checks this in 20 minutes and writes this page, unless a check fails. The networks have seeded
-random weights and run in float64 at a reduced input size (PyTorch {torch}, captum {captum}). All numbers except the
+random weights and run in float64 on inputs of a reduced size (PyTorch {torch}, captum {captum}). All numbers except the
 counts are relative differences.
 
 - *plain vs. finite difference*: the gradient of a class logit against central differences, at the worst of the
-  {pixels} pixels where it is largest. The rest comes from rounding and from the kinks of the rectifiers.
+  {pixels} pixels where it is largest. The difference comes from rounding and from the kinks of the rectifiers.
 - *guided vs. reference*: against an implementation that replaces each rectifier, as it is called, by a function whose
   backward pass is the guided rule written out (`tests/reference.py`).
 - *logits equal*: whether the logits with and without guided backpropagation are the same, bit for bit.
-- *plain vs. guided*: the difference between the two gradients, which shows that they are not the same gradient under
-  two names.
-- *captum*: the output of captum's GuidedBackprop, compared with the guided gradient.
+- *plain vs. guided*: the plain gradient against the guided one. A large difference shows that the guided rule has an
+  effect.
+- *captum*: whether captum's GuidedBackprop returns the same guided gradient, the plain gradient instead, or something
+  else.
 
 """
 
