@@ -118,7 +118,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "--whole": dict(
         action="store_true",
-        help="fit the whole image into the network's input, with grey around it, instead of a central crop",
+        help="fit the whole image into the network's input, with grey around it, instead of a centre crop",
     ),
     "--stochastic": dict(
         action="store_true",
