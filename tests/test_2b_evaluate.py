@@ -313,7 +313,7 @@ def test_a_folder_of_labelled_pictures_as_it_lies(own, names):
         (own.folder / "photos/Red/0.png").rename(own.folder / "photos/crimson/0.png")
         metrics = own("photos")
         assert metrics["results"]["top1_accuracy"] == 1
-        assert "several folders of one class: Red, crimson" in metrics["model"]["notes"]
+        assert "several folders for one class: Red, crimson" in metrics["model"]["notes"]
 
 
 @pytest.mark.parametrize("is_split", [False, True])
@@ -346,7 +346,7 @@ def test_a_folder_leaves_the_report_as_it_is(own, run):
 def test_a_folder_of_no_class_is_named_and_loose_files_are_listed(own):
     """A folder `n01774750` beside one named `55` was left out without a word."""
     save_colours(own.folder / "photos", ("0", "n01774750"))
-    with pytest.raises(common.UserError, match="1 of the 2 folders in photos are not named by a class, 'n017"):
+    with pytest.raises(common.UserError, match="1 of the 2 folders in photos are not named by a class, such as 'n017"):
         own("photos")
     (own.folder / "photos/n01774750").rename(own.folder / "photos/1")
     (own.folder / "photos/loose.png").write_bytes(b"x")

@@ -40,7 +40,7 @@ def shard_of(options: argparse.Namespace) -> tuple[int, int]:
     try:
         return shard(f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}")
     except argparse.ArgumentTypeError as error:
-        raise UserError(f"RANK/WORLD_SIZE in the environment: {error}") from None
+        raise UserError(f"RANK/WORLD_SIZE in the environment {error}") from None
 
 
 def resolve_options(options: argparse.Namespace) -> argparse.Namespace:
@@ -249,7 +249,7 @@ class Rows:
         if self.own:
             raise UserError(
                 f"another run with other settings has written to {self.folder} meanwhile: "
-                "give one of them its own --output"
+                "give one of the two runs its own --output"
             )
         return False
 
