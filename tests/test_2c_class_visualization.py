@@ -563,7 +563,7 @@ def test_options_reach_all_methods_and_captions_say_so(run, monkeypatch, capsys)
     assert not (folder / "least_recognised.csv").exists() and (folder / "archetypes.csv").exists()
     monkeypatch.setattr(script, "describe", lambda settings: f"mine of {settings.blur_px:g} px")
     _, metrics = run(*ALONE, "--methods", "gaussian", "plain", "--steps", "11", "--blur-every", "1", "--blur-px", "4")
-    assert "replaces the results of 3 images with" in capsys.readouterr().err
+    assert "replaces the results of 3 images, made with" in capsys.readouterr().err
     for figure in ("archetypes.png", "class_images.png"):
         assert metrics["captions"][figure][1] == "Left to right: gaussian: mine of 4 px; plain: mine of 4 px."
 

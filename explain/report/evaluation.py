@@ -115,7 +115,7 @@ def rescale(rows: list[dict], before: dict, folder: Path) -> tuple[dict, list[di
         for name, key in (("loss", "loss"), ("calibration error", "expected_calibration_error"))
         for b, a in [(round(before[key], 3), round(after[key], 3))]
     ]
-    how = f"{temperature_text(after)}, cross-fitted in {len(after['temperatures_of_folds'])} folds"
+    how = f"temperature {temperature_text(after)}, cross-fitted in {len(after['temperatures_of_folds'])} folds"
     return {**after, "says": f"Temperature scaling ({how}): {'; '.join(changes)}."}, bins
 
 
@@ -141,7 +141,7 @@ def draw_reliability(bins: list[dict], bins_after: list[dict], results: dict, mo
     curves = {"accuracy, with its 95 % interval": (bins, figures.BLUE, "o")}
     if bins_after:
         temperature = temperature_text(results["temperature_scaling"])
-        curves[f"after temperature {temperature}"] = (bins_after, figures.ORANGE, "s")
+        curves[f"scaled by temperature {temperature}"] = (bins_after, figures.ORANGE, "s")
     for label, (table, colour, marker) in curves.items():
         full = [b for b in table if b["images"]]
         accuracy, confidence = ([b[key] for b in full] for key in ("accuracy", "confidence"))

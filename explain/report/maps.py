@@ -21,7 +21,8 @@ from explain.report.numbers import label
 from explain.report.page import finish
 from explain.run.output import OutputFolder, map_name
 
-HEADS = {"plain": "saliency map", "guided": "guided saliency map"}  # of columns; else the kind's label
+# of columns; else the kind's label
+HEADS = dict(plain="saliency map", smoothed="smoothed map", combined="combined map", guided="guided saliency map")
 Table = Mapping[str, Callable]  # the function of each kind of map
 
 

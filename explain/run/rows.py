@@ -174,7 +174,7 @@ class Rows:
             if self.output.metrics.is_file():
                 used = {row["path"] for row in read_rows(self.complete_file) if "skipped" not in row}
                 print(
-                    f"replaces the results of {quantity(len(used), 'image')} with {self._difference(stored)}",
+                    f"replaces the results of {quantity(len(used), 'image')}, made with {self._difference(stored)}",
                     file=sys.stderr,
                 )
             elif self._has_work():
@@ -223,7 +223,7 @@ class Rows:
         return stored if isinstance(stored, dict) else {}
 
     def _difference(self, stored: dict) -> str:
-        """Return the first setting that differs, with its stored value, as words that complete "results with ..."."""
+        """Return the first setting that differs, with its stored value, as words that complete "made with ..."."""
         name = next(name for name, value in self.settings.items() if stored.get(name) != value)
         if name not in vars(self.output.options):
             return "other images" if name == "list of images" else f"another version of {name}"
