@@ -131,7 +131,7 @@ def test_what_no_font_has_is_said_once(tmp_path, monkeypatch, capsys):
         return Figure(figsize=(figures.WIDTH, 1), layout="constrained"), ["\u6f22 \u6f22"]
 
     figures.draw_figure(common.OutputFolder(options, "thing.py"), "a", draw)
-    said = "no installed font has the characters \u6f22 in a: install one that does, such as Noto\n"
+    said = "no installed font has the characters \u6f22 in a: install one that has them, such as Noto\n"
     assert capsys.readouterr().err == said
 
 
