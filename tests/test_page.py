@@ -257,7 +257,7 @@ def test_a_run_that_ends_meanwhile_is_not_lost(tmp_path, monkeypatch):
 
     monkeypatch.setattr(page, "render", render_late)
     found = Page(page.write_page(tmp_path))
-    assert "plain map lies in a fraction of 0.250 of its pixels, on average over 2 maps" in found.text and len(calls) == 2
+    assert "map lies in a fraction of 0.250 of its pixels, on average over 2 maps" in found.text and len(calls) == 2
 
 
 def test_a_single_file_has_its_pictures_inside(finished):
