@@ -254,8 +254,8 @@ def draw_settling(rows: list[dict], sentence: str, model: Classifier) -> figures
     images = f"the {len(rows)} images that the network is least sure of" if len(rows) > 1 else "the image"
     return figure, [
         f"{model.label}: how many passes are enough?",
-        f"Variance (left) and mutual information (right) after more and more passes, with one Monte Carlo standard "
-        f"error, for {images}.",
+        f"Variance (left) and mutual information (right) after increasing numbers of passes, with one Monte Carlo "
+        f"standard error, for {images}.",
         sentence,
     ]
 
