@@ -40,7 +40,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
     parser.add_argument("--link", action="store_true", help="make hard links instead of copies, to save disk space")
     parser.add_argument(
-        "--prune", "--fresh", action="store_true", help="move files that do not belong here to DL_data_p_pruned"
+        "--prune",
+        "--fresh",
+        action="store_true",
+        help="move files that do not belong to the dataset to DL_data_p_pruned",
     )
     parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
     parser.add_argument("--strict", action="store_true", help="treat an absent file that the list names as a problem")

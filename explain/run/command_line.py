@@ -66,7 +66,12 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--mean": dict(
         type=at_least_0, nargs="+", metavar="X", help="mean pixel values (0 to 1) of the training images, by channel"
     ),
-    "--std": dict(type=above_0, nargs="+", metavar="X", help="standard deviations of these pixel values, by channel"),
+    "--std": dict(
+        type=above_0,
+        nargs="+",
+        metavar="X",
+        help="standard deviations of the training images' pixel values, by channel",
+    ),
     "--interpolation": dict(choices=INTERPOLATIONS, help="interpolation used for resizing"),
     "--squash": dict(
         action="store_true",
