@@ -1,10 +1,10 @@
 """2b: how good is the network?
 
 Measures the cross-entropy loss (the mean of -log p(y | x)) and the fractions of images whose class is the most likely
-one (top-1) or among the five most likely (top-5), on the split validation images. To tell whether the network's
-confidence can be believed, it also measures the expected calibration error, the sum over 15 bins of (n_b / n)
-|accuracy_b - confidence_b| (Guo et al. 2017, On Calibration of Modern Neural Networks, section 2), draws the
-reliability diagram, and measures the error that is left after temperature scaling (section 4.2), fitted and judged on
+one (top-1) or among the five most likely (top-5) on the labelled images. To tell whether the network's confidence
+can be believed, it also measures the expected calibration error, the sum over 15 bins of (n_b / n) |accuracy_b -
+confidence_b| (Guo et al. 2017, On Calibration of Modern Neural Networks, section 2), draws the reliability diagram, and
+measures the loss and the calibration error after temperature scaling (section 4.2), which is fitted and judged on
 different images. The orientation in an image's EXIF data is ignored, as it is for published accuracies.
 
     python 2b_evaluate.py                 # all validation images, after process_data.py
@@ -28,8 +28,8 @@ def parse_options() -> argparse.Namespace:
         "folder",
         nargs="?",
         metavar="FOLDER",
-        help="labelled images to use instead of the dataset's: a folder with a subfolder for each class, named by its "
-        "name, its WordNet id (n01770393) or its id; by default the results go to output/pictures",
+        help="labelled images to use instead of the dataset's: a folder with a subfolder for each class, named by the "
+        "class's name, WordNet id (n01770393) or id; by default the results go to output/pictures",
     )
     return parser.parse_args()
 

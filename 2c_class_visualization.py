@@ -4,11 +4,11 @@ Gradient ascent from seeded noise to argmax_I S_c(I) - l2 * ||I - grey||^2, wher
 (Simonyan et al. 2014, Deep Inside Convolutional Networks, section 2). There are three methods, from no prior to a
 strong prior:
 
-  plain     the objective alone: the network is certain, but others hardly ever recognise the class
+  plain     the objective alone: the network is certain, but other networks hardly ever recognise the class
   gaussian  blurs the image with a Gaussian kernel every few steps, since ascent favours high frequencies, which raise
             the logit but show nothing (Yosinski et al. 2015, Understanding Neural Networks Through Deep Visualization,
-            section 3). Each step also changes mostly the low frequencies, crops and rotates the image at random (Olah
-            et al. 2017, Feature Visualization), and adds noise (as in SmoothGrad, Smilkov et al. 2017)
+            section 3). Each step favours low frequencies, crops and rotates the image at random (Olah et al. 2017,
+            Feature Visualization), and adds noise (as in SmoothGrad, Smilkov et al. 2017)
   natural   like gaussian, but also pulls the statistics of the network's channels towards those of photos (Yin et al.
             2020, Dreaming to Distill, section 3.1)
 
@@ -17,7 +17,7 @@ had no part in making it (explain/methods/archetypes.py).
 
     python 2c_class_visualization.py                                           # six classes, three methods
     python 2c_class_visualization.py --classes tarantula --methods gaussian --steps 80     # quick
-    python 2c_class_visualization.py --classes all --methods natural           # 1,000 classes: hours, can be resumed
+    python 2c_class_visualization.py --classes all --methods natural    # 1,000 classes: takes hours, can be resumed
 """
 
 from __future__ import annotations
@@ -74,17 +74,17 @@ def parse_options() -> argparse.Namespace:
         "--classes",
         nargs="+",
         metavar="CLASS",
-        help=f"classes to visualize, by id or name, or `all` (default: {' '.join(CLASSES)}; without ImageNet's 1,000 "
-        "classes: the first six)",
+        help=f"classes to visualise, by id or name, or `all` (default: {' '.join(CLASSES)}; the first six for a "
+        "network without ImageNet's 1,000 classes)",
     )
-    methods = "methods to use; an option below, such as --blur-every, holds for all of them"
+    methods = "methods to use; an option below, such as --blur-every, applies to all of them"
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help=methods)
     parser.add_argument(
         "--judge",
         action="append",
         metavar="MODEL",
-        help="network that has no part in making the archetypes and judges them: a name as for --model, or NAME=FILE "
-        f"with its weights; can be repeated; `none` for no judge (default: {JUDGES[0]})",
+        help="network that judges the archetypes and has no part in making them: a name as for --model, or NAME=FILE "
+        f"to load its weights from a file; can be repeated; `none` for no judge (default: {JUDGES[0]})",
     )
     add_settings(parser, METHODS)
     options = parser.parse_args()
@@ -131,11 +131,11 @@ def visualize_classes(
     often. Simonyan et al. 2014, section 2.
     """
     if method not in METHODS:
-        raise common.UserError(f"no method is named {method!r}: valid are {', '.join(METHODS)}")
+        raise common.UserError(f"no method is named {method!r}: choose from {', '.join(METHODS)}")
     settings = change_settings(METHODS[method], settings)
     size, classes = ascent.square_side(size or getattr(model, "input_size", None)), common.class_ids(classes)
     if not classes or None in classes:
-        raise common.UserError(f"classes must name at least one class each, not {classes}: give ids, as in [55, 76]")
+        raise common.UserError(f"classes must be one or more class ids, not {classes}: give ids, as in [55, 76]")
     generators = ascent.check_generators(generator, classes)
     sides, device = ascent.growing_sides(model, settings, size), device_of(model)
     limit = priors.grey_distance_limit(model, settings.max_grey_distance)

@@ -2,9 +2,10 @@
 
 The class saliency map, M = max over channels of |d S_c / d x|, says how strongly the logit S_c of the class reacts to a
 small change of each pixel (Simonyan et al. 2014, Deep Inside Convolutional Networks, section 3.1). Beside it are the
-smoothed map, which is the mean of the maps of noisy copies (Smilkov et al. 2017, SmoothGrad, section 3), and a combined
-map, drawn over the image. Below each map is its faithfulness score: does the class's probability depend on the pixels
-that the map highlights (2g)? The maps explain the most likely class unless you name another.
+smoothed map, which is the mean of the maps of noisy copies (Smilkov et al. 2017, SmoothGrad, section 3), and the
+combined map, the product of the smoothed map, Grad-CAM (2f) and the distance from a blurred copy, drawn over the image.
+Below each map is its faithfulness score, which tells whether the class's probability depends on the pixels that the map
+highlights (2g). The maps explain the most likely class unless you name another.
 
     python 2e_saliency.py                                 # the dataset's test images
     python 2e_saliency.py photo.jpg                       # your own image, no dataset needed; quick
@@ -63,8 +64,8 @@ def over_channels(gradient: Tensor) -> Tensor:
 
 
 def signed_saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return the gradient of the class's logit in the channel where it is largest, above 0 where a larger value
-    raises the logit, in logits per unit of pixel value.
+    """Return the gradient of the class's logit in the channel where its absolute value is largest, positive where a
+    larger pixel value raises the logit, in logits per unit of pixel value.
 
     Arguments and maps as in `saliency_maps`.
     """

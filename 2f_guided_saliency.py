@@ -1,11 +1,11 @@
-"""2f: which pixels did the network look at, seen through guided backpropagation?
+"""2f: which pixels did the network look at, according to guided backpropagation?
 
 The class saliency map again, but in the backward pass every rectifier lets only positive signals pass:
 R_in = 1[0 < x] * 1[0 < R_out] * R_out (Springenberg et al. 2015, Striving for Simplicity, section 3.4). The map is less
 noisy, but it depends little on the upper layers and on the class (Adebayo et al. 2018, Sanity Checks for Saliency Maps;
 2g measures how little): it shows which edges the network saw, not why it chose the class. Grad-CAM shows where the last
-layer sees the class; guided Grad-CAM, the product of the guided map and Grad-CAM, shows which edges the network sees
-there (Selvaraju et al. 2017, Grad-CAM, section 3). Below each map is its faithfulness score.
+spatial layer sees the class; guided Grad-CAM, the product of the guided map and Grad-CAM, shows which edges the network
+sees there (Selvaraju et al. 2017, Grad-CAM, section 3). Below each map is its faithfulness score.
 
     python 2f_guided_saliency.py                # the dataset's test images
     python 2f_guided_saliency.py photo.jpg      # your own image, no dataset needed; quick
@@ -74,7 +74,7 @@ def guided_rectifiers() -> Iterator[RectifierRule]:
 
 @common.shared
 def guided_saliency_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return the gradient of the class's logit where each rectifier passes back `guide`, reduced to
+    """Return the gradient of the class's logit with each rectifier passing back only `guide`, reduced to
     `saliency.over_channels`, in logits per unit of pixel value.
 
     images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W). Springenberg et al. 2015,
@@ -88,7 +88,7 @@ def guided_saliency_maps(model: nn.Module, images: Tensor, classes: common.Class
 
 @common.shared
 def grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> Tensor:
-    """Return the positive part of the last spatial layer's sum over channels, weighted by their mean gradients, in
+    """Return the positive part of the sum of the last spatial layer's channels, weighted by their mean gradients, in
     logits.
 
     images (N, 3, H, W) in [0, 1], classes one for each or one for all -> maps (N, H, W), bilinear between the layer's
@@ -99,7 +99,7 @@ def grad_cam_maps(model: nn.Module, images: Tensor, classes: common.Classes) -> 
     if forward.features is None:
         raise common.NoSuchMap(
             "Grad-CAM is a map of the last layer whose output has a height and a width, and this network has no such "
-            "layer (its first layer, or its tokens, mix all places): use 2e_saliency.py, or a convolutional network",
+            "layer (its first layer, or its tokens, mix all positions): use 2e_saliency.py, or a convolutional network",
             lacking="no layer with a height and a width",
         )
     features = forward.features.detach()[: len(images)]  # (N, C, h, w)

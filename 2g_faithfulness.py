@@ -2,13 +2,13 @@
 
 The maps of 2e and 2f are judged by three measures, beside baselines that ignore the network:
 
-  insertion, deletion   area under the class's probability while pixels are put into a blurred copy, or removed from the
-                        image, in the map's order (Petsiuk et al. 2018, RISE, section 3.2)
+  insertion, deletion   area under the curve of the class's probability as pixels are put into a blurred copy, or
+                        removed from the image, in the map's order (Petsiuk et al. 2018, RISE, section 3.2)
   grid pointing         share of the map in the class's own quarter of a mosaic of four photos (Rao et al. 2022,
                         Towards Better Understanding Attribution Methods, section 4); chance level: 1/4
   rank correlation      with the map of the network whose layers are randomised from the top down (Adebayo et al. 2018,
                         Sanity Checks for Saliency Maps, section 3.1), with the map of another class, and with the map
-                        of the same image under a little noise
+                        of the same image with a little noise
 
     python 2g_faithfulness.py                                 # validation images that the network gets right
     python 2g_faithfulness.py photo.jpg --classes tarantula   # your own image
@@ -30,11 +30,11 @@ from explain.run.command_line import exercise_parser, not_negative, positive
 def parse_options() -> argparse.Namespace:
     parser = exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--copies", "--noise")
     numbers = {  # of what, by default
-        "steps": (None, positive, "equal steps in a curve (default: eight points of Gauss-Lobatto quadrature instead)"),
-        "cells": (1, positive, "side, in pixels, of cells inserted or deleted as a whole, ordered by the map's mean"),
-        "mosaics": (1, not_negative, "mosaics of four photos for grid pointing"),
-        "randomise": (3, not_negative, "images whose maps are also made with random layers, noise or another class"),
-        "stages": (6, positive, "stages in which layers are randomised"),
+        "steps": (None, positive, "number of equal steps in a curve (default: eight Gauss-Lobatto points)"),
+        "cells": (1, positive, "side, in pixels, of cells inserted or deleted as a whole, in order of the map's mean"),
+        "mosaics": (1, not_negative, "number of mosaics of four photos for grid pointing"),
+        "randomise": (3, not_negative, "number of images mapped again with random layers, noise and another class"),
+        "stages": (6, positive, "number of stages in which layers are randomised"),
     }
     for name, (default, kind, meaning) in numbers.items():
         parser.add_argument(f"--{name}", default=default, type=kind, metavar="N", help=meaning)
@@ -218,7 +218,7 @@ def measure_mosaic(
         return mosaic | {"left_out": f"no four photos of different classes, each with a probability of at least {SURE}"}
     photos = torch.cat([load(file) for file in members.values()])
     if not accepts(model, tiled(photos)[None]):
-        return mosaic | {"left_out": f"the network does not accept images of {2 * model.input_size} pixels"}
+        return mosaic | {"left_out": f"the network does not accept images with sides of {2 * model.input_size} pixels"}
     classes = torch.tensor([*members], device=options.device)
     mosaic["shares"], maps = point(table, model, photos, classes, indices, options)
     mosaic["maps"] = [*mosaic["shares"]][: len(maps)]

@@ -3,10 +3,10 @@
 Monte Carlo dropout: T passes with dropout kept on are T samples of the predictive distribution (Gal and Ghahramani
 2016, Dropout as a Bayesian Approximation, section 4). For each image, the script reports the mean p of the passes'
 probabilities p_t; the predictive entropy H[p], which is the whole uncertainty; the mutual information H[p] - mean_t
-H[p_t], the part due to disagreement between the passes (Houlsby et al. 2011, section 2); and the spread of the leading
-classes, beside the single deterministic pass. Entropies are in nats. To tell whether these measures can be trusted, it
-compares them on labelled images, both as they are and disturbed: does a measure find the mistakes, and does it find
-them better than the largest probability of the single pass?
+H[p_t], the part due to disagreement between the passes (Houlsby et al. 2011, section 2); and the spread of the most
+likely classes' probabilities, beside those of the single deterministic pass. Entropies are in nats. To tell whether
+these measures can be trusted, it compares them on labelled images, both as they are and disturbed: does a measure find
+the mistakes, and does it find them better than the largest probability of the single pass?
 
     python 2h_mc_dropout.py                         # the dataset's test images
     python 2h_mc_dropout.py photo.jpg --passes 20   # your own image, no dataset needed; quick
@@ -36,8 +36,8 @@ def parse_options() -> argparse.Namespace:
         "--passes",
         type=positive,
         metavar="T",
-        help="number of forward passes with dropout on; images that serve only to judge the measures get at most "
-        f"{PASSES_TO_JUDGE} (default: {PASSES_MANY} if these take no more operations than {CHEAP} passes without "
+        help=f"number of forward passes with dropout on, at most {PASSES_TO_JUDGE} for images that only judge the "
+        f"measures (default: {PASSES_MANY} if {PASSES_MANY} passes take no more operations than {CHEAP} without "
         f"dropout, else {PASSES_FEW})",
     )
     probability = number("above 0 and below 1", lambda p: 0 < p < 1)

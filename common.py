@@ -123,8 +123,8 @@ def test_images(options: argparse.Namespace) -> ImageFiles:
         files = [ImageFile(i, printable(path.relative_to(base)), path) for i, path in enumerate(paths)]
         source = str(folder)
     if not files:
-        others = f" but {quantity(other_files, 'file')} without an image extension" if other_files else ""
-        raise UserError(f"{source} has no files{others}: put images there or give them as arguments")
+        others = f", only {quantity(other_files, 'file')} without an image extension" if other_files else ""
+        raise UserError(f"{source} has no images{others}: put images there or give them as arguments")
     return ImageFiles(files[: options.limit], other_files)
 
 
@@ -208,8 +208,8 @@ def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
     in_order = sorted(ids) == sorted(ids, key=ids.get)
     if len(ids) == len(names) and not in_order and all(name.isdecimal() and int(name) == c for name, c in ids.items()):
         notes.append(
-            "the folders' names are numbers and taken as class ids; if the network was trained with torchvision's "
-            "ImageFolder, which sorts them as text (10 before 2), give the names in that order by --names"
+            "the folders' names are numbers and are taken as class ids; if the network was trained with torchvision's "
+            "ImageFolder, which sorts them as text (10 before 2), give the names in that order with --names"
         )
     paths, other_files = list_images(base)
     inside = [(path, ids[path.relative_to(base).parts[0]]) for path in paths if path.parent != base]
@@ -217,7 +217,7 @@ def labelled_images(folder: str | os.PathLike, model: Classifier) -> ImageFiles:
     reason = f"it is not in the folder of a class in {printable(base)}"
     skipped = [{"path": printable(path), "reason": reason} for path in paths if path.parent == base]
     if not files:
-        raise UserError(f"the folders in {printable(base)} have no files: put images there")
+        raise UserError(f"the folders in {printable(base)} have no images: put some there")
     notes += note_missing(model.categories, ids.values(), printable(base))
     add_notes(model, [*notes, *note_empty(ids, (path.relative_to(base).as_posix() for path in paths))])
     return ImageFiles(files, other_files, skipped)

@@ -1,7 +1,7 @@
 """Split the validation images by class: DL_data/<validation images>/NAME -> DL_data_p/<class id>/NAME.
 
-`val.txt` has a line `NAME ID` for each image (separated by spaces, tabs or a comma; a WordNet id, or wnid, works as
-well as a class id), and line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is
+`val.txt` has a line `NAME ID` for each image, with spaces, tabs or a comma in between; a WordNet id (wnid) works as
+well as a class id. Line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is
 distributed in this layout (Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is
 read and checked before anything is written, and all problems are reported at once. A second run changes nothing. No
 file is ever deleted: --prune (also called --fresh) moves files that do not belong to the dataset to another folder.
@@ -33,17 +33,20 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--folders",
         metavar="DIR",
-        help="split DIR, which has a folder for each class, named by the class's name, wnid or id; without --names "
+        help="split DIR, which has a folder for each class, named by the class's name, wnid or id; without --names, "
         "the ids follow the order of the folders' names, as in torchvision's ImageFolder",
     )
-    parser.add_argument("--numeric", action="store_true", help="order folders named by numbers as numbers, not as text")
+    parser.add_argument("--numeric", action="store_true", help="sort folders named by numbers as numbers, not as text")
     parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
-    parser.add_argument("--link", action="store_true", help="make hard links, which take no disk space")
+    parser.add_argument("--link", action="store_true", help="make hard links instead of copies, to save disk space")
     parser.add_argument(
-        "--prune", "--fresh", action="store_true", help="move files that are not of this dataset to DL_data_p_pruned"
+        "--prune",
+        "--fresh",
+        action="store_true",
+        help="move files that do not belong to the dataset to DL_data_p_pruned",
     )
     parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
-    parser.add_argument("--strict", action="store_true", help="treat a listed file that is absent as a problem")
+    parser.add_argument("--strict", action="store_true", help="treat an absent file that the list names as a problem")
     return parser.parse_args()
 
 
@@ -208,7 +211,7 @@ def match_files(folder: Path, read: Labels, follow: bool) -> tuple[dict[str, Pat
         elif name in read.labels and path.is_symlink() and not os.path.lexists(os.path.realpath(path)):
             problems[name] = f"{name!r} is a dangling link to {os.readlink(path)!r}: fetch that file or remove the link"
         elif name in read.labels and not follow and not is_inside(path, folder) and not is_inside(path, path.parent):
-            problems[name] = f"{name!r} is a link that leaves {folder}: put the file itself there"
+            problems[name] = f"{name!r} is a link out of {folder}: put the file itself there"
     return files, problems, len(paths) - len(files)
 
 

@@ -138,7 +138,7 @@ def test_a_temperature_that_hurts_by_hand(tmp_path):
     assert scaled["expected_calibration_error"] == pytest.approx(0.7 * (1 - 2 / 3) + 0.3 * 7 / 9, rel=1e-3)
     assert sum(b["images"] for b in bins) == 30
     assert scaled["says"] == (
-        "Temperature scaling (0.68 to 1.22, cross-fitted in 10 folds): loss worse, from 0.611 to "
+        "Temperature scaling (temperature 0.68 to 1.22, cross-fitted in 10 folds): loss worse, from 0.611 to "
         "0.735; calibration error worse, from 0.000 to 0.467."
     )
 
@@ -151,7 +151,7 @@ def test_few_images_have_no_temperature(tmp_path, count):
     assert bins == []
 
 
-@pytest.mark.parametrize(("images", "says"), [(8, "Temperature scaling (at most 0.01, cross"), (7, "28 images: too")])
+@pytest.mark.parametrize(("images", "says"), [(8, "Temperature scaling (temperature at most"), (7, "28 images: too")])
 def test_terminal_figure_metrics_and_page_say_the_same_of_a_temperature(tmp_path, run, capsys, images, says):
     """All are right at any temperature: the colder the better, and the search ends."""
     (tmp_path / "net.py").write_text(COLOURS)
@@ -175,7 +175,7 @@ def test_each_curve_of_the_reliability_diagram_has_its_points_and_its_images():
         legend, above, below = figure.axes
         texts = [text.get_text() for text in legend.get_legend().get_texts()]
         assert len(texts) == names and above.get_legend() is None
-        assert texts[2:] == ["after temperature 0.50 to 0.52"][: len(after)]
+        assert texts[2:] == ["scaled by temperature 0.50 to 0.52"][: len(after)]
         lines = [line for line in above.lines if line.get_linestyle() != "--"]
         assert {line.get_linestyle() for line in lines} == {"None"} and len(lines[0].get_xdata()) == 2
         assert [patch.get_data().values.tolist() for patch in below.patches] == [[0, 4, 2, 0]] * (names - 1)
@@ -313,7 +313,7 @@ def test_a_folder_of_labelled_pictures_as_it_lies(own, names):
         (own.folder / "photos/Red/0.png").rename(own.folder / "photos/crimson/0.png")
         metrics = own("photos")
         assert metrics["results"]["top1_accuracy"] == 1
-        assert "several folders of one class: Red, crimson" in metrics["model"]["notes"]
+        assert "several folders for one class: Red, crimson" in metrics["model"]["notes"]
 
 
 @pytest.mark.parametrize("is_split", [False, True])
@@ -346,7 +346,7 @@ def test_a_folder_leaves_the_report_as_it_is(own, run):
 def test_a_folder_of_no_class_is_named_and_loose_files_are_listed(own):
     """A folder `n01774750` beside one named `55` was left out without a word."""
     save_colours(own.folder / "photos", ("0", "n01774750"))
-    with pytest.raises(common.UserError, match="1 of the 2 folders in photos are not named by a class, 'n017"):
+    with pytest.raises(common.UserError, match="1 of the 2 folders in photos are not named by a class, such as 'n017"):
         own("photos")
     (own.folder / "photos/n01774750").rename(own.folder / "photos/1")
     (own.folder / "photos/loose.png").write_bytes(b"x")
@@ -413,7 +413,7 @@ def test_squashed_pictures(own, capsys):
 
     *found, said = measured()
     assert found == [0.25, 0.5, 1.0]
-    assert "removes 0.500 of the median image's area, and more than 0.25 of the area for a fraction of 1.000" in said
+    assert "removes a median of 0.500 of an image's area, and more than 0.25 of it from a fraction of 1.000" in said
     *found, said = measured("--squash")
     assert found == [1, 0, 0] and "the centre crop" not in said
     *_, mostly, said = measured("--squash", "--resize", "40")

@@ -306,15 +306,15 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_class(bad):
         (dict(classes=[0, 4]), "class ids must be 0 to 3"),
         (dict(classes=[0, 1], generator=seeds(0)), "1 generators for 2 classes"),
         (dict(size=None), "no input_size: give size"),
-        (dict(classes=[]), r"at least one class each, not \[\]: give ids"),
-        (dict(classes=torch.zeros(0).long()), r"at least one class each, not \[\]: give ids"),
+        (dict(classes=[]), r"one or more class ids, not \[\]: give ids"),
+        (dict(classes=torch.zeros(0).long()), r"one or more class ids, not \[\]: give ids"),
         (dict(size=(8, 6)), r"archetypes are square: give one size in pixels, not \(8, 6\)"),
         (dict(size=-8), "archetypes are square: give one size in pixels, not -8"),
         (dict(steps=-1), "steps must be a whole number of at least 1, not '-1'"),
         (dict(steps=0), "steps must be a whole number of at least 1, not '0'"),
         (dict(blur_px=-0.5), "blur_px must be a number of at least 0, not '-0.5'"),
         (dict(first_size=2), "first_size must be a number above 0 and at most 1, not '2'"),
-        (dict(blur=1), "no setting is named 'blur': did you mean blur_px.*; valid are steps, "),
+        (dict(blur=1), "no setting is named 'blur': did you mean blur_px.*; choose from steps, "),
     ],
 )
 def test_what_cannot_be_asked_for(linear, arguments, message):
@@ -405,14 +405,14 @@ def test_the_default_judge_is_not_the_network_explained(monkeypatch):
     assert list(archetypes.load_judges(None, lite0, "cpu")) == ["efficientnet_lite2"]
     assert list(archetypes.load_judges(None, lite2, "cpu")) == ["efficientnet_lite0"]
     assert archetypes.load_judges(["none"], lite0, "cpu") == {}
-    with pytest.raises(common.UserError, match="is the network that is explained"):
+    with pytest.raises(common.UserError, match="is the network being explained"):
         archetypes.load_judges(["efficientnet_lite0"], lite0, "cpu")
 
 
 # ------------------------------------------------------------------------------------------------
 # What figures say
 
-FULL = "gradient ascent, 560 steps, mostly of low frequency, random zoom, random rotation, random noise, "
+FULL = "gradient ascent, 560 steps, favouring low frequencies, random zoom, random rotation, random noise, "
 FULL += "Gaussian blur every 4 steps until step 448 (standard deviation 1 to 0.5 px)"
 
 
@@ -489,7 +489,7 @@ def test_the_changes_of_an_ascent_are_letters_above_the_curves_and_named_in_the_
     assert [(t.get_text(), t.get_position()) for t in figure.axes[0].texts] == [
         ("a", (3, 1.01)), ("a,b", (4, 1.01)), ("c", (5, 1.01)),
     ]  # fmt: skip
-    assert text[-1] == "Dotted lines: a: larger image, b: last blur, c: augmentation off."
+    assert text[-1] == "Dotted lines: larger image (a), last blur (b), augmentation off (c)."
     assert "running mean" not in " ".join(text)
 
 
@@ -563,7 +563,7 @@ def test_options_reach_all_methods_and_captions_say_so(run, monkeypatch, capsys)
     assert not (folder / "least_recognised.csv").exists() and (folder / "archetypes.csv").exists()
     monkeypatch.setattr(report, "describe", lambda settings: f"mine of {settings.blur_px:g} px")
     _, metrics = run(*ALONE, "--methods", "gaussian", "plain", "--steps", "11", "--blur-every", "1", "--blur-px", "4")
-    assert "replaces the results of 3 images with" in capsys.readouterr().err
+    assert "replaces the results of 3 images, made with" in capsys.readouterr().err
     for figure in ("archetypes.png", "class_images.png"):
         assert metrics["captions"][figure][1] == "Left to right: gaussian: mine of 4 px; plain: mine of 4 px."
 

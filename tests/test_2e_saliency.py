@@ -188,7 +188,7 @@ def test_captions_say_what_this_run_did(tmp_path, run, monkeypatch):
     assert "Each map has a linear scale" in text and "no Grad-CAM" not in text and "in logits" not in text
     metrics = run("2e_saliency", "a.png", *QUICK, "--classes", "1", "2", "--signed", "--copies", "0")
     text = " ".join(metrics["captions"]["saliency.png"])
-    assert "in the channel where it is largest" in text and "smoothed" not in text and "Grad-CAM" not in text
+    assert "channel where its absolute value is largest" in text and "smoothed" not in text and "Grad-CAM" not in text
     assert "The classes of an image share one linear scale for each kind of map." in text
     assert metrics["results"]["maps"] == 2 and metrics["images"]["used"] == 1
 

@@ -379,7 +379,7 @@ def test_run(tmp_path, run):
     worth = results["insertion_minus_deletion"]
     assert {*worth} == {"plain", "guided", "grad_cam", "guided_grad_cam", "random"} and worth["guided"]["images"] == 1
     caption = " ".join(metrics["captions"]["guided_saliency.png"])
-    assert "where each rectifier passes back the positive part of the signal" in caption
+    assert "with each rectifier passing back only the positive part of the signal" in caption
     assert "All maps of an image share one linear scale." in caption and "logits" not in caption
     assert {*metrics["captions"]} == {"guided_saliency.png", "guided_grad_cam.png"}
 

@@ -210,7 +210,7 @@ def test_run(tmp_path, run_2h, capsys):
     assert figures == {"mc_dropout.png", "settling.png"} and "least sure" not in capsys.readouterr().out
     assert "Least sure" not in " ".join(metrics["captions"]["mc_dropout.png"])
     run_2h("0.png", "--dropout", "0.5", "--passes", "3")
-    assert "settling.png is not drawn: it takes at least 4 passes" in capsys.readouterr().out
+    assert "settling.png is not drawn: it needs at least 4 passes" in capsys.readouterr().out
 
 
 def test_a_known_images_measures_by_hand():
@@ -290,8 +290,8 @@ def some(): return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12288,
     [
         ("net.py:plain", "no dropout, so all passes would be the same: add nn.Dropout to net.py"),
         ("net.py:plain --dropout 0.3", "no dropout, .* add nn.Dropout to net.py"),
-        ("net.py:off", "only dropout with p = 0, .*: give its probability by --dropout P"),
-        ("timm/test_resnet --weights random", "no dropout, .*: give its probability by --dropout P"),
+        ("net.py:off", "only dropout with p = 0, .*: give its probability with --dropout P"),
+        ("timm/test_resnet --weights random", "no dropout, .*: give its probability with --dropout P"),
         ("resnet18 --weights random", "no dropout, .*: choose a network that has some, such as efficientnet_lite0"),
         ("net.py:off --dropout 1.5", "--dropout must be a number above 0 and below 1, not '1.5'"),
     ],
@@ -342,7 +342,7 @@ def test_passes_enough_by_hand():
     enough = uncertainty_report.passes_enough(made_rows(0.5, 0.2, 0.1), 100)
     assert enough == {**dict.fromkeys(uncertainty_report.SPREADS, 400), "order": 8}
     said = uncertainty_report.enough_in_words(enough, 100)
-    assert "variance after about 400," in said and "neighbours in order after about 8." in said
+    assert "variance after about 400 passes," in said and "next image after about 8." in said
     assert uncertainty_report.passes_enough(made_rows(0.5), 100)["variance"] == 16
     assert "order" not in uncertainty_report.enough_in_words(uncertainty_report.passes_enough(made_rows(0.5), 9), 9)
     assert uncertainty_report.passes_enough(made_rows(0.5, 0.5), 100)["order"] is None
@@ -356,8 +356,8 @@ def test_what_is_told_apart(difference, apart):
     assert [row["index"] for row in uncertainty_report.least_sure(rows)] == ([0] if apart else [0, 1])
     tail = "" if apart else "; cannot be told apart from it: 1.png"
     assert uncertainty_report.findings(rows) == [
-        f"least sure by mutual information: 0.png, 0.130 ± 0.010{tail}",
-        "surest by mutual information: 2.png, 0.010 ± 0.010",
+        f"least sure (largest mutual information): 0.png, 0.130 ± 0.010{tail}",
+        "surest (smallest mutual information): 2.png, 0.010 ± 0.010",
     ]
     assert uncertainty_report.findings(rows[:1]) == ["0.png: mutual information 0.130 ± 0.010"]
     if not apart:

@@ -422,7 +422,7 @@ def test_randomisation_with_weight_norm(images):
 def test_what_cannot_be_copied_is_one_sentence(images):
     model = head()
     model.lock = threading.Lock()
-    with pytest.raises(common.UserError, match="cannot be copied .*lock.*, which randomising its layers needs"):
+    with pytest.raises(common.UserError, match="cannot be copied .*lock.*, which is needed to randomise its layers"):
         randomise(model, images, 1)
 
 

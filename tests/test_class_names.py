@@ -91,7 +91,7 @@ def test_images_of_a_class_that_the_network_lacks_are_skipped_with_the_reason(da
     found, skipped = labels_of(model, folder)
     assert found == {"0.png": 2, "2.png": 0}
     assert [entry["path"] for entry in skipped] == ["DL_data_p/1/1.png"]
-    assert skipped[0]["reason"].startswith("its class 'emu' is not among the network's 3 (names: names.txt): correct")
+    assert skipped[0]["reason"].startswith("its class 'emu' is not among the network's 3 classes (names: names.txt)")
     file = folder / "DL_data_p/synset_words.txt"
     assert model.notes == [
         f"labels are matched by name, not by id ({file}; the network's names: names.txt)",

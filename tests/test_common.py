@@ -142,10 +142,10 @@ def test_a_ppm_says_itself_what_is_white(tmp_path):
 @pytest.mark.parametrize(
     ("largest", "white", "says"),
     [
-        ([3800], None, "no value above 3,800 in 1 of 1, and white is 65,535; give --white 4095"),
+        ([3800], None, "no value is above 3,800 in 1 of 1, and white is 65,535; give --white 4095"),
         ([1000, 4095, 60_000], None, "give --white 4095 in a run without the brighter ones"),
         ([16_383], None, "give --white 16383"),
-        ([200, 250], 4095, "no value above 250 in 2 of 2, and white is 4,095; give --white 255"),
+        ([200, 250], 4095, "no value is above 250 in 2 of 2, and white is 4,095; give --white 255"),
         ([16_384], None, None),  # a quarter of white
         ([4095], 4095, None),
         ([0], None, None),
@@ -166,7 +166,7 @@ def test_scripts_say_and_set_the_white(tmp_path, run, capsys):
     runs = {"2d_predict": ["photos", *TINY], "process_data": ["--folders", "photos", "--dataset", "data"]}
     for script, arguments in runs.items():
         run(script, *arguments, "--output", "output")
-        said = "no value above 4,095 in 2 of 2, and white is 65,535; give --white 4095"
+        said = "no value is above 4,095 in 2 of 2, and white is 65,535; give --white 4095"
         assert said in capsys.readouterr().err
         metrics = run(script, *arguments, "--white", "4095", "--output", "output")
         assert "nearly black" not in capsys.readouterr().err and metrics["settings"]["white"] == 4095

@@ -198,7 +198,7 @@ def test_without_active_dropout_there_is_an_error_with_the_cure(images):
         with pytest.raises(common.UserError, match="has no dropout, .*: add nn.Dropout to it") as caught:
             script.mc_dropout_logits(none, images, 5, share=share)
         assert "--" not in str(caught.value)
-    with pytest.raises(common.UserError, match="or build timm's with drop_rate=0.2"):
+    with pytest.raises(common.UserError, match="or pass drop_rate=0.2 to timm"):
         script.mc_dropout_logits(timm.create_model("mobilenetv3_small_050", num_classes=3), torch.rand(1, 3, 32, 32), 5)
     off = nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(192, 3))
     with pytest.raises(common.UserError, match="has only dropout with p = 0, .*: give p"):

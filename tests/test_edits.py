@@ -281,11 +281,11 @@ def test_a_map_that_asks_for_generators_is_seeded_by_image(tree, tmp_path, monke
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        ("wrong_shape", r"own.py:wrong_shape must be finite .* shape \(1, 64, 64\): they are \(1, 3, 64, 64\)"),
-        ("not_finite", "own.py:not_finite must be finite .*, 4096 values not finite"),
+        ("wrong_shape", r"own.py:wrong_shape must be finite .* shape \(1, 64, 64\): their shape is \(1, 3, 64, 64\)"),
+        ("not_finite", "own.py:not_finite must be finite .*; 4096 values are not finite"),
         ("negative", "own.py:negative must be at least 0, and the smallest value is -.*: give maps.abs"),
         ("raises", "own.py:raises fails .KeyError: 'no such key'.: correct it"),
-        ("nothing", "own.py has no function 'nothing': valid are gradient_times_input"),
+        ("nothing", "own.py has no function 'nothing': choose from gradient_times_input"),
     ],
 )
 def test_what_a_map_does_wrong_is_one_sentence_with_its_name(function, says, tree, tmp_path, monkeypatch):

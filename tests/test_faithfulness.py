@@ -140,14 +140,14 @@ def test_an_images_curves_do_not_depend_on_its_company(toy, images):
 @pytest.mark.parametrize(
     ("saliency", "says"),
     [
-        (torch.full((5, 8, 8), torch.nan), "320 values not finite"),
-        (torch.zeros(5, 4, 4), r"they are \(5, 4, 4\)"),
-        (torch.zeros(2, 5, 4, 8), r"they are \(2, 5, 4, 8\)"),
-        (np.zeros((5, 8, 8), object), "of this ndarray of object no tensor of real numbers"),
-        (np.full((5, 8, 8), "a"), "of this ndarray of <U1 no tensor"),
-        (torch.zeros(5, 8, 8, dtype=torch.complex64), "of this Tensor of torch.complex64 no tensor"),
-        ([torch.zeros(8, 8), torch.zeros(4, 8)], "of this list no tensor"),
-        (None, "of this NoneType no tensor"),
+        (torch.full((5, 8, 8), torch.nan), "320 values are not finite"),
+        (torch.zeros(5, 4, 4), r"their shape is \(5, 4, 4\)"),
+        (torch.zeros(2, 5, 4, 8), r"their shape is \(2, 5, 4, 8\)"),
+        (np.zeros((5, 8, 8), object), "this ndarray of object cannot be made into a tensor of real"),
+        (np.full((5, 8, 8), "a"), "this ndarray of <U1 cannot be made into a tensor"),
+        (torch.zeros(5, 8, 8, dtype=torch.complex64), "this Tensor of torch.complex64 cannot be made into a tensor"),
+        ([torch.zeros(8, 8), torch.zeros(4, 8)], "this list cannot be made into a tensor"),
+        (None, "this NoneType cannot be made into a tensor"),
     ],
 )
 def test_maps_that_have_no_order(saliency, says, toy, images):
@@ -169,7 +169,7 @@ def test_maps_may_be_arrays(toy, images):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     with pytest.raises(common.UserError, match="classes must be whole numbers, not None"):
         faithfulness.insertion_deletion(toy, images, [0, 1, 2, 3, None], saliency)
-    with pytest.raises(common.UserError, match="0 images have no curves"):
+    with pytest.raises(common.UserError, match="no images to draw curves for"):
         faithfulness.insertion_deletion(toy, images[:0], [], saliency[:0])
 
 

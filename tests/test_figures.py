@@ -86,7 +86,7 @@ def test_a_figure_stands_without_its_title(tmp_path, run):
         run("2e_saliency", "a.png", *TINY, "--no-title", "--pdf")
     folder = tmp_path / "output/2e_saliency"
     caption = (folder / "saliency.txt").read_text().splitlines()
-    heads = "saliency map, smoothed, combined"
+    heads = "saliency map, smoothed map, combined map"
     assert caption[0] == f"timm/test_resnet, untrained: {heads}" and "centre crop" in "".join(caption)
     assert (folder / "saliency.pdf").read_bytes().startswith(b"%PDF")
     with Image.open(folder / "saliency.png") as figure:
@@ -131,7 +131,7 @@ def test_what_no_font_has_is_said_once(tmp_path, monkeypatch, capsys):
         return Figure(figsize=(figures.WIDTH, 1), layout="constrained"), ["\u6f22 \u6f22"]
 
     figures.draw_figure(common.OutputFolder(options, "thing.py"), "a", draw)
-    said = "no installed font has the characters \u6f22 in a: install one that does, such as Noto\n"
+    said = "no installed font has the characters \u6f22 in a: install one that has them, such as Noto\n"
     assert capsys.readouterr().err == said
 
 
@@ -158,9 +158,9 @@ def test_what_is_replaced_is_said(tmp_path, run, capsys):
         return capsys.readouterr().err
 
     assert said("0.png", "1.png") == said("0.png", "1.png") == ""
-    assert said("0.png", "1.png", "--seed", "7") == "replaces the results of 2 images with --seed 0\n"
-    assert said("1.png", "--seed", "7") == "replaces the results of 2 images with other images\n"
-    assert said("1.png", "--limit", "1") == "replaces the results of 1 image with no --limit\n"
+    assert said("0.png", "1.png", "--seed", "7") == "replaces the results of 2 images, made with --seed 0\n"
+    assert said("1.png", "--seed", "7") == "replaces the results of 2 images, made with other images\n"
+    assert said("1.png", "--limit", "1") == "replaces the results of 1 image, made with no --limit\n"
 
 
 @pytest.mark.usefixtures("undrawn")

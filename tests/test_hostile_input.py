@@ -169,13 +169,13 @@ REFUSED = {
     "200 megapixels.png": (png(20_000, 10_000), "more than 80,000,000 pixels: scale it down"),
     "no width.png": (png(0, 10), "not an image in"),
     "no height.jpg": (jpeg_of(64, 0), "not an image in"),
-    "long.png": (png(65_000, 10), "one side over 500 times"),
-    "long.jpg": (jpeg_of(65_000, 48), "one side over 500 times"),
+    "long.png": (png(65_000, 10), "one side more than 500 times"),
+    "long.jpg": (jpeg_of(65_000, 48), "one side more than 500 times"),
     "larger than its pixels.png": (png(65_000, 200, pixels=b"\0" * 1000), "cannot be read"),
     "huffman table.jpg": (changed(WHOLE, b"\xff\xc4", 5, b"\xff" * 16), "cannot be read"),
     "no quantization table.jpg": (changed(WHOLE, b"\xff\xdb", 1, b"\xfe"), "cannot be read"),
     "length of a table.jpg": (changed(WHOLE, b"\xff\xdb", 2, b"\0\1"), "cannot be read"),
-    "table of zeros.jpg": (changed(WHOLE, b"\xff\xdb", 5, b"\0" * 64), "quantization table has zeros"),
+    "table of zeros.jpg": (changed(WHOLE, b"\xff\xdb", 5, b"\0" * 64), "quantisation table has zeros"),
     "tail of zeros.jpg": (tail_of_zeros(WHOLE), "truncated"),
     "tail of zeros.png": (tail_of_zeros(stored(NOISE, "PNG")), "cannot be read"),
     "thousand scans.jpg": (GREY[:-2] + SCAN * 1000 + b"\xff\xd9", "scans"),
@@ -186,7 +186,7 @@ REFUSED = {
     "short.ppm": (b"P3 64 48 255\n" + b"220 30 60 " * 3071, "cannot be read"),
     "no white.ppm": (b"P6 64 48 0\n" + bytes(9216), "cannot be read"),
     "above white.ppm": (b"P3 64 48 15\n" + b"16 0 0 " * 3072, "cannot be read"),
-    "long.pbm": (b"P4 65000 10\n" + bytes(81_250), "one side over 500 times"),
+    "long.pbm": (b"P4 65000 10\n" + bytes(81_250), "one side more than 500 times"),
     "floats.ppm": (b"Pf 64 48 -1\n" + bytes(12_288), "no defined white"),
     "floats.tif": (stored(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"), "no defined white"),
     "integers.tif": (stored(Image.fromarray(np.full((8, 8), 1 << 20, np.int32)), "TIFF"), "no defined white"),
@@ -302,7 +302,7 @@ def test_names_too_long_for_the_system(tmp_path):
     (tmp_path / "DL_data" / "test").mkdir(parents=True)
     parser = option_parser("", "images", "--dataset", "--limit", "--classes")
     options = parser.parse_args(["--dataset", str(tmp_path), "--classes", "x" * 300])
-    with pytest.raises(UserError, match="has no files"):
+    with pytest.raises(UserError, match="has no images"):
         common.test_images(options)
 
 
@@ -434,7 +434,7 @@ def link_out(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("make", "says"),
-    [(file_above, "is not a folder"), (dangling, "is not a folder"), (link_out, "is a link that leaves")],
+    [(file_above, "is not a folder"), (dangling, "is not a folder"), (link_out, "is a link out of")],
 )
 def test_an_output_folder_that_is_none_is_refused_before_the_work(make, says, tmp_path):
     output = make(tmp_path)
@@ -455,7 +455,7 @@ def test_an_output_folder_may_be_a_link_but_not_a_folder_in_it(tmp_path):
     made.finish([], [], {}, {})
     assert (tmp_path / "disk/thing/metrics.json").is_file()
     (tmp_path / "output/thing/maps").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="is a link that leaves"):
+    with pytest.raises(UserError, match="is a link out of"):
         made.file("maps/0.npy")
 
 
@@ -517,7 +517,7 @@ def zipped() -> bytes:
 
 OLD = {"_use_new_zipfile_serialization": False}
 BIAS = "conv1.1.bias"  # (16,)
-MISFIT = f"1 of another shape or kind, {BIAS} first"
+MISFIT = f"1 of another shape or kind, such as {BIAS}"
 NO_DATA = "cannot be loaded as data"
 CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "text.pth": (lambda s: b"weights", NO_DATA),
@@ -525,7 +525,7 @@ CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "list.pth": (lambda s: saved([1, 2]), "is not a state dict"),
     "fewer.pth": (lambda s: saved({k: v for k, v in s.items() if k != BIAS}), f"1 tensors missing, 0 extra, .*{BIAS}"),
     "shape.pth": (lambda s: saved({**s, BIAS: torch.zeros(3)}), MISFIT),
-    "classes.pth": (lambda s: saved({**s, "fc.bias": torch.ones(9)}), "1 of another shape or kind, fc.weight"),
+    "classes.pth": (lambda s: saved({**s, "fc.bias": torch.ones(9)}), "1 of another shape or kind, such as fc.weight"),
     "script.pth": (lambda s: scripted(), NO_DATA),
     "archive.pth": (lambda s: zipped(), NO_DATA),
     "picture.pth": (lambda s: stored(PICTURE, "PNG"), NO_DATA),
@@ -536,11 +536,11 @@ CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "nested.pth": (lambda s: saved({"state_dict": {**s, 1: 3}}), "is not a state dict"),
     "no tensor.pth": (lambda s: saved({**s, BIAS: 3}), MISFIT),
     "endless.pth": (lambda s: saved({"a." * 100_000: torch.ones(1)}), "77 tensors missing"),
-    "nothing.pth": (lambda s: saved({}), "77 tensors missing, 0 extra, .* conv1.0.weight first"),
+    "nothing.pth": (lambda s: saved({}), "77 tensors missing, 0 extra, .* such as conv1.0.weight"),
     "huge.pth": (lambda s: saved({**s, BIAS: torch.ones(1).expand(1 << 42)}), MISFIT),
     "extra and huge.pth": (
         lambda s: saved({**s, "conv1.x": torch.ones(1).expand(1 << 42)}),
-        "1 extra.* conv1.x first",
+        "1 extra.* such as conv1.x",
     ),
     "sparse.pth": (lambda s: saved({**s, BIAS: torch.ones(16).to_sparse()}), MISFIT),
     "meta.pth": (lambda s: saved({**s, BIAS: torch.ones(16, device="meta")}), MISFIT),

@@ -138,4 +138,4 @@ def test_a_network_that_sees_one_class_everywhere_is_not_put_down_to_the_labels(
     rows = [{"class": i % 4, "predicted": 0, "rank": 1 if i % 4 == 0 else 2, "confidence": 0.7} for i in range(60)]
     says = other_order(rows, ["blue", "green", "red", "yellow"])["says"]
     assert "the images of 4 classes are taken for blue: is the network trained" in says
-    assert "another network's" not in says and "--mean" in says
+    assert "do not fit this network" not in says and "--mean" in says

@@ -102,7 +102,7 @@ def boxes(wnid: str, *more: str) -> str:
     return f"{wnid} 85 1 499 272 " + "".join(f"{other} 1 2 3 4 " for other in more)
 
 
-BY_LAST_PART = "3 names taken by their last part or without their ending"
+BY_LAST_PART = "3 names matched by their last part or without their extension"
 IN_COLUMNS = "read as column 1 the name, column 2 the class, separated by "
 BOXES = f"a,{boxes(WNIDS[0])}\nb b,{boxes(WNIDS[2], WNIDS[2])}\nc,{boxes(WNIDS[2])}\n"
 
@@ -122,8 +122,8 @@ BOXES = f"a,{boxes(WNIDS[0])}\nb b,{boxes(WNIDS[2], WNIDS[2])}\nc,{boxes(WNIDS[2
         ("a.jpg,0,tench\nb b.png,2,great white shark\nc.jpg,2,x\n", f"{IN_COLUMNS}','"),
         ("0,a.jpg,x\n2,b b.png,y\n2,c.jpg,z\n", "read as column 2 the name, column 1 the class, separated by ','"),
         ("0 a.jpg\n2 b b.png\n2 c.jpg\n", "read as CLASS NAME"),
-        ("0\n2\n2\n", "a class a line, for the images in the order of their names"),
-        (f"{WNIDS[0]}\n{WNIDS[2]}\n{WNIDS[2]}\n", "a class a line, for the images in the order of their names"),
+        ("0\n2\n2\n", "one class per line, for the images in the order of their names"),
+        (f"{WNIDS[0]}\n{WNIDS[2]}\n{WNIDS[2]}\n", "one class per line, for the images in the order of their names"),
         ("a.jpg,tench\nb b.png,Great_White shark\nc.jpg,great white shark\n", f"{IN_COLUMNS}','"),
     ],
 )
@@ -160,9 +160,9 @@ def test_lists_that_are_read_in_part(tmp_path, text, files, labels, problems):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("0\n2\n", "a class on each of 2 lines and there are 3 images")]
+    [("0\n2\n", "a class on each of 2 lines, but there are 3 images")]
     + [
-        (text, "class ids from 1 to 3 for 3 names: class ids start at 0: subtract 1.*kit")
+        (text, "class ids from 1 to 3 for 3 names, but they must start at 0: subtract 1.*kit")
         for text in ("a.jpg 1\nb b.png 3\nc.jpg 2\n", "1\n3\n2\n", "3 a.jpg\n1 c.jpg\n")
     ],
 )
@@ -272,7 +272,7 @@ def test_names_of_files_that_macos_decomposed(tmp_path):
         text, files = f"{listed}.jpg 1\nsub/{listed}.png 0\n{listed} 2.jpg 0\n", [".jpg", ".png", " 2.jpg"]
         found = read(tmp_path, text, [file + end for end in files], TWO)
         assert found.labels == {f"{file}.jpg": 1, f"{file}.png": 0, f"{file} 2.jpg": 0}
-        assert found.notes == ["1 names taken by their last part or without their ending"]
+        assert found.notes == ["1 names matched by their last part or without their extension"]
     two = [f"{composed}.jpg", f"{apart}.jpg"]  # two files are two
     assert read(tmp_path, f"{two[0]} 1\n{two[1]} 0\n", two, TWO).labels == {two[0]: 1, two[1]: 0}
 

@@ -165,7 +165,7 @@ def test_a_download_is_torch_hubs_with_its_hash_and_read_as_data(monkeypatch, tm
     [
         ("resnet19", "did you mean resnet1"),
         ("timm/resnet19", "did you mean resnet1"),
-        ("x", "valid are efficientnet_lite0, efficientnet_lite2"),
+        ("x", "choose from efficientnet_lite0, efficientnet_lite2"),
         ("timm/vit_small_patch14_dinov2", "has no classifier"),
     ],
 )
@@ -242,7 +242,7 @@ def test_batch_norms_are_folded_where_the_function_stays_the_same(make, folded):
     net = with_statistics(make())
     notes = prepare_and_compare(net, torch.rand(2, 3, 9, 11, dtype=torch.float64))
     assert bool(notes) == (make is TwoReaders)  # tried, and taken back
-    assert all("batch norms folded into convolutions (other logits, by up to" in note for note in notes)
+    assert all("batch norms folded into convolutions (logits that differ by up to" in note for note in notes)
     left, before = (sum(isinstance(m, nn.BatchNorm2d) for m in n.modules()) for n in (net, make()))
     assert left == before - folded
 

@@ -51,9 +51,9 @@ def test_checkpoints_as_training_loops_save_them(tmp_path, state, key, prefix):
     path = tmp_path / "a.pth"
     saved(path, {"epoch": 3, key: {prefix + n: t for n, t in toy.items()}, "optimizer": {"state": {0: {"step": 1}}}})
     read = read_state_dict(path)
-    assert read.notes == (f"weights under {key!r}; left: epoch, optimizer",)
+    assert read.notes == (f"weights under {key!r}; not used: epoch, optimizer",)
     found, notes, left = checkpoints.fit_names(read.state, toy)
-    assert notes == ((f"prefix {prefix!r} taken off all names",) if prefix else ()) and left == ()
+    assert notes == ((f"prefix {prefix!r} removed from all names",) if prefix else ()) and left == ()
     assert list(found) == list(toy)
     assert all(torch.equal(found[name], toy[name]) for name in toy)
 
@@ -74,9 +74,9 @@ def test_what_lies_beside_the_weights_is_left_out_and_listed():
     swa = torch.optim.swa_utils.AveragedModel(net).state_dict()
     lightning = {"criterion.weight": torch.ones(2), **under("model.", net), "accuracy.tp": torch.zeros(2)}
     average = {**under("ema.", other), **under("model.", net)}
-    prefix, several = "prefix 'model.' taken off 4 names", "all names are found under 'ema.' too"
+    prefix, several = "prefix 'model.' removed from 4 names", "all names are found under 'ema.' too"
     files = {  # state dict -> notes, sentence on the rest
-        "swa": (swa, ["prefix 'module.' taken off 4 names"], "1 item of the weights left out: n_averaged (1)"),
+        "swa": (swa, ["prefix 'module.' removed from 4 names"], "1 item of the weights left out: n_averaged (1)"),
         "lightning": (lightning, [prefix], "2 items of the weights left out: criterion (1), accuracy (1)"),
         "bare": ({**under("", net), "criterion.weight": torch.ones(2), "epoch": 3}, [], "criterion (1), epoch (1)"),
         "average": (average, [prefix, several], "4 items of the weights left out: ema (4)"),
@@ -92,22 +92,22 @@ def test_of_several_prefixes_the_shapes_decide_first():
     student, teacher = Tiny(2), Tiny(5)
     both = {**under("student.", student), **under("teacher.", teacher)}
     for net, taken in ((student, "student."), (teacher, "teacher.")):
-        assert checkpoints.fit_names(both, net.state_dict())[1][0] == f"prefix {taken!r} taken off 4 names"
+        assert checkpoints.fit_names(both, net.state_dict())[1][0] == f"prefix {taken!r} removed from 4 names"
     own = {"m.a.weight": torch.ones(1), "m.a.bias": torch.ones(1)}
     assert checkpoints.fit_names(own, own) == (own, (), ())  # a prefix of the network's own
     twins = {**under("b.", student), **under("a.", student), **under("an.", student)}
     said = checkpoints.fit_names(twins, student.state_dict())[1]
-    assert said == ("prefix 'a.' taken off 4 names", "all names are found under 'b.', 'an.' too")
+    assert said == ("prefix 'a.' removed from 4 names", "all names are found under 'b.', 'an.' too")
 
 
 def test_a_larger_network_does_not_pass_for_a_smaller_one(tmp_path):
     """resnet34 has all of resnet18's names, with the same shapes."""
     torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pth")
-    with pytest.raises(UserError, match="0 tensors missing, 96 extra, .*layer1.2.conv1.weight first"):
+    with pytest.raises(UserError, match="0 tensors missing, 96 extra, .*such as layer1.2.conv1.weight"):
         common.load_model("resnet18", str(tmp_path / "a.pth"))
     three = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)).state_dict()
     two = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    with pytest.raises(UserError, match="2 extra, .* 2.weight first"):
+    with pytest.raises(UserError, match="2 extra, .* such as 2.weight"):
         checkpoints.load_state(two, checkpoints.fit_names(three, two.state_dict())[0], tmp_path, "two")
 
 
@@ -120,7 +120,7 @@ def test_what_wrappers_put_into_the_middle_of_names():
     found, notes, left = checkpoints.fit_names({f"net.{k}": v for k, v in state.items()}, net.state_dict())
     assert found.keys() == net.state_dict().keys() and left == ()
     wrappers = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-    assert notes == (*(f"{w!r} removed from names" for w in wrappers), "prefix 'net.' taken off all names")
+    assert notes == (*(f"{w!r} removed from names" for w in wrappers), "prefix 'net.' removed from all names")
 
 
 def test_pruned_weights_are_multiplied_by_their_masks():
@@ -130,7 +130,7 @@ def test_pruned_weights_are_multiplied_by_their_masks():
     prune.l1_unstructured(net.fc, "weight", amount=2)
     found, notes, left = checkpoints.fit_names(under("module.", net), own)
     assert found["fc.weight"].tolist() == [[0, 0], [3, 4]] and found.keys() == own.keys() and left == ()
-    assert notes == ("1 pruned weight multiplied by the mask", "prefix 'module.' taken off all names")
+    assert notes == ("1 pruned weight multiplied by the mask", "prefix 'module.' removed from all names")
     assert checkpoints.fit_names(net.state_dict(), net.state_dict())[1] == ()  # a network that is pruned itself
     claims = {**net.state_dict(), "fc.weight_mask": torch.ones(1).expand(1 << 42)}
     assert checkpoints.fit_names(claims, own)[0].keys() == claims.keys()  # for load_state to refuse
@@ -155,7 +155,7 @@ class Keeps(nn.Module):
 
 def test_entries_that_are_no_tensors_are_loaded_where_the_network_has_them(tmp_path):
     read = read_state_dict(Path(saved(tmp_path / "a.pth", {"model": under("module.", Keeps(5.0)), "epoch": 3})))
-    assert read.notes == ("weights under 'model'; left: epoch",)
+    assert read.notes == ("weights under 'model'; not used: epoch",)
     net = Keeps()
     found, _, left = checkpoints.fit_names(read.state, net.state_dict())
     checkpoints.load_state(net, found, tmp_path, "net")
@@ -195,20 +195,20 @@ def test_a_checkpoint_through_data_parallel_and_another_number_of_classes(tmp_pa
     model = common.load_model(NET, saved(tmp_path / "a.pth", content))
     assert model.categories == [f"class {i}" for i in range(10)] and model.checkpoint_names == list("abcdefghij")
     assert torch.equal(model.network.fc.weight, state["fc.weight"])
-    assert model.notes == ["weights under 'model'; left: epoch, classes", "prefix 'module.' taken off all names"]
+    assert model.notes == ["weights under 'model'; not used: epoch, classes", "prefix 'module.' removed from all names"]
     assert "is assumed to be timm's pretrained_cfg" in model.warnings[0]
 
 
 def test_one_of_several_state_dicts_is_chosen_by_its_key(tmp_path, state):
     other = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
     path = saved(tmp_path / "a.pth", {"model": state, "model_ema": other})
-    assert read_state_dict(Path(path)).notes == ("weights under 'model'; left: model_ema",)
+    assert read_state_dict(Path(path)).notes == ("weights under 'model'; not used: model_ema",)
     model = common.load_model(NET, f"{path}:model_ema")
     assert torch.equal(model.network.fc.bias, other["fc.bias"]) and model.weights == "a.pth:model_ema"
-    with pytest.raises(UserError, match="no state dict under 'best': valid are model, model_ema"):
+    with pytest.raises(UserError, match="no state dict under 'best': choose from model, model_ema"):
         common.load_model(NET, f"{path}:best")
     saved(tmp_path / "b.pth", {"student": state, "teacher": other})
-    with pytest.raises(UserError, match="several state dicts: give --weights .*b.pth:KEY, one of student, teacher"):
+    with pytest.raises(UserError, match="several state dicts: give --weights .*b.pth:KEY, with KEY one of student"):
         read_state_dict(tmp_path / "b.pth")
     saved(tmp_path / "c:model", state)  # a file whose own name has a colon
     assert split_key(str(tmp_path / "c:model")) == (tmp_path / "c:model", None)
@@ -323,8 +323,8 @@ def test_a_network_of_the_users_own_file(own):
         torch.testing.assert_close(model(images), model.network((images - model.mean) / model.std))
     assert model.categories == [f"class {i}" for i in range(4)] and model.weights == "those of net.py:three, untrained"
     untrained, assumed = model.warnings
-    assert "assumed to be ImageNet's usual, but for input_size: resize 37, mean (0.485, 0.456, 0.406)" in assumed
-    assert "4 of 4 parameters (conv.weight first) differ" in untrained and "give --weights FILE" in untrained
+    assert "assumed to be ImageNet's usual, except for input_size: resize 37, mean (0.485, 0.456, 0.406)" in assumed
+    assert "4 of 4 parameters (such as conv.weight) differ" in untrained and "give --weights FILE" in untrained
     assert common.load_model("net.py:named", input_size=32).categories == ["a", "b", "c", "d"]
     assert common.load_model("net.py:Net", input_size=32).channels == 3
     assert common.load_model("net.py:grey", input_size=32).channels == 1
@@ -358,10 +358,10 @@ def once():
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("Net", "4 of 4 parameters .conv.weight first. differ when it is called again, so they are untrained: give"),
-        ("made", "4 of 4 parameters .conv.weight first. differ"),  # when the file is imported
-        ("new_head", "2 of 4 parameters .fc.weight first. differ"),
-        ("lazy", "4 of 4 parameters .0.weight first. differ"),
+        ("Net", "4 of 4 parameters .such as conv.weight. differ when it is called again, so they are untrained: give"),
+        ("made", "4 of 4 parameters .such as conv.weight. differ"),  # when the file is imported
+        ("new_head", "2 of 4 parameters .such as fc.weight. differ"),
+        ("lazy", "4 of 4 parameters .such as 0.weight. differ"),
         ("once", "whether its weights are trained is unknown, since a second call fails: .*RuntimeError: busy"),
         ("seeded", None),
         ("loads", None),
@@ -411,7 +411,7 @@ def test_lazy_modules_get_their_sizes_from_the_weights_or_the_first_pass(own):
     network = common.load_model("lazy.py:make", saved(own / "w.pth", state), input_size=32).network
     assert network[3].in_features == 20 and network[3].weight.eq(0.25).all()
     wrong = {**state, "module.3.bias": torch.zeros(5), "module.3.weight": torch.zeros(5, 20, dtype=torch.long)}
-    with pytest.raises(UserError, match="0 tensors missing, 0 extra, 1 of another shape or kind, 3.weight first"):
+    with pytest.raises(UserError, match="0 tensors missing, 0 extra, 1 of another shape or kind, such as 3.weight"):
         common.load_model("lazy.py:make", saved(own / "w.pth", wrong), input_size=32)
 
 
@@ -420,7 +420,7 @@ def test_lazy_modules_get_their_sizes_from_the_weights_or_the_first_pass(own):
     [
         ("net.py", "names no function: give FILE.py:FUNCTION"),
         ("none.py:three", "none.py is not a file"),
-        ("net.py:four", "no function 'four': valid are Net, three, grey"),
+        ("net.py:four", "no function 'four': choose from Net, three, grey"),
         ("net.py:number", "no function 'number'"),
         ("net.py:fails", "cannot be called .ZeroDivisionError: division by zero, line \\d+"),
         ("net.py:needs", "cannot be called .TypeError: .*without arguments"),
@@ -460,7 +460,7 @@ def test_preprocessing_by_options(own):
     expected = to_tensor(resize(image, 24, torchvision.transforms.InterpolationMode.BICUBIC))[:, 4:20, 7:23]
     torch.testing.assert_close(model.preprocess(image), expected)
     assert model.mean.flatten().tolist() == [0.5] and model.std.flatten().tolist() == [0.25]
-    source = "ImageNet's usual, but for input_size, interpolation, mean, resize, std"
+    source = "ImageNet's usual, except for input_size, interpolation, mean, resize, std"
     assert model.preprocessing == {**given, "squash": False, "source": source}
     assert common.load_model(NET, "random", input_size=80).preprocess(image).shape == (3, 80, 80)
     with pytest.raises(UserError, match="random is for networks of a library: omit it"):

@@ -257,7 +257,7 @@ def test_a_run_that_ends_meanwhile_is_not_lost(tmp_path, monkeypatch):
 
     monkeypatch.setattr(page, "render", render_late)
     found = Page(page.write_page(tmp_path))
-    assert "Half of a plain map lies in 0.250 of its pixels, on average over 2 maps" in found.text and len(calls) == 2
+    assert "map lies in a fraction of 0.250 of its pixels, on average over 2 maps" in found.text and len(calls) == 2
 
 
 def test_a_single_file_has_its_pictures_inside(finished):
@@ -285,7 +285,7 @@ def test_a_single_file_shrinks_its_pictures_until_it_fits(tmp_path, monkeypatch)
     ("difference", "sentence"),
     [
         (0.09, "The most faithful map is plain (insertion minus deletion: plain 0.100 ± 0.020, edges 0.010 ± 0."),
-        (-0.3, "No map is shown to be better than the baseline edges (insertion minus deletion: plain 0.100 ± 0.020"),
+        (-0.3, "No map is shown to be better than the edges baseline (insertion minus deletion: plain 0.100 ± 0.020"),
         (None, "There is nothing to compare: every map or every baseline is zero at all pixels."),
     ],
 )
@@ -315,10 +315,10 @@ def test_measures_of_uncertainty_are_shown_with_their_intervals(tmp_path):
     found["predictions"] = {"images": 20}
     write_run(tmp_path, "2h_mc_dropout", found)
     text = Page(page.write_page(tmp_path)).text
-    assert "Main numbers of 2 images" in text
+    assert "Main numbers for 2 images" in text
     assert "the network's mistakes on 20 labelled images?" in text
     assert "single pass 6 0.800 (0.700 to 0.900) 0.100" in text
-    assert "by mutual information, the network is least sure of b.jpg, which cannot be told apart from 1 other." in text
+    assert "the network is least sure of b.jpg, which cannot be told apart from 1 other image." in text
 
 
 def test_a_figure_is_shown_without_its_title_and_caption(tmp_path):

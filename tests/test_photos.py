@@ -250,7 +250,7 @@ def test_files_that_are_no_images_by_their_names_are_counted(tmp_path, run, caps
         images = run(script, *arguments, *TINY, "--fresh")["images"]
         assert (images["used"], images["other_files"]) == (used, 5)
         assert [entry["path"].rpartition("/")[2] for entry in images["skipped"]] == ["old.dng"] * (used == 5)
-        assert "files skipped, without an image extension: 5" in capsys.readouterr().out.splitlines()
+        assert "files skipped because they have no image extension: 5" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -259,5 +259,5 @@ def test_a_file_given_by_name_is_read_whatever_its_name(tmp_path, run):
     assert run("2d_predict", "a.dat", *TINY)["images"]["used"] == 1
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/README.txt").touch()
-    with pytest.raises(common.UserError, match="texts has no files but 1 file without an image extension: put"):
+    with pytest.raises(common.UserError, match="texts has no images, only 1 file without an image extension: put"):
         run("2d_predict", "texts", *TINY)

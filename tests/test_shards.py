@@ -153,7 +153,7 @@ def test_leftovers_are_removed_and_nothing_else(plain, tmp_path, run, monkeypatc
 
 @pytest.mark.parametrize("text", ["3/2", "2/2", "0/0", "-1/2", "1", "a/b", "1/2/3", "0.5/2", "/"])
 def test_what_is_no_shard(text, run):
-    with pytest.raises(common.UserError, match="a shard is I/N with I from 0 to N - 1"):
+    with pytest.raises(common.UserError, match="must be I/N, with I from 0 to N - 1"):
         run("2d_predict", f"--shard={text}")
 
 
@@ -171,7 +171,7 @@ def test_the_environment_of_torchrun(monkeypatch):
         assert rows.shard_of(options) == expected
     options.shard = None
     monkeypatch.setenv("WORLD_SIZE", "1")
-    with pytest.raises(common.UserError, match="RANK/WORLD_SIZE in the environment: a shard is I/N"):
+    with pytest.raises(common.UserError, match="RANK/WORLD_SIZE in the environment must be I/N"):
         rows.shard_of(options)
 
 

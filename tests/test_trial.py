@@ -63,7 +63,7 @@ def test_a_step_that_the_network_does_not_bear_is_left_out_and_said(own):
 def test_a_random_network_is_refused_with_the_cure(own, name):
     """Two runs of 2b gave two accuracies, without a word."""
     with pytest.raises(
-        UserError, match=r"gives other logits, by up to .*F.dropout\(x, p, self.training\).*--stochastic"
+        UserError, match=r"gives logits that differ by up to .*F.dropout\(x, p, self.training\).*--stochastic"
     ):
         load(name)
 
@@ -74,7 +74,7 @@ def test_a_network_that_looks_at_its_neighbours_is_refused(own):
         with pytest.raises(UserError, match="track_running_stats=True.*--stochastic"):
             load(name)
     archive = save_exported(own / "n.pt2", as_written("sequence").train(), torch.rand(4, 3, 32, 32))
-    with pytest.raises(UserError, match=r"n.pt2 gives an image other logits.*call eval\(\) before torch.export"):
+    with pytest.raises(UserError, match=r"n.pt2 gives an image logits in a batch.*call eval\(\) before torch.export"):
         common.load_model(archive, input_size=32)
 
 

@@ -144,7 +144,7 @@ def test_the_documented_network_from_training_to_figures(tmp_path, run, monkeypa
             continue
         metrics = run(exercise, *arguments, *mine)
         assert metrics["model"]["classes"] == 3 and metrics["model"]["names"] == "names.txt"
-        assert "prefix 'module.' taken off all names" in metrics["model"]["notes"] and metrics["figures"]
+        assert "prefix 'module.' removed from all names" in metrics["model"]["notes"] and metrics["figures"]
         if exercise == "2b_evaluate":
             assert metrics["results"]["top1_correct"] == right
     assert run("2b_evaluate", *mine)["results"]["top1_correct"] == right  # process_data's dataset gives the same

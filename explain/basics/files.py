@@ -104,7 +104,7 @@ def copy_or_link(source: Path, target: Path, folder: Path, digest: str, link: bo
     `digest` is the SHA-256 digest of the content that was checked. Raises UserError if it has changed since.
     """
     if not is_inside(target.parent, folder):
-        raise UserError(f"{target.parent} is a link that leaves {folder}: remove the link")
+        raise UserError(f"{target.parent} is a link out of {folder}: remove the link")
     if (target.is_file() and target.samefile(source)) if link else is_file_of(target, digest):
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def move_out(path: Path, folder: Path) -> None:
     Raises UserError for a file behind a link that leaves the folder.
     """
     if not is_inside(path.parent, folder):
-        raise UserError(f"{path.parent} is a link that leaves {folder}: remove the link")
+        raise UserError(f"{path.parent} is a link out of {folder}: remove the link")
     target = folder.with_name(f"{folder.name}_pruned") / path.relative_to(folder)
     numbered = (target.with_name(f"{target.stem}.{n}{target.suffix}") for n in count(1))
     free = next(path for path in chain([target], numbered) if not os.path.lexists(path))

@@ -53,7 +53,7 @@ def shard(text: str) -> tuple[int, int]:
     """Parse "i/n" with 0 <= i < n; an argparse type."""
     i, _, n = text.partition("/")
     if not (i.isdecimal() and n.isdecimal() and int(i) < int(n)):
-        raise argparse.ArgumentTypeError(f"a shard is I/N with I from 0 to N - 1, as in 0/4, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be I/N, with I from 0 to N - 1, as in 0/4, not {text!r}")
     return int(i), int(n)
 
 
@@ -77,7 +77,7 @@ def change_settings(settings: Any, values: dict[str, Any]) -> Any:
     fields = {field.name: field for field in dataclasses.fields(settings)}
     for name, value in values.items():
         if name not in fields:
-            raise UserError(f"{unknown('setting', name, fields)}; valid are {', '.join(fields)}")
+            raise UserError(f"{unknown('setting', name, fields)}; choose from {', '.join(fields)}")
         try:
             fields[name].metadata.get("type", str)(str(value))
         except argparse.ArgumentTypeError as error:

@@ -76,7 +76,7 @@ def read_kit(data: Path, names: Names | None) -> tuple[dict[int, int], Names]:
     """
     path = find_file(data, ["meta.mat"])
     if path is None:
-        raise UserError(f"{data} has the development kit's {GROUND_TRUTH} without its meta.mat: put that there too")
+        raise UserError(f"{data} has the development kit's {GROUND_TRUTH} without its meta.mat: put meta.mat there too")
     import scipy.io  # slow, and every script imports this file
 
     try:
@@ -88,7 +88,7 @@ def read_kit(data: Path, names: Names | None) -> tuple[dict[int, int], Names]:
     places = {wnid: i for i, (wnid, _) in enumerate(names) if wnid}
     missing = [wnid for wnid, _ in kit.values() if wnid not in places]
     if missing:
-        raise UserError(f"{len(missing)} wnids of {path} have no name, {missing[0]} first: give a list with wnids")
+        raise UserError(f"{len(missing)} wnids of {path} have no name, such as {missing[0]}: give names with wnids")
     return {kit_id: places[wnid] for kit_id, (wnid, _) in kit.items()}, names
 
 
@@ -103,10 +103,10 @@ def class_folders(
     place of classes.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give a folder that has one for each class")
+        raise UserError(f"{folder} is not a folder: give one with a subfolder for each class")
     subfolders = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_system_name(entry.name))
     if not subfolders:
-        raise UserError(f"{folder} has no subfolders: give a folder that has one for each class")
+        raise UserError(f"{folder} has no subfolders: give a folder with one for each class")
     if names is not None:
         return _ids_by_name(folder, subfolders, names)
     refuse_parts(folder, subfolders)
@@ -116,8 +116,8 @@ def class_folders(
     by_number = subfolders if no_numbers else sorted(subfolders, key=int)
     order, notes = by_number if numeric else subfolders, []
     if by_number != subfolders:
-        as_numbers = "as numbers: omit --numeric for their order as text"
-        as_text = "as text, as in torchvision's ImageFolder (10 before 2): add --numeric for their order as numbers"
+        as_numbers = "as numbers: omit --numeric to sort them as text"
+        as_text = "as text, as in torchvision's ImageFolder (10 before 2): add --numeric to sort them as numbers"
         followed = as_numbers if numeric else as_text
         notes.append(f"the folders' names are numbers, and class ids follow their order {followed}")
     # bytes in a folder's name that are not UTF-8 are written as \xff
@@ -143,11 +143,11 @@ def _ids_by_name(folder: Path, subfolders: Sequence[str], names: Names) -> tuple
         refuse_parts(folder, subfolders)
         raise UserError(
             f"{len(unknown)} of the {len(subfolders)} folders in {printable(folder)} are not named by a class, "
-            f"{unknown[0]!r} first: name each by the class's name, wnid or id from 0 to {len(names) - 1}"
+            f"such as {unknown[0]!r}: name each by the class's name, wnid or id from 0 to {len(names) - 1}"
         )
     folders_of = Counter(ids.values())
     twice = [name for name, c in ids.items() if folders_of[c] > 1]
-    return ids, names, [f"several folders of one class: {shown(twice)}"] if twice else []
+    return ids, names, [f"several folders for one class: {shown(twice)}"] if twice else []
 
 
 def refuse_parts(folder: Path, subfolders: Sequence[str]) -> None:

@@ -82,7 +82,7 @@ def decode_image(data: bytes, name: str, upright: bool = True, white: int | None
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"{pixels}, more than {MAX_PIXELS:,}: scale it down first")
         if max(image.size) > MAX_SIDES * min(image.size):
-            raise UserError(f"{pixels}, one side over {MAX_SIDES} times the other: crop it first")
+            raise UserError(f"{pixels}, one side more than {MAX_SIDES} times the other: crop it first")
         _check_complete(image, data)
         notes = ["first frame of several"] if getattr(image, "is_animated", False) else []
         bits, low = _bits(image, data), _low_bytes(image, data)
@@ -122,7 +122,7 @@ def warn_of_nearly_black(rows: Sequence[dict], white: int | None) -> None:
         better = 2 ** max(dark).bit_length() - 1
         alone = " in a run without the brighter ones" if max(largest) > better else ""
         print(
-            f"note: 16-bit images come out nearly black: no value above {max(dark):,} in {len(dark):,} of "
+            f"note: 16-bit images come out nearly black: no value is above {max(dark):,} in {len(dark):,} of "
             f"{len(largest):,}, and white is {white:,}; give --white {better}{alone}",
             file=sys.stderr,
         )
@@ -151,7 +151,7 @@ def _check_complete(image: Image.Image, data: bytes) -> None:
         if scans > MAX_SCANS:
             raise ValueError(f"{scans} scans, more than {MAX_SCANS}")
         if any(0 in table for table in image.quantization.values()):
-            raise ValueError("a quantization table has zeros")
+            raise ValueError("a quantisation table has zeros")
 
 
 def _formats(data: bytes, name: str) -> Sequence[str]:

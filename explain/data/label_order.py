@@ -13,12 +13,12 @@ from explain.data.datasets import shown
 SURE = 1e-4  # probability below which a number of hits is not put down to chance, or to the network's own confidence
 MOVED = 3  # labels that must have moved before a shift is suspected
 CURES = (
-    "are they ids from 1, those of ILSVRC-2012's development kit (an order of their own), or places in another order "
-    "of the names (as text, 10 sorts before 2)?"
+    "are they ids from 1, the ids of ILSVRC-2012's development kit (which has its own order), or positions in another "
+    "order of the names (as text, 10 sorts before 2)?"
 )
 UNTRAINED = (
-    "is the network trained, also its batch norms' means and variances, and are --mean, --std and --resize those of "
-    "its training?"
+    "is the network trained, including its batch norms' means and variances, and do --mean, --std and --resize have "
+    "the values used in training?"
 )
 
 
@@ -89,12 +89,12 @@ def another_order(answers: Answers, names: Sequence[str]) -> dict[str, Any]:
     if explains(best, n, confidence, 1 / len(names), SURE):
         cause = f"{best / n:.3f} of the images agree if {how}"
     elif consistent is not None and consistent > confidence / 2:
-        cause = f"they are its classes in another order ({consistent:.3f} agree with others of their class): {CURES}"
+        cause = f"they are in another order ({consistent:.3f} of the predictions agree within a label): {CURES}"
     else:
         cause = CURES
     chance = f"top-1 is at chance ({hits} of {n}) at a mean confidence of {confidence:.2f}"
     agreement = {how: float(hits / n) for how, hits in agree.items()}
-    says = f"{chance}: the labels are another network's; {cause}"
+    says = f"{chance}: the labels do not fit this network; {cause}"
     labels, favourites = len(np.unique(answers.label)), {*favourite_of_labels(answers).values()}
     if 2 * len(favourites) <= labels and cause.endswith(CURES):
         named = shown([names[c] for c in sorted(favourites)])
@@ -130,7 +130,7 @@ def shift(answers: Answers, chance: float) -> dict[str, Any] | None:
     gain, k, by = max(found)
     later, right_later, agreement = int(n[k]), int(hits[k]), float((gain + hits[k]) / n[k])
     says = (
-        f"the labels seem shifted by one from id {labels[k]} on: there top-1 is at chance ({right_later} of {later}) "
+        f"the labels seem shifted by one from id {labels[k]} on: there, top-1 is at chance ({right_later} of {later}) "
         f"at a mean confidence of {confidence[k]:.2f}, and {agreement:.3f} of the images agree with the next "
         f"{'higher' if by == 1 else 'lower'} id; below, {int(hits[0]) - right_later} of {n[0] - later} are right: "
         "is a class missing there, among the labels or in the network?"

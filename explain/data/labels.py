@@ -85,7 +85,7 @@ def read_names(path: Path) -> Names:
     that start at 1.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not a file: give a list of class names, one a line")
+        raise UserError(f"{path} is not a file: give a list of class names, one per line")
     lines = read_lines(path)
     while lines and not lines[-1]:
         lines.pop()
@@ -149,7 +149,7 @@ def _structured_names(text: str, path: Path) -> Names:
             break
     if content is ...:
         raise UserError(
-            f"{path} is neither JSON nor a dictionary or list: give a list of names, or a .txt file with a name a line"
+            f"{path} is neither JSON nor a dictionary nor a list: give a list of names, or a .txt file, one per line"
         )
     read_as = ""
     if isinstance(content, dict) and isinstance(content.get("id2label"), dict):
@@ -236,11 +236,11 @@ def read_labels(path: Path, names: Names, files: Collection[str] = (), ids: Mapp
     if listed and files and all(CLASS_ALONE.fullmatch(line) and find(line) is None for _, line in listed):
         if len(listed) != len(files):
             raise UserError(
-                f"{path} has a class on each of {len(listed)} lines and there are {len(files)} images: give one for "
-                "each, in the order of their names, or a file name beside each class"
+                f"{path} has a class on each of {len(listed)} lines, but there are {len(files)} images: give a class "
+                "for each image, in the order of the file names, or a file name beside each class"
             )
         entries = [(*line, name, line[1]) for line, name in zip(listed, sorted(files), strict=True)]
-        notes.append("a class a line, for the images in the order of their names")
+        notes.append("one class per line, for the images in the order of their names")
     else:
         known = range(len(names))
         entries, more = _two_columns(listed, find, lambda text: any(c in known for c in classes_of(text)))
@@ -249,9 +249,9 @@ def read_labels(path: Path, names: Names, files: Collection[str] = (), ids: Mapp
     ids_given = [c for text in numbers for c in classes_of(text)]
     if ids_given and ids is None and min(ids_given) > 0 and max(ids_given) == len(names):
         raise UserError(
-            f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names: class ids start "
-            "at 0: subtract 1, or, for ILSVRC-2012's development kit, whose order is its own, put the kit's meta.mat "
-            "and ILSVRC2012_validation_ground_truth.txt there instead"
+            f"{path} has class ids from {min(ids_given)} to {max(ids_given)} for {len(names)} names, but they must "
+            "start at 0: subtract 1, or, for ILSVRC-2012's development kit, which has its own order, put the kit's "
+            "meta.mat and ILSVRC2012_validation_ground_truth.txt there instead"
         )
 
     labels: dict[str, int] = {}
@@ -268,7 +268,7 @@ def read_labels(path: Path, names: Names, files: Collection[str] = (), ids: Mapp
         if problem:
             problems[name] = f"line {number} of {path} {problem}"
     if by_last_part:
-        notes.append(f"{by_last_part} names taken by their last part or without their ending")
+        notes.append(f"{by_last_part} names matched by their last part or without their extension")
     first = listed[0][1][:MAX_QUOTE] if listed else ""
     return Labels({name: c for name, c in labels.items() if name not in problems}, problems, notes, first)
 

@@ -42,7 +42,7 @@ def load_judges(
         name, _, weights = request.partition("=")
         judge = load_model(name, weights or None, device)
         if judge.sha256 == model.sha256 != "unknown":
-            raise UserError(f"--judge {request} is the network that is explained: give another one")
+            raise UserError(f"--judge {request} is the network being explained: give another one")
         if len(judge.categories) != len(model.categories):
             raise UserError(
                 f"--judge {request} has {len(judge.categories)} classes and {model.name} has {len(model.categories)}: "

@@ -32,7 +32,7 @@ class Settings:
     blur_until: float = setting(0.8, "fraction of the steps after which the blur is off", fraction)
     blur_px: float = setting(0.0, "standard deviation of the Gaussian kernel in the first blur, in pixels")
     final_blur_px: float = setting(0.0, "standard deviation of the Gaussian kernel in the last blur, in pixels")
-    contrast: float = setting(0.0, "minimum standard deviation after the last blur; lower after earlier ones")
+    contrast: float = setting(0.0, "minimum standard deviation of pixels after the last blur; lower after earlier ones")
     statistics: float = setting(0.0, "weight of the distance to photos' channel statistics, in logits")
     precondition: bool = False  # weight the gradient by the amplitudes of photos; not an option
 
@@ -72,7 +72,7 @@ def check_effect(options: argparse.Namespace, methods: Collection[Settings]) -> 
             "there are no crops, rotations or noise: give --zoom-from, --zoom-to, --rotation-degrees or --noise"
         )
     if not any(any(blur) for method in methods for blur in method.blurs().values()):
-        cure = "no step has a blur: give --blur-px, and a --blur-every below --steps times --blur-until"
+        cure = "no step has a blur: give --blur-px, and a --blur-every below the product of --steps and --blur-until"
         without |= dict.fromkeys(("blur_every", "blur_until", "blur_px", "final_blur_px", "contrast"), cure)
     for name, why in without.items():
         if value := getattr(options, name):

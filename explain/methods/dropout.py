@@ -40,7 +40,7 @@ class NoDropoutError(UserError):
     def __init__(self, only_zero: bool):
         self.only_zero = only_zero
         self.problem = f"{'only dropout with p = 0' if only_zero else 'no dropout'}, so all passes would be the same"
-        cure = "give p, its probability" if only_zero else "add nn.Dropout to it, or build timm's with drop_rate=0.2"
+        cure = "give p, its probability" if only_zero else "add nn.Dropout to it, or pass drop_rate=0.2 to timm"
         super().__init__(f"this network has {self.problem}: {cure}")
 
 
@@ -279,7 +279,7 @@ def prepare(model: nn.Module, p: float | None, name: str) -> bool:
     except NoDropoutError as error:
         file = name.rpartition(":")[0]
         if error.only_zero or (off and not p):
-            cure = "give its probability by --dropout P"
+            cure = "give its probability with --dropout P"
         elif file.endswith(".py"):
             cure = f"add nn.Dropout to {file}, for example before the last layer"
         else:

@@ -78,10 +78,10 @@ def map_tensor(
         tensor = None
     if tensor is None or tensor.is_complex():
         kind = type(maps).__name__ + (f" of {maps.dtype}" if hasattr(maps, "dtype") else "")
-        raise UserError(f"{wanted}: of this {kind} no tensor of real numbers can be made")
+        raise UserError(f"{wanted}: this {kind} cannot be made into a tensor of real numbers")
     if tensor.shape[-3:] != shape or tensor.dim() > 3 and not kinds or not tensor.isfinite().all():
         raise UserError(
-            f"{wanted}: they are {tuple(tensor.shape)}, {int((~tensor.isfinite()).sum())} values not finite"
+            f"{wanted}: their shape is {tuple(tensor.shape)}; {int((~tensor.isfinite()).sum())} values are not finite"
         )
     if not signed and tensor.min() < 0:
         raise UserError(
@@ -128,7 +128,7 @@ def insertion_deletion_curves(
     """
     classes, (fractions, _) = class_tensor(classes, images), curve_points(steps)
     if not len(images):
-        raise UserError("0 images have no curves: give at least one")
+        raise UserError("there are no images to draw curves for: give at least one")
     maps = map_tensor(maps, (len(images), *images.shape[2:]), images.device, kinds=True)
     ranks = pixel_ranks(maps.flatten(0, -3)).unflatten(0, (-1, len(images)))  # (kinds, N, H, W)
     counts = (fractions * ranks[0, 0].numel() + 1e-6).long().to(images.device)  # of pixels; 3 / 7 * 49 is below 21

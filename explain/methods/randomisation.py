@@ -58,8 +58,8 @@ def copy_of(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
     except Exception as error:  # a network may hold anything: a lock, an open file
         raise UserError(
-            f"this network cannot be copied ({one_line(error)}), which randomising its layers needs: "
-            "remove from it what is no part of the network"
+            f"this network cannot be copied ({one_line(error)}), which is needed to randomise its layers: "
+            "remove everything that is not part of the network"
         ) from None
 
 

@@ -80,11 +80,11 @@ def read_state_dict(path: Path, key: str | None = None) -> Checkpoint:
             raise UserError(f"{path} is not a state dict (a tensor under each name): save model.state_dict()")
         valid = ", ".join(state_dicts)
         if entry not in state_dicts:
-            raise UserError(f"{path} has no state dict under {entry!r}: valid are {valid}")
+            raise UserError(f"{path} has no state dict under {entry!r}: choose from {valid}")
         if key is None and entry not in KEYS and len(state_dicts) > 1:
-            raise UserError(f"{path} has several state dicts: give --weights {path}:KEY, one of {valid}")
+            raise UserError(f"{path} has several state dicts: give --weights {path}:KEY, with KEY one of {valid}")
         left = [str(k) for k in entries if str(k) != entry]
-        notes.append(f"weights under {entry!r}" + (f"; left: {', '.join(left)}" if left else ""))
+        notes.append(f"weights under {entry!r}" + (f"; not used: {', '.join(left)}" if left else ""))
         content = state_dicts[entry]
     floats = {name: t for name, t in content.items() if isinstance(t, Tensor) and t.is_floating_point()}
     converted = {name: t for name, t in floats.items() if t.dtype != torch.float32}
@@ -109,7 +109,7 @@ def _read(path: Path) -> tuple[Any, str]:
     except Exception as error:  # a damaged file makes all of them raise anything; torch advises to run it as code
         kind = re.search(r"GLOBAL (\S+)", str(error))
         holds = f" (it holds a {kind[1].rstrip('.')}, which only code can make)" if kind else ""
-        cure = "save model.state_dict() by torch.save or safetensors"
+        cure = "save model.state_dict() with torch.save or safetensors"
         raise UserError(f"{path} cannot be loaded as data{holds}: {cure}") from None
 
 
@@ -177,7 +177,7 @@ def fit_names(
     prefix, *others = sorted(fits, key=rank)
     if prefix:
         taken = len(_under(prefix, form))
-        notes += (f"prefix {prefix!r} taken off {'all' if taken == len(form) else taken} names",)
+        notes += (f"prefix {prefix!r} removed from {'all' if taken == len(form) else taken} names",)
     if others:
         notes += (f"all names are found under {', '.join(map(repr, others))} too",)
     # a further block of a module, or a further number in a sequence, is part of a larger network, which must not pass
@@ -256,7 +256,7 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: s
     for key in (other + missing + extra)[:1]:
         raise UserError(
             f"{path} does not fit {name}: {len(missing)} tensors missing, {len(extra)} extra, "
-            f"{len(other)} of another shape or kind, {key} first; give the --model that the file was saved from"
+            f"{len(other)} of another shape or kind, such as {key}; give the --model that the file was saved from"
         )
     fitting = OrderedDict(state)
     fitting._metadata = getattr(own, "_metadata", None)  # without versions, some modules look for names of old releases

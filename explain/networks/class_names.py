@@ -100,8 +100,8 @@ class LabelNames(NamedTuple):
             return found[0]
         if found:
             return f"its class {name!r} {names_several(found)}: give its full name, or wnids in both lists"
-        lacking = f"its class {name!r} is not among the network's {len(self.categories)} (names: {self.source})"
-        return f"{lacking}: correct the name, or give the network's names by --names"
+        lacking = f"its class {name!r} is not among the network's {len(self.categories)} classes (names: {self.source})"
+        return f"{lacking}: correct the name, or give the network's names with --names"
 
     def notes(self, skipped: int) -> list[str]:
         """Return notes on a different order, on classes that only one side has, and on labels that share a class.
@@ -219,7 +219,7 @@ def _find(text: str, categories: Sequence[str], look_up: Callable[[str], list[in
             raise UserError(f"class {text} does not exist: ids go from 0 to {len(categories) - 1}")
         return int(text)
     if len(ids) > 1:
-        cure = "give each class a name of its own by --names" if NUMBER.fullmatch(text) else "give the id"
+        cure = "give each class a name of its own with --names" if NUMBER.fullmatch(text) else "give the id"
         raise UserError(f"{text!r} {names_several(ids)}: {cure}")
     if not ids:
         # suggest "white stork" and "black stork" for "stork", rather than "stole"

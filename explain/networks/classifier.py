@@ -107,8 +107,8 @@ class Classifier(nn.Module):
         if leaves and (images - images.clamp(0, 1)).abs().flatten(1).mean(1).max() > OUTSIDE:
             self.seen.add("no pixels")
             warnings.warn(
-                f"the images have values from {low:.3g} to {high:.3g}, and this classifier takes pixels in [0, 1], "
-                "which it normalises itself: undo your normalisation (images * std + mean), or divide 8 bits by 255",
+                f"the images have values from {low:.3g} to {high:.3g}, and this classifier takes pixels in [0, 1] "
+                "and normalises them: undo your normalisation (images * std + mean), or divide 8-bit values by 255",
                 stacklevel=2,
             )
 
@@ -278,7 +278,7 @@ def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         valid = f"{', '.join(PACKAGED)}, torchvision's classification models, timm/NAME, and FILE.py:FUNCTION"
-        raise UserError(unknown("model", name, [*known, *PACKAGED]) + f"; valid are {valid}")
+        raise UserError(unknown("model", name, [*known, *PACKAGED]) + f"; choose from {valid}")
     published = torchvision.models.get_model_weights(name)
     # a file that still has its published name gets the preprocessing of its own training recipe
     preset = next((w for w in published if weights and Path(w.url).name == Path(weights).name), published.DEFAULT)
@@ -361,7 +361,7 @@ def _try(name: str, network: nn.Module, size: int, classes: Collection[int]) -> 
             logits = predict_logits(only, images.detach())
             return channels, only, max(2, logits.shape[1]), notes  # a single logit stands for two classes
         except DependsOnBatch as error:
-            raise UserError(f"{name}: {error}, or accept it by --stochastic") from None
+            raise UserError(f"{name}: {error}, or accept it with --stochastic") from None
         except UserError:
             raise
         except Exception as error:  # a network may raise anything for inputs that it does not take

@@ -30,7 +30,7 @@ def check_images(images: Tensor) -> Tensor:
     if not isinstance(images, Tensor):
         raise UserError(f"images must be a tensor (N, 3, H, W), not {type(images).__name__}: use torch.as_tensor")
     if not images.is_floating_point():
-        raise UserError(f"images are {images.dtype}: give values in [0, 1], of 8 bits as images.float() / 255")
+        raise UserError(f"images are {images.dtype}: give values in [0, 1], for 8-bit images images.float() / 255")
     if images.dim() == 3:
         raise UserError(f"images of shape {(*images.shape,)} have no batch dimension: give one image as image[None]")
     if images.dim() != 4:
@@ -87,7 +87,7 @@ def class_logits(model: nn.Module, images: Tensor) -> Tensor:
     if logits.dim() > 2:
         raise UserError(
             f"the network returns a tensor of shape {(*logits.shape,)}, not (N, classes): wrap it in a module that "
-            "averages over all other dimensions, or selects one place of them"
+            "averages over all other dimensions, or selects one position in them"
         )
     return logits
 
@@ -206,7 +206,7 @@ def logits_only(network: nn.Module, images: Tensor, classes: Collection[int]) ->
         notes.append(f"it ends in a {ending}: its logits, which go into the {ending}, are explained")
     elif ending:
         notes.append(
-            f"it ends in a {ending}: the class score is then a (log) probability, on which maps and archetypes suffer "
+            f"it ends in a {ending}: the class score is then a (log) probability, which spoils maps and archetypes "
             f"(Simonyan et al. 2014, section 2, takes the unnormalised score); let it return the {ending}'s input"
         )
     changed = before is not None or len(others) > 1

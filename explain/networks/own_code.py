@@ -92,7 +92,7 @@ def try_weights(name: str, network: nn.Module, make: Callable[[], nn.Module]) ->
     random = [key for key, p in own.items() if is_lazy(p) or not (key in others and p.equal(others[key]))]
     if not random:
         return False, []
-    differ = f"{len(random)} of {quantity(len(own), 'parameter')} ({random[0]} first) differ when it is called again"
+    differ = f"{len(random)} of {quantity(len(own), 'parameter')} (such as {random[0]}) differ when it is called again"
     return True, [f"{differ}, so they are untrained: give --weights FILE"]
 
 
@@ -121,7 +121,7 @@ def import_function(name: str, option: str) -> Callable:
     if not callable(found):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
         valid = [key for key in own if inspect.isroutine(getattr(module, key)) or inspect.isclass(getattr(module, key))]
-        raise UserError(f"{path} has no function {function!r}: valid are {', '.join(valid) or 'none'}")
+        raise UserError(f"{path} has no function {function!r}: choose from {', '.join(valid) or 'none'}")
     return found
 
 

@@ -48,7 +48,7 @@ class Preprocessing:
         size = options.get("input_size", self.input_size)
         is_squashed_anew = options.get("squash", False) and not self.squash
         scaled = {"resize": size if is_squashed_anew else scaled_resize(self.resize, self.input_size, size)}
-        source = f"{self.source}, but for {', '.join(sorted(options))}"
+        source = f"{self.source}, except for {', '.join(sorted(options))}"
         changed = dataclasses.replace(self, **{**scaled, **options, "source": source})
         if changed.resize < size:
             raise UserError(f"--resize {changed.resize} is less than the input size of {size}: give at least {size}")

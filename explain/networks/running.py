@@ -62,7 +62,7 @@ def device_of(model: nn.Module) -> torch.device:
 def check_finite(logits: Tensor) -> Tensor:
     """Return the logits; raise UserError if any is NaN or infinite."""
     if not logits.isfinite().all():
-        raise UserError("the network's logits are not finite: its weights are damaged, or the images are not numbers")
+        raise UserError("the network's logits are not finite: its weights are damaged, or the images contain NaN")
     return logits
 
 

@@ -46,13 +46,13 @@ def difference(found: Answer, expected: Answer) -> str | None:
     """Return in words how an answer differs from the expected one beyond rounding; None if it does not."""
     (logits, gradient), (own_logits, own_gradient) = found, expected
     if not _close(logits, own_logits):
-        return f"other logits, by up to {_largest(logits, own_logits):.2g}"
+        return f"logits that differ by up to {_largest(logits, own_logits):.2g}"
     if (gradient is None) != (own_gradient is None):
         return "no gradient"
     if own_gradient is not None:
         change = (gradient - own_gradient).norm() / own_gradient.norm().clamp(min=1e-30)
         if not change <= GRADIENT_ROUNDING:
-            return f"another gradient, by {change:.2g} of its norm"
+            return f"a gradient that differs by {change:.2g} of its norm"
     return None
 
 
@@ -70,15 +70,16 @@ def refuse_unsteady(name: str, model: nn.Module, images: Tensor, stochastic: boo
         return None
     if not stochastic and is_random:
         raise UserError(
-            f"{name} gives other logits, by up to {_largest(again, once):.2g}, when the same images run again: it is "
-            "random in evaluation mode too, for instance by F.dropout(x) or nn.Dropout()(x) inside forward; write "
-            "F.dropout(x, p, self.training), which 2h switches on by itself, or accept it by --stochastic"
+            f"{name} gives logits that differ by up to {_largest(again, once):.2g} when the same images run again: it "
+            "is random in evaluation mode too, for instance by F.dropout(x) or nn.Dropout()(x) inside forward; write "
+            "F.dropout(x, p, self.training), which 2h switches on by itself, or accept it with --stochastic"
         )
     if not stochastic:
         raise UserError(
-            f"{name} gives an image other logits, by up to {_largest(alone, once[:1]):.2g}, in a batch than alone: a "
-            "batch norm uses the batch's statistics (call eval() before torch.export; track_running_stats=True), or "
-            "activations are quantised by the range of the batch; correct that, or give --stochastic to accept it"
+            f"{name} gives an image logits in a batch that differ by up to {_largest(alone, once[:1]):.2g} from those "
+            "alone: a batch norm uses the batch's statistics (call eval() before torch.export; "
+            "track_running_stats=True), or activations are quantised by the range of the batch; correct that, or give "
+            "--stochastic to accept it"
         )
     return "random" if is_random else "dependent on its batch"
 

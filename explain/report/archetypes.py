@@ -31,7 +31,7 @@ def describe(settings: Settings) -> str:
     sigmas = dict.fromkeys(f"{blurs[step][0]:.2g}" for step in (min(blurs), max(blurs)))
     parts = {
         f"gradient ascent, {quantity(settings.steps, 'step')}": True,
-        "mostly of low frequency": settings.precondition,
+        "favouring low frequencies": settings.precondition,
         "random zoom": (settings.zoom_from, settings.zoom_to) != (1, 1),
         "random rotation": settings.rotation_degrees,
         "random noise": settings.noise,
@@ -139,12 +139,10 @@ def findings(results: dict[str, Any], methods: Sequence[str]) -> list[str]:
     for method in methods:
         networks = {"the network itself": results[method], **results[method]["judges"]}
         shares = [
-            f"{m['top1']:.3f} first{', ' + format(m['top5'], '.3f') + ' among five' if 'top5' in m else ''} by {name}"
+            f"top-1 {m['top1']:.3f}{', top-5 ' + format(m['top5'], '.3f') if 'top5' in m else ''} by {name}"
             for name, m in networks.items()
         ]
-        lines.append(
-            f"{method}: {quantity(results[method]['classes'], 'archetype')} recognised: {'; '.join(shares[::-1])}"
-        )
+        lines.append(f"{quantity(results[method]['classes'], f'{method} archetype')}: {'; '.join(shares[::-1])}")
     return lines
 
 
@@ -193,7 +191,7 @@ def draw_archetypes(
         title,
         f"Left to right: {'; '.join(columns)}.",
         "Below: probability (rank) of the class according to the network itself (own)"
-        + (f" and to networks that had no part in making the archetypes (judge: {judges})." if judges else "."),
+        + (f" and to judges, which had no part in making the archetypes ({judges})." if judges else "."),
     ]
 
 
@@ -244,17 +242,18 @@ def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawi
     figures.draw_legend(below, panels[0], columns=3)
     curves = [
         "Thin lines: the logit of the class in each step, for the image as the network then sees it.",
-        "Thick lines: the same logit, smoothed by a running mean over at most a tenth of the steps as long as random "
-        "augmentation makes it noisy; the last point is the saved archetype.",
+        "Thick lines: the same logit, but while random augmentation makes it noisy, its running mean over at most a "
+        "tenth of the steps; the last point is the saved archetype.",
     ]
     if not smoothed:
         curves = [
-            "The logit of the class in each step, of the image as the network sees it; the last point is the archetype."
+            "The logit of the class in each step, for the image as the network then sees it; the last point is the "
+            "saved archetype."
         ]
     return figure, [
         f"{model.label}: class logit during optimisation{note}",
         *curves,
-        *([f"Dotted lines: {', '.join(f'{letter}: {name}' for name, letter in letters.items())}."] if letters else []),
+        *([f"Dotted lines: {', '.join(f'{name} ({letter})' for name, letter in letters.items())}."] if letters else []),
     ]
 
 

@@ -115,7 +115,7 @@ def rescale(rows: list[dict], before: dict, folder: Path) -> tuple[dict, list[di
         for name, key in (("loss", "loss"), ("calibration error", "expected_calibration_error"))
         for b, a in [(round(before[key], 3), round(after[key], 3))]
     ]
-    how = f"{temperature_text(after)}, cross-fitted in {len(after['temperatures_of_folds'])} folds"
+    how = f"temperature {temperature_text(after)}, cross-fitted in {len(after['temperatures_of_folds'])} folds"
     return {**after, "says": f"Temperature scaling ({how}): {'; '.join(changes)}."}, bins
 
 
@@ -125,8 +125,8 @@ def crop_sentence(results: dict, model: Classifier) -> str:
     if model.preprocessing["squash"]:
         cure = f"give --resize {model.input_size} to show the network whole images"
     return (
-        f"the centre crop removes {results['median_cropped']:.3f} of the median image's area, and more than {CROPPED} "
-        f"of the area for a fraction of {results['mostly_cropped']:.3f} of the images; {cure}"
+        f"the centre crop removes a median of {results['median_cropped']:.3f} of an image's area, and more than "
+        f"{CROPPED} of it from a fraction of {results['mostly_cropped']:.3f} of the images; {cure}"
     )
 
 
@@ -141,7 +141,7 @@ def draw_reliability(bins: list[dict], bins_after: list[dict], results: dict, mo
     curves = {"accuracy, with its 95 % interval": (bins, figures.BLUE, "o")}
     if bins_after:
         temperature = temperature_text(results["temperature_scaling"])
-        curves[f"after temperature {temperature}"] = (bins_after, figures.ORANGE, "s")
+        curves[f"scaled by temperature {temperature}"] = (bins_after, figures.ORANGE, "s")
     for label, (table, colour, marker) in curves.items():
         full = [b for b in table if b["images"]]
         accuracy, confidence = ([b[key] for b in full] for key in ("accuracy", "confidence"))
@@ -155,7 +155,7 @@ def draw_reliability(bins: list[dict], bins_after: list[dict], results: dict, mo
     below.yaxis.get_major_locator().set_params(integer=True)
     return figure, [
         f"{model.label}: can its confidence be believed?",
-        f"Accuracy in each of {len(bins)} bins of confidence, above the number of images in the bin.",
+        f"Above: accuracy in each of {len(bins)} bins of confidence; below: number of images in each bin.",
         f"{results['measured_on']}: accuracy {results['top1_accuracy']:.3f}, mean confidence "
         f"{results['mean_confidence']:.3f}, expected calibration error {results['expected_calibration_error']:.3f}.",
         results["temperature_scaling"]["says"],
@@ -201,8 +201,8 @@ def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> figure
     cut = f", {len(classes)} of {len(missed)}" if len(classes) < len(missed) else ""
     return figure, [
         f"{model.label}: what the missed classes are mistaken for",
-        f"Number of images by true class (only classes with mistakes, the most missed first{cut}) and predicted class.",
-        "The colour shows the share of the row: blue where the prediction is right, red where it is wrong.",
+        f"Number of images by true class (only those with mistakes, most often missed first{cut}) and predicted class.",
+        "The colour shows each cell's share of its row: blue where the prediction is right, red where it is wrong.",
         f"{results['measured_on']}; confusion.csv has all classes.",
     ]
 

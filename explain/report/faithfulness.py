@@ -151,8 +151,8 @@ def draw_curves(rows: list[dict], results: dict, model: Classifier, options: arg
     smoothed = f"; smoothed map: {options.copies} copies, noise {options.noise:g}" if "smoothed" in maps else ""
     return figure, [
         f"{model.label}: does the class's probability follow the maps?",
-        f"Mean probability as pixels are put into a blurred copy of the image, or removed from the image, in the map's "
-        f"order{cells}; dots: the points measured.",
+        f"Mean probability of the class as pixels are put into a blurred copy of the image (left), or removed from the "
+        f"image (right), in the map's order{cells}; dots: measured points.",
         "Grey: baselines that ignore the network; in brackets: number of images, excluding those whose map is zero "
         "everywhere.",
         f"{results['measured_on']}{smoothed}.",
@@ -198,7 +198,7 @@ def draw_measures(results: dict, model: Classifier, options: argparse.Namespace)
         lacking.append(f"no grid pointing: {reasons}")
     if not known["other_class"]:
         lacking.append(f"no map of another class was measured with --randomise {options.randomise}")
-    chance = "; in grid pointing: the chance level" if known["grid_pointing"] else ""
+    chance = " (in grid pointing: the chance level)" if known["grid_pointing"] else ""
     return figure, [
         f"{model.label}: how far can each map be believed?",
         f"Bars: means with one standard error; lines: baselines that ignore the network{chance}.",
@@ -221,8 +221,8 @@ def draw_randomised(stages: list[dict], model: Classifier) -> figures.Drawing:
     axes.axhline(0, color=figures.GREY, linewidth=0.8, linestyle="--", label="chance level")
     places = [f"{stage['layers']}\n{stage_of(stage['down_to'])}" for stage in stages]
     axes.set_xticks(range(len(stages) + 1), ["none", *places], rotation=45 if len(stages) > 8 else 0)
-    layers = f"layers randomised (of {stages[-1]['layers']}), from the output down, and the stage reached"
-    axes.set(xlabel=layers, ylabel="rank correlation with intact map")
+    layers = f"layers randomised (of {stages[-1]['layers']}), from the output down, and the part of the network reached"
+    axes.set(xlabel=layers, ylabel="rank correlation with intact network")
     figures.draw_legend(below, axes, columns=4)
     return figure, [
         f"{model.label}: how much do maps change when layers are randomised?",
@@ -255,7 +255,7 @@ def draw_mosaic(mosaic: dict, maps: np.ndarray, paths: Sequence[Path], model: Cl
     name = figures.short(model.categories[mosaic["classes"][0]], 30)
     return figure, [
         f"{model.label}: which maps point at the {name}?",
-        "A mosaic of four photos that the network is sure of, and the maps for the class of the photo on the upper "
-        "left, each on a linear scale of its own.",
-        "Beside each name: the share of the map in that photo (chance level: 0.25).",
+        "A mosaic of four photos that the network classifies with confidence, and the maps for the class of the photo "
+        "on the upper left, each on a linear scale of its own.",
+        "Beside each map's name: the share of the map that lies in that photo (chance level: 0.25).",
     ]

@@ -385,7 +385,7 @@ def draw_figure(output: OutputFolder, name: str, function: Callable[..., Drawing
         else:
             texts = draw_title(figure, *text)
         if lacking := find_fonts(figure):
-            cure = "install one that does, such as Noto"
+            cure = "install one that has them, such as Noto"
             print(f"no installed font has the characters {lacking} in {name}: {cure}", file=sys.stderr)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")

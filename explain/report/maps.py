@@ -21,7 +21,8 @@ from explain.report.numbers import label
 from explain.report.page import finish
 from explain.run.output import OutputFolder, map_name
 
-HEADS = {"plain": "saliency map", "guided": "guided saliency map"}  # of columns; else the kind's label
+# of columns; else the kind's label
+HEADS = dict(plain="saliency map", smoothed="smoothed map", combined="combined map", guided="guided saliency map")
 Table = Mapping[str, Callable]  # the function of each kind of map
 
 
@@ -42,9 +43,10 @@ def write_saliency(
     columns, lacking = columns_of(rows, table, output)
     has_grad_cam = rows[0]["grad_cam_in_combined"]
     if not any(column.over_image for column in columns):
-        columns.append(columns[0]._replace(head="over the image", description="the same map", over_image=True))
+        again = f"the {columns[0].head} again"
+        columns.append(columns[0]._replace(head="over the image", description=again, over_image=True))
     elif not has_grad_cam:
-        lacking.append("no Grad-CAM, which this network does not have")
+        lacking.append("here without Grad-CAM, which this network does not have")
     figures.draw_figure(output, "saliency", draw, rows, columns, lacking, photos, model, output)
     write_tables("saliency.csv", rows, skipped, {"grad_cam_in_combined": has_grad_cam}, photos, model, output)
 
@@ -104,7 +106,7 @@ def columns_of(rows: list[dict], table: Table, output: OutputFolder) -> tuple[li
             description, _, unit = describe(table[kind], vars(output.options)).partition(", in ")
             signed = "signed " * (kind == "plain" and getattr(output.options, "signed", False))
             over_image = kind == "combined"
-            description += ", over the image" * over_image
+            description += ", drawn over the image" * over_image
             columns.append(Column(kind, signed + head, description, unit or "arbitrary units", over_image))
         else:
             lacking.append(f"no {head}, since the network has {rows[0][f'{kind}_status']}")
@@ -180,6 +182,6 @@ def draw(
         f"{model.label}: {', '.join(column.head for column in columns)}"
         + ("" if len(rows) == found else f", {len(rows)} of {found}"),
         f"Left to right: {'; '.join([*parts, *lacking])}.",
-        *(["Below each map: its faithfulness score; below the image: the score of a random order."] * scored),
+        *(["Below each map: its faithfulness score; below the image: that of a random order of the pixels."] * scored),
         scale,
     ]

@@ -49,7 +49,7 @@ def write(
         figures.draw_figure(output, "settling", draw_settling, ordered[:SETTLING_SHOWN], sentence, model)
         lines.append(sentence)
     else:
-        lines.append("settling.png is not drawn: it takes at least 4 passes")
+        lines.append("settling.png is not drawn: it needs at least 4 passes")
     if any("auroc_interval" in measure for measure in judged.get("mistakes", {}).values()):
         figures.draw_figure(output, "mistakes", draw_mistakes, labelled, judged_on["measured_on"], judged, model)
         lines.append(verdicts.best_measure(judged["mistakes"]))
@@ -122,12 +122,13 @@ def enough_in_words(enough: dict[str, int | None], passes: int) -> str:
     """Return the result of `passes_enough` as a sentence."""
     rounded = {key: np.inf if n is None else float(f"{n:.2g}") for key, n in enough.items()}
     about = {key: f"about {n:,.0f}" if n < 1e6 else "over a million" for key, n in rounded.items()}
-    order = (
-        f", and within the difference between neighbours in order after {about['order']}" if "order" in about else ""
-    )
+    information = f"a tenth of its mutual information after {about['mutual_information']}"
+    last = f" and {information}"
+    if "order" in about:
+        last = f", {information}, and the difference in mutual information from the next image after {about['order']}"
     return (
-        f"Estimated from these {passes:,} passes: two standard errors are within a tenth of every image's variance "
-        f"after {about['variance']}, of its mutual information after {about['mutual_information']}{order}."
+        f"Estimated from these {passes:,} passes, two standard errors fall to a tenth of every image's variance after "
+        f"{about['variance']} passes{last}."
     )
 
 
@@ -140,8 +141,8 @@ def findings(ordered: list[dict]) -> list[str]:
     others = [figures.file_name(row) for row in least_sure(ordered)[1:]]
     named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
     tail = f"; cannot be told apart from it: {named}" if others else ""
-    least = f"least sure by mutual information: {names[0]}, {values[0]}{tail}"
-    surest = f"surest by mutual information: {names[-1]}, {values[-1]}"
+    least = f"least sure (largest mutual information): {names[0]}, {values[0]}{tail}"
+    surest = f"surest (smallest mutual information): {names[-1]}, {values[-1]}"
     return [least, surest][: 1 + (len(others) < len(ordered) - 1)]
 
 
@@ -184,13 +185,13 @@ def draw(
             mean = with_error(c["mean"], c["standard_deviation"])
             axes.text(1, place - 0.22, mean, ha="right", in_layout=False)
         axes.set_ylim(len(row["leading"]) - 0.6, -0.75)
-    order = ", the least sure by MI first," if total > 1 else ""
+    order = ", the largest MI first," if total > 1 else ""
     return figure, [
         f"{model.label}: {quantity(passes, 'pass')} with dropout on, {figures.some_of(len(rows), total, 'image')}",
         f"Each image ({model.view}){order} beside its most likely classes, with mean ± standard deviation of the "
         "probability over passes: range (line), quartiles and median (bar), mean (dot), pass without dropout (orange).",
-        "MI: mutual information ± standard error, H: predictive entropy (nats), CV: coefficient of variation, "
-        "agreement: share of the passes won by the first class.",
+        "MI: mutual information ± standard error, H: predictive entropy, both in nats; CV: coefficient of variation of "
+        "the first class's probability; agreement: share of the passes in which that class is the most likely.",
         said,
     ]
 
@@ -219,17 +220,17 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
     for axes in (above, below):
         axes.legend(loc="upper right")
     figure.align_ylabels()
-    below.set(xlabel="images, least sure by mutual information first", xlim=(0.4, len(rows) + 0.6))
+    below.set(xlabel="images, largest mutual information first", xlim=(0.4, len(rows) + 0.6))
     if len(rows) <= 40:
         names = [figures.short(name, 20) for name in figures.file_names(rows)]
         below.set_xticks(places, names, rotation=90 if len(rows) > 5 else 0)
     told_apart = f"{len(others)} of the other images cannot" if others else "All other images can"
     told_apart += " be told apart from the first: the difference in mutual information is "
-    told_apart += f"{'at most' if others else 'above'} twice its standard error."
+    told_apart += f"{'at most' if others else 'more than'} twice its standard error."
     return figure, [
-        f"{model.label}: how unsure it is of {quantity(len(rows), 'image')}, over {quantity(passes, 'pass')}",
+        f"{model.label}: its uncertainty about {quantity(len(rows), 'image')}, over {quantity(passes, 'pass')}",
         "Above: mutual information, the part of the uncertainty due to disagreement between the passes; below: "
-        "predictive entropy, the whole; both with one Monte Carlo standard error.",
+        "predictive entropy, the whole uncertainty; both with one Monte Carlo standard error.",
         told_apart if passes > 1 else "A single pass has no standard errors, so no two images can be told apart.",
     ]
 
@@ -250,10 +251,11 @@ def draw_settling(rows: list[dict], sentence: str, model: Classifier) -> figures
         axes.minorticks_off()
         axes.set_ylim(0)
     figures.draw_legend(below, panels[0], columns=3)
-    images = f"the {len(rows)} images that it is least sure of" if len(rows) > 1 else "the image"
+    images = f"the {len(rows)} images that the network is least sure of" if len(rows) > 1 else "the image"
     return figure, [
         f"{model.label}: how many passes are enough?",
-        f"Estimates for {images} as passes accumulate, with one Monte Carlo standard error.",
+        f"Variance (left) and mutual information (right) after increasing numbers of passes, with one Monte Carlo "
+        f"standard error, for {images}.",
         sentence,
     ]
 
@@ -291,8 +293,8 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
         )
     return figure, [
         f"{model.label}: {verdicts.best_measure(measures)}",
-        "Risk against coverage for each measure (thick line: the single pass's probability) and, in the same colours, "
-        "AUROC with a 95 % bootstrap interval (dashed: chance level).",
+        "Left: risk against coverage for each measure (thick line: the single pass's probability); right, in the same "
+        "colours: AUROC with a 95 % bootstrap interval (dashed: chance level).",
         f"{'; '.join(scores)}.",
     ]
 
@@ -328,11 +330,13 @@ def draw_shift(shift: dict[str, dict], images: int, sample: str, model: Classifi
     labels = [f"{in_words(name)} ({count})" for name, count in zip(shift, wrong, strict=True)]
     for axes in panels:
         axes.set_xticks(places, labels, rotation=60, ha="right")
-    aurocs = f"AUROC with one standard error (dashed: chance level), left out {few}"
+    aurocs = f"right: AUROC with one standard error (dashed: chance level), left out {few}"
     return figure, [
         f"{model.label}: does it know when it errs on disturbed images?",
-        "Accuracy (with its 95 % interval) and confidence of the mean over passes, without a disturbance (none), under "
-        "each disturbance, and over all of them together (pooled), with the number of mistakes in brackets"
-        + (f"; {aurocs}." if measures else f"; no AUROC {few}."),
+        ("Left: accuracy" if measures else "Accuracy")
+        + " (with its 95 % interval) and confidence of the mean over passes; "
+        + (f"{aurocs}." if measures else f"no AUROC {few}."),
+        "In each panel: no disturbance (none), each disturbance, and all of them together (pooled), with the number of "
+        "mistakes in brackets.",
         f"{sample}; measures_under_shift.csv has all measures.",
     ]

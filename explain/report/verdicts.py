@@ -23,9 +23,9 @@ def most_faithful_map(results: dict[str, Any]) -> str:
         text = f"The most faithful map is {label(best)}"
         if higher:
             text = f"The best map that is shown to be better than the baselines is {label(best)}"
-            text += f" ({', '.join(higher)}: higher, but the difference is below twice its error)"
+            text += f" ({', '.join(higher)}: higher, but with a difference below twice its standard error)"
     else:
-        text = f"No map is shown to be better than the baseline {label(baseline)}"
+        text = f"No map is shown to be better than the {label(baseline)} baseline"
     scores = ", ".join(f"{label(kind)} {measured(maps[kind], key)}" for kind in (best, baseline))
     return f"{text} (insertion minus deletion: {scores}; difference: {measured(results, 'difference')})."
 

@@ -39,8 +39,8 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--limit": dict(
         type=positive,
         metavar="N",
-        help="use only N images: the first N or, if they are labelled, N chosen at random (--seed), with one of every "
-        "class before a second of any class",
+        help="use only N images: the first N or, if they are labelled, N chosen at random (--seed), with one image of "
+        "every class before a second of any class",
     ),
     "--strict": dict(action="store_true", help="stop at an image that cannot be read, instead of skipping it"),
     "--dataset": dict(default="dataset", metavar="DIR", help="folder that contains DL_data and DL_data_p"),
@@ -64,16 +64,19 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--input-size": dict(type=positive, metavar="S", help="side of the network's input, in pixels"),
     "--resize": dict(type=positive, metavar="N", help="shorter side of an image before centre-cropping, in pixels"),
     "--mean": dict(
-        type=at_least_0, nargs="+", metavar="X", help="mean of the training images' pixel values, 0 to 1, by channel"
+        type=at_least_0, nargs="+", metavar="X", help="mean pixel values (0 to 1) of the training images, by channel"
     ),
     "--std": dict(
-        type=above_0, nargs="+", metavar="X", help="standard deviation of the training images' pixel values, by channel"
+        type=above_0,
+        nargs="+",
+        metavar="X",
+        help="standard deviations of the training images' pixel values, by channel",
     ),
     "--interpolation": dict(choices=INTERPOLATIONS, help="interpolation used for resizing"),
     "--squash": dict(
         action="store_true",
         default=None,
-        help="resize both sides of an image to --resize (without it: to --input-size), which changes its aspect ratio",
+        help="resize both sides of an image to --resize, or without it to --input-size, which changes its aspect ratio",
     ),
     "--white": dict(
         type=integer(1, WHITE),
@@ -83,14 +86,14 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--device": dict(default="auto", help="cpu, cuda, mps, ...; auto uses an accelerator if there is one"),
     "--tf32": dict(
         action="store_true",
-        help="let an NVIDIA GPU round the inputs of convolutions and matrix products to TF32, 10 bits of mantissa "
-        "instead of 23: faster, but the last digits of every result differ from a CPU's",
+        help="let an NVIDIA GPU round the inputs of convolutions and matrix products to TF32 (10 bits of mantissa "
+        "instead of 23), which is faster, but the last digits of every result then differ from a CPU's",
     ),
     "--threads": dict(
         type=positive,
         metavar="N",
-        help="number of computing threads; the last digits of a result depend on it, so give all shards the same "
-        "number; OMP_NUM_THREADS is ignored (default: the number of cores)",
+        help="number of computing threads (OMP_NUM_THREADS is ignored); the last digits of a result depend on it, so "
+        "give all shards the same number (default: the number of cores)",
     ),
     "--batch-size": dict(default=16, type=positive, metavar="N", help="images per forward pass"),
     "--prefetch": dict(
@@ -106,24 +109,24 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         default=NOISE,
         type=at_least_0,
         metavar="SD",
-        help="standard deviation of the noise on these copies, in pixel values (0 to 1)",
+        help="standard deviation of the noise added to these copies, in pixel values (0 to 1)",
     ),
     "--seed": dict(default=0, type=seed, metavar="N", help="seed of all random numbers"),
-    "--show": dict(default=12, type=positive, metavar="N", help="maximum number of images in a figure"),
+    "--show": dict(default=12, type=positive, metavar="N", help="maximum number of images (2c: classes) in a figure"),
     "--scores": dict(
         default=12,
         type=not_negative,
         metavar="N",
-        help="number of images whose maps get a faithfulness score, insertion minus deletion, as in 2g",
+        help="number of images whose maps get a faithfulness score (insertion minus deletion, as in 2g)",
     ),
     "--whole": dict(
         action="store_true",
-        help="fit the whole image into the network's input, with grey around it, instead of a centre crop",
+        help="fit the whole image into the network's input, with grey around it, instead of its centre crop",
     ),
     "--stochastic": dict(
         action="store_true",
         help="accept a network whose outputs are random, or depend on the other images in the batch; every figure "
-        "says so",
+        "then says so",
     ),
     "--no-title": dict(action="store_true", help="write titles and captions to <figure>.txt, not into the figure"),
     "--pdf": dict(action="store_true", help="also save figures as PDF"),

@@ -85,7 +85,7 @@ class OutputFolder:
         if not os.path.isdir(existing):
             raise UserError(f"{existing} is not a folder: remove it or choose another --output")
         if not is_inside(self.path, Path(options.output)):
-            raise UserError(f"{self.path} is a link that leaves {options.output}: remove it or choose another --output")
+            raise UserError(f"{self.path} is a link out of {options.output}: remove it or choose another --output")
         try:
             with tempfile.TemporaryFile(dir=existing):
                 pass
@@ -96,7 +96,7 @@ class OutputFolder:
         """Return the path of a file to be written, which metrics.json will list."""
         path = self.path / name
         if not is_inside(path.parent, self.path):
-            raise UserError(f"{path.parent} is a link that leaves {self.path}: remove the link")
+            raise UserError(f"{path.parent} is a link out of {self.path}: remove the link")
         self.files.append(name)
         return path
 
@@ -193,7 +193,7 @@ class OutputFolder:
         if skipped:
             print(f"skipped {len(skipped)} of {quantity(used + len(skipped), 'image')}; metrics.json says why")
         if self.other_files:
-            print(f"files skipped, without an image extension: {self.other_files:,}")
+            print(f"files skipped because they have no image extension: {self.other_files:,}")
         for figure in self.figures:
             print(figure)
         print(self.metrics)

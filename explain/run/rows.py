@@ -40,7 +40,7 @@ def shard_of(options: argparse.Namespace) -> tuple[int, int]:
     try:
         return shard(f"{os.environ['RANK']}/{os.environ['WORLD_SIZE']}")
     except argparse.ArgumentTypeError as error:
-        raise UserError(f"RANK/WORLD_SIZE in the environment: {error}") from None
+        raise UserError(f"RANK/WORLD_SIZE in the environment {error}") from None
 
 
 def resolve_options(options: argparse.Namespace) -> argparse.Namespace:
@@ -174,7 +174,7 @@ class Rows:
             if self.output.metrics.is_file():
                 used = {row["path"] for row in read_rows(self.complete_file) if "skipped" not in row}
                 print(
-                    f"replaces the results of {quantity(len(used), 'image')} with {self._difference(stored)}",
+                    f"replaces the results of {quantity(len(used), 'image')}, made with {self._difference(stored)}",
                     file=sys.stderr,
                 )
             elif self._has_work():
@@ -223,7 +223,7 @@ class Rows:
         return stored if isinstance(stored, dict) else {}
 
     def _difference(self, stored: dict) -> str:
-        """Return the first setting that differs, with its stored value, as words that complete "results with ..."."""
+        """Return the first setting that differs, with its stored value, as words that complete "made with ..."."""
         name = next(name for name, value in self.settings.items() if stored.get(name) != value)
         if name not in vars(self.output.options):
             return "other images" if name == "list of images" else f"another version of {name}"
@@ -249,7 +249,7 @@ class Rows:
         if self.own:
             raise UserError(
                 f"another run with other settings has written to {self.folder} meanwhile: "
-                "give one of them its own --output"
+                "give one of the two runs its own --output"
             )
         return False
 
