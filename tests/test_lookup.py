@@ -90,7 +90,7 @@ def test_numbers_that_are_names_are_no_ids(tmp_path, capsys):
     save_photo(tmp_path / "photos/2/a.png", size=(8, 8))
     assert class_folders(tmp_path / "photos", [("", name) for name in names])[0] == {"2": 2}
     save_photo(tmp_path / "photos/1/a.png", size=(8, 8))
-    with pytest.raises(UserError, match="'1' first"):
+    with pytest.raises(UserError, match="such as '1'"):
         class_folders(tmp_path / "photos", [("", name) for name in names])
 
 

@@ -151,7 +151,7 @@ def test_the_figure_of_disturbances_has_the_counts_of_each():
     figure, text = uncertainty.draw_shift(shift, 12, "12 labelled images", SimpleNamespace(label="net"))
     left, right, _ = figure.axes
     assert [label.get_text() for label in left.get_xticklabels()] == ["none (2)", "blur (6)", "pooled (6)"]
-    assert all(line.get_linestyle() == "None" for line in left.lines) and "12 labelled images" in text[2]
+    assert all(line.get_linestyle() == "None" for line in left.lines) and "12 labelled images" in text[3]
     assert all(np.isnan(bars.lines[0].get_ydata()[0]) for bars in right.containers) and len(right.containers) == 4
     few, text = uncertainty.draw_shift(
         {"none": shift["none"], "pooled": shift["none"]}, 12, "", SimpleNamespace(label="")
