@@ -241,14 +241,14 @@ def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawi
     panels[0].set_ylabel("class logit")
     figures.draw_legend(below, panels[0], columns=3)
     curves = [
-        "Thin lines: the logit of the class in each step, for the image as the network then sees it.",
-        "Thick lines: the same logit, but while random augmentation makes it noisy, its running mean over at most a "
-        "tenth of the steps; the last point is the saved archetype.",
+        "Thin lines: the logit of the class at each step, for the image as the network sees it at that step.",
+        "Thick lines: the same logit, smoothed by a running mean over at most a tenth of the steps while random "
+        "augmentation makes it noisy; the last point is that of the saved archetype.",
     ]
     if not smoothed:
         curves = [
-            "The logit of the class in each step, for the image as the network then sees it; the last point is the "
-            "saved archetype."
+            "The logit of the class at each step, for the image as the network sees it at that step; the last point is "
+            "that of the saved archetype."
         ]
     return figure, [
         f"{model.label}: class logit during optimisation{note}",

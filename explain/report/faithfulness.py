@@ -256,6 +256,6 @@ def draw_mosaic(mosaic: dict, maps: np.ndarray, paths: Sequence[Path], model: Cl
     return figure, [
         f"{model.label}: which maps point at the {name}?",
         "A mosaic of four photos that the network classifies with confidence, and the maps for the class of the photo "
-        "on the upper left, each on a linear scale of its own.",
+        "at the upper left, each on a linear scale of its own.",
         "Beside each map's name: the share of the map that lies in that photo (chance level: 0.25).",
     ]
