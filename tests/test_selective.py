@@ -8,11 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest, rankdata
 from sklearn.metrics import roc_auc_score
 
 import common
 from explain.methods import selective
+from explain.methods.calibration import wilson_interval
 from explain.methods.disturbances import disturbed
+from explain.methods.maps import average_ranks
 from explain.report import uncertainty, verdicts
 
 
@@ -171,3 +174,11 @@ def test_disturbances_by_hand():
     assert found["blur_4_px"].std() < found["blur_2_px"].std() < 0.2 * images.std()
     alone = disturbed(images[1:], common.seeded_generators(0, [1]))
     assert all(torch.equal(alone[name][0], of_both[1]) for name, of_both in found.items() if "blur" not in name)
+
+
+def test_ranks_and_intervals_are_scipys():
+    for k in (0, 1, 7, 20):
+        interval = binomtest(k, 20).proportion_ci(method="wilson")
+        assert wilson_interval(k, 20) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    values = np.random.default_rng(0).integers(0, 5, 40)
+    assert average_ranks(values).tolist() == rankdata(values).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,10 +41,10 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 
 def wilson_interval(right: float, images: int) -> tuple[float, float]:
     """Return the 0.95 confidence interval of the accuracy `right` / `images`. Wilson 1927, Probable Inference."""
-    from scipy.stats import binomtest  # here, since its import takes a second
-
-    interval = binomtest(round(right), images).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
+    p, z = round(right) / images, statistics.NormalDist().inv_cdf(0.975)
+    middle, half = p + z**2 / (2 * images), z * math.sqrt(p * (1 - p) / images + (z / (2 * images)) ** 2)
+    low, high = ((middle + end) / (1 + z**2 / images) for end in (-half, half))
+    return max(low, 0.0), min(high, 1.0)  # 0 and 1 but for rounding
 
 
 def at_temperature(logits: Tensor, classes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

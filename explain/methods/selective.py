@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from explain.methods.calibration import calibration
+from explain.methods.maps import average_ranks
 
 # Measures by their keys in a row: 1 if it rises with uncertainty, else -1; and the prediction whose mistakes it judges
 MEASURES = {
@@ -46,12 +47,10 @@ def auroc(uncertainty: np.ndarray, mistakes: np.ndarray) -> float:
     Ties count half; NaN if there is no mistake or no right answer. This is scikit-learn's roc_auc_score in a tenth of
     its time, for the thousands of resamples.
     """
-    from scipy.stats import rankdata  # here, since its import takes a second
-
     wrong = int(mistakes.sum())
     if not 0 < wrong < len(mistakes):
         return float("nan")
-    ranks = rankdata(uncertainty)[mistakes].sum()
+    ranks = average_ranks(uncertainty)[mistakes].sum()
     return float((ranks - wrong * (wrong + 1) / 2) / (wrong * (len(mistakes) - wrong)))
 
 
@@ -60,11 +59,9 @@ def auroc_standard_error(uncertainty: np.ndarray, mistakes: np.ndarray) -> float
 
     DeLong et al. 1988, Comparing the Areas under Two or More Correlated Receiver Operating Characteristic Curves.
     """
-    from scipy.stats import rankdata
-
-    ranks, variance = rankdata(uncertainty), 0.0
+    ranks, variance = average_ranks(uncertainty), 0.0
     for own in (mistakes, ~mistakes):  # for each image, the fraction of the other group below it
-        below = (ranks[own] - rankdata(uncertainty[own])) / (~own).sum()
+        below = (ranks[own] - average_ranks(uncertainty[own])) / (~own).sum()
         variance += below.var(ddof=1) / own.sum()
     return float(np.sqrt(variance))
 
