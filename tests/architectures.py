@@ -164,8 +164,8 @@ counts are relative differences.
 
 - *plain vs. finite difference*: the gradient of a class logit against central differences, at the worst of the
   {pixels} pixels where it is largest. The difference comes from rounding and from the kinks of the rectifiers.
-- *guided vs. reference*: against an implementation that replaces each rectifier, as it is called, by a function whose
-  backward pass is the guided rule written out (`tests/reference.py`).
+- *guided vs. reference*: against an implementation that replaces each call of a rectifier by a function whose backward
+  pass is the guided rule written out (`tests/reference.py`).
 - *logits equal*: whether the logits with and without guided backpropagation are the same, bit for bit.
 - *plain vs. guided*: the plain gradient against the guided one. A large difference shows that the guided rule has an
   effect.

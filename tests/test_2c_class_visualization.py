@@ -412,7 +412,7 @@ def test_the_default_judge_is_not_the_network_explained(monkeypatch):
 # ------------------------------------------------------------------------------------------------
 # What figures say
 
-FULL = "gradient ascent, 560 steps, favouring low frequencies, random zoom, random rotation, random noise, "
+FULL = "gradient ascent, 560 steps, low frequencies favoured, random zoom, random rotation, random noise, "
 FULL += "Gaussian blur every 4 steps until step 448 (standard deviation 1 to 0.5 px)"
 
 

@@ -202,7 +202,7 @@ def test_run(tmp_path, run_2h, capsys):
     order = sorted(range(3), key=lambda i: -rows[i]["mutual_information"])
     assert [int(list(line.values())[3]) for line in table] == order
     assert figures == {"mc_dropout.png", "uncertainty.png", "settling.png"}
-    assert f"{results['passes_enough']['order']:.2g}"[:1] in capsys.readouterr().out.split("Estimated from")[1]
+    assert f"{results['passes_enough']['order']:.2g}"[:1] in capsys.readouterr().out.split("By an estimate from")[1]
     # one image alone has the same passes, and is not ranked; three passes show no settling
     metrics, again, figures = run_2h("0.png", *settings)
     assert again[0]["predictive_entropy"] == pytest.approx(rows[0]["predictive_entropy"], abs=1e-5)
@@ -342,7 +342,7 @@ def test_passes_enough_by_hand():
     enough = uncertainty_report.passes_enough(made_rows(0.5, 0.2, 0.1), 100)
     assert enough == {**dict.fromkeys(uncertainty_report.SPREADS, 400), "order": 8}
     said = uncertainty_report.enough_in_words(enough, 100)
-    assert "variance after about 400 passes," in said and "next image after about 8." in said
+    assert "each variance after about 400, below" in said and "successive images after about 8 passes." in said
     assert uncertainty_report.passes_enough(made_rows(0.5), 100)["variance"] == 16
     assert "order" not in uncertainty_report.enough_in_words(uncertainty_report.passes_enough(made_rows(0.5), 9), 9)
     assert uncertainty_report.passes_enough(made_rows(0.5, 0.5), 100)["order"] is None

@@ -31,7 +31,7 @@ def describe(settings: Settings) -> str:
     sigmas = dict.fromkeys(f"{blurs[step][0]:.2g}" for step in (min(blurs), max(blurs)))
     parts = {
         f"gradient ascent, {quantity(settings.steps, 'step')}": True,
-        "favouring low frequencies": settings.precondition,
+        "low frequencies favoured": settings.precondition,
         "random zoom": (settings.zoom_from, settings.zoom_to) != (1, 1),
         "random rotation": settings.rotation_degrees,
         "random noise": settings.noise,

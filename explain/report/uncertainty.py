@@ -122,13 +122,12 @@ def enough_in_words(enough: dict[str, int | None], passes: int) -> str:
     """Return the result of `passes_enough` as a sentence."""
     rounded = {key: np.inf if n is None else float(f"{n:.2g}") for key, n in enough.items()}
     about = {key: f"about {n:,.0f}" if n < 1e6 else "over a million" for key, n in rounded.items()}
-    information = f"a tenth of its mutual information after {about['mutual_information']}"
-    last = f" and {information}"
-    if "order" in about:
-        last = f", {information}, and the difference in mutual information from the next image after {about['order']}"
+    limits = {"variance": "a tenth of each variance", "mutual_information": "a tenth of each mutual information"}
+    limits["order"] = "each difference in mutual information between successive images"
+    found = [f"below {limit} after {about[key]}" for key, limit in limits.items() if key in about]
     return (
-        f"Estimated from these {passes:,} passes, two standard errors fall to a tenth of every image's variance after "
-        f"{about['variance']} passes{last}."
+        f"By an estimate from these {passes:,} passes, twice the standard error is {', '.join(found[:-1])} and "
+        f"{found[-1]} passes."
     )
 
 
@@ -191,7 +190,7 @@ def draw(
         f"Each image ({model.view}){order} beside its most likely classes, with mean ± standard deviation of the "
         "probability over passes: range (line), quartiles and median (bar), mean (dot), pass without dropout (orange).",
         "MI: mutual information ± standard error, H: predictive entropy, both in nats; CV: coefficient of variation of "
-        "the first class's probability; agreement: share of the passes in which that class is the most likely.",
+        "the winning class's probability; agreement: share of the passes in which that class is the most likely.",
         said,
     ]
 
@@ -238,7 +237,7 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
 def draw_settling(rows: list[dict], sentence: str, model: Classifier) -> figures.Drawing:
     """Draw how variance and mutual information settle with the number of passes."""
     figure, panels, below = figures.panels_and_legend(2, 2.7, legend_lines=-(-len(rows) // 3))
-    labels = ("variance of the first class's probability", "mutual information (nats)")
+    labels = ("variance of the winning class's probability", "mutual information (nats)")
     names = [figures.short(name, 28) for name in figures.file_names(rows)]
     for axes, key, label in zip(panels, ("variance", "mutual_information"), labels, strict=True):
         for place, (row, name) in enumerate(zip(rows, names, strict=True)):
