@@ -30,7 +30,7 @@ def check_images(images: Tensor) -> Tensor:
     if not isinstance(images, Tensor):
         raise UserError(f"images must be a tensor (N, 3, H, W), not {type(images).__name__}: use torch.as_tensor")
     if not images.is_floating_point():
-        raise UserError(f"images are {images.dtype}: give values in [0, 1], for 8-bit images images.float() / 255")
+        raise UserError(f"images are {images.dtype}: give values in [0, 1], as images.float() / 255 for 8-bit images")
     if images.dim() == 3:
         raise UserError(f"images of shape {(*images.shape,)} have no batch dimension: give one image as image[None]")
     if images.dim() != 4:
