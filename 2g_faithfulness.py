@@ -33,7 +33,7 @@ def parse_options() -> argparse.Namespace:
         "steps": (None, positive, "number of equal steps in a curve (default: eight Gauss-Lobatto points)"),
         "cells": (1, positive, "side, in pixels, of cells inserted or deleted as a whole, in order of the map's mean"),
         "mosaics": (1, not_negative, "number of mosaics of four photos for grid pointing"),
-        "randomise": (3, not_negative, "number of images mapped again with random layers, noise and another class"),
+        "randomise": (3, not_negative, "images to map again: with random layers, with noise, for another class"),
         "stages": (6, positive, "number of stages in which layers are randomised"),
     }
     for name, (default, kind, meaning) in numbers.items():

@@ -191,7 +191,7 @@ def draw_archetypes(
         title,
         f"Left to right: {'; '.join(columns)}.",
         "Below: probability (rank) of the class according to the network itself (own)"
-        + (f" and to judges, which had no part in making the archetypes ({judges})." if judges else "."),
+        + (f" and to networks that had no part in making the archetypes (judges: {judges})." if judges else "."),
     ]
 
 
