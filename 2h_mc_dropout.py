@@ -36,8 +36,8 @@ def parse_options() -> argparse.Namespace:
         "--passes",
         type=positive,
         metavar="T",
-        help=f"number of forward passes with dropout on; at most {PASSES_TO_JUDGE} for labelled images, which are "
-        f"used only to judge the measures (default: {PASSES_MANY} if these take no more operations than {CHEAP} "
+        help=f"number of forward passes with dropout on; at most {PASSES_TO_JUDGE} for images that are used only to "
+        f"judge the measures (default: {PASSES_MANY} if {PASSES_MANY} passes take no more operations than {CHEAP} "
         f"without dropout, else {PASSES_FEW})",
     )
     probability = number("above 0 and below 1", lambda p: 0 < p < 1)

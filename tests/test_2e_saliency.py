@@ -185,12 +185,16 @@ def test_captions_say_what_this_run_did(tmp_path, run, monkeypatch):
     text = " ".join(metrics["captions"]["saliency.png"])
     assert "; saliency map: the gradient of the class's logit, reduced to the norm over the channels; smoothed" in text
     assert "of 2 copies with Gaussian noise of standard deviation 0.5;" in text and "(N, " not in text
-    assert "Each map has a linear scale" in text and "no Grad-CAM" not in text and "in logits" not in text
+    assert "Each map has a linear scale" in text and "without Grad-CAM" not in text and "in logits" not in text
     metrics = run("2e_saliency", "a.png", *QUICK, "--classes", "1", "2", "--signed", "--copies", "0")
     text = " ".join(metrics["captions"]["saliency.png"])
     assert "channel where its absolute value is largest" in text and "smoothed" not in text and "Grad-CAM" not in text
     assert "The classes of an image share one linear scale for each kind of map." in text
     assert metrics["results"]["maps"] == 2 and metrics["images"]["used"] == 1
+    network = ["--model", "timm/test_vit", "--weights", "random", "--threads", "1", "--output", "output"]
+    metrics = run("2e_saliency", "a.png", *network, "--copies", "2", "--scores", "0")
+    assert not metrics["results"]["grad_cam_in_combined"]
+    assert "here without Grad-CAM, which this network does not have" in metrics["captions"]["saliency.png"][1]
 
 
 def mine(model, images, classes, copies):

@@ -180,5 +180,6 @@ def test_ranks_and_intervals_are_scipys():
     for k in (0, 1, 7, 20):
         interval = binomtest(k, 20).proportion_ci(method="wilson")
         assert wilson_interval(k, 20) == pytest.approx((interval.low, interval.high), abs=1e-12)
+    assert wilson_interval(0, 5)[0] == 0 and wilson_interval(7, 7)[1] == 1  # not by rounding alone
     values = np.random.default_rng(0).integers(0, 5, 40)
     assert average_ranks(values).tolist() == rankdata(values).tolist()

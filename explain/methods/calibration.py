@@ -41,10 +41,11 @@ def calibration(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 
 def wilson_interval(right: float, images: int) -> tuple[float, float]:
     """Return the 0.95 confidence interval of the accuracy `right` / `images`. Wilson 1927, Probable Inference."""
-    p, z = round(right) / images, statistics.NormalDist().inv_cdf(0.975)
-    middle, half = p + z**2 / (2 * images), z * math.sqrt(p * (1 - p) / images + (z / (2 * images)) ** 2)
+    k, z = round(right), statistics.NormalDist().inv_cdf(0.975)
+    middle = k / images + z**2 / (2 * images)
+    half = z * math.sqrt(k / images * (1 - k / images) / images + (z / (2 * images)) ** 2)
     low, high = ((middle + end) / (1 + z**2 / images) for end in (-half, half))
-    return max(low, 0.0), min(high, 1.0)  # 0 and 1 but for rounding
+    return (low if k else 0.0), (high if k < images else 1.0)  # these ends are exact
 
 
 def at_temperature(logits: Tensor, classes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
