@@ -2,7 +2,7 @@
 
 Monte Carlo dropout: T passes with dropout kept on are T samples of the predictive distribution (Gal and Ghahramani
 2016, Dropout as a Bayesian Approximation, section 4). For each image, the script reports the mean p of the passes'
-probabilities p_t; the predictive entropy H[p], which is the whole uncertainty; the mutual information H[p] - mean_t
+probabilities p_t; the predictive entropy H[p], which is the total uncertainty; the mutual information H[p] - mean_t
 H[p_t], the part due to disagreement between the passes (Houlsby et al. 2011, section 2); and the spread of the most
 likely classes' probabilities, beside their probabilities in the single deterministic pass. Entropies are in nats. To
 tell whether these measures can be trusted, it compares them on labelled images, both as they are and disturbed: does a

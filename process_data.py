@@ -4,7 +4,7 @@
 well as a class id. Line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is
 distributed in this layout (Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is
 read and checked before anything is written, and all problems are reported at once. A second run changes nothing. No
-file is ever deleted: --prune (also called --fresh) moves files that do not belong to the dataset to another folder.
+file is ever deleted: --prune (also called --fresh) moves files that are not part of the dataset to another folder.
 
     python process_data.py --sample       # no dataset yet: 23 photos from installed packages, in seconds
     python process_data.py                # your own dataset in dataset/DL_data; --link saves the disk space
@@ -43,7 +43,7 @@ def parse_options() -> argparse.Namespace:
         "--prune",
         "--fresh",
         action="store_true",
-        help="move files that do not belong to the dataset to DL_data_p_pruned",
+        help="move files that are not part of the dataset to DL_data_p_pruned",
     )
     parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
     parser.add_argument("--strict", action="store_true", help="treat an absent file that the list names as a problem")

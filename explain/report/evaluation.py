@@ -203,7 +203,7 @@ def draw_confusion(rows: list[dict], results: dict, model: Classifier) -> figure
         f"{model.label}: what the missed classes are mistaken for",
         f"Number of images by true class (only those with mistakes, most often missed first{cut}) and predicted class.",
         "The colour shows each cell's share of its row: blue where the prediction is right, red where it is wrong.",
-        f"{results['measured_on']}; confusion.csv has all classes.",
+        f"Measured on {results['measured_on']}; confusion.csv has all classes.",
     ]
 
 
@@ -227,7 +227,7 @@ def draw_mistakes(
         f"Images ({model.view}) that the network gets wrong, the highest loss first"
         + (f", {len(axes)} of {len(wrong)}." if len(axes) < len(wrong) else "."),
         "p: probability of the predicted class; loss and rank: those of the true class.",
-        f"{results['measured_on']}.",
+        f"Measured on {results['measured_on']}.",
     ]
 
 

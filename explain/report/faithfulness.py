@@ -155,7 +155,7 @@ def draw_curves(rows: list[dict], results: dict, model: Classifier, options: arg
         f"image (right), in the map's order{cells}; dots: measured points.",
         "Grey: baselines that ignore the network; in brackets: number of images, excluding those whose map is zero "
         "everywhere.",
-        f"{results['measured_on']}{smoothed}.",
+        f"Measured on {results['measured_on']}{smoothed}.",
     ]
 
 
@@ -203,7 +203,7 @@ def draw_measures(results: dict, model: Classifier, options: argparse.Namespace)
         f"{model.label}: how far can each map be believed?",
         f"Bars: means with one standard error; lines: baselines that ignore the network{chance}.",
         most_faithful_map(results),
-        f"{'; '.join([results['measured_on'], *lacking])}.",
+        f"Measured on {'; '.join([results['measured_on'], *lacking])}.",
     ]
 
 

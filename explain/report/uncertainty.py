@@ -229,7 +229,7 @@ def draw_order(rows: list[dict], model: Classifier, passes: int) -> figures.Draw
     return figure, [
         f"{model.label}: its uncertainty about {quantity(len(rows), 'image')}, over {quantity(passes, 'pass')}",
         "Above: mutual information, the part of the uncertainty due to disagreement between the passes; below: "
-        "predictive entropy, the whole uncertainty; both with one Monte Carlo standard error.",
+        "predictive entropy, the total uncertainty; both with one Monte Carlo standard error.",
         told_apart if passes > 1 else "A single pass has no standard errors, so no two images can be told apart.",
     ]
 
@@ -283,7 +283,7 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
     right.axvline(0.5, color=figures.GREY, linewidth=0.8, linestyle="--")
     right.set_yticks(range(len(measures)), [verdicts.measure(name) for name in measures])
     right.set(xlabel="AUROC for mistakes", ylim=(len(measures) - 0.5, -0.5))
-    scores = [f"{sample}, {quantity(rows[0]['passes'], 'pass')} each"]
+    scores = [f"Measured on {sample}, {quantity(rows[0]['passes'], 'pass')} each"]
     for whose, prediction in (("mean", "mean of the passes"), ("single", "single pass")):
         of, wrong = judged["predictions"][whose], sum(not row[whose]["right"] for row in rows)
         error = of["expected_calibration_error"]
@@ -337,5 +337,5 @@ def draw_shift(shift: dict[str, dict], images: int, sample: str, model: Classifi
         + (f"{aurocs}." if measures else f"no AUROC {few}."),
         "In each panel: no disturbance (none), each disturbance, and all of them together (pooled), with the number of "
         "mistakes in brackets.",
-        f"{sample}; measures_under_shift.csv has all measures.",
+        f"Measured on {sample}; measures_under_shift.csv has all measures.",
     ]

@@ -10,9 +10,9 @@ from explain.report.numbers import label, measured
 
 
 def most_faithful_map(results: dict[str, Any]) -> str:
-    """Return which map of 2g is the most faithful, or that none is shown to be better than the best baseline.
+    """Return which map of 2g is the most faithful, or that none is significantly better than the best baseline.
 
-    A map whose score is higher, but varies so much that it is not shown to be better, is named.
+    A map whose score is higher, but not significantly, is named.
     """
     best, baseline = results["best_map"], results["best_baseline"]
     if best is None or baseline is None:
@@ -22,10 +22,10 @@ def most_faithful_map(results: dict[str, Any]) -> str:
         higher = [label(kind) for kind in results["kinds"] if maps[kind][key] > maps[best][key]]
         text = f"The most faithful map is {label(best)}"
         if higher:
-            text = f"The best map that is shown to be better than the baselines is {label(best)}"
+            text = f"The best map that is significantly better than the baselines is {label(best)}"
             text += f" ({', '.join(higher)}: higher, but with a difference below twice its standard error)"
     else:
-        text = f"No map is shown to be better than the {label(baseline)} baseline"
+        text = f"No map is significantly better than the {label(baseline)} baseline"
     scores = ", ".join(f"{label(kind)} {measured(maps[kind], key)}" for kind in (best, baseline))
     return f"{text} (insertion minus deletion: {scores}; difference: {measured(results, 'difference')})."
 
