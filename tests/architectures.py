@@ -153,19 +153,19 @@ def table(rows: list[dict]) -> str:
 
 HEAD = """# Gradients on every architecture
 
-Plain gradients are correct on all {count} classification architectures of torchvision {torchvision}, guided
-gradients on all of these that have rectifiers. Plain gradients agree with finite differences, guided gradients with an
-independent implementation, and guided backpropagation changes no logit. A network without rectifiers has no guided
-gradient: asking for one raises an error that names its activations.
+Plain gradients are correct on all {count} classification architectures of torchvision {torchvision}, and guided
+gradients on all of these that have rectifiers. Plain gradients agree with finite differences and guided gradients with
+an independent implementation; guided backpropagation changes no logit. A network without rectifiers has no guided
+gradient: asking for one raises an error that names the network's activations.
 
 `make architectures` checks this in 20 minutes and writes this page, unless a check fails. The networks have seeded
 random weights and run in float64 on inputs of a reduced size (PyTorch {torch}, captum {captum}). All numbers except the
 counts are relative differences.
 
 - *plain vs. finite difference*: the gradient of a class logit against central differences, at the worst of the
-  {pixels} pixels where it is largest. The difference comes from rounding and from the kinks of the rectifiers.
-- *guided vs. reference*: against an implementation that replaces each call of a rectifier by a function whose backward
-  pass is the guided rule written out (`tests/reference.py`).
+  {pixels} pixels with the largest gradient. The difference comes from rounding and from the kinks of the rectifiers.
+- *guided vs. reference*: the guided gradient against that of an implementation that replaces each call of a rectifier
+  by a function whose backward pass is the guided rule written out (`tests/reference.py`).
 - *logits equal*: whether the logits with and without guided backpropagation are the same, bit for bit.
 - *plain vs. guided*: the plain gradient against the guided one. A large difference shows that the guided rule has an
   effect.
