@@ -1,8 +1,8 @@
 """2b: how good is the network?
 
-Measures the cross-entropy loss (the mean of -log p(y | x)) and the fractions of images whose class is the most likely
-one (top-1) or among the five most likely (top-5) on the labelled images. To tell whether the network's confidence
-can be believed, it also measures the expected calibration error, the sum over 15 bins of (n_b / n) |accuracy_b -
+On the labelled images, measures the cross-entropy loss (the mean of -log p(y | x)) and the fractions of images whose
+class is the most likely one (top-1) or among the five most likely (top-5). To tell whether the network's confidence can
+be believed, the script also measures the expected calibration error, the sum over 15 bins of (n_b / n) |accuracy_b -
 confidence_b| (Guo et al. 2017, On Calibration of Modern Neural Networks, section 2), draws the reliability diagram, and
 measures the loss and the calibration error after temperature scaling (section 4.2), which is fitted and judged on
 different images. The orientation in an image's EXIF data is ignored, as it is for published accuracies.

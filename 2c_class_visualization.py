@@ -1,8 +1,8 @@
 """2c: which image does the network score highest for a class?
 
-Gradient ascent from seeded noise to argmax_I S_c(I) - l2 * ||I - grey||^2, where S_c is the logit of class c
-(Simonyan et al. 2014, Deep Inside Convolutional Networks, section 2). There are three methods, from no prior to a
-strong prior:
+The archetype of class c is argmax_I S_c(I) - l2 * ||I - grey||^2, where S_c is the class's logit; gradient ascent looks
+for it, starting from seeded noise (Simonyan et al. 2014, Deep Inside Convolutional Networks, section 2). There are
+three methods, from no prior to a strong prior:
 
   plain     the objective alone: the network is certain, but other networks hardly ever recognise the class
   gaussian  blurs the image with a Gaussian kernel every few steps, since ascent favours high frequencies, which raise

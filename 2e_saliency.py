@@ -3,9 +3,9 @@
 The class saliency map, M = max over channels of |d S_c / d x|, says how strongly the logit S_c of the class reacts to a
 small change of each pixel (Simonyan et al. 2014, Deep Inside Convolutional Networks, section 3.1). Beside it are the
 smoothed map, which is the mean of the maps of noisy copies (Smilkov et al. 2017, SmoothGrad, section 3), and the
-combined map, the product of the smoothed map, Grad-CAM (2f) and the distance from a blurred copy, drawn over the image.
-Below each map is its faithfulness score, which tells whether the class's probability depends on the pixels that the map
-highlights (2g). The maps explain the most likely class unless you name another.
+combined map, the product of the smoothed map, Grad-CAM (2f) and each pixel's distance from a blurred copy, drawn over
+the image. Below each map is its faithfulness score, which tells whether the class's probability depends on the pixels
+that the map highlights (2g). The maps explain the most likely class unless you name another.
 
     python 2e_saliency.py                                 # the dataset's test images
     python 2e_saliency.py photo.jpg                       # your own image, no dataset needed; quick
@@ -114,7 +114,7 @@ def combined_maps(
     copies: int = COPIES,
     noise: float = NOISE,
 ) -> Tensor:
-    """Return the product of the smoothed map, the distance from a blurred copy of the image, and Grad-CAM.
+    """Return the product of the smoothed map, each pixel's distance from a blurred copy of the image, and Grad-CAM.
 
     Grad-CAM shows in which region the network sees the class, the smoothed map which pixels count there, and the
     distance how much each pixel has to lose: the smoothed map times the distance is like gradient times input, with the

@@ -1,11 +1,11 @@
 """2f: which pixels did the network look at, according to guided backpropagation?
 
-The class saliency map again, but in the backward pass every rectifier lets only positive signals pass:
-R_in = 1[0 < x] * 1[0 < R_out] * R_out (Springenberg et al. 2015, Striving for Simplicity, section 3.4). The map is less
-noisy, but it depends little on the upper layers and on the class (Adebayo et al. 2018, Sanity Checks for Saliency Maps;
-2g measures how little): it shows which edges the network saw, not why it chose the class. Grad-CAM shows where the last
-spatial layer sees the class; guided Grad-CAM, the product of the guided map and Grad-CAM, shows which edges the network
-sees there (Selvaraju et al. 2017, Grad-CAM, section 3). Below each map is its faithfulness score.
+The class saliency map again, but in the backward pass every rectifier with input x lets only positive signals R pass:
+R_in = 1[0 < x] * 1[0 < R_out] * R_out (Springenberg et al. 2015, Striving for Simplicity, section 3.4). The map looks
+cleaner, but it depends little on the upper layers and on the class (Adebayo et al. 2018, Sanity Checks for Saliency
+Maps; 2g measures how little): it shows which edges the network saw, not why it chose the class. Grad-CAM shows where
+the last spatial layer sees the class; guided Grad-CAM, the product of the guided map and Grad-CAM, shows which edges
+the network sees there (Selvaraju et al. 2017, Grad-CAM, section 3). Below each map is its faithfulness score.
 
     python 2f_guided_saliency.py                # the dataset's test images
     python 2f_guided_saliency.py photo.jpg      # your own image, no dataset needed; quick

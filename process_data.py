@@ -1,13 +1,13 @@
 """Split the validation images by class: DL_data/<validation images>/NAME -> DL_data_p/<class id>/NAME.
 
-`val.txt` has a line `NAME ID` for each image, with spaces, tabs or a comma in between; a WordNet id (wnid) works as
-well as a class id. Line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is
-distributed in this layout (Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is
-read and checked before anything is written, and all problems are reported at once. A second run changes nothing. No
-file is ever deleted: --prune (also called --fresh) moves files that are not part of the dataset to another folder.
+`val.txt` has a line `NAME ID` for each image, with spaces, tabs or a comma in between; ID is a class id or a WordNet id
+(wnid). Line n of `synset_words.txt`, counting from 0, names class n. ILSVRC-2012's validation set is distributed in
+this layout (Russakovsky et al. 2015, ImageNet Large Scale Visual Recognition Challenge). Everything is read and checked
+before anything is written, and all problems are reported at once. A second run changes nothing. No file is ever
+deleted: --prune (also called --fresh) moves files that are not part of the dataset to another folder.
 
     python process_data.py --sample       # no dataset yet: 23 photos from installed packages, in seconds
-    python process_data.py                # your own dataset in dataset/DL_data; --link saves the disk space
+    python process_data.py                # your own dataset in dataset/DL_data; --link saves disk space
     python process_data.py --folders DIR  # your own photos, a folder for each class
 """
 
@@ -36,7 +36,9 @@ def parse_options() -> argparse.Namespace:
         help="split DIR, which has a folder for each class, named by the class's name, wnid or id; without --names, "
         "the ids follow the order of the folders' names, as in torchvision's ImageFolder",
     )
-    parser.add_argument("--numeric", action="store_true", help="sort folders named by numbers as numbers, not as text")
+    parser.add_argument(
+        "--numeric", action="store_true", help="sort folders whose names are numbers as numbers, not as text"
+    )
     parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
     parser.add_argument("--link", action="store_true", help="make hard links instead of copies, to save disk space")
     parser.add_argument(
@@ -46,7 +48,7 @@ def parse_options() -> argparse.Namespace:
         help="move files that are not part of the dataset to DL_data_p_pruned",
     )
     parser.add_argument("--skip-bad", action="store_true", help="skip problematic entries and list them")
-    parser.add_argument("--strict", action="store_true", help="treat an absent file that the list names as a problem")
+    parser.add_argument("--strict", action="store_true", help="treat a listed file that is absent as a problem")
     return parser.parse_args()
 
 
@@ -113,7 +115,7 @@ def split_by_class(options: argparse.Namespace) -> tuple[list[dict], list[dict],
     rows = [*images.values(), *tests]
     if not options.prune:
         for row in describe_images("leftover", leftovers, base, options.white):
-            rows.append(row | {"notes": ["no longer belongs", *row.get("notes", [])]})
+            rows.append(row | {"notes": ["no longer part of the dataset", *row.get("notes", [])]})
 
     results = counts | {
         "classes": len({row["class"] for row in images.values()}),

@@ -82,7 +82,10 @@ def faithfulness(steps: int, theirs: Callable, peer: str, most: float) -> Row:
 
 def reading(ahead: int, goal: float | None) -> Row:
     title = f"reading files for a network that takes as long as the reading, --prefetch {ahead}"
-    pair, limit = (partial(work.read_beside, prefetch=ahead), work.read), "the longer of the reading and the network's time"
+    pair, limit = (
+        (partial(work.read_beside, prefetch=ahead), work.read),
+        "the longer of the reading and the network's time",
+    )
     return Row("prefetch", title, LITE0, *pair, limit=limit, goal=goal, per=work.READ)
 
 

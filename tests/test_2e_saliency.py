@@ -194,7 +194,7 @@ def test_captions_say_what_this_run_did(tmp_path, run, monkeypatch):
     network = ["--model", "timm/test_vit", "--weights", "random", "--threads", "1", "--output", "output"]
     metrics = run("2e_saliency", "a.png", *network, "--copies", "2", "--scores", "0")
     assert not metrics["results"]["grad_cam_in_combined"]
-    assert "here without Grad-CAM, which this network does not have" in metrics["captions"]["saliency.png"][1]
+    assert "here without Grad-CAM, which cannot be made for this network" in metrics["captions"]["saliency.png"][1]
 
 
 def mine(model, images, classes, copies):

@@ -111,7 +111,9 @@ def rescale(rows: list[dict], before: dict, folder: Path) -> tuple[dict, list[di
         return {"says": f"{images}: too few for temperature scaling, which needs {FEWEST}."}, []
     after, bins = judged
     changes = [
-        f"{name} {'better' if a < b else 'worse' if a > b else 'unchanged'}, from {b:.3f} to {a:.3f}"
+        f"{name} unchanged at {b:.3f}"
+        if a == b
+        else f"{name} {'better' if a < b else 'worse'}, from {b:.3f} to {a:.3f}"
         for name, key in (("loss", "loss"), ("calibration error", "expected_calibration_error"))
         for b, a in [(round(before[key], 3), round(after[key], 3))]
     ]
@@ -125,8 +127,8 @@ def crop_sentence(results: dict, model: Classifier) -> str:
     if model.preprocessing["squash"]:
         cure = f"give --resize {model.input_size} to show the network whole images"
     return (
-        f"the centre crop removes a median of {results['median_cropped']:.3f} of an image's area, and more than "
-        f"{CROPPED} of it from a fraction of {results['mostly_cropped']:.3f} of the images; {cure}"
+        f"the centre crop removes a median of {results['median_cropped']:.3f} of an image's area; from a "
+        f"fraction of {results['mostly_cropped']:.3f} of the images, it removes more than {CROPPED}; {cure}"
     )
 
 

@@ -228,8 +228,8 @@ def draw_randomised(stages: list[dict], model: Classifier) -> figures.Drawing:
         f"{model.label}: how much do maps change when layers are randomised?",
         "Mean rank correlation between the maps of the randomised network and those of the intact network, with one "
         "standard error; in brackets: number of images, excluding those whose map is zero everywhere.",
-        "A map whose correlation stays high ignores the learned layers; a falling correlation alone does not make it "
-        "faithful.",
+        "A map whose correlation stays high ignores what the layers have learned; a falling correlation alone does not "
+        "make a map faithful.",
     ]
 
 

@@ -46,7 +46,7 @@ def write_saliency(
         again = f"the {columns[0].head} again"
         columns.append(columns[0]._replace(head="over the image", description=again, over_image=True))
     elif not has_grad_cam:
-        lacking.append("here without Grad-CAM, which this network does not have")
+        lacking.append("here without Grad-CAM, which cannot be made for this network")
     figures.draw_figure(output, "saliency", draw, rows, columns, lacking, photos, model, output)
     write_tables("saliency.csv", rows, skipped, {"grad_cam_in_combined": has_grad_cam}, photos, model, output)
 
@@ -178,10 +178,11 @@ def draw(
     elif len({row["path"] for row in rows}) < len(rows):
         scale = "The classes of an image share one linear scale for each kind of map."
     scored = any("random_insertion_minus_deletion" in row for row in rows)
+    score = "faithfulness score (insertion minus deletion)"
     return figure, [
         f"{model.label}: {', '.join(column.head for column in columns)}"
         + ("" if len(rows) == found else f", {len(rows)} of {found}"),
         f"Left to right: {'; '.join([*parts, *lacking])}.",
-        *(["Below each map: its faithfulness score; below the image: that of a random order of the pixels."] * scored),
+        *([f"Below each map: its {score}; below the image: that of a random order of the pixels."] * scored),
         scale,
     ]

@@ -121,7 +121,7 @@ def passes_enough(ordered: list[dict], passes: int) -> dict[str, int | None]:
 def enough_in_words(enough: dict[str, int | None], passes: int) -> str:
     """Return the result of `passes_enough` as a sentence."""
     rounded = {key: np.inf if n is None else float(f"{n:.2g}") for key, n in enough.items()}
-    about = {key: f"about {n:,.0f}" if n < 1e6 else "over a million" for key, n in rounded.items()}
+    about = {key: f"about {n:,.0f}" if n < 1e6 else "more than a million" for key, n in rounded.items()}
     limits = {"variance": "a tenth of each variance", "mutual_information": "a tenth of each mutual information"}
     limits["order"] = "each difference in mutual information between successive images"
     found = [f"below {limit} after {about[key]}" for key, limit in limits.items() if key in about]
@@ -190,7 +190,8 @@ def draw(
         f"Each image ({model.view}){order} beside its most likely classes, with mean ± standard deviation of the "
         "probability over passes: range (line), quartiles and median (bar), mean (dot), pass without dropout (orange).",
         "MI: mutual information ± standard error, H: predictive entropy, both in nats; CV: coefficient of variation of "
-        "the winning class's probability; agreement: share of the passes in which that class is the most likely.",
+        "the probability of the winning class, the one with the largest mean; agreement: share of the passes in which "
+        "that class is the most likely.",
         said,
     ]
 
@@ -279,7 +280,11 @@ def draw_mistakes(rows: list[dict], sample: str, judged: dict, model: Classifier
             right.errorbar(measure["auroc"], place, xerr=errors, fmt="o", markersize=4, color=COLOURS[name])
         else:
             right.text(0.5, place, "too few mistakes or right answers", ha="center", va="bottom")
-    left.set(xlabel="coverage: share of the images, surest first", ylabel="risk: share of mistakes among them", ylim=0)
+    left.set(
+        xlabel="coverage: share of the images, surest first",
+        ylabel="risk: share of mistakes among these images",
+        ylim=0,
+    )
     right.axvline(0.5, color=figures.GREY, linewidth=0.8, linestyle="--")
     right.set_yticks(range(len(measures)), [verdicts.measure(name) for name in measures])
     right.set(xlabel="AUROC for mistakes", ylim=(len(measures) - 0.5, -0.5))
@@ -318,7 +323,7 @@ def draw_shift(shift: dict[str, dict], images: int, sample: str, model: Classifi
         errors = np.array([of.get("auroc_standard_error") or 0 for of in known])
         style = dict(markersize=3, color=COLOURS[name], label=verdicts.measure(name))
         panels[1].errorbar(places + 0.16 * (n - 1.5), values, errors, fmt="os^D"[n], **style)
-    few = f"where there are fewer than {selective.FEWEST} mistakes or right answers"
+    few = f"where there are fewer than {selective.FEWEST} mistakes or fewer than {selective.FEWEST} right answers"
     if measures:
         panels[1].axhline(0.5, color=figures.GREY, linewidth=0.8, linestyle="--")
         panels[1].set(ylabel="AUROC for mistakes", xlim=panels[0].get_xlim())
@@ -329,13 +334,13 @@ def draw_shift(shift: dict[str, dict], images: int, sample: str, model: Classifi
     labels = [f"{in_words(name)} ({count})" for name, count in zip(shift, wrong, strict=True)]
     for axes in panels:
         axes.set_xticks(places, labels, rotation=60, ha="right")
-    aurocs = f"right: AUROC with one standard error (dashed: chance level), left out {few}"
+    aurocs = f"right: AUROC with one standard error (dashed: chance level), omitted {few}"
     return figure, [
         f"{model.label}: does it know when it errs on disturbed images?",
         ("Left: accuracy" if measures else "Accuracy")
         + " (with its 95 % interval) and confidence of the mean over passes; "
-        + (f"{aurocs}." if measures else f"no AUROC {few}."),
-        "In each panel: no disturbance (none), each disturbance, and all of them together (pooled), with the number of "
-        "mistakes in brackets.",
+        + (f"{aurocs}." if measures else f"no AUROC is shown, since it is not measured {few}."),
+        "Horizontal axis: no disturbance (none), each disturbance, and all disturbances together (pooled), with the "
+        "number of mistakes in brackets.",
         f"Measured on {sample}; measures_under_shift.csv has all measures.",
     ]

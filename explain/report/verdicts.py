@@ -20,9 +20,9 @@ def most_faithful_map(results: dict[str, Any]) -> str:
     key, maps = "insertion_minus_deletion", results["maps"]
     if results["map_is_better"]:
         higher = [label(kind) for kind in results["kinds"] if maps[kind][key] > maps[best][key]]
-        text = f"The most faithful map is {label(best)}"
+        text = f"The most faithful map is the {label(best)} map"
         if higher:
-            text = f"The best map that is significantly better than the baselines is {label(best)}"
+            text = f"The best map that is significantly better than the baselines is the {label(best)} map"
             text += f" ({', '.join(higher)}: higher, but with a difference below twice its standard error)"
     else:
         text = f"No map is significantly better than the {label(baseline)} baseline"
@@ -33,6 +33,7 @@ def most_faithful_map(results: dict[str, Any]) -> str:
 def measure(name: str) -> str:
     """Return a measure of uncertainty as a reader knows it."""
     words = label(name)
+    words = words.replace("single probability", "single largest probability")
     return f"{words.removeprefix('single ')} of the single pass" if words.startswith("single ") else words
 
 
@@ -46,7 +47,7 @@ def best_measure(judged: dict[str, dict]) -> str:
     text = f"the {measure(best)} finds mistakes best (AUROC {known[best]['auroc']:.2f})"
     if best != BASELINE:
         significant = known[best]["above_baseline_interval"][0] > 0
-        return f"{text}, {'' if significant else 'not '}significantly better than the {measure(BASELINE)}"
+        return f"{text}, {'' if significant else 'but not '}significantly better than the {measure(BASELINE)}"
     worse = [measure(name) for name in known if known[name]["above_baseline_interval"][1] < 0]
     return f"{text}; significantly worse: {', '.join(worse) or 'none'}"
 

@@ -76,7 +76,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
     "--squash": dict(
         action="store_true",
         default=None,
-        help="resize both sides of an image to --resize, or without it to --input-size, which changes its aspect ratio",
+        help="resize both sides of an image to --resize (without it, to --input-size), changing its aspect ratio",
     ),
     "--white": dict(
         type=integer(1, WHITE),
@@ -103,7 +103,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         default=COPIES,
         type=not_negative,
         metavar="N",
-        help="number of noisy copies averaged for a smoothed map; 0 leaves such maps out",
+        help="number of noisy copies averaged for a smoothed map; 0 leaves out all maps made from copies",
     ),
     "--noise": dict(
         default=NOISE,
