@@ -153,17 +153,17 @@ def test_measures_and_their_errors_by_hand():
         # above by 0.1 on average, with an error of 0.1
         ([{"A": 0.7, "b": 0.7}, {"A": 0.9, "b": 0.7}], "A", False, 0.1, 0.1, "better than the b baseline (insertion"),
         # bars that overlap far: the scores are 0.2 +- 0.2 and 0.1 +- 0.2, and yet the difference is always 0.1
-        ([{"A": 0.65, "b": 0.55}, {"A": 0.25, "b": 0.15}], "A", True, 0.1, 0.0, "most faithful map is A (insertion"),
+        ([{"A": 0.65, "b": 0.55}, {"A": 0.25, "b": 0.15}], "A", True, 0.1, 0.0, "faithful map is the A map (insertion"),
         # one image has no error
         ([{"A": 0.9, "b": 0.2}], "A", False, 0.7, None, "No map is significantly better than the b baseline"),
-        # C has the higher score, of the one image that it has; A is shown to be better
+        # C has the higher score, of the one image that it has; A is significantly better
         (
             [{"A": 0.5, "b": 0.25, "C": 1.0}, {"A": 0.5, "b": 0.26}],
             "A",
             True,
             0.245,
             0.005,
-            "The best map that is significantly better than the baselines is A (C: higher, but with",
+            "The best map that is significantly better than the baselines is the A map (C: higher, but with",
         ),
     ],
 )

@@ -284,7 +284,7 @@ def test_a_single_file_shrinks_its_pictures_until_it_fits(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("difference", "sentence"),
     [
-        (0.09, "The most faithful map is plain (insertion minus deletion: plain 0.100 ± 0.020, edges 0.010 ± 0."),
+        (0.09, "The most faithful map is the plain map (insertion minus deletion: plain 0.100 ± 0.020, edges 0.010"),
         (-0.3, "No map is significantly better than the edges baseline (insertion minus deletion: plain 0.100 ± 0.020"),
         (None, "There is nothing to compare: every map or every baseline is zero at all pixels."),
     ],

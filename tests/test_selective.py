@@ -90,7 +90,7 @@ def test_measures_are_judged_beside_the_single_pass():
     assert found == selective.compare_measures(rows_of(60, 20), seed=0)
     same = {"auroc": 1.0, "above_baseline_interval": [0, 0]}  # no other measure is better than what one pass says
     said = verdicts.best_measure({"variance": same, "single_probability": same})
-    assert said.startswith("the probability of the single pass") and said.endswith("significantly worse: none")
+    assert said.startswith("the largest probability of the single pass") and said.endswith("significantly worse: none")
 
 
 def test_the_interval_covers_what_it_says():
@@ -159,7 +159,7 @@ def test_the_figure_of_disturbances_has_the_counts_of_each():
     few, text = uncertainty.draw_shift(
         {"none": shift["none"], "pooled": shift["none"]}, 12, "", SimpleNamespace(label="")
     )
-    assert len(few.axes) == 1 and "no AUROC where there are fewer than 5 mistakes" in text[1]
+    assert len(few.axes) == 1 and "no AUROC is shown, since it is not measured where there are fewer than 5" in text[1]
 
 
 def test_disturbances_by_hand():
