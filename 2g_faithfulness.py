@@ -31,11 +31,7 @@ def parse_options() -> argparse.Namespace:
     parser = exercise_parser(__doc__, "images", "--classes", "--limit", "--prefetch", "--strict", "--copies", "--noise")
     numbers = {  # of what, by default
         "steps": (None, positive, "number of equal steps in a curve (default: seven Gauss-Lobatto points)"),
-        "cells": (
-            1,
-            positive,
-            "side, in pixels, of cells inserted or deleted whole, in order of the map's mean in each",
-        ),
+        "cells": (1, positive, "side, in pixels, of cells inserted or deleted whole, by the map's mean in each"),
         "mosaics": (1, not_negative, "number of mosaics of four photos for grid pointing"),
         "randomise": (3, not_negative, "images to map again: with random layers, with noise, for another class"),
         "stages": (6, positive, "number of stages in which layers are randomised"),

@@ -36,9 +36,7 @@ def parse_options() -> argparse.Namespace:
         help="split DIR, which has a folder for each class, named by the class's name, wnid or id; without --names, "
         "the ids follow the order of the folders' names, as in torchvision's ImageFolder",
     )
-    parser.add_argument(
-        "--numeric", action="store_true", help="sort folders whose names are numbers as numbers, not as text"
-    )
+    parser.add_argument("--numeric", action="store_true", help="sort numeric folder names as numbers, not as text")
     parser.add_argument("--sample", action="store_true", help="write the sample dataset to DL_data first")
     parser.add_argument("--link", action="store_true", help="make hard links instead of copies, to save disk space")
     parser.add_argument(

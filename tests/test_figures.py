@@ -125,7 +125,8 @@ def test_a_font_with_the_missing_characters_is_taken(tmp_path, monkeypatch):
 
 def test_what_no_font_has_is_said_once(tmp_path, monkeypatch, capsys):
     options = option_parser("", "--output", "--no-title", "--pdf").parse_args(["--output", str(tmp_path)])
-    monkeypatch.setattr(figures, "_installed_fonts", list)
+    own = [font for font in font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]  # matplotlib's
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
 
     def draw():
         return Figure(figsize=(figures.WIDTH, 1), layout="constrained"), ["\u6f22 \u6f22"]

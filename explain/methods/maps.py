@@ -45,9 +45,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> float | None:
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
-    """Return the rank of each value (n,), none of them NaN, from 1; equal values share the mean of their ranks.
-
-    It replaces scipy.stats.rankdata, whose import takes a second.
-    """
+    """Return the rank of each value (n,), from 1; equal values share the mean of their ranks, and none may be NaN."""
+    # in place of scipy.stats.rankdata, whose import takes a second
     _, place, times = np.unique(values, return_inverse=True, return_counts=True)
     return (times.cumsum() - (times - 1) / 2)[place]

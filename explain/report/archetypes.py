@@ -240,16 +240,11 @@ def draw_scores(rows: list[dict], model: Classifier, note: str) -> figures.Drawi
         panel.xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel("class logit")
     figures.draw_legend(below, panels[0], columns=3)
-    curves = [
-        "Thin lines: the logit of the class at each step, for the image as the network sees it at that step.",
-        "Thick lines: the same logit, smoothed by a running mean over at most a tenth of the steps while random "
-        "augmentation makes it noisy; the last point is that of the saved archetype.",
-    ]
-    if not smoothed:
-        curves = [
-            "The logit of the class at each step, for the image as the network sees it at that step; the last point is "
-            "that of the saved archetype."
-        ]
+    curve = "the logit of the class at each step, for the image as the network sees it at that step"
+    mean = "Thick lines: the same logit, smoothed by a running mean over at most a tenth of the steps while random "
+    mean += "augmentation makes it noisy"
+    last = "; the last point is that of the saved archetype."
+    curves = [f"Thin lines: {curve}.", mean + last] if smoothed else [f"Lines: {curve}{last}"]
     return figure, [
         f"{model.label}: class logit during optimisation{note}",
         *curves,

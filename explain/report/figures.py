@@ -9,8 +9,7 @@ import sys
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +66,8 @@ OTHER_LINES = [(0, (1, 4)), (0, (6, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (3, 1, 1, 
 Drawing = tuple[Figure, Sequence[str]]  # a figure, its title, and the sentences of its caption
 
 
-@contextmanager
-def figure_style() -> Iterator[None]:
-    """Draw in the project's style inside the block, whatever the user's own matplotlibrc says."""
-    with matplotlib.style.context(STYLE, after_reset=True):
-        yield
+# `with figure_style():` draws in the project's style, whatever the user's own matplotlibrc says
+figure_style = functools.partial(matplotlib.style.context, STYLE, after_reset=True)
 
 
 def panel_grid(
@@ -310,17 +306,14 @@ def file_names(rows: Sequence[dict]) -> list[str]:
 
 def find_fonts(figure: Figure) -> str:
     """Give each text fonts for the characters that matplotlib's own font lacks; return those that no font has."""
-    texts = figure.findobj(Text)
+    texts, fonts = figure.findobj(Text), font_manager.fontManager.ttflist
+    regular = [font for font in fonts if font.style == "normal" and font.weight in (400, "normal")]
+    regular.sort(key=lambda font: (font.name, font.fname))
     lacking = {c for text in texts for c in text.get_text() if c.isprintable() and ord(c) not in _characters(None)}
-    fonts = {c: next((f.name for f in _installed_fonts() if ord(c) in _characters(f.fname)), "") for c in lacking}
+    fonts = {c: next((f.name for f in regular if ord(c) in _characters(f.fname)), "") for c in lacking}
     for text in texts if lacking else ():
         text.set_fontfamily([*text.get_fontfamily(), *sorted({*fonts.values()} - {""})])
     return "".join(sorted(c for c, font in fonts.items() if not font))
-
-
-def _installed_fonts() -> list[font_manager.FontEntry]:
-    regular = [f for f in font_manager.fontManager.ttflist if f.style == "normal" and f.weight in (400, "normal")]
-    return sorted(regular, key=lambda font: (font.name, font.fname))
 
 
 @functools.cache

@@ -67,10 +67,7 @@ SHARED_OPTIONS: dict[str, dict[str, Any]] = {
         type=at_least_0, nargs="+", metavar="X", help="mean pixel values (0 to 1) of the training images, by channel"
     ),
     "--std": dict(
-        type=above_0,
-        nargs="+",
-        metavar="X",
-        help="standard deviations of the training images' pixel values, by channel",
+        type=above_0, nargs="+", metavar="X", help="standard deviations of the training images' pixels, by channel"
     ),
     "--interpolation": dict(choices=INTERPOLATIONS, help="interpolation used for resizing"),
     "--squash": dict(
