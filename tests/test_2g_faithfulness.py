@@ -192,9 +192,9 @@ def test_each_curve_and_panel_has_its_own_n():
     figure, text = report.draw_measures(results, model, options)
     titles = [panel.get_title() for panel in figure.axes if panel.get_title()]
     assert [title.splitlines()[-1] for title in titles] == ["images: 1 to 3", "images: 1"]  # no panel for pointing
-    assert text[-1] == "3 images; no grid pointing: no mosaic was made with --mosaics 0."
+    assert text[-1] == "Measured on 3 images; no grid pointing: no mosaic was made with --mosaics 0."
     figure, text = report.draw_randomised(results["randomised"], model)
-    assert labels_of(figure) == ["A (1)", "chance level"] and "alone does not make it faithful" in text[2]
+    assert labels_of(figure) == ["A (1)", "chance level"] and "alone does not make a map faithful" in text[2]
 
 
 def labels_of(figure) -> list[str]:
@@ -213,7 +213,7 @@ def test_a_panel_without_data_is_not_drawn_and_says_why():
     )
     assert len([panel for panel in figure.axes if panel.get_title()]) == 1
     reasons = "no grid pointing: too few photos; no map of another class was measured with --randomise 0."
-    assert text[-1] == f"2 images; {reasons}"
+    assert text[-1] == f"Measured on 2 images; {reasons}"
 
 
 @pytest.mark.usefixtures("undrawn")
