@@ -306,12 +306,14 @@ def file_names(rows: Sequence[dict]) -> list[str]:
 
 def find_fonts(figure: Figure) -> str:
     """Give each text fonts for the characters that matplotlib's own font lacks; return those that no font has."""
-    texts, fonts = figure.findobj(Text), font_manager.fontManager.ttflist
-    regular = [font for font in fonts if font.style == "normal" and font.weight in (400, "normal")]
-    regular.sort(key=lambda font: (font.name, font.fname))
+    texts = figure.findobj(Text)
     lacking = {c for text in texts for c in text.get_text() if c.isprintable() and ord(c) not in _characters(None)}
+    if not lacking:
+        return ""
+    regular = [f for f in font_manager.fontManager.ttflist if f.style == "normal" and f.weight in (400, "normal")]
+    regular.sort(key=lambda font: (font.name, font.fname))
     fonts = {c: next((f.name for f in regular if ord(c) in _characters(f.fname)), "") for c in lacking}
-    for text in texts if lacking else ():
+    for text in texts:
         text.set_fontfamily([*text.get_fontfamily(), *sorted({*fonts.values()} - {""})])
     return "".join(sorted(c for c, font in fonts.items() if not font))
 

@@ -32,9 +32,9 @@ def most_faithful_map(results: dict[str, Any]) -> str:
 
 def measure(name: str) -> str:
     """Return a measure of uncertainty as a reader knows it."""
-    words = label(name)
-    words = words.replace("single probability", "single largest probability")
-    return f"{words.removeprefix('single ')} of the single pass" if words.startswith("single ") else words
+    if not name.startswith("single_"):
+        return label(name)
+    return f"{'largest ' * (name == BASELINE)}{label(name.removeprefix('single_'))} of the single pass"
 
 
 def best_measure(judged: dict[str, dict]) -> str:
