@@ -1,55 +1,38 @@
 """How far archetypes are recognised, over seeds: a table for docs/archetypes.md from runs of 2c_class_visualization.py.
 
-    python benchmarks/archetypes.py output/archetypes/*     # folders that were given as --output, one for each seed
-
-Shares are the mean over the seeds, with each seed's own in brackets where there are several.
+python benchmarks/archetypes.py output/archetypes/*     # folders that were given as --output, one for each seed
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
-
-SCRIPT = "2c_class_visualization"
-
-
-def over_seeds(shares: Sequence[float]) -> str:
-    """The mean of the shares, and each of them where they differ: `0.912 (0.901 0.912 0.923)`."""
-    mean = f"{sum(shares) / len(shares):.3f}"
-    return mean if len(set(shares)) == 1 else f"{mean} ({' '.join(f'{value:.3f}' for value in shares)})"
+from statistics import mean
 
 
-def table(runs: Sequence[dict]) -> list[str]:
-    """The lines of a Markdown table, from the metrics of runs that differ in network, methods or seed."""
-    found: dict[tuple[str, str], dict[int, dict]] = defaultdict(dict)  # explained and method -> seed -> results
-    for run in runs:
+def table(runs: list[dict]) -> list[str]:
+    """Return the lines of a Markdown table, from the metrics of runs with the same judges: means over the seeds."""
+    found: dict[tuple[str, str], list] = defaultdict(list)  # explained and method -> seeds and results
+    for run in sorted(runs, key=lambda run: run["seed"]):
         for kind, result in run["results"].items():
             if isinstance(result, dict) and "judges" in result:
-                found[run["model"]["name"], kind][run["seed"]] = result
-    judges = list(dict.fromkeys(judge for seeds in found.values() for r in seeds.values() for judge in r["judges"]))
-    lines = ["| explained | images | seeds | p >= 0.9 | " + " | ".join(f"{j}: first; among five" for j in judges)]
-    lines[0] += " | colours |"
-    lines.append("|---" * (5 + len(judges)) + "|")
-    for (model, kind), seeds in found.items():
-        results = [seeds[seed] for seed in sorted(seeds)]
-        own = [str(r.get("classes_with_probability_from_0.9", "")) for r in results]
-        cells = [model, kind, " ".join(map(str, sorted(seeds))), " ".join(own)]
+                found[run["model"]["name"], kind].append((run["seed"], result))
+    judges = [*runs[0]["results"]["judges"]]
+    heads = ["explained", "images", "seeds", "p >= 0.9", *(f"{judge}: top-1, top-5" for judge in judges), "colours"]
+    lines = [heads, ["---"] * len(heads)]
+    for (model, kind), of_seeds in found.items():
+        seeds, results = zip(*of_seeds, strict=True)
+        line = [model, kind, " ".join(map(str, seeds))]
+        line.append(" ".join(str(result.get("classes_with_probability_from_0.9", "")) for result in results))
         for judge in judges:
-            said = [r["judges"][judge] for r in results if judge in r["judges"]]
-            cells.append("; ".join(over_seeds([s[k] for s in said]) for k in ("top1", "top5")) if said else "")
-        cells.append(over_seeds([r["colours"]["distance_from_photos"] for r in results]))
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            shares = [mean(result["judges"][judge][key] for result in results) for key in ("top1", "top5")]
+            line.append(", ".join(f"{share:.3f}" for share in shares))
+        lines.append([*line, f"{mean(result['colours']['distance_from_photos'] for result in results):.3f}"])
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="output folders of finished runs")
-    files = [folder / SCRIPT / "metrics.json" for folder in parser.parse_args().folders]
-    if missing := [str(file) for file in files if not file.is_file()]:
-        sys.exit(f"error: {missing[0]} is not there: run {SCRIPT}.py to its end first")
+    files = [Path(folder, "2c_class_visualization", "metrics.json") for folder in sys.argv[1:]]
     print("\n".join(table([json.loads(file.read_text()) for file in files])))

