@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import multiprocessing
@@ -306,17 +305,7 @@ def test_a_caption_is_drawn_anew_and_no_row_is_computed(tmp_path):
     shutil.copytree(ROOT / "explain", tmp_path / "explain", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "net.py").write_text(COUNTS)
     save_photo(tmp_path / "a.png")
-    command = [
-        sys.executable,
-        "2e_saliency.py",
-        "a.png",
-        "--model",
-        "net.py:Net",
-        "--input-size",
-        "32",
-        "--scores",
-        "1",
-    ]
+    command = [sys.executable, "2e_saliency.py", "a.png", "--model", "net.py:Net", "--input-size", "32"]
 
     def run() -> tuple[int, str, bytes]:
         """Return the number of passes, the caption, and the rows."""
@@ -355,24 +344,6 @@ def test_images_without_any_use_do_not_stand_in_the_way(tmp_path, run):
     with pytest.raises(common.UserError, match="none of the 1 images can be used"):
         run("2d_predict", "photos/3.png", *arguments)
     assert run("2d_predict", "photos/2.png", *arguments)["images"]["used"] == 1
-
-
-def test_a_picture_that_is_gone_is_drawn_as_a_note(undisturbed, tmp_path, run, monkeypatch):
-    """Gone between the rows and the drawing; that of the others is as it was."""
-    save_inputs(tmp_path)
-    complete = common.Rows.complete
-
-    def gone(self):
-        (tmp_path / "photos/0.png").unlink(missing_ok=True)
-        return complete(self)
-
-    monkeypatch.setattr(common.Rows, "complete", gone)
-    for name in ("2d_predict", "2f_guided_saliency"):
-        save_photo(tmp_path / "photos/0.png", 0)
-        run(name, *SCRIPTS[name])
-        found, expected = contents(tmp_path / "output" / name), whole(undisturbed, name)
-        changed = {file for file in expected if found.get(file) != expected[file]}
-        assert changed and all(file.endswith((".png", "00000.jpg", "metrics.json")) for file in changed)
 
 
 def slow() -> None:
@@ -434,15 +405,6 @@ def test_ctrl_c_while_libraries_are_imported(name, number, moment, tmp_path):
         process.kill()
         assert in_time and process.returncode == 130
         assert process.stderr.read() == shell.STOPPED_EARLY
-
-
-@pytest.mark.parametrize("name", [*SCRIPTS, "process_data"])
-def test_every_script_answers_ctrl_c_before_it_imports_libraries(name):
-    tree = ast.parse((ROOT / f"{name}.py").read_text())
-    imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    names = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
-    before = names[: names.index("explain.run.shell" if "explain.run.shell" in names else "explain.run")]
-    assert all(module.partition(".")[0] in sys.stdlib_module_names for module in before)
 
 
 def test_ctrl_c_says_how_to_go_on(undisturbed, tmp_path):

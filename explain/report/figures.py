@@ -15,7 +15,6 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
-import torch
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -27,7 +26,7 @@ from matplotlib.textpath import TextPath
 from PIL import Image
 from torch import Tensor
 
-from explain.basics.errors import UserError, quantity
+from explain.basics.errors import quantity
 from explain.basics.files import write_file
 from explain.data.image_files import read_image, to_pixels
 from explain.networks.classifier import Classifier
@@ -153,13 +152,9 @@ def draw_image(axes: Axes, image: Tensor | np.ndarray, **settings: Any) -> Any:
 
 
 def draw_file(axes: Axes, model: Classifier, path: Path, upright: bool = True) -> Tensor:
-    """Draw an image file as the network sees it and return it (3, S, S); a missing file is drawn as a note on white."""
-    try:
-        image, note = model.preprocess(read_image(path, upright, model.white)), ""
-    except UserError:
-        image, note = torch.ones(3, model.input_size, model.input_size), "the image is\nno longer there"
+    """Draw an image file as the network sees it, and return it (3, S, S)."""
+    image = model.preprocess(read_image(path, upright, model.white))
     draw_image(axes, image)
-    axes.text(0.5, 0.5, note, ha="center", va="center", transform=axes.transAxes)
     return image
 
 
@@ -311,6 +306,7 @@ def find_fonts(figure: Figure) -> str:
     if not lacking:
         return ""
     regular = [f for f in font_manager.fontManager.ttflist if f.style == "normal" and f.weight in (400, "normal")]
+    regular = [f for f in regular if not f.name.startswith("Last Resort")]  # has a box for every character
     regular.sort(key=lambda font: (font.name, font.fname))
     fonts = {c: next((f.name for f in regular if ord(c) in _characters(f.fname)), "") for c in lacking}
     for text in texts:
@@ -357,14 +353,10 @@ def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
 
 
 def save_image(output: OutputFolder, name: str, path: Path, model: Classifier) -> None:
-    """Save an image file as the network sees it, as JPEG; a copy of a missing file is kept."""
-    try:
-        image = model.preprocess(read_image(path, white=model.white))  # (3, S, S), or greyscale (1, S, S)
-        content = encoded(Image.fromarray(to_pixels(image.expand(3, -1, -1))), "JPEG", quality=90)
-        write_file(output.file(name), content)
-    except UserError:
-        if (output.path / name).is_file():
-            output.file(name)
+    """Save an image file as the network sees it, as JPEG."""
+    image = model.preprocess(read_image(path, white=model.white))  # (3, S, S), or greyscale (1, S, S)
+    content = encoded(Image.fromarray(to_pixels(image.expand(3, -1, -1))), "JPEG", quality=90)
+    write_file(output.file(name), content)
 
 
 def draw_figure(output: OutputFolder, name: str, function: Callable[..., Drawing], *arguments: Any) -> None:
@@ -388,7 +380,6 @@ def draw_figure(output: OutputFolder, name: str, function: Callable[..., Drawing
                 save_figure(figure, output.file(name + suffix))
             if not output.options.no_title:
                 output.margins[f"{name}.png"] = margins(figure, *texts)
-    output.figures.append(output.path / f"{name}.png")
     output.captions[f"{name}.png"] = [*text]
 
 

@@ -40,14 +40,14 @@ NETWORK = "{name}, {classes} classes, input {input_size} × {input_size} pixels;
 SHARED = {"dataset": "dataset", "output": "output", "model": "efficientnet_lite0", "weights": None, "names": None}
 SINGLE_BYTES = 5_000_000  # maximum size of the single file, as many mail servers have
 SINGLE_WIDTHS = (1260, 900, 640, 420, 280)  # of its widest images, in pixels: the first that fits
-# raised by a file that is missing, damaged, or of another version
-UNREADABLE = (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, SyntaxError, RecursionError)
-UNREADABLE += (jinja2.UndefinedError,)
 
 
 def attempt(function: Any, *arguments: Any) -> Any:
-    """Return the result of a function that reads the folder, or None if a file raises one of UNREADABLE."""
-    with suppress(*UNREADABLE):
+    """Return the result of a function that reads the folder; None if a file is missing, damaged, or of another version.
+
+    Such a file may raise anything.
+    """
+    with suppress(Exception):
         return function(*arguments)
     return None
 
@@ -145,14 +145,14 @@ class Run(NamedTuple):
         output, source = self.folder.parent, self.folder / name
         above, below = self.metrics.get("margins", {}).get(name, (0, 0))
         if is_inside(source, output):
-            with suppress(*UNREADABLE), Image.open(source) as image:
+            with suppress(Exception), Image.open(source) as image:
                 box = 0, round(above * image.height), image.width, round((1 - below) * image.height)
                 return drawn(output, f"{self.folder.name}_{source.stem}", image.convert("RGB").crop(box))
         return None
 
 
 def read_run(output: Path, script: str) -> Run:
-    """Read a finished run; raises one of UNREADABLE if it is missing or damaged."""
+    """Read a finished run; raises any error if it is missing or damaged."""
     metrics = json.loads((output / script / "metrics.json").read_bytes())
     metrics.setdefault("dataset", None)
     metrics["images"] = {key: metrics["images"][key] for key in ("found", "used", "skipped", "notes", "other_files")}
@@ -165,7 +165,7 @@ def read_run(output: Path, script: str) -> Run:
 def existing(output: Path, name: str) -> dict[str, Any] | None:
     """Return the address of an image in the folder and its size in pixels; None if it cannot be read."""
     if is_inside(output / name, output):
-        with suppress(*UNREADABLE), Image.open(output / name) as image:
+        with suppress(Exception), Image.open(output / name) as image:
             return {"source": address(name), "width": image.width, "height": image.height}
     return None
 

@@ -75,7 +75,6 @@ class OutputFolder:
         self.path = Path(options.output) / self.script
         self.metrics = self.path / "metrics.json"
         self.files: list[str] = []  # written by this run
-        self.figures: list[Path] = []
         self.captions: dict[str, list[str]] = {}  # title and sentences of each figure
         self.margins: dict[str, list[float]] = {}  # fractions of its height that they take, above and below
         self.other_files = 0  # files without an image extension in the folders of images
@@ -194,8 +193,8 @@ class OutputFolder:
             print(f"skipped {len(skipped)} of {quantity(used + len(skipped), 'image')}; metrics.json says why")
         if self.other_files:
             print(f"files skipped because they have no image extension: {self.other_files:,}")
-        for figure in self.figures:
-            print(figure)
+        for figure in self.captions:
+            print(self.path / figure)
         print(self.metrics)
 
 
