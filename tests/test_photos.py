@@ -122,16 +122,15 @@ def test_a_profile_is_for_the_colours_not_for_what_is_transparent():
 
 @pytest.mark.parametrize(
     ("mode", "profile"),
-    [("RGB", profile) for profile in (b"no profile", b"", P3[:200], P3[:132] + b"\xff" * 400, CMYK, GREY_OF_1_5)]
+    [("RGB", profile) for profile in (b"no profile", P3[:200], P3[:132] + b"\xff" * 400, CMYK, GREY_OF_1_5)]
     + [("CMYK", P3), ("L", CMYK)],
 )
 def test_a_broken_profile_is_noted_and_passed_over(mode, profile):
     image = Image.fromarray(RGB).convert(mode)
-    image.info["icc_profile"] = profile
-    plain = np.asarray(image.convert("RGB"))
+    said = [UNUSABLE] if mode == "RGB" else [UNUSABLE, f"{mode} to RGB"]
     for upright in (True, False):
-        result, notes = image_files._use_profile(image, upright)
-        assert np.array_equal(result.convert("RGB"), plain) and notes == [UNUSABLE]
+        pixels, notes = read(image, profile, "TIFF", upright)
+        assert np.array_equal(pixels, image.convert("RGB")) and notes == said
 
 
 def test_a_damaged_profile_in_a_file():
@@ -223,34 +222,21 @@ def test_heic_where_its_package_is_installed(monkeypatch):
 # ------------------------------------------------------------------------------------------------
 # What lies beside the photos
 
-OTHERS = ["README.txt", "Thumbs.db", "desktop.ini", "sub/notes.md", "movie.MP4"]
-PICTURES = ["a.png", "b.PNG", "c", "photo.2", "sub/d.png", "old.dng"]
-
-
-def folder_of_all(folder):
-    for name in PICTURES:
-        path = save_photo(folder / "x.png")
-        (folder / name).parent.mkdir(exist_ok=True)
-        path.rename(folder / name)
-    (folder / "old.dng").write_bytes(b"raw")
-    for name in OTHERS:
-        (folder / name).write_text("no picture")
-
 
 @pytest.mark.usefixtures("undrawn")
 def test_files_that_are_no_images_by_their_names_are_counted(tmp_path, run, capsys):
     """It was listed among the damaged pictures, file by file; what is a picture by its name still is."""
-    folder_of_all(tmp_path / "photos")
-    folder_of_all(tmp_path / "data/DL_data_p/7")
-    for script, arguments, used in (
-        ("2d_predict", ["photos"], 5),
-        ("2b_evaluate", [], 5),
-        ("2d_predict", ["photos", "--limit", "2"], 2),
-    ):
-        images = run(script, *arguments, *TINY, "--fresh")["images"]
-        assert (images["used"], images["other_files"]) == (used, 5)
-        assert [entry["path"].rpartition("/")[2] for entry in images["skipped"]] == ["old.dng"] * (used == 5)
-        assert "files skipped because they have no image extension: 5" in capsys.readouterr().out.splitlines()
+    for folder in (tmp_path / "photos", tmp_path / "data/DL_data_p/7"):
+        for name in ("a.png", "c", "photo.2", "sub/d.png"):
+            save_photo(folder / name, format="PNG")
+        (folder / "old.dng").write_bytes(b"raw")
+        for name in ("README.txt", "Thumbs.db", "sub/notes.md", "movie.MP4"):
+            (folder / name).write_text("no picture")
+    for script, arguments in (("2d_predict", ["photos"]), ("2b_evaluate", [])):
+        images = run(script, *arguments, *TINY)["images"]
+        assert (images["used"], images["other_files"]) == (4, 4)
+        assert [entry["path"].rpartition("/")[2] for entry in images["skipped"]] == ["old.dng"]
+        assert "files skipped because they have no image extension: 4" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.usefixtures("undrawn")
