@@ -212,16 +212,6 @@ def gaussian_blur(images: Tensor, sigma_px: float) -> Tensor:
 KEEP_EVERY = 50  # steps between the states that are saved for resuming
 
 
-def real_photos(
-    model: common.Classifier, judge_networks: dict[str, common.Classifier], classes: Sequence[int], dataset: str
-) -> tuple[dict[int, dict], list[dict]]:
-    """Return the measures of the first readable photo of each class in the split dataset, and the files skipped."""
-    if not any(Path(dataset, "DL_data_p").glob("[!.]*/*")):  # archetypes need no dataset
-        return {}, []
-    files = common.label_images(common.validation_images(dataset), model, dataset)
-    return archetypes.describe_photos(files, classes, model, judge_networks)
-
-
 def run_ascent(
     model: common.Classifier,
     classes: list[int],
@@ -293,8 +283,10 @@ def main() -> None:
     # row number class * methods + method, so that a shard has whole classes
     store = common.Rows(output, options, run_settings, len(classes) * len(settings), unit=len(settings))
     make_archetypes(store, model, judge_networks, classes, settings)
-    rows = store.complete()
-    photos, skipped = real_photos(model, judge_networks, classes, options.dataset)
+    rows, files = store.complete(), []
+    if any(Path(options.dataset, "DL_data_p").glob("[!.]*/*")):  # archetypes need no dataset
+        files = common.label_images(common.validation_images(options.dataset), model, options.dataset)
+    photos, skipped = archetypes.describe_photos(files, classes, model, judge_networks)
     report.write(rows, photos, skipped, model, judge_networks, settings, output)
 
 

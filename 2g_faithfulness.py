@@ -59,6 +59,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import common
+from explain.methods.disturbances import noise_of
 from explain.methods.faithfulness import (
     detail_maps,
     edge_maps,
@@ -77,7 +78,6 @@ from explain.methods.randomisation import cascading_randomisation
 from explain.networks.running import accepts, class_standing
 from explain.report import faithfulness as report
 
-__all__ = ["insertion_deletion", "grid_pointing", "cascading_randomisation"]
 saliency_of, guided_of = importlib.import_module("2e_saliency"), importlib.import_module("2f_guided_saliency")
 
 # The maps that are judged, those of --map beside them, and the baselines, which know nothing of the network:
@@ -138,9 +138,8 @@ def check_image(
         made = maps if intact else common.make_maps(table, network, images, classes, options, [index])[0]
         return torch.stack([*made.values()])
 
-    (generator,) = common.seeded_generators(options.seed, [index])
-    noise = torch.randn(image.shape[1:], generator=generator).to(image)
-    changed = {"stability": maps_of(model, image + NOISE * noise, c), "other_class": maps_of(model, image, other)}
+    noisy = image + noise_of(image, common.seeded_generators(options.seed, [index]), NOISE)
+    changed = {"stability": maps_of(model, noisy, c), "other_class": maps_of(model, image, other)}
     row: dict[str, Any] = {
         name: {kind: rank_correlation(a, b) for (kind, a), b in zip(maps.items(), others, strict=True)}
         for name, others in changed.items()

@@ -222,7 +222,7 @@ def main() -> None:
     options = common.resolve_options(parse_options())
     tested = common.test_images(options)
     model = common.load_from_options(options)
-    share = dropout.prepare(model, options.dropout, options.model)  # one trial, so that all images are treated alike
+    share = dropout.prepare(model, options.dropout)  # one trial, so that all images are treated alike
     passes = options.passes or default_passes(model, share, options.dropout)
     options = argparse.Namespace(**vars(options) | {"passes": passes, "passes_to_judge": min(passes, PASSES_TO_JUDGE)})
     output = common.OutputFolder(options, __file__)  # its settings include the number of passes

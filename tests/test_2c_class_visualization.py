@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_state, contents, load_script, rows_of, save_photo, state_of, table_of
+from conftest import contents, load_script, rows_of, save_photo, table_of
 from PIL import Image
 from scipy.linalg import sqrtm
 from torch import nn
@@ -114,17 +114,6 @@ def test_values_stay_in_0_1(toy, method):
     assert result.shape == (3, 3, SIZE, SIZE) and result.dtype == torch.float32
     assert result.min() == 0 and result.max() == 1  # steps this large reach both ends, and go no farther
     assert not result.requires_grad and result.grad is None
-
-
-def test_the_model_stays_as_it_was_after_an_observers_error(toy):
-    def fail(state: ascent.State) -> None:
-        if state.step == 2:
-            raise RuntimeError("broken observer")
-
-    before = state_of(toy)
-    with pytest.raises(RuntimeError, match="broken observer"):
-        observe(toy, [0], "natural", fail, size=32, steps=3)
-    assert_same_state(before, state_of(toy))
 
 
 class Blurred(nn.Module):
@@ -305,12 +294,10 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_class(bad):
         (dict(method="cubist"), "no method is named 'cubist'"),
         (dict(classes=[0, 4]), "class ids must be 0 to 3"),
         (dict(classes=[0, 1], generator=seeds(0)), "1 generators for 2 classes"),
-        (dict(size=None), "no input_size: give size"),
-        (dict(classes=[]), r"one or more class ids, not \[\]: give ids"),
+        (dict(size=None), "archetypes are square: give size, one number of pixels, not None"),
         (dict(classes=torch.zeros(0).long()), r"one or more class ids, not \[\]: give ids"),
-        (dict(size=(8, 6)), r"archetypes are square: give one size in pixels, not \(8, 6\)"),
-        (dict(size=-8), "archetypes are square: give one size in pixels, not -8"),
-        (dict(steps=-1), "steps must be a whole number of at least 1, not '-1'"),
+        (dict(size=(8, 6)), r"give size, one number of pixels, not \(8, 6\)"),
+        (dict(size=-8), "give size, one number of pixels, not -8"),
         (dict(steps=0), "steps must be a whole number of at least 1, not '0'"),
         (dict(blur_px=-0.5), "blur_px must be a number of at least 0, not '-0.5'"),
         (dict(first_size=2), "first_size must be a number above 0 and at most 1, not '2'"),
@@ -626,9 +613,6 @@ def test_what_does_not_fit_the_network(own, run, arguments, message):
     ("arguments", "message"),
     [
         ("--methods cubist", "invalid choice: 'cubist'"),
-        ("--rate -1", "--rate must be a number of at least 0, not '-1'"),
-        ("--steps 0", "--steps.* whole number .*1"),
-        ("--first-size 1.5", "--first-size must be a number above 0 and at most 1, not '1.5'"),
         ("--noise nan", "--noise must be a number of at least 0, not 'nan'"),
         ("--methods plain --blur-px 4", "--blur-px 4 has no effect, since no step has a blur: give --blur-px, and"),
         ("--methods plain --blur-every 4", "--blur-every 4 has no effect, since no step has a blur"),

@@ -191,19 +191,12 @@ def test_a_batch_size_read_before_the_dropout(images):
     assert out.shape == (40, 5, 3) and out.std(0).min() > 0
 
 
-def test_without_active_dropout_there_is_an_error_with_the_cure(images):
-    """For a function's caller: no option of the command line."""
-    none = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
-    for share in (None, True, False):
-        with pytest.raises(common.UserError, match="has no dropout, .*: add nn.Dropout to it") as caught:
-            script.mc_dropout_logits(none, images, 5, share=share)
-        assert "--" not in str(caught.value)
-    with pytest.raises(common.UserError, match="or pass drop_rate=0.2 to timm"):
-        script.mc_dropout_logits(timm.create_model("mobilenetv3_small_050", num_classes=3), torch.rand(1, 3, 32, 32), 5)
-    off = nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(192, 3))
-    with pytest.raises(common.UserError, match="has only dropout with p = 0, .*: give p"):
-        script.mc_dropout_logits(off, images, 5)
-    assert script.mc_dropout_logits(off, images, 5, p=0.5).std(0).min() > 0 and off[1].p == 0
+@pytest.mark.parametrize("share", [None, True, False])
+@pytest.mark.parametrize("middle", [nn.Identity(), nn.Dropout(0.0)], ids=["none", "off"])
+def test_without_active_dropout_there_is_an_error_with_the_cure(middle, share, images):
+    net = nn.Sequential(nn.Flatten(), middle, nn.Linear(192, 3))
+    with pytest.raises(common.UserError, match="has no dropout with a probability above 0, .*--dropout P, or the arg"):
+        script.mc_dropout_logits(net, images, 5, share=share)
 
 
 SMALL = dict(img_size=32, num_classes=3)
@@ -236,7 +229,7 @@ def test_real_architectures(name):
                 nn.init.normal_(layer.weight)
     else:
         model = common.load_model(name, "random")
-        dropout.prepare(model, p, name)
+        dropout.prepare(model, p)
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     before = state_of(model)
     both = script.mc_dropout_logits(model, images, 6, generators(1, 2), p=p)

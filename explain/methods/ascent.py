@@ -125,11 +125,9 @@ def check_generators(
 
 def square_side(size: int | Sequence[int] | None) -> int:
     """Return the side of an image, in pixels, from its size as a number, (H, W) or (3, H, W)."""
-    if size is None:
-        raise UserError("this model has no input_size: give size, in pixels")
-    sides = list(size)[-2:] if isinstance(size, Iterable) else [size]
+    sides = list(size)[-2:] if isinstance(size, Iterable) else [size or 0]
     if len({*sides}) != 1 or not sides[0] >= 1:
-        raise UserError(f"archetypes are square: give one size in pixels, not {size}")
+        raise UserError(f"archetypes are square: give size, one number of pixels, not {size}")
     return int(sides[0])
 
 

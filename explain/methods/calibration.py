@@ -59,12 +59,11 @@ def at_temperature(logits: Tensor, classes: Tensor, temperature: float) -> tuple
     return torch.cat(losses), torch.cat(confidences)
 
 
-def fit_temperature(logits: Tensor, classes: Tensor) -> tuple[float, str]:
-    """Return the temperature with the least mean loss of logits (N, classes), and whether it is a bound.
+def fit_temperature(logits: Tensor, classes: Tensor) -> float:
+    """Return the temperature from COLDEST to HOTTEST with the least mean loss of logits (N, classes).
 
-    It is "at most" or "at least" the temperature if the search ends at COLDEST or HOTTEST, else "". The loss is convex
-    in 1 / T, and so has one minimum in log T; if all answers are right, it falls as long as T does. If no temperature
-    changes the loss, T is 1.
+    The loss is convex in 1 / T, and so has one minimum in log T; if all answers are right, it falls as long as T does.
+    If no temperature changes the loss, T is 1.
     """
     from scipy.optimize import minimize_scalar  # here, since its import takes time
 
@@ -75,10 +74,10 @@ def fit_temperature(logits: Tensor, classes: Tensor) -> tuple[float, str]:
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": TOLERANCE})
     at_low, at_high = loss(low), loss(high)
     if at_low == at_high == found.fun:
-        return 1.0, ""
+        return 1.0
     if min(at_low, at_high) <= found.fun:
-        return (COLDEST, "at most") if at_low <= at_high else (HOTTEST, "at least")
-    return math.exp(found.x), ""
+        return COLDEST if at_low <= at_high else HOTTEST
+    return math.exp(found.x)
 
 
 def temperature_scaling(logits: Tensor, classes: Tensor, correct: Sequence[bool]) -> tuple[dict, list[dict]] | None:
@@ -96,13 +95,13 @@ def temperature_scaling(logits: Tensor, classes: Tensor, correct: Sequence[bool]
     loss, confidence = torch.empty(2, len(logits), dtype=torch.float64)
     for fold in range(folds):
         judged = torch.arange(len(logits)) % folds == fold
-        temperatures.append(fit_temperature(logits[~judged], classes[~judged])[0])
+        temperatures.append(fit_temperature(logits[~judged], classes[~judged]))
         loss[judged], confidence[judged] = at_temperature(logits[judged], classes[judged], temperatures[-1])
     error, bins = calibration(confidence.numpy(), np.asarray(correct))
-    temperature, limit = fit_temperature(logits, classes)
+    temperature = fit_temperature(logits, classes)
     return {
         "temperature": temperature,
-        "temperature_limit": limit or None,
+        "temperature_limit": {COLDEST: "at most", HOTTEST: "at least"}.get(temperature),
         "temperatures_of_folds": temperatures,
         "loss": float(loss.mean()),
         "expected_calibration_error": error,

@@ -28,20 +28,9 @@ DROPOUTS = {"dropout", "alpha_dropout"} | WHOLE_CHANNELS
 # Fused attention that drops its weights, and the position of the probability among its arguments
 ATTENTION = {"multi_head_attention_forward": 10, "scaled_dot_product_attention": 4}
 ALPHA = -1.7580993408473766  # SELU's limit at minus infinity: Klambauer et al. 2017, "New Dropout Technique"
-NUMBERS_IN_THREADS = 1 << 23  # fewer random numbers are drawn faster in one thread
 # As many passes run together as keep the inputs of one image's first dropout below this many numbers (16 MB). The rule
 # ignores the batch, on which an image's masks must not depend.
 NUMBERS_TOGETHER = 1 << 22
-
-
-class NoDropoutError(UserError):
-    """A network without active dropout: without any, or with `only_zero`, dropout with p = 0."""
-
-    def __init__(self, only_zero: bool):
-        self.only_zero = only_zero
-        self.problem = f"{'only dropout with p = 0' if only_zero else 'no dropout'}, so all passes would be the same"
-        cure = "give p, its probability" if only_zero else "add nn.Dropout to it, or pass drop_rate=0.2 to timm"
-        super().__init__(f"this network has {self.problem}: {cure}")
 
 
 class DropoutMode(TorchFunctionMode):
@@ -49,7 +38,7 @@ class DropoutMode(TorchFunctionMode):
 
     `draw(shape)` returns uniform numbers in [0, 1) for the mask of an input of this shape; with None, nothing is
     dropped. `p` replaces the probability of every dropout. Raises UserError for attention that drops inside a fused
-    operation, and NoDropoutError at the end if there was no active dropout.
+    operation, and at the end if there was no dropout with a probability above 0.
     """
 
     batch_dimensions = 1
@@ -63,7 +52,10 @@ class DropoutMode(TorchFunctionMode):
     def __exit__(self, error: type | None, *details: Any) -> None:
         super().__exit__(error, *details)
         if error is None and not any(self.probabilities):
-            raise NoDropoutError(only_zero=bool(self.probabilities))
+            raise UserError(
+                "this network has no dropout with a probability above 0, so all passes would be the same: give one "
+                "(--dropout P, or the argument p), or use a network with dropout, such as efficientnet_lite0"
+            )
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -265,26 +257,16 @@ def refuse_unreachable(model: nn.Module) -> None:
         _refuse_hidden(module.dropout if isinstance(module, nn.RNNBase) else 0)
 
 
-def prepare(model: nn.Module, p: float | None, name: str) -> bool:
+def prepare(model: nn.Module, p: float | None) -> bool:
     """Set every `drop_rate` of 0 to p, since networks call no dropout for it; return whether passes can be shared.
 
-    `name` is the value of --model. Raises UserError for a network without active dropout.
+    Raises UserError for a network without active dropout.
     """
-    off = [module for module in model.modules() if getattr(module, "drop_rate", None) == 0]
-    for module in off if p else ():
-        module.drop_rate = p
+    for module in model.modules():
+        if p and getattr(module, "drop_rate", None) == 0:
+            module.drop_rate = p
     example = torch.empty(1, 3, model.input_size, model.input_size, device=device_of(model))
-    try:
-        return passes_can_be_shared(model, example, p)
-    except NoDropoutError as error:
-        file = name.rpartition(":")[0]
-        if error.only_zero or (off and not p):
-            cure = "give its probability with --dropout P"
-        elif file.endswith(".py"):
-            cure = f"add nn.Dropout to {file}, for example before the last layer"
-        else:
-            cure = "choose a network that has some, such as efficientnet_lite0, alexnet or googlenet"
-        raise UserError(f"{model.name} has {error.problem}: {cure}") from None
+    return passes_can_be_shared(model, example, p)
 
 
 def _refuse_hidden(p: float) -> None:
@@ -310,16 +292,8 @@ def uniform_numbers(shape: Sequence[int], generators: Generators, intact: int = 
 
     Nothing is drawn for the first `intact` passes, whose values are arbitrary.
     """
-    numbers = torch.empty(shape, device=generators[0].device)
-
-    def fill(own: Tensor, generator: torch.Generator) -> None:
-        with torch.inference_mode():  # each thread has its own mode
-            own.uniform_(generator=generator)
-
-    each = numbers[intact:].unbind(1), generators
-    if numbers.numel() <= NUMBERS_IN_THREADS:
-        list(map(fill, *each))
-    else:  # a generator draws one number after the other, but several generators can work at once
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            list(threads.map(fill, *each))
+    # a generator draws one number after the other, but several can work at once, in threads with modes of their own
+    with torch.inference_mode(False), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        numbers = torch.empty(shape, device=generators[0].device)
+        list(threads.map(lambda own, g: own.uniform_(generator=g), numbers[intact:].unbind(1), generators))
     return numbers

@@ -109,10 +109,7 @@ def activations(outputs: Iterable[Tensor]) -> Iterator[tuple[Any, str, str, bool
         own = isinstance(node, torch.autograd.function.BackwardCFunction)
         kind = (type(node).__name__ if own else node.name()).split("Backward")[0]
         if kind.startswith(OPAQUE):
-            raise UserError(
-                f"the operations inside {kind} cannot be seen: give the network as it was "
-                "before torch.jit, torch.compile or checkpointing"
-            )
+            raise cannot_be_seen(kind)
         if (rectifies := is_rectifier(kind, node)) or own or kind in OTHER_ACTIVATIONS:
             yield node, kind, re.sub("(?<!^)(?=[A-Z])", "_", kind).lower(), rectifies
 
@@ -132,7 +129,12 @@ def refuse_opaque(model: nn.Module) -> None:
     """Raise UserError for a network with scripted or compiled parts."""
     for module in model.modules():  # their first passes may show every operation, later ones do not
         if isinstance(module, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):
-            raise UserError(
-                f"the operations inside a {type(module).__name__} cannot be seen: give the network as it was "
-                "before torch.jit or torch.compile"
-            )
+            raise cannot_be_seen(type(module).__name__)
+
+
+def cannot_be_seen(kind: str) -> UserError:
+    """Return the error about a node or a module that hides its operations."""
+    return UserError(
+        f"the operations inside {kind} cannot be seen: give the network as it was before torch.jit, torch.compile or "
+        "checkpointing"
+    )
