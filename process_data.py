@@ -166,9 +166,6 @@ def check_images(
     total = f"{base} has {quantity(len(problems), 'problem')}"
     if not good:
         head = f"no image in {folder} is readable and listed: put the images there or correct {label_list}"
-        if read.first:
-            example = f"{next(iter(files), 'a.jpg')} 0"
-            head += f", whose first line is {read.first!r}; give a file name and a class, as in {example!r}"
         raise UserError(list_lines(head, problems.values()))
     if problems and not options.skip_bad:
         head = f"{total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"
@@ -240,7 +237,7 @@ def inspect_image(path: Path, upright: bool, white: int | None = None) -> dict[s
         data = image_files.read_bytes(path)  # once, so that the decoded bytes are the hashed bytes
         info = image_files.decode_image(data, printable(path), upright, white).info
     except UserError as error:
-        return {"reason": " ".join(str(error).split())}
+        return {"reason": str(error)}
     findings = {key: info[key] for key in image_files.FINDINGS if key in info}
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), **findings}
 

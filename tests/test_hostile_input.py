@@ -1,23 +1,19 @@
 """Broken and malicious input: one sentence or a listed skip for each, never a traceback, a hang or a wrong number.
 
-All of it is made here. What each kind of image is when it is whole stands in test_common.py, what
-val.txt and synset_words.txt may hold in test_labels.py and test_process_data.py, whole weights in test_classifier.py.
+All of it is made here. Undamaged images are in test_common.py, lists in test_labels.py, weights in test_own_network.py.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 import os
 import pickle
 import shutil
-import signal
 import struct
 import tempfile
 import time
-import zipfile
 import zlib
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -27,7 +23,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY, Trap, load_script, run_script, save_photo, stored
+from conftest import TINY, Trap, load_script, run_script, save_photo, stored, table_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -43,23 +39,6 @@ from explain.run import shell
 from explain.run.command_line import option_parser
 
 process_data = load_script("process_data")
-
-
-@pytest.fixture(autouse=True)
-def no_hang():
-    """A hang is a failure after ten minutes, not a night."""
-    if not hasattr(signal, "SIGALRM"):
-        yield
-        return
-
-    def stop(*_):
-        pytest.fail("this input hangs")  # which no `except OSError` of the code takes for its own
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(600)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -306,39 +285,22 @@ def test_names_too_long_for_the_system(tmp_path):
         common.test_images(options)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
-def test_a_file_that_changes_while_it_is_read(mode, tmp_path, monkeypatch):
+def test_a_file_that_changes_while_it_is_used(tmp_path, monkeypatch):
     """Uncompressed pixels were mapped, not read: they were those of the new content, and a shorter file a crash."""
     path = tmp_path / "a.tif"
-    before, after = (stored(Image.new(mode, (64, 48), value), "TIFF") for value in (0, "white"))
-    path.write_bytes(before)
-    expected = common.read_image(path)
-    real = image_files._to_rgb
-
-    def changes(image):
-        path.write_bytes(after)
-        return real(image)
-
-    monkeypatch.setattr(image_files, "_to_rgb", changes)
-    assert common.read_image(path).tobytes() == expected.tobytes()
-    path.write_bytes(before)
-    assert process_data.inspect_image(path, True)["sha256"] == hashlib.sha256(before).hexdigest()  # what was looked at
-    monkeypatch.setattr(image_files, "_to_rgb", lambda image: path.unlink() or real(image))
-    assert process_data.inspect_image(path, True)["bytes"] == len(after)  # the file is gone meanwhile
+    path.write_bytes(stored(Image.new("RGB", (64, 48)), "TIFF"))
+    image = common.read_image(path)
+    path.write_bytes(stored(Image.new("RGB", (64, 48), "white"), "TIFF"))
+    assert image.getextrema() == ((0, 0),) * 3
+    decode, digest = image_files.decode_image, hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(image_files, "decode_image", lambda *given: path.unlink() or decode(*given))
+    assert process_data.inspect_image(path, True)["sha256"] == digest  # of the bytes that were decoded
     assert "No such file" in process_data.inspect_image(path, True)["reason"]
 
 
 # of any bytes that a file system takes
-NAMES = [
-    "a b.jpg",
-    "new\nline.png",
-    "q'\"`.png",
-    "$x_$.png",
-    "-v.png",
-    "<script>alert(1)<",
-    "x" * 251 + ".png",
-    b"\xff.png",
-]
+NAMES = ["a b.jpg", "new\nline.png", "q'\"`.png", "$x_$.png", "-v.png", "<script>alert(1)<", b"\xff.png"]
+NAMES.append("x" * 251 + ".png")
 
 
 def test_a_folder_of_all_that(tmp_path, run):
@@ -370,8 +332,7 @@ def test_a_folder_of_all_that(tmp_path, run):
     assert metrics["images"]["used"] == len(READ) + len(names)
     assert metrics["images"]["notes"]["turned upright by EXIF"] == 1
     assert metrics["model"]["sha256"] == hashlib.sha256((tmp_path / "mine.pth").read_bytes()).hexdigest()
-    with (tmp_path / "output/2d_predict/predictions.csv").open(newline="") as file:
-        paths = {row["path"] for row in csv.DictReader(file)}
+    paths = {row["path"] for row in table_of(tmp_path / "output/2d_predict/predictions.csv")}
     assert len(paths) == len(READ) + len(names) and all(path.isprintable() for path in paths)
 
     with pytest.raises(UserError, match=f"^{folder}/pipe.jpg is not a regular file: give an image file$"):
@@ -383,12 +344,11 @@ def test_a_folder_of_all_that(tmp_path, run):
 
 
 def test_long_lists_take_no_time_and_long_names_are_said_in_short(tmp_path):
-    """Blank lines have fewer bytes than a list may have. More names than classes shift nothing."""
+    """More names than classes shift nothing."""
     path, names = tmp_path / "val.txt", [("", "a")]
     path.write_bytes(b"\n" * 10_000_000)
     started = time.process_time()
-    with pytest.raises(UserError, match="more than 1,000,000 lines"):
-        read_labels(path, names)
+    assert read_labels(path, names).labels == {}
     path.write_text("x" + " ," * 1_000_000 + "y z 0\n")  # hours of two loops in a regular expression
     assert len(read_labels(path, names).labels) == 1
     assert time.process_time() - started < 10
@@ -415,31 +375,17 @@ def report_in(output: Path) -> common.OutputFolder:
     return common.OutputFolder(option_parser("", "--output").parse_args(["--output", str(output)]), "thing.py")
 
 
-def file_above(folder: Path) -> Path:
-    (folder / "file").touch()
-    return folder / "file" / "output"
-
-
-def dangling(folder: Path) -> Path:
-    (folder / "link").symlink_to("nowhere")
-    return folder / "link"
-
-
-def link_out(folder: Path) -> Path:
-    (folder / "elsewhere").mkdir()
-    (folder / "output").mkdir()
-    (folder / "output" / "thing").symlink_to(folder / "elsewhere")
-    return folder / "output"
-
-
 @pytest.mark.parametrize(
-    ("make", "says"),
-    [(file_above, "is not a folder"), (dangling, "is not a folder"), (link_out, "is a link out of")],
+    ("output", "says"),
+    [("file/output", "is not a folder"), ("link", "is not a folder"), ("output", "is a link out of")],
 )
-def test_an_output_folder_that_is_none_is_refused_before_the_work(make, says, tmp_path):
-    output = make(tmp_path)
+def test_an_output_folder_that_is_none_is_refused_before_the_work(output, says, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/thing").symlink_to(tmp_path)
     with pytest.raises(UserError, match=says):
-        report_in(output)
+        report_in(tmp_path / output)
 
 
 def test_a_read_only_output_folder_is_refused_before_the_work(open_folder):
@@ -508,13 +454,6 @@ def scripted() -> bytes:
     return file.getvalue()
 
 
-def zipped() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("a/data.pkl", pickle.dumps(1))
-    return file.getvalue()
-
-
 OLD = {"_use_new_zipfile_serialization": False}
 BIAS = "conv1.1.bias"  # (16,)
 MISFIT = f"1 of another shape or kind, such as {BIAS}"
@@ -527,7 +466,6 @@ CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "shape.pth": (lambda s: saved({**s, BIAS: torch.zeros(3)}), MISFIT),
     "classes.pth": (lambda s: saved({**s, "fc.bias": torch.ones(9)}), "1 of another shape or kind, such as fc.weight"),
     "script.pth": (lambda s: scripted(), NO_DATA),
-    "archive.pth": (lambda s: zipped(), NO_DATA),
     "picture.pth": (lambda s: stored(PICTURE, "PNG"), NO_DATA),
     "number.pth": (lambda s: pickle.dumps(3), NO_DATA),
     "safe.pth": (lambda s: save(s), NO_DATA),

@@ -24,9 +24,11 @@ NAME_LISTS = ("synset_words.txt", "synset_words", "LOC_synset_mapping.txt", "ima
 SPLIT_NAMES = "synset_words.txt"  # in DL_data_p, if the names are not those of DL_data
 # The parts of datasets, in the order of preference for an evaluation: val, Validation, test_images, dev2, ...
 PARTS = ("val(id(ation)?)?", "test(ing)?", "dev(el(opment)?)?", "eval(uation)?", "train(ing)?")
-PART_TOKEN = re.compile(rf"(?<![^ _-])({'|'.join(PARTS)})[0-9]*(?![^ _-])")  # also seg_train, test_simple, val_dir
 BESIDE_PARTS = {"meta", "metadata", "annotations", "labels", "devkit", "lists"}  # other folders found there
-PART_NAME = re.compile(rf"({'|'.join(PARTS)})[ _-]*((data)?set|data|images?|imgs?|photos|split|folder)?[ _-]*\d*")
+PART_NAME = re.compile(  # also seg_train, test_simple
+    rf"(?P<before>(.*[ _-])?)(?P<part>{'|'.join(PARTS)})"
+    r"([ _-]*((data)?set|data|images?|imgs?|photos|split|folder|dir)?[ _-]*\d*|(?P<after>[ _-].*))"
+)
 MAX_NAMES = 10  # class names that a note lists
 KIT = ("", "data", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data")  # where the development kit's files may be
 
@@ -59,9 +61,9 @@ def find_parts(data: Path) -> tuple[Path, Path | None, Path | None, Path | None]
     names = find_file(data, NAME_LISTS)
     entries = [] if labels or not images else [e for e in os.scandir(images) if not is_system_name(e.name)]
     by_class = bool(entries) and all(entry.is_dir() for entry in entries)
-    kit = labels is not None and labels.name == GROUND_TRUTH and find_file(data, ["meta.mat"])
+    has_kit = labels is not None and labels.name == GROUND_TRUTH
     needed = {f"folder {IMAGE_FOLDERS[0]}": images, "file val.txt": labels or by_class}
-    needed["file synset_words.txt"] = names or by_class or kit
+    needed["file synset_words.txt"] = names or by_class or has_kit
     for part, path in needed.items():
         if not path:
             raise UserError(f"{data} has no {part}: put it there, or choose another --dataset")
@@ -116,10 +118,9 @@ def class_folders(
     by_number = subfolders if no_numbers else sorted(subfolders, key=int)
     order, notes = by_number if numeric else subfolders, []
     if by_number != subfolders:
-        as_numbers = "as numbers: omit --numeric to sort them as text"
-        as_text = "as text, as in torchvision's ImageFolder (10 before 2): add --numeric to sort them as numbers"
-        followed = as_numbers if numeric else as_text
-        notes.append(f"the folders' names are numbers, and class ids follow their order {followed}")
+        as_text = "text, as in torchvision's ImageFolder (10 before 2): add --numeric to sort them as numbers"
+        followed = "numbers: omit --numeric to sort them as text" if numeric else as_text
+        notes.append(f"the folders' names are numbers, and class ids follow their order as {followed}")
     # bytes in a folder's name that are not UTF-8 are written as \xff
     texts = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in order]
     return {name: i for i, name in enumerate(order)}, Names(map(split_wnid, texts)), notes
@@ -157,15 +158,13 @@ def refuse_parts(folder: Path, subfolders: Sequence[str]) -> None:
     and seg_test do. The folders bullet train and test tube are classes.
     """
     folders = [name for name in subfolders if name.casefold() not in BESIDE_PARTS]
-    alike: dict[str, dict[str, str]] = {}  # text around the part -> {name: part}
+    alike: dict[tuple, dict[str, str]] = {}  # text before and after the part -> {name: part}
     for name in folders:
         if match := PART_NAME.fullmatch(name.casefold()):
-            alike.setdefault("", {})[name] = match[1]
-        elif match := PART_TOKEN.search(name.casefold()):
-            alike.setdefault(PART_TOKEN.sub("*", match.string, count=1), {})[name] = match[1]
+            alike.setdefault(match.group("before", "after"), {})[name] = match["part"]
     for around, parts in alike.items():
         both = len({part.startswith("train") for part in parts.values()}) == 2
-        if both or (not around and len(parts) == len(folders)):
+        if both or (around == ("", None) and len(parts) == len(folders)):
             first = min(parts, key=lambda name: [bool(re.fullmatch(part, parts[name])) for part in PARTS].index(True))
             raise UserError(
                 f"{printable(folder)} has the folders {', '.join(parts)}, which are parts of a dataset, not classes: "
@@ -202,21 +201,20 @@ def read_lists(
     `folders`, with a folder per class, replaces `data`, and `name_file` replaces the dataset's own names. Raises
     UserError for lists that cannot be read, and for a folder of no class.
     """
-    parts = (Path(folders), None, None, None) if folders else find_parts(data)
-    folder, label_list, name_list, tests = parts
+    folder, label_list, name_list, tests = (Path(folders), None, None, None) if folders else find_parts(data)
     name_list = Path(name_file) if name_file else name_list
-    names = read_names(name_list) if name_list else None
+    names, kit = read_names(name_list) if name_list else None, None
     if label_list is None:
         ids, names, notes = class_folders(folder, names, numeric)
-        files = [path.relative_to(folder).as_posix() for path in list_files(folder)]
-        in_folders = [file for file in files if "/" in file and is_image_name(Path(file))]
-        labels = {file: ids[file.split("/")[0]] for file in in_folders}
-        notes = [*read_as(names), *notes, *note_empty(ids, files)]
-        return folder, tests, names, Labels(labels, {}, notes, ""), folder
-    kit, names = read_kit(data, names) if label_list.name == GROUND_TRUTH else (None, names)
+    elif label_list.name == GROUND_TRUTH:
+        kit, names = read_kit(data, names)
     files = [path.relative_to(folder).as_posix() for path in list_files(folder)]
-    labels = read_labels(label_list, names, files, kit)
-    return folder, tests, names, labels._replace(notes=[*read_as(names), *labels.notes]), label_list
+    if label_list is None:
+        in_folders = [file for file in files if "/" in file and is_image_name(Path(file))]
+        labels = Labels({file: ids[file.split("/")[0]] for file in in_folders}, {}, notes + note_empty(ids, files))
+    else:
+        labels = read_labels(label_list, names, files, kit)
+    return folder, tests, names, labels._replace(notes=read_as(names) + labels.notes), label_list or folder
 
 
 def read_as(names: Names) -> list[str]:

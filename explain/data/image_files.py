@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,17 +62,15 @@ def read_image(path: str | os.PathLike, upright: bool = True, white: int | None 
 def read_bytes(path: str | os.PathLike) -> bytes:
     """Return a file's content; raise UserError for anything but a regular file (a pipe would never end)."""
     name = printable(Path(path))
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{name} is not a regular file: give an image file")
     try:
-        size = os.stat(path).st_size
-        data = Path(path).read_bytes() if size <= MAX_BYTES else b""
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise UserError(f"{name} cannot be read ({reason}): replace or remove it") from None
-    if size > MAX_BYTES:
-        raise UserError(f"{name} has {size:,} bytes, more than {MAX_BYTES:,}: give an image file")
-    return data
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{name} is not a regular file: give an image file")
+        if status.st_size > MAX_BYTES:
+            raise UserError(f"{name} has {status.st_size:,} bytes, more than {MAX_BYTES:,}: give an image file")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{name} cannot be read ({error.strerror}): replace or remove it") from None
 
 
 def decode_image(data: bytes, name: str, upright: bool = True, white: int | None = None) -> Image.Image:

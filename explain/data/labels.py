@@ -19,7 +19,6 @@ from explain.basics.errors import UserError
 from explain.data.lookup import class_lookup, composed, names_several
 
 MAX_BYTES = 16_000_000  # of a list; ILSVRC-2012's, of 50,000 images, has 1.7 MB
-MAX_LINES = 1_000_000  # of a list; MAX_BYTES allows 16 million blank lines
 MAX_NAME = 1000  # characters of a class name; ImageNet's longest has 121
 MAX_QUOTE = 300  # characters of a line that an error quotes
 SAMPLE = 500  # lines that decide how a list is read
@@ -41,10 +40,7 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(f"{path} is not {kind} (byte {error.start}): save it as UTF-8") from None
     if "\0" in text:
         raise UserError(f"{path} is not a text file (it contains zero bytes): save it as UTF-8")
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    if len(lines) > MAX_LINES:
-        raise UserError(f"{path} has more than {MAX_LINES:,} lines: give a list of images or of class names")
-    return [line.strip() for line in lines]
+    return [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -176,24 +172,14 @@ def clean(name: str) -> str:
 
 
 class Labels(NamedTuple):
-    """The class id of each good file name, the problem of each bad one, notes on the reading, and the first line."""
+    """The class id of each good file name, the problem of each bad one, and notes on the reading."""
 
     labels: dict[str, int]
     problems: dict[str, str]
     notes: list[str]
-    first: str
 
 
 Line = tuple[int, str]  # its number in the file, and the text
-
-
-def _at_last(line: str) -> list[str]:
-    cut = max(line.rfind(separator) for separator in " \t,")  # a name may contain spaces, an id does not
-    return [line[:cut], line[cut + 1 :]] if cut > 0 else []
-
-
-def _at_first(line: str) -> list[str]:
-    return re.split(r"[ \t,]+", line, maxsplit=1)
 
 
 def _columns(separator: str | None, line: str) -> list[str]:
@@ -204,10 +190,11 @@ def _columns(separator: str | None, line: str) -> list[str]:
 
 
 # The function that splits a line, and the places of the file name and the class; in the order of preference
+at_first, at_last = partial(re.split, "[ \t,]+", maxsplit=1), partial(re.split, "[ \t,](?=[^ \t,]*$)")
 READINGS: dict[str, tuple[Callable[[str], list[str]], int, int]] = {
-    "NAME CLASS": (_at_last, 0, 1),
-    "CLASS NAME": (_at_first, 1, 0),
-    "NAME CLASS, a class of several words": (_at_first, 0, 1),
+    "NAME CLASS": (at_last, 0, 1),  # a name may contain spaces, an id does not
+    "CLASS NAME": (at_first, 1, 0),
+    "NAME CLASS, a class of several words": (at_first, 0, 1),
 }
 for separator, (name, label) in itertools.product((",", ";", "\t", None), itertools.permutations(range(3), 2)):
     layout = f"column {name + 1} the name, column {label + 1} the class, separated by {separator or 'spaces'!r}"
@@ -269,8 +256,7 @@ def read_labels(path: Path, names: Names, files: Collection[str] = (), ids: Mapp
             problems[name] = f"line {number} of {path} {problem}"
     if by_last_part:
         notes.append(f"{by_last_part} names matched by their last part or without their extension")
-    first = listed[0][1][:MAX_QUOTE] if listed else ""
-    return Labels({name: c for name, c in labels.items() if name not in problems}, problems, notes, first)
+    return Labels({name: c for name, c in labels.items() if name not in problems}, problems, notes)
 
 
 CLASS_ALONE = re.compile("-?[0-9]{1,9}|n[0-9]{8}")
@@ -305,16 +291,11 @@ def _two_columns(
         return bool(name and text and find(name) is not None and is_class(text))
 
     sample = [line for _, line in lines[:: len(lines) // SAMPLE + 1]]
-    scores: dict[str, int] = {}
-    for layout in READINGS:
-        scores[layout] = sum(fits(layout, line) for line in sample)
-        if scores[layout] == len(sample):
-            break
+    scores = {layout: sum(fits(layout, line) for line in sample) for layout in READINGS}
     layout = max(scores, key=scores.get)
     notes = [] if layout == "NAME CLASS" else [f"read as {layout}"]
-    first = lines[0][1][:MAX_QUOTE] if lines else ""
-    if len(lines) > 1 and scores[layout] and _is_header(first) and not fits(layout, first):
-        notes.append(f"header {first!r} left out")
+    if scores[layout] and _is_header(lines[0][1]) and not fits(layout, lines[0][1]):
+        notes.append(f"header {lines[0][1][:MAX_QUOTE]!r} left out")
         lines = lines[1:]
     return [(number, line, *split_line(line, layout)) for number, line in lines], notes
 
@@ -331,10 +312,8 @@ def _problem(line: str, name: str, file: str | None, text: str, found: list[int]
         return f"names {quoted}: give a path inside the image folder, without '..' or backslashes"
     if len(found) > 1:
         return f"gives {quoted} the class {text!r}, but {text!r} {names_several(found)}: give the wnid or the id"
-    if not found and re.fullmatch("n[0-9]{8}", text):
-        return f"gives {quoted} the wnid {text}, which is not in the list of class names: give the class id"
     if not found:
-        return f"gives {quoted} the class {text!r}: give a class id, a wnid or a name"
+        return f"gives {quoted} the class {text!r}: give a class id, or a wnid or name in the list of class names"
     if not 0 <= found[0] < classes:
         return f"gives {quoted} the class {found[0]}, but only 0 to {classes - 1} have names: correct one"
     return None

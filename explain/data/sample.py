@@ -8,7 +8,7 @@ from pathlib import Path
 import torchvision
 
 from explain.basics.errors import UserError
-from explain.basics.files import write_file
+from explain.basics.files import list_files, write_file
 from explain.data.lookup import imagenets_names
 
 
@@ -35,10 +35,8 @@ def sample_files() -> dict[str, bytes]:
 def write_sample(data: Path) -> None:
     """Write the sample dataset to the folder `data`; raise UserError if it holds any other file."""
     files = sample_files()
-    for path in sorted(data.rglob("*")):
+    for path in list_files(data) if data.is_dir() else ():
         name = path.relative_to(data).as_posix()
-        if path.is_dir() or name.startswith(".") or "/." in name:  # a hidden file
-            continue
         if name not in files or path.read_bytes() != files[name]:
             cure = "omit --sample to split it, or choose another --dataset"
             raise UserError(f"{data} holds another dataset ({name!r} is not part of the sample): {cure}")
