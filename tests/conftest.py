@@ -17,6 +17,7 @@ from collections.abc import Callable
 from importlib import import_module as load_script  # by its name without .py
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 
 # Each worker of pytest-xdist, and all that it starts, has a core of its own and computes in one thread: the threads of
 # several would wait for each other more than they compute.
@@ -55,12 +56,17 @@ def run_main(name: str, *arguments: object, cwd: Path, monkeypatch: pytest.Monke
         print(status)
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each figure is one pixel and the page is empty, for tests that look at neither."""
+def draw_nothing(monkeypatch: pytest.MonkeyPatch, page: ModuleType) -> None:
+    """Make each figure one pixel and the page of this module empty."""
     pixel = stored(Image.new("L", (1, 1)), "PNG")
     monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(pixel))
     monkeypatch.setattr(page, "render", lambda *_: "")
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing, for tests that look at neither figures nor the page."""
+    draw_nothing(monkeypatch, page)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import json
 import re
@@ -14,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, save_photo, stored
-from matplotlib.figure import Figure
-from PIL import Image
+from conftest import ROOT, TINY, draw_nothing, rows_of, save_photo, table_of
 from test_readme import PYTHON, README, code
 
 FAST_2G = ["--copies", "1", "--steps", "2", "--randomise", "1", "--stages", "1", "--mosaics", "1"]
@@ -89,7 +86,8 @@ CALLED = [
 CASES = [(name, *edit) for name, edit in EDITS.items()] + CALLED
 # the README's own, and some that are wrong
 OWN = (
-    next(block for block in PYTHON if "def gradient_times_input" in block)
+    "import os\n"
+    + next(block for block in PYTHON if "def gradient_times_input" in block)
     + """
 
 
@@ -106,6 +104,7 @@ def negative(model, images, classes):
 
 
 def seeded(model, images, classes, generators):
+    os.chdir("/")
     return torch.stack([torch.rand(images.shape[2:], generator=generator) for generator in generators])
 
 
@@ -166,16 +165,9 @@ def run(
         if script == "2g_faithfulness":  # any four photos will do, whatever the network says of them
             module.choose_mosaic = lambda number, of, files, sure_class: dict(enumerate(files[:4]))
         if not drawn:
-            undrawn(monkeypatch)
+            draw_nothing(monkeypatch, sys.modules["explain.report.page"])
         module.main()
     return output / script
-
-
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the fixture of this name, for the copy that has been imported."""
-    pixel = stored(Image.new("L", (1, 1)), "PNG")
-    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(pixel))
-    monkeypatch.setattr(sys.modules["explain.report.page"], "render", lambda *_: "")
 
 
 @contextmanager
@@ -253,29 +245,22 @@ def test_a_baseline_more_or_less_is_one_line(line, tree, tmp_path, monkeypatch):
 
 
 def test_a_map_of_ones_own_is_judged_beside_the_others(tree, tmp_path, monkeypatch, capsys):
-    """Its code is part of the settings."""
-    given = ("--map", "own.py:gradient_times_input")
+    """Its code is part of the settings; if it asks for generators, each image has its own."""
+    given = ("--map", "own.py:seeded", "--map", "own.py:gradient_times_input")
     own = run(tree, "2g_faithfulness", tmp_path, monkeypatch, *given, drawn=True)
-    results = json.loads((own / "metrics.json").read_text())["results"]
-    assert results["kinds"][-1] == "gradient_times_input"
+    results, first = json.loads((own / "metrics.json").read_text())["results"], rows_of(own)
+    assert results["kinds"][-2:] == ["seeded", "gradient_times_input"]
     measures = results["maps"]["gradient_times_input"]
     assert measures["images"] == 4 and measures["stability"] is not None
     assert measures.keys() == results["maps"]["plain"].keys()
     assert results["randomised"][0]["gradient_times_input_maps"] == 1
-    table = csv.DictReader((own / "faithfulness.csv").read_text().splitlines())
-    assert "gradient_times_input" in [line["map"] for line in table]
+    assert "gradient_times_input" in [line["map"] for line in table_of(own / "faithfulness.csv")]
     assert "gradient times input" in (tmp_path / "report.html").read_text()
     with edited(tree / "own.py", OWN + "# changed\n"):
         run(tree, "2g_faithfulness", tmp_path, monkeypatch, *given)
     assert "another version of the code" in capsys.readouterr().err
-
-
-def test_a_map_that_asks_for_generators_is_seeded_by_image(tree, tmp_path, monkeypatch):
-    curves = []
-    for output in ("a", "b"):
-        own = run(tree, "2g_faithfulness", tmp_path / output, monkeypatch, "--map", "own.py:seeded")
-        curves.append([json.loads(line)["curves"]["seeded"] for line in (own / "rows.jsonl").read_text().splitlines()])
-    assert curves[0] == curves[1] and curves[0][0] != curves[0][1]
+    curves, again = ([row["curves"]["seeded"] for row in rows] for rows in (first, rows_of(own)))
+    assert curves == again and curves[0] != curves[1]
 
 
 @pytest.mark.parametrize(
