@@ -15,7 +15,7 @@ import struct
 import tempfile
 import time
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 
@@ -58,13 +58,6 @@ def png(width: int, height: int, bits: int = 8, colour: int = 2, pixels: bytes =
     """A PNG of any claim, whatever its pixels are; colour 0 is grey, 2 is RGB, 6 is RGBA."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)) + more
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
-
-
-def jpeg_of(width: int, height: int) -> bytes:
-    """A JPEG that claims another size than its pixels have."""
-    data = stored(PICTURE, "JPEG")
-    at = data.index(b"\xff\xc0") + 5
-    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
 
 def changed(data: bytes, marker: bytes, offset: int, by: bytes) -> bytes:
@@ -147,11 +140,8 @@ REFUSED = {
     "text.jpg": (b"no picture", "not an image in"),
     "200 megapixels.png": (png(20_000, 10_000), "more than 80,000,000 pixels: scale it down"),
     "no width.png": (png(0, 10), "not an image in"),
-    "no height.jpg": (jpeg_of(64, 0), "not an image in"),
     "long.png": (png(65_000, 10), "one side more than 500 times"),
-    "long.jpg": (jpeg_of(65_000, 48), "one side more than 500 times"),
     "larger than its pixels.png": (png(65_000, 200, pixels=b"\0" * 1000), "cannot be read"),
-    "huffman table.jpg": (changed(WHOLE, b"\xff\xc4", 5, b"\xff" * 16), "cannot be read"),
     "no quantization table.jpg": (changed(WHOLE, b"\xff\xdb", 1, b"\xfe"), "cannot be read"),
     "length of a table.jpg": (changed(WHOLE, b"\xff\xdb", 2, b"\0\1"), "cannot be read"),
     "table of zeros.jpg": (changed(WHOLE, b"\xff\xdb", 5, b"\0" * 64), "quantisation table has zeros"),
@@ -166,12 +156,9 @@ REFUSED = {
     "no white.ppm": (b"P6 64 48 0\n" + bytes(9216), "cannot be read"),
     "above white.ppm": (b"P3 64 48 15\n" + b"16 0 0 " * 3072, "cannot be read"),
     "long.pbm": (b"P4 65000 10\n" + bytes(81_250), "one side more than 500 times"),
-    "floats.ppm": (b"Pf 64 48 -1\n" + bytes(12_288), "no defined white"),
     "floats.tif": (stored(Image.fromarray(np.full((8, 8), 0.5, np.float32)), "TIFF"), "no defined white"),
     "integers.tif": (stored(Image.fromarray(np.full((8, 8), 1 << 20, np.int32)), "TIFF"), "no defined white"),
     "icon.png": (stored(PICTURE, "ICO"), "not an image in"),
-    "jpeg 2000.jpg": (stored(PICTURE, "JPEG2000"), "not an image in"),
-    "tga.tif": (stored(PICTURE, "TGA"), "not an image in"),
 }
 
 
@@ -236,42 +223,29 @@ def test_a_large_file_is_refused_unread(tmp_path):
 # What stands where a file should be
 
 
-@contextmanager
-def without_rights():
-    """As a user for whom permissions count."""
-    if not hasattr(os, "geteuid"):
-        pytest.skip("no such permissions here")
-    Image.init()  # afterwards modules may be out of reach
-    superuser = os.geteuid() == 0
-    try:
-        if superuser:
-            os.seteuid(65534)
-        yield
-    finally:
-        if superuser:
-            os.seteuid(0)
-
-
 @pytest.fixture
-def open_folder():
-    """A folder that any user reaches, unlike pytest's own."""
+def without_rights():
+    """A folder to which only its owner could write, unlike pytest's own, and a user for whom permissions count."""
+    Image.init()  # afterwards modules may be out of reach
     folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
+    save_photo(folder / "closed.png").chmod(0)
+    save_photo(folder / "closed/inner.png").parent.chmod(0)
+    folder.chmod(0o555)
+    superuser = os.geteuid() == 0
+    if superuser:
+        os.seteuid(65534)
     yield folder
+    if superuser:
+        os.seteuid(0)
+    for path in (folder, folder / "closed"):
+        path.chmod(0o755)
     shutil.rmtree(folder)
 
 
-def test_no_permission_to_read(open_folder):
-    file = save_photo(open_folder / "closed.png")
-    inner = save_photo(open_folder / "closed" / "inner.png")
-    file.chmod(0)
-    inner.parent.chmod(0)
-    try:
-        for path in (file, inner):
-            with without_rights(), pytest.raises(UserError, match="cannot be read .Permission denied."):
-                common.read_image(path)
-    finally:
-        inner.parent.chmod(0o755)
+@pytest.mark.parametrize("name", ["closed.png", "closed/inner.png"])
+def test_no_permission_to_read(name, without_rights):
+    with pytest.raises(UserError, match="cannot be read .Permission denied."):
+        common.read_image(without_rights / name)
 
 
 def test_names_too_long_for_the_system(tmp_path):
@@ -388,9 +362,9 @@ def test_an_output_folder_that_is_none_is_refused_before_the_work(output, says, 
         report_in(tmp_path / output)
 
 
-def test_a_read_only_output_folder_is_refused_before_the_work(open_folder):
-    with without_rights(), pytest.raises(UserError, match="cannot be written to .Permission denied.*another --output"):
-        report_in(open_folder / "output")
+def test_a_read_only_output_folder_is_refused_before_the_work(without_rights):
+    with pytest.raises(UserError, match="cannot be written to .Permission denied.*another --output"):
+        report_in(without_rights / "output")
 
 
 def test_an_output_folder_may_be_a_link_but_not_a_folder_in_it(tmp_path):
@@ -466,8 +440,6 @@ CHECKPOINTS = {  # name -> (whole state dict -> content), what is said of it
     "shape.pth": (lambda s: saved({**s, BIAS: torch.zeros(3)}), MISFIT),
     "classes.pth": (lambda s: saved({**s, "fc.bias": torch.ones(9)}), "1 of another shape or kind, such as fc.weight"),
     "script.pth": (lambda s: scripted(), NO_DATA),
-    "picture.pth": (lambda s: stored(PICTURE, "PNG"), NO_DATA),
-    "number.pth": (lambda s: pickle.dumps(3), NO_DATA),
     "safe.pth": (lambda s: save(s), NO_DATA),
     "pickled.safetensors": (lambda s: saved(s), NO_DATA),
     "numbered.pth": (lambda s: saved({**s, 1: torch.ones(1)}), "is not a state dict"),

@@ -9,18 +9,19 @@ import pytest
 from explain.data.label_order import orders, other_order
 
 CLASSES = 20
+IN_ORDER, SHIFTED = list(range(CLASSES)), [(c + 5) % CLASSES for c in range(CLASSES)]
 NAMES = [f"name {chr(ord('a') + (7 * i) % CLASSES)}" for i in range(CLASSES)]  # not in the order of text
+
+
+def row(label: int, predicted: int, confidence: float = 0.8) -> dict:
+    return {"class": label, "predicted": predicted, "rank": 1 if predicted == label else 2, "confidence": confidence}
 
 
 def rows_of(order: list[int], accuracy: float = 0.9, confidence: float = 0.8, images: int = 100) -> list[dict]:
     """Rows of a network that is right in a fraction of the images, whose labels c are its class order[c]."""
-    rows = []
-    for i in range(images):
-        true = order[i % CLASSES]
-        predicted = true if i < accuracy * images else (true + 3) % CLASSES
-        rank = 1 if predicted == i % CLASSES else 2
-        rows.append({"class": i % CLASSES, "predicted": predicted, "rank": rank, "confidence": confidence})
-    return rows
+    true = [order[i % CLASSES] for i in range(images)]
+    predicted = [c if i < accuracy * images else (c + 3) % CLASSES for i, c in enumerate(true)]
+    return [row(i % CLASSES, predicted[i], confidence) for i in range(images)]
 
 
 @pytest.mark.parametrize("how", orders(NAMES))
@@ -41,19 +42,14 @@ def test_orders_by_hand():
 
 
 def test_another_permutation_is_noticed_without_a_name():
-    order = list(range(CLASSES))
-    random.Random(1).shuffle(order)
+    order = random.Random(1).sample(range(CLASSES), CLASSES)
     says = other_order(rows_of(order), NAMES)["says"]
     assert "in another order (0." in says and "development kit" in says and "sorts before" in says
 
 
 def test_labels_without_any_order_get_the_likely_cures():
-    rows = rows_of(list(range(CLASSES)))
-    labels = [row["class"] for row in rows]
-    random.Random(2).shuffle(labels)
-    for row, label in zip(rows, labels, strict=True):
-        row |= {"class": label, "rank": 1 if row["predicted"] == label else 2}
-    says = other_order(rows, NAMES)["says"]
+    labels = random.Random(2).choices(range(CLASSES), k=100)
+    says = other_order([row(label, i % CLASSES) for i, label in enumerate(labels)], NAMES)["says"]
     assert "agree" not in says and "are they ids from 1" in says
 
 
@@ -63,9 +59,7 @@ def shifted_from(first: int, by: int) -> list[dict]:
     for label in range(CLASSES):
         true = label + by * (label >= first)
         if 0 <= true < CLASSES:
-            for predicted in [true] * 4 + [(label + 10) % CLASSES]:
-                rank = 1 if predicted == label else 2
-                rows.append({"class": label, "predicted": predicted, "rank": rank, "confidence": 0.8})
+            rows += [row(label, predicted) for predicted in [true] * 4 + [(label + 10) % CLASSES]]
     return rows
 
 
@@ -77,33 +71,23 @@ def test_labels_that_are_shifted_from_some_id_on(first, by, hits):
     found = other_order(rows, NAMES)
     assert (found["suspect"], found["shifted_from"], found["shift"]) == (True, first, by)
     assert found["agreement_shifted"] == 0.8
-    for part in (
-        f"from id {first} on",
-        f"(0 of {later})",
-        "higher" if by == 1 else "lower",
-        f"below, {hits} are right",
-    ):
+    direction = "higher" if by == 1 else "lower"
+    for part in (f"from id {first} on", f"(0 of {later})", direction, f"below, {hits} are right"):
         assert part in found["says"]
 
 
 def test_a_class_that_the_network_takes_for_its_neighbour_is_no_shift():
     """However many images it has; nor two such classes, nor several that it takes for one and the same."""
     assert other_order(shifted_from(18, -1), NAMES) is None
-    rows = rows_of(list(range(CLASSES)), images=1000)
-    for row in rows:
-        if row["class"] == CLASSES - 1:
-            row |= {"predicted": CLASSES - 2, "rank": 2}
-    assert other_order(rows, NAMES) is None
-    for row in rows:
-        if row["class"] >= CLASSES - 5:
-            row |= {"predicted": CLASSES - 6, "rank": 2}
-    assert other_order(rows, NAMES) is None
+    rows = rows_of(IN_ORDER, images=1000)
+    for first, taken_for in ((CLASSES - 1, CLASSES - 2), (CLASSES - 5, CLASSES - 6)):
+        rows = [row(c["class"], taken_for) if c["class"] >= first else c for c in rows]
+        assert other_order(rows, NAMES) is None
 
 
 def exchanged(images: int, accuracy: float = 0.9) -> list[dict]:
     """So many rows for each label, with the labels of classes 3 and 7 exchanged."""
-    order = list(range(CLASSES))
-    order[3], order[7] = 7, 3
+    order = [{3: 7, 7: 3}.get(c, c) for c in IN_ORDER]
     return rows_of(order, accuracy, images=images * CLASSES)
 
 
@@ -113,9 +97,6 @@ def test_some_classes_that_are_never_right():
     assert found["never_right"] == [3, 7]
     for part in ("2 classes are never right (0 of 20 images)", "162 of 180", f"They are {NAMES[3]}, {NAMES[7]}"):
         assert part in found["says"]
-
-
-IN_ORDER, SHIFTED = list(range(CLASSES)), [(c + 5) % CLASSES for c in range(CLASSES)]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +116,6 @@ def test_nothing_is_said_where_the_labels_may_belong(rows):
 
 def test_a_network_that_sees_one_class_everywhere_is_not_put_down_to_the_labels():
     """Three steps of training leave a network whose images of four classes are all taken for one."""
-    rows = [{"class": i % 4, "predicted": 0, "rank": 1 if i % 4 == 0 else 2, "confidence": 0.7} for i in range(60)]
-    says = other_order(rows, ["blue", "green", "red", "yellow"])["says"]
+    says = other_order([row(i % 4, 0, confidence=0.7) for i in range(60)], ["blue", "green", "red", "yellow"])["says"]
     assert "the images of 4 classes are taken for blue: is the network trained" in says
     assert "do not fit this network" not in says and "--mean" in says

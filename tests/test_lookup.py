@@ -92,9 +92,7 @@ def test_numbers_that_are_names_are_no_ids(tmp_path, capsys):
     save_photo(tmp_path / "photos/1/a.png", size=(8, 8))
     with pytest.raises(UserError, match="such as '1'"):
         class_folders(tmp_path / "photos", [("", name) for name in names])
-
-
-def test_other_numbers_are_ids(capsys):
+    # other numbers are ids
     assert common.find_classes(["1", "0"], ["00", "01"]) == [1, 0]
     assert common.find_classes(["1"], ["cat", "dog"]) == [1] and capsys.readouterr().err == ""
     assert common.find_classes(["1"], ["1", "dog"]) == [0] and "1 is class 0" in capsys.readouterr().err

@@ -56,7 +56,6 @@ class Names(list[tuple[str, str]]):
 
 
 STRUCTURE = re.compile(r"[{\[]\s*['\"0-9]")  # the beginning of a dictionary or a list, in Python or JSON
-MAX_LITERAL = 1_000_000  # characters in Python's syntax, whose parser takes a hundred times as much memory
 ID_AND_NAME = re.compile(r"([0-9]{1,9})\s*[\s,;:]\s*(.+)")
 
 
@@ -138,7 +137,7 @@ def _names_of_lines(lines: Sequence[str]) -> Names | None:
 def _structured_names(text: str, path: Path) -> Names:
     """Read names from JSON, or from a Python literal, as data."""
     content: Any = ...
-    for parse in (json.loads, ast.literal_eval) if len(text) <= MAX_LITERAL else (json.loads,):
+    for parse in (json.loads, ast.literal_eval):
         with warnings.catch_warnings(), suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             warnings.simplefilter("ignore")  # Python's about a backslash in a name
             content = parse(text)
