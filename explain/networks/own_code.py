@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import os
 import re
 import sys
@@ -119,8 +118,8 @@ def import_function(name: str, option: str) -> Callable:
         raise UserError(f"{path} cannot be imported ({_where(error, path)}): correct it") from None
     found = getattr(module, function, None)
     if not callable(found):
-        own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        valid = [key for key in own if inspect.isroutine(getattr(module, key)) or inspect.isclass(getattr(module, key))]
+        own = {key: value for key, value in vars(module).items() if callable(value)}
+        valid = [key for key, value in own.items() if getattr(value, "__module__", None) == module.__name__]
         raise UserError(f"{path} has no function {function!r}: choose from {', '.join(valid) or 'none'}")
     return found
 
