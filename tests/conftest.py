@@ -292,25 +292,6 @@ def assert_same_state(before: list, after: list) -> None:
     assert before[1] == after[1]
 
 
-class Raises(nn.Module):
-    """A module that fails on the way forward or on the way back."""
-
-    def __init__(self, where: str):
-        super().__init__()
-        self.where = where
-
-    def forward(self, x):
-        if self.where == "forward":
-            raise RuntimeError("broken forward")
-        if x.requires_grad:
-            x = x.clone()
-            x.register_hook(self._backward)
-        return x
-
-    def _backward(self, gradient):
-        raise RuntimeError("broken backward")
-
-
 @pytest.fixture
 def images() -> torch.Tensor:
     """Five images (5, 3, 8, 8) in [0, 1]."""

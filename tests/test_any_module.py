@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import Raises, assert_same_state, load_script, state_of
+from conftest import assert_same_state, load_script, state_of
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -88,13 +88,12 @@ def test_one_class_for_all_is_a_number_not_a_list_of_one(maps, images):
 of_classes = pytest.mark.parametrize("method", [*MAPS, lambda model, images, classes: ascend(model, classes)])
 
 
-@pytest.mark.parametrize(
-    "kind", [list, tuple, np.array, np.int32, torch.tensor, lambda c: torch.tensor(c, dtype=torch.int32)]
-)
 @of_classes
-def test_classes_of_every_kind(method, kind, images):
+def test_classes_of_every_kind(method, images):
     classes = [2, 0, 1, 1, 0]
-    assert torch.equal(method(head(), images, kind(classes)), method(head(), images, torch.tensor(classes)))
+    expected = method(head(), images, torch.tensor(classes))
+    for kind in (list, tuple, np.array, np.int32, lambda ids: torch.tensor(ids, dtype=torch.int32)):
+        assert torch.equal(method(head(), images, kind(classes)), expected)
 
 
 @pytest.mark.parametrize(
@@ -114,30 +113,22 @@ def test_what_is_no_class(method, wrong, images):
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("2c")])  # which takes no images
-@pytest.mark.parametrize("given", ["uint8", "a single image", "features", "an array"])
-def test_what_is_no_batch_of_images(given, name, images):
-    wrong, says = {
-        "uint8": ((images * 255).byte(), r"images are torch.uint8: give .* images.float\(\) / 255"),
-        "a single image": (images[0], r"shape \(3, 8, 8\) have no batch dimension: give one image as image\[None\]"),
-        "features": (
-            images.flatten(1),
-            r"must be of shape \(N, 3, H, W\), not \(5, 192\): give images, not features",
-        ),
-        "an array": (images.numpy(), "images must be a tensor .*, not ndarray: use torch.as_tensor"),
-    }[given]
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda images: (images * 255).byte(), r"images are torch.uint8: give .* images.float\(\) / 255"),
+        (lambda images: images[0], r"shape \(3, 8, 8\) have no batch dimension: give one image as image\[None\]"),
+        (lambda images: images.flatten(1), r"of shape \(N, 3, H, W\), not \(5, 192\): give images, not features"),
+        (lambda images: images.numpy(), "images must be a tensor .*, not ndarray: use torch.as_tensor"),
+    ],
+)
+def test_what_is_no_batch_of_images(change, says, name, images):
     with pytest.raises(common.UserError, match=says):
-        METHODS[name](head(), wrong)
-
-
-class Reshapes(nn.Module):
-    """Cannot take an empty batch."""
-
-    def forward(self, x):
-        return F.relu(x).reshape(len(x), -1)[:, :3]
+        METHODS[name](head(), change(images))
 
 
 def test_no_images_give_an_empty_result(images):
-    for model in (head(), Reshapes()):
+    for model in (head(), Returns(nn.ReLU(), lambda x: x.reshape(len(x), -1)[:, :3])):  # which cannot take an empty one
         for maps in MAPS:
             for classes in ([], torch.zeros(0, dtype=torch.long), np.zeros(0, int), 1):
                 assert maps(model, images[:0], classes).shape == (0, 8, 8)
@@ -171,13 +162,23 @@ LEAVE_NOTHING = METHODS | {
 }
 
 
+def broken(*_):
+    raise RuntimeError("broken")
+
+
+def broken_backward(logits):
+    if logits.requires_grad:
+        logits.register_hook(broken)
+    return logits
+
+
 @pytest.mark.parametrize("where", ["nowhere", "forward", "backward"])
 @pytest.mark.parametrize("name", LEAVE_NOTHING)
 def test_nothing_is_left_behind(name, where, toy, images):
     """The toy is in training mode: its batch norm must neither mix the images nor move its averages."""
     for parameter in toy.parameters():
         parameter.grad = torch.ones_like(parameter)
-    net = toy if where == "nowhere" else nn.Sequential(*toy, Raises(where)).train()
+    net = toy if where == "nowhere" else Returns(toy, broken if where == "forward" else broken_backward).train()
     method, given, plain = LEAVE_NOTHING[name], images.clone(), saliency_maps(toy, images, 1)
     before = state_of(net)
     if where == "nowhere" or where == "backward" and name not in GRADIENTS:
@@ -185,7 +186,7 @@ def test_nothing_is_left_behind(name, where, toy, images):
         assert torch.equal(result, method(net, images)) or name == "2h"
         assert not result.requires_grad
     else:
-        with pytest.raises(RuntimeError, match=f"broken {where}"):
+        with pytest.raises(RuntimeError, match="broken"):
             method(net, images)
     assert_same_state(before, state_of(net))
     assert torch.equal(images, given) and images.grad is None and not images.requires_grad
@@ -316,16 +317,10 @@ def test_the_two_classes_of_one_logit(images):
 @pytest.mark.parametrize(
     ("pack", "says"),
     [
-        (
-            lambda x: {"maps": x[:, :, None, None], "aux": x[:, :, None, None]},
-            "a dict of .*: return the logits .* alone",
-        ),
+        (lambda x: {"maps": x[None], "aux": x[None]}, "a dict of .*: return the logits .* alone"),
         (lambda x: (x[:, 0], x[:, 1]), "a tuple of .*: return the logits .* alone, or name them"),
         (lambda x: {"name": "x"}, "a dict of no tensor"),
-        (
-            lambda x: {"res": {"logits": x}},
-            "a dict of no tensor at the top level: return .*wraps the network",
-        ),
+        (lambda x: {"res": {"logits": x}}, "a dict of no tensor at the top level: return .*wraps the network"),
         (lambda x: None, "a NoneType of no tensor"),
         (lambda x: x.argmax(1), "torch.int64, which cannot be logits"),
         (lambda x: x.T, r"shape \(3, \d\) for \d image"),
@@ -354,23 +349,11 @@ def test_a_segmentation_has_passes_but_no_map(share, images):
             method(net, images)
 
 
-class Blind(nn.Module):
-    """Logits that do not depend on the picture."""
-
-    def __init__(self, parameters=True):
-        super().__init__()
-        self.logits = nn.Parameter(torch.rand(1, 3), requires_grad=parameters)
-
-    def forward(self, x):
-        return self.logits.expand(len(x), 3)
-
-
-def test_logits_that_do_not_depend_on_the_image(images):
-    detached = Returns(head(), lambda x: x.detach())
-    for model in (Blind(), Blind(parameters=False), detached):
-        for name in ("2e", "2f", "2c", "2c natural", "gradient"):
-            with pytest.raises(common.UserError, match="logits do not depend on the images, or"):
-                METHODS[name](model, images)
+@pytest.mark.parametrize("logits", [torch.rand(1, 3), torch.rand(1, 3, requires_grad=True)])
+@pytest.mark.parametrize("name", ["2e", "2f", "2c", "2c natural", "gradient"])
+def test_logits_that_do_not_depend_on_the_image(name, logits, images):
+    with pytest.raises(common.UserError, match="logits do not depend on the images, or"):
+        METHODS[name](Returns(head(), lambda x: logits.expand(len(x), 3)), images)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -399,9 +382,7 @@ def randomise(model, images, classes):
 
 def test_randomisation_in_bfloat16(images):
     layers, correlations = randomise(head().bfloat16(), images.bfloat16(), 1)
-    assert layers == [(1, "4"), (2, "1")] and all(
-        -1 <= value <= 1 for stage in correlations for kind in stage for value in kind
-    )
+    assert layers == [(1, "4"), (2, "1")] and np.abs(correlations).max() <= 1
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
