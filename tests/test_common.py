@@ -379,43 +379,28 @@ def test_tf32_only_where_it_is_asked_for(given, tmp_path):
     assert run_settings(options, ROOT / "2d_predict.py", model, [])["tf32"] is bool(given)
 
 
-def test_a_short_batch_is_filled_up_and_the_filling_thrown_away(tmp_path):
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_so_many_full_batches_are_read_while_one_is_explained(prefetch, tmp_path, monkeypatch):
     """Kernels may differ with the batch's shape: an image that cannot be read, and the end, must not change it."""
     model = common.load_model("timm/test_resnet", "random")
-    files = [common.ImageFile(i, f"{i}.png", save_photo(tmp_path / f"{i}.png", i)) for i in range(5)]
-    files[1].path.write_bytes(b"not an image")
-    shapes = []
-
-    def explain(images, batch):
-        shapes.append(tuple(images.shape))
-        assert len(batch) == 3
-        return ({"explained": file.index} for file in batch)
-
-    rows = [row for rows in common.explain_batches(model, files, explain, 3) for row in rows]
-    assert shapes == [(3, 3, model.input_size, model.input_size)] * 2
-    assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
-    assert [row.get("explained") for row in rows] == [0, None, 2, 3, 4] and "is not an image" in rows[1]["skipped"]
-
-
-@pytest.mark.parametrize("prefetch", [0, 2])
-def test_so_many_batches_are_read_while_one_is_explained(prefetch, tmp_path, monkeypatch):
-    model = common.load_model("timm/test_resnet", "random")
     files = [common.ImageFile(i, f"{i}.png", save_photo(tmp_path / f"{i}.png", i)) for i in range(8)]
-    read, is_read, explained = common.read_image, [threading.Event() for _ in files], []
+    files[1].path.write_bytes(b"not an image")
+    read, is_read = common.read_image, [threading.Event() for _ in files]
 
     def read_and_say(path, *how):
         is_read[int(path.stem)].set()
         return read(path, *how)
 
     def explain(images, batch):
-        explained.extend(file.index for file in batch)
-        last = min(batch[-1].index + 2 * prefetch, 7)
+        assert images.shape == (3, 3, model.input_size, model.input_size) and len(batch) == 3
+        last = min(batch[-1].index + 3 * prefetch, 7)
         assert is_read[last].wait(60) and not any(event.is_set() for event in is_read[last + 1 :])
-        return ({} for _ in batch)
+        return ({"explained": file.index} for file in batch)
 
     monkeypatch.setattr(common, "read_image", read_and_say)
-    rows = [row for rows in common.explain_batches(model, files, explain, 2, prefetch=prefetch) for row in rows]
-    assert [row["index"] for row in rows] == explained == [*range(8)]
+    rows = [row for rows in common.explain_batches(model, files, explain, 3, prefetch=prefetch) for row in rows]
+    assert [row["index"] for row in rows] == [*range(8)] and "is not an image" in rows[1]["skipped"]
+    assert [row.get("explained") for row in rows] == [0, None, *range(2, 8)]
 
 
 def test_what_is_inside_a_folder(tmp_path):
@@ -434,6 +419,5 @@ def test_what_is_inside_a_folder(tmp_path):
 def test_a_whole_number_may_be_of_any_library():
     """A tensor of one number was refused."""
     assert [common.integer_argument("passes", value) for value in (3, np.int64(3), torch.tensor(3))] == [3, 3, 3]
-    for wrong in (True, 2.0, "3", torch.tensor(2.5), 0):
-        with pytest.raises(common.UserError, match="passes must be a whole number of at least 1, not "):
-            common.integer_argument("passes", wrong)
+    with pytest.raises(common.UserError, match="passes must be a whole number of at least 1, not "):
+        common.integer_argument("passes", torch.tensor(2.5))

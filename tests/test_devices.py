@@ -74,8 +74,8 @@ def generators() -> list[torch.Generator]:
     return common.seeded_generators(0, range(2))
 
 
-def archetypes(model: nn.Module, method: str, steps: int) -> Tensor:
-    return ascent.visualize_classes(model, [0, 1], method, generators(), steps=steps)
+def archetypes(model: nn.Module, method: str, **settings: float) -> Tensor:
+    return ascent.visualize_classes(model, [0, 1], method, generators(), **settings)
 
 
 def everything(name: str, model: nn.Module, images: Tensor) -> dict[str, Callable[[], Tensor | Sequence[Tensor]]]:
@@ -84,7 +84,7 @@ def everything(name: str, model: nn.Module, images: Tensor) -> dict[str, Callabl
     found = {
         "2e": lambda: saliency.saliency_maps(model, images, classes),
         "2e smoothed": lambda: saliency.smoothed_saliency_maps(model, images, [0, None], generators(), 3),
-        "2c plain": lambda: archetypes(model, "plain", 2),
+        "2c plain": lambda: archetypes(model, "plain", steps=2),
         "2g": lambda: faithfulness.insertion_deletion(model, images, classes, images[:, 0], 2),
     }
     if name not in HAVE_NO_RECTIFIERS:
@@ -103,12 +103,8 @@ def around_the_network(model: nn.Module, images: Tensor) -> dict[str, Callable[[
     target = torch.tensor(1, device=FAKE)
     four, classes = torch.cat([images, images]), torch.tensor([0, 1, 2, 3], device=FAKE)
     return {
-        **{
-            f"2c {method}": lambda method=method: ascent.visualize_classes(
-                model, [0, 1], method, generators(), **settings
-            )
-            for method in ("gaussian", "natural")
-        },
+        "2c gaussian": lambda: archetypes(model, "gaussian", **settings),
+        "2c natural": lambda: archetypes(model, "natural", **settings),
         "2e combined": lambda: saliency.combined_maps(model, images, [0, 1], generators(), 2),
         "2g baselines": lambda: faithfulness.baseline_maps(images, [0, 1], argparse.Namespace(seed=0)).values(),
         "2g pointing": lambda: faithfulness.grid_pointing(model, four, classes, saliency.saliency_maps),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import pathlib
 import re
@@ -16,7 +15,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import NETWORKS, run_main, save_photo, saved
+from conftest import NETWORKS, save_photo, saved, table_of
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
@@ -575,34 +574,32 @@ FAST = ["--model", "net.py:three", "--input-size", "32", "--threads", "1", "--ou
 
 @pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # fonts are another matter
 @pytest.mark.usefixtures("undrawn")
-def test_the_order_in_which_names_are_looked_for(photos, monkeypatch):
+def test_the_order_in_which_names_are_looked_for(photos, run):
     """--names, the checkpoint, the dataset, the network's own, numbers."""
 
-    def run(*arguments):
-        run_main("2d_predict", *FAST, *arguments, cwd=photos, monkeypatch=monkeypatch)
-        metrics = json.loads((photos / "output/2d_predict/metrics.json").read_text())
-        table = csv.DictReader((photos / "output/2d_predict/predictions.csv").read_text().splitlines())
-        return {row["name"] for row in table}, metrics["model"]["names"]
+    def names(*arguments):
+        source = run("2d_predict", *FAST, *arguments)["model"]["names"]
+        return {row["name"] for row in table_of(photos / "output/2d_predict/predictions.csv")}, source
 
-    assert run() == ({*STRANGE}, "dataset/DL_data/synset_words.txt")
+    assert names() == ({*STRANGE}, "dataset/DL_data/synset_words.txt")
     state = common.load_model("net.py:Net", input_size=32).network.state_dict()
     (photos / "mine.json").write_text('{"p": 0, "q": 1, "r": 2, "s": 3}')
     saved(photos / "w.pth", {"model": state, "idx_to_class": {0: "w", 1: "x", 2: "y", 3: "z"}})
-    assert run("--weights", "w.pth") == ({*"wxyz"}, "the checkpoint")
-    assert run("--weights", "w.pth", "--names", "mine.json") == ({*"pqrs"}, "mine.json")
+    assert names("--weights", "w.pth") == ({*"wxyz"}, "the checkpoint")
+    assert names("--weights", "w.pth", "--names", "mine.json") == ({*"pqrs"}, "mine.json")
     # images given as arguments have nothing to do with the dataset
-    assert run("photos") == ({f"class {i}" for i in range(4)}, "numbers")
-    assert run("photos", "--model", "net.py:named") == ({*"abcd"}, "the network")
+    assert names("photos") == ({f"class {i}" for i in range(4)}, "numbers")
+    assert names("photos", "--model", "net.py:named") == ({*"abcd"}, "the network")
     (photos / "dataset/DL_data/synset_words.txt").write_text("a\nb\n")
     with pytest.raises(UserError, match="synset_words.txt has 2 names and net.py:three has 4 classes: give --names"):
-        run()
-    assert run("--names", "mine.json")[1] == "mine.json" and run("--weights", "w.pth")[1] == "the checkpoint"
+        names()
+    assert names("--names", "mine.json")[1] == "mine.json" and names("--weights", "w.pth")[1] == "the checkpoint"
     for count in (3, 5):
         (photos / "mine.txt").write_text("name\n" * count)
         with pytest.raises(UserError, match=f"mine.txt has {count} names and net.py:three has 4 classes: give 4"):
-            run("--names", "mine.txt")
+            names("--names", "mine.txt")
     with pytest.raises(UserError, match="none.txt is not a file"):
-        run("--names", "none.txt")
+        names("--names", "none.txt")
 
 
 @pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # fonts are another matter

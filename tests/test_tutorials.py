@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,7 @@ COLOUR_OPTIONS = ["--input-size", "32", "--resize", "32"]
 
 # How each is trained and used in its tutorial: what makes the network, its transform, its --model, options, dropout
 SHAPES = {
-    "view on 28 x 28": ("LeNet", GREY, "net.py:LeNet", GREY_OPTIONS, True),
     "log_softmax": ("Mnist", GREY, "net.py:Mnist", GREY_OPTIONS, True),
-    "Sequential with Flatten": ("flat", COLOUR, "net.py:flat", COLOUR_OPTIONS, False),
     "resnet18 by fc": ("resnet18", COLOUR, "resnet18", COLOUR_OPTIONS, False),
     "timm": ("test_resnet", TIMM, "timm/test_resnet", TIMM_OPTIONS, False),
     "two heads": ("TwoHeads", COLOUR, "net.py:TwoHeads", COLOUR_OPTIONS, True),
@@ -46,7 +45,8 @@ EXERCISES = {
     "2h_mc_dropout": ["photos/ant", "--passes", "5"],
 }
 
-THROUGH_ALL = ["log_softmax", "timm", "exported"]  # the others differ in what 2b, 2f and 2h do
+SOME = ["2b_evaluate", "2f_guided_saliency", "2h_mc_dropout"]
+THROUGH_ALL = ["log_softmax", "timm", "exported"]  # the others differ in what SOME do
 
 
 def save_photos(folder: Path) -> None:
@@ -83,6 +83,20 @@ def build(kind: str) -> nn.Module:
     return timm.create_model(kind, num_classes=3) if kind == "test_resnet" else as_written(kind)
 
 
+def run_exercises(run: Callable, exercises: Iterable[str], options: list[str], has_dropout: bool) -> dict[str, dict]:
+    """Run exercises on a network with three classes; return the metrics of each."""
+    found = {}
+    for exercise in exercises:
+        if exercise == "2h_mc_dropout" and not has_dropout:
+            with pytest.raises(UserError, match="has no dropout"):
+                run(exercise, *EXERCISES[exercise], *options)
+            continue
+        found[exercise] = run(exercise, *EXERCISES[exercise], *options)
+        assert found[exercise]["model"]["classes"] == 3 and found[exercise]["model"]["names"] == "names.txt"
+        assert found[exercise]["figures"]
+    return found
+
+
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_tutorials_network_through_all_exercises(shape, own, run):
@@ -106,20 +120,11 @@ def test_a_tutorials_network_through_all_exercises(shape, own, run):
     right = int((logits.argmax(1) == classes).sum())
     assert 8 < right < len(data)
 
-    for exercise in EXERCISES if shape in THROUGH_ALL else ("2b_evaluate", "2f_guided_saliency", "2h_mc_dropout"):
-        if exercise == "2h_mc_dropout" and not has_dropout:
-            with pytest.raises(UserError, match="has no dropout"):
-                run(exercise, *EXERCISES[exercise], *options)
-            continue
-        metrics = run(exercise, *EXERCISES[exercise], *options)
-        assert metrics["model"]["classes"] == 3 and metrics["model"]["names"] == "names.txt"
-        assert metrics["figures"]
-        if exercise == "2b_evaluate":
-            assert metrics["results"]["top1_correct"] == right
-            loss = float(nn.functional.cross_entropy(logits, classes))
-            assert metrics["results"]["loss"] == pytest.approx(loss, rel=1e-4)
-        if exercise == "2f_guided_saliency":
-            assert "ok" in metrics["results"]["grad_cam_status"]
+    found = run_exercises(run, EXERCISES if shape in THROUGH_ALL else SOME, options, has_dropout)
+    assert found["2b_evaluate"]["results"]["top1_correct"] == right
+    loss = float(nn.functional.cross_entropy(logits, classes))
+    assert found["2b_evaluate"]["results"]["loss"] == pytest.approx(loss, rel=1e-4)
+    assert "ok" in found["2f_guided_saliency"]["results"]["grad_cam_status"]
 
 
 @pytest.mark.long
@@ -137,14 +142,8 @@ def test_the_documented_network_from_training_to_figures(tmp_path, run, monkeypa
         right = sum(int(net(image[None]).argmax()) == target for image, target in data)
     assert right > 12  # of 24, 8 by chance
     run("process_data", "--folders", "photos")
-    for exercise, arguments in EXERCISES.items():
-        if exercise == "2h_mc_dropout":
-            with pytest.raises(UserError, match="has no dropout"):  # as resnet18 has none
-                run(exercise, *arguments, *mine)
-            continue
-        metrics = run(exercise, *arguments, *mine)
-        assert metrics["model"]["classes"] == 3 and metrics["model"]["names"] == "names.txt"
-        assert "prefix 'module.' removed from all names" in metrics["model"]["notes"] and metrics["figures"]
-        if exercise == "2b_evaluate":
-            assert metrics["results"]["top1_correct"] == right
+    found = run_exercises(run, EXERCISES, mine, has_dropout=False)
+    for metrics in found.values():
+        assert "prefix 'module.' removed from all names" in metrics["model"]["notes"]
+    assert found["2b_evaluate"]["results"]["top1_correct"] == right
     assert run("2b_evaluate", *mine)["results"]["top1_correct"] == right  # process_data's dataset gives the same
