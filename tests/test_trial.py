@@ -173,8 +173,8 @@ def test_an_archive_of_torch_export(own):
     save_exported(own / "bounds.pt2", network, images, min=3, max=8)
     (own / "bad.pt2").write_text("x")
     for name, says in {
-        "fixed": "batches of one size: export it with a dynamic batch dimension",
-        "bounds": "takes batches of 3 to 8 images: export it with a dynamic batch dimension",
+        "fixed": "does not take batches of any size: export it with a dynamic batch dimension",
+        "bounds": "does not take batches of any size",
         "bad": "is not an archive of torch.export",
         "none": "none.pt2 is not a file",
     }.items():

@@ -30,7 +30,6 @@ COLOUR_OPTIONS = ["--input-size", "32", "--resize", "32"]
 # How each is trained and used in its tutorial: what makes the network, its transform, its --model, options, dropout
 SHAPES = {
     "log_softmax": ("Mnist", GREY, "net.py:Mnist", GREY_OPTIONS, True),
-    "resnet18 by fc": ("resnet18", COLOUR, "resnet18", COLOUR_OPTIONS, False),
     "timm": ("test_resnet", TIMM, "timm/test_resnet", TIMM_OPTIONS, False),
     "two heads": ("TwoHeads", COLOUR, "net.py:TwoHeads", COLOUR_OPTIONS, True),
     "exported": ("LeNet", GREY, "lenet.pt2", GREY_OPTIONS, False),
@@ -44,9 +43,6 @@ EXERCISES = {
     "2g_faithfulness": ["photos/ant", "--steps", "4", "--copies", "2", "--randomise", "1", "--stages", "2"],
     "2h_mc_dropout": ["photos/ant", "--passes", "5"],
 }
-
-SOME = ["2b_evaluate", "2f_guided_saliency", "2h_mc_dropout"]
-THROUGH_ALL = ["log_softmax", "timm", "exported"]  # the others differ in what SOME do
 
 
 def save_photos(folder: Path) -> None:
@@ -75,11 +71,7 @@ def train(network: nn.Module, data: torchvision.datasets.ImageFolder) -> None:
 
 
 def build(kind: str) -> nn.Module:
-    """Make a network as its tutorial does: of the file, by a new last layer, or with its number of classes."""
-    if kind == "resnet18":
-        network = torchvision.models.resnet18()
-        network.fc = nn.Linear(network.fc.in_features, 3)
-        return network
+    """Make a network as its tutorial does: of the file, or with its number of classes."""
     return timm.create_model(kind, num_classes=3) if kind == "test_resnet" else as_written(kind)
 
 
@@ -120,16 +112,16 @@ def test_a_tutorials_network_through_all_exercises(shape, own, run):
     right = int((logits.argmax(1) == classes).sum())
     assert 8 < right < len(data)
 
-    found = run_exercises(run, EXERCISES if shape in THROUGH_ALL else SOME, options, has_dropout)
+    found = run_exercises(run, EXERCISES, options, has_dropout)
     assert found["2b_evaluate"]["results"]["top1_correct"] == right
     loss = float(nn.functional.cross_entropy(logits, classes))
     assert found["2b_evaluate"]["results"]["loss"] == pytest.approx(loss, rel=1e-4)
     assert "ok" in found["2f_guided_saliency"]["results"]["grad_cam_status"]
 
 
-@pytest.mark.long
+@pytest.mark.usefixtures("undrawn")
 def test_the_documented_network_from_training_to_figures(tmp_path, run, monkeypatch):
-    """The page's training code is run as written, then all exercises on what it saved."""
+    """The page's training code is run as written, then exercises on what it saved."""
     monkeypatch.chdir(tmp_path)
     save_photos(tmp_path / "photos")
     section = (ROOT / "docs/own_network.md").read_text()
@@ -142,7 +134,7 @@ def test_the_documented_network_from_training_to_figures(tmp_path, run, monkeypa
         right = sum(int(net(image[None]).argmax()) == target for image, target in data)
     assert right > 12  # of 24, 8 by chance
     run("process_data", "--folders", "photos")
-    found = run_exercises(run, EXERCISES, mine, has_dropout=False)
+    found = run_exercises(run, ["2b_evaluate", "2f_guided_saliency", "2h_mc_dropout"], mine, has_dropout=False)
     for metrics in found.values():
         assert "prefix 'module.' removed from all names" in metrics["model"]["notes"]
     assert found["2b_evaluate"]["results"]["top1_correct"] == right

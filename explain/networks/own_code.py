@@ -39,11 +39,10 @@ def load_exported(path: Path) -> nn.Module:
     shapes = [node.meta["val"].shape for node in exported.graph.find_nodes(op="placeholder")][-1:]
     sizes = [shape[0] for shape in shapes if isinstance(shape[0], torch.SymInt)]
     limits = [exported.range_constraints.get(size.node.expr) for size in sizes]
-    bounded = any(limit is not None and (limit.lower > 2 or limit.upper < 1 << 31) for limit in limits)
-    if bounded or not limits:  # most ranges leave out 0 and 1, which work all the same
-        takes = f"{limits[0].lower} to {limits[0].upper} images" if bounded else "one size"
+    # most ranges leave out 0 and 1, which work all the same
+    if not limits or (limits[0] is not None and (limits[0].lower > 2 or limits[0].upper < 1 << 31)):
         cure = "export it with a dynamic batch dimension, dynamic_shapes=({0: torch.export.Dim('batch')},)"
-        raise UserError(f"{path} takes batches of {takes}: {cure}, or give --model FILE.py:FUNCTION")
+        raise UserError(f"{path} does not take batches of any size: {cure}, or give --model FILE.py:FUNCTION")
     network = exported.module()
     for method in ("train", "eval"):
         network.__dict__.pop(method, None)  # torch's own raise an error, since a graph has no modes

@@ -18,25 +18,21 @@ _lock = threading.Lock()
 _held: Counter[nn.Module] = Counter()  # calls, of all threads, that hold a module of training mode in evaluation mode
 
 
-class DependsOnBatch(UserError):  # noqa: N818
-    """An image's result depends on the other images of its batch."""
-
-
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Hold every module in evaluation mode, and restore each module's own mode, also after an error.
 
     Several threads may use a network at once: a module's mode is restored when no call holds the module any more. The
-    network's own `eval()` is not called, since it may do more than set the mode. Raises DependsOnBatch for a batch norm
+    network's own `eval()` is not called, since it may do more than set the mode. Raises UserError for a batch norm
     without running averages, unless --stochastic accepts it.
     """
     modules = list(model.modules())
     accepted = any(getattr(module, "stochastic", False) for module in modules)  # by --stochastic
     for module in modules if not accepted else ():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise DependsOnBatch(
+            raise UserError(
                 "a batch norm of this network keeps no averages, so an image's result depends on its batch: "
-                "build it with track_running_stats=True"
+                "build it with track_running_stats=True, or accept it with --stochastic"
             )
     with _lock:
         held = [module for module in modules if module.training or module in _held]
