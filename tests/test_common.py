@@ -47,15 +47,6 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
         assert np.array_equal(np.asarray(image), RGB)
 
 
-def test_transparent_pixels_are_white(tmp_path):
-    rgba = np.dstack([RGB, np.zeros((56, 75), np.uint8)])
-    assert np.asarray(common.read_image(stored(tmp_path / "a.png", rgba))).min() == 255
-    palette = Image.fromarray(RGB).convert("P")
-    palette.save(tmp_path / "p.png", transparency=palette.getpixel((0, 0)))
-    image = common.read_image(tmp_path / "p.png")
-    assert image.getpixel((0, 0)) == (255, 255, 255) and image.info["notes"] == ["transparency laid over white"]
-
-
 def deep_png(values: np.ndarray) -> bytes:
     """A PNG of 16-bit colours (H, W, 3 or 4), which Pillow cannot write."""
 
@@ -183,14 +174,6 @@ def test_any_size_can_be_seen(tmp_path):
         assert pixels.shape == (3, 224, 224) and 0 <= pixels.min() <= pixels.max() <= 1
 
 
-def test_names_of_any_bytes_can_be_printed(tmp_path):
-    path = tmp_path / os.fsdecode(b"\xff\n$.png")
-    save_photo(path)
-    (file,) = common.test_images(option_parser("", "images", "--dataset", "--limit").parse_args([str(tmp_path)]))
-    assert file.key.endswith("\\xff\\n$.png") and file.key.isprintable() and file.path == path
-    file.key.encode()
-
-
 def test_logits_that_depend_on_the_batch_or_are_not_finite_are_an_error(images):
     net = torch.nn.Sequential(torch.nn.BatchNorm2d(3, track_running_stats=False), torch.nn.Flatten())
     with pytest.raises(common.UserError, match="depends on its batch"):
@@ -273,13 +256,8 @@ def test_run_turns_errors_into_one_sentence(capsys):
 
         return main
 
-    for error, says in [
-        (common.UserError("no such thing: take another"), "error: no such thing: take another"),
-        (PermissionError(13, "Permission denied", "a"), "error: a: Permission denied; check the path and its disk"),
-    ]:
-        with pytest.raises(SystemExit) as caught:
-            shell.run(raising(error))
-        assert caught.value.code == says
+    with pytest.raises(SystemExit, match="^error: no such thing: take another$"):
+        shell.run(raising(common.UserError("no such thing: take another")))
     shell.run(raising(OthersAtWork("shard 0/2: all 3 rows are done")))
     assert capsys.readouterr().out == "shard 0/2: all 3 rows are done\n"
     with pytest.raises(ZeroDivisionError):  # a mistake of ours keeps its traceback
