@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import SHARED, Trap, load_script, save_photo
+from conftest import SHARED, Trap, as_written, load_script, save_photo
 from torch import nn
 
 import common
@@ -231,8 +231,12 @@ def prepare_and_compare(net: nn.Module, images: torch.Tensor) -> list[str]:
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), timm.layers.BatchNormAct2d(4), nn.Flatten()), 1),
         (TwoReaders, 0),
         (one_convolution_before_two_norms, 0),
+        # a computed weight is no parameter to fold into, but the second convolution has one
+        *((partial(as_written, f"{old}{kind}_norm"), 1) for kind in ("weight", "spectral") for old in ("", "old_")),
+        (partial(as_written, "pruned"), 1),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
 def test_batch_norms_are_folded_where_the_function_stays_the_same(make, folded):
     net = with_statistics(make())
     notes = prepare_and_compare(net, torch.rand(2, 3, 9, 11, dtype=torch.float64))

@@ -32,15 +32,6 @@ def assert_same_function(model: common.Classifier, network: nn.Module) -> None:
 # The form in which it runs
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
-@pytest.mark.parametrize("name", ["weight_norm", "old_weight_norm", "spectral_norm", "old_spectral_norm", "pruned"])
-def test_a_computed_weight_is_not_folded_and_the_other_batch_norm_is(own, name):
-    """It was a traceback: there is no parameter to fold a batch norm into."""
-    model = load(name)
-    assert [type(m) for m in model.network][1:5:3] == [nn.BatchNorm2d, nn.Identity] and model.notes == []
-    assert_same_function(model, as_written(name))
-
-
 def test_a_step_that_the_network_does_not_bear_is_left_out_and_said(own):
     """A forward that reads its batch norm, and one whose view wants contiguous memory, were tracebacks."""
     model = load("ReadsItsNorm")
