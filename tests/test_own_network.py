@@ -424,13 +424,6 @@ def test_wrong_files_are_one_sentence(own, name, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("function", ["sigmoid", "binary"])
-def test_a_network_that_ends_in_a_sigmoid_is_noticed(own, function):
-    warnings = common.load_model(f"net.py:{function}", input_size=32).warnings
-    assert ["ends in a sigmoid: the class score is then a" in w for w in warnings] == [False, True, False]
-    assert len(common.load_model("net.py:three", input_size=32).warnings) == 2
-
-
 def test_preprocessing_by_options(own):
     image = Image.fromarray(np.arange(48 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(48, 60, 3))
     given = {"input_size": 16, "resize": 24, "mean": [0.5], "std": [0.25], "interpolation": "bicubic"}

@@ -102,14 +102,17 @@ def test_dropout_that_is_always_on_is_a_networks_own_spread(own):
         ("LogSoftmax", "a log-softmax: its logits, which go into the log-softmax, are explained"),
         ("softmax", "a softmax: its logits, which go into the softmax, are explained"),
         ("ByHand", "a log-softmax: the class score is then a (log) probability"),
+        ("sigmoid", "a sigmoid: the class score is then a (log) probability"),
+        ("binary", "a sigmoid: the class score is then a (log) probability"),
     ],
 )
 def test_the_logits_are_what_goes_into_a_softmax(own, name, says):
-    """ "Logit" 0.00 in place of 8.27, and archetypes that climb log p. One by hand is only noticed."""
-    model, by_hand = load(name), name == "ByHand"
-    assert_same_function(model, as_written(name if by_hand else "Net"))
+    """ "Logit" 0.00 in place of 8.27, and archetypes that climb log p. One by hand, or a sigmoid, is only noticed."""
+    model, is_found = load(name), "softmax" in name.lower()
+    if name != "binary":  # whose one logit stands for two classes
+        assert_same_function(model, as_written("Net" if is_found else name))
     assert any(f"it ends in {says}" in warning for warning in model.warnings)
-    assert model.label == f"net.py:{name}, untrained" + ("" if by_hand else ", before its softmax")
+    assert model.label == f"net.py:{name}, untrained" + (", before its softmax" if is_found else "")
 
 
 @pytest.mark.parametrize(
