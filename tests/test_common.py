@@ -9,11 +9,10 @@ import threading
 import warnings
 import zlib
 
-import conftest
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY, save_photo
+from conftest import ROOT, TINY, save_photo, stored
 from PIL import Image
 
 import common
@@ -26,20 +25,14 @@ from explain.run import output, shell
 from explain.run.command_line import exercise_parser, option_parser
 from explain.run.rows import run_settings
 
-
-def stored(path, array, mode=None, **settings):
-    image = Image.fromarray(array)
-    (image.convert(mode) if mode else image).save(path, **settings)
-    return path
-
-
 RGB = (np.arange(56 * 75 * 3).reshape(56, 75, 3) % 251).astype(np.uint8)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "CMYK", "P", "LA", "RGBA"])
 def test_every_mode_becomes_rgb(mode, tmp_path):
     name = "a.jpg" if mode == "CMYK" else "a.png"
-    image = common.read_image(stored(tmp_path / name, RGB, mode), white=4095)  # which is for 16 bits alone
+    Image.fromarray(RGB).convert(mode).save(tmp_path / name)
+    image = common.read_image(tmp_path / name, white=4095)  # which is for 16 bits alone
     assert (image.mode, image.size) == ("RGB", (75, 56))
     expected = {"RGB": [], "P": [], "LA": ["transparency laid over white"], "RGBA": ["transparency laid over white"]}
     assert image.info["notes"] == expected.get(mode, [f"{mode} to RGB"])
@@ -81,7 +74,7 @@ WITH_WHITE = [0, 62, 127, 255, 255]
 
 COLOURS = np.stack([TWELVE_BITS, TWELVE_BITS[:, ::-1], TWELVE_BITS * 0 + 1000], -1)  # (1, 5, 3)
 DEEP = {
-    "grey png": conftest.stored(Image.fromarray(TWELVE_BITS), "PNG"),
+    "grey png": stored(Image.fromarray(TWELVE_BITS), "PNG"),
     "png": deep_png(COLOURS),
     "png with transparency": deep_png(np.concatenate([COLOURS, TWELVE_BITS[..., None] * 0 + 65535], -1)),
     **{f"{order} tiff {deflate}": deep_tiff(COLOURS, order, deflate) for order in "<>" for deflate in (False, True)},
@@ -134,7 +127,8 @@ def test_images_that_come_out_nearly_black_are_noted(largest, white, says, capsy
 def test_scripts_say_and_set_the_white(tmp_path, run, capsys):
     for i in range(2):
         (tmp_path / f"photos/{i}").mkdir(parents=True)
-        stored(tmp_path / f"photos/{i}/a.png", (TWELVE_BITS.repeat(8, 0).repeat(2, 1) + i).clip(max=4095))
+        pixels = (TWELVE_BITS.repeat(8, 0).repeat(2, 1) + i).clip(max=4095)
+        Image.fromarray(pixels).save(tmp_path / f"photos/{i}/a.png")
     runs = {"2d_predict": ["photos", *TINY], "process_data": ["--folders", "photos", "--dataset", "data"]}
     for script, arguments in runs.items():
         run(script, *arguments, "--output", "output")
