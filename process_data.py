@@ -166,6 +166,9 @@ def check_images(
     total = f"{base} has {quantity(len(problems), 'problem')}"
     if not good:
         head = f"no image in {folder} is readable and listed: put the images there or correct {label_list}"
+        if read.first:
+            example = f"{next(iter(files), 'a.jpg')} 0"
+            head += f", whose first line is {read.first!r}; give a file name and a class, as in {example!r}"
         raise UserError(list_lines(head, problems.values()))
     if problems and not options.skip_bad:
         head = f"{total}, so nothing was written: correct the dataset, or skip these entries with --skip-bad"

@@ -394,6 +394,14 @@ def knows_its_names(): return named(logits_first)
 
 class Squeezes(Net):
     def forward(self, x): return super().forward(x).squeeze()
+class TwoArguments(Net):
+    def forward(self, x, y): return super().forward(x)
+class TakesApart(Net):
+    def forward(self, x):
+        x, y, z = x  # "too many dimensions", or values
+        return super().forward(x)
+class Fails(Net):
+    def forward(self, x): return {}["no such key"]
 class GreyThatFails(nn.Module):
     def forward(self, x):
         if x.shape[1] == 3:

@@ -538,6 +538,7 @@ BY_NAME = [*MINE, "--names", "dataset/DL_data/synset_words.txt"]
         (lambda d: (d / "DL_data").rename(d / "elsewhere"), [], "does not exist: put your dataset there"),
         (lambda d: None, ["--sample"], "holds another dataset ("),
         (lambda d: write_lists(d / "DL_data", "x.jpg 0\n"), [], NO_IMAGE),
+        (lambda d: write_lists(d / "DL_data", "x: zero\n"), [], "whose first line is 'x: zero'; give a file name and"),
         (lambda d: write_lists(d / "DL_data", "x.jpg 0\n"), ["--skip-bad"], NO_IMAGE),
         (lambda d: [at(d, name).unlink() for name in LABELS], [], NO_IMAGE),
         (lambda d: None, MINE, "mine is not a folder"),

@@ -143,6 +143,27 @@ def test_the_checkpoints_names_tell_the_output(own):
     assert len(load("logits_first", weights=saved(own / "w.pth", content)).categories) == 4
 
 
+# ------------------------------------------------------------------------------------------------
+# What cannot run
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("four_channels", "it takes 4 channels, and images have 3, or 1 if they are greyscale"),
+        ("TwoArguments", "missing 1 required positional argument: 'y'.*its forward must take the images alone"),
+        ("Fails", "KeyError: 'no such key'.: correct it"),
+        ("GreyThatFails", r"images \(2, 1, 32, 32\) \(KeyError: 'labels missing'.: correct it"),
+        ("TakesApart", "ValueError: not enough values to unpack"),
+        ("Squeezes", r"returns a tensor of shape \(4,\) for 1 images"),
+    ],
+)
+def test_the_sentence_names_what_happened(own, name, says):
+    with pytest.raises(UserError, match=says) as caught:
+        load(name)
+    assert "--input-size" not in str(caught.value)
+
+
 def test_a_file_that_changes_directory_and_default_type(own):
     """--weights, which is relative, was not found; images of 32 bits met constants of 64."""
     torch.save(as_written("Net").state_dict(), "w.pth")

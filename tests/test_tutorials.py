@@ -29,7 +29,9 @@ COLOUR_OPTIONS = ["--input-size", "32", "--resize", "32"]
 
 # How each is trained and used in its tutorial: what makes the network, its transform, its --model, options, dropout
 SHAPES = {
+    "view on 28 x 28": ("LeNet", GREY, "net.py:LeNet", GREY_OPTIONS, True),
     "log_softmax": ("Mnist", GREY, "net.py:Mnist", GREY_OPTIONS, True),
+    "Sequential with Flatten": ("flat", COLOUR, "net.py:flat", COLOUR_OPTIONS, False),
     "timm": ("test_resnet", TIMM, "timm/test_resnet", TIMM_OPTIONS, False),
     "two heads": ("TwoHeads", COLOUR, "net.py:TwoHeads", COLOUR_OPTIONS, True),
     "exported": ("LeNet", GREY, "lenet.pt2", GREY_OPTIONS, False),

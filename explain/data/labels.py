@@ -56,6 +56,7 @@ class Names(list[tuple[str, str]]):
 
 
 STRUCTURE = re.compile(r"[{\[]\s*['\"0-9]")  # the beginning of a dictionary or a list, in Python or JSON
+MAX_LITERAL = 1_000_000  # characters in Python's syntax, whose parser takes a hundred times as much memory
 ID_AND_NAME = re.compile(r"([0-9]{1,9})\s*[\s,;:]\s*(.+)")
 
 
@@ -137,7 +138,7 @@ def _names_of_lines(lines: Sequence[str]) -> Names | None:
 def _structured_names(text: str, path: Path) -> Names:
     """Read names from JSON, or from a Python literal, as data."""
     content: Any = ...
-    for parse in (json.loads, ast.literal_eval):
+    for parse in (json.loads, ast.literal_eval) if len(text) <= MAX_LITERAL else (json.loads,):
         with warnings.catch_warnings(), suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             warnings.simplefilter("ignore")  # Python's about a backslash in a name
             content = parse(text)
@@ -171,11 +172,12 @@ def clean(name: str) -> str:
 
 
 class Labels(NamedTuple):
-    """The class id of each good file name, the problem of each bad one, and notes on the reading."""
+    """The class id of each good file name, the problem of each bad one, notes on the reading, and the first line."""
 
     labels: dict[str, int]
     problems: dict[str, str]
     notes: list[str]
+    first: str = ""
 
 
 Line = tuple[int, str]  # its number in the file, and the text
@@ -188,8 +190,8 @@ def _columns(separator: str | None, line: str) -> list[str]:
         return []
 
 
-# The function that splits a line, and the places of the file name and the class; in the order of preference
 at_first, at_last = partial(re.split, "[ \t,]+", maxsplit=1), partial(re.split, "[ \t,](?=[^ \t,]*$)")
+# The function that splits a line, and the places of the file name and the class; in the order of preference
 READINGS: dict[str, tuple[Callable[[str], list[str]], int, int]] = {
     "NAME CLASS": (at_last, 0, 1),  # a name may contain spaces, an id does not
     "CLASS NAME": (at_first, 1, 0),
@@ -255,7 +257,8 @@ def read_labels(path: Path, names: Names, files: Collection[str] = (), ids: Mapp
             problems[name] = f"line {number} of {path} {problem}"
     if by_last_part:
         notes.append(f"{by_last_part} names matched by their last part or without their extension")
-    return Labels({name: c for name, c in labels.items() if name not in problems}, problems, notes)
+    first = listed[0][1][:MAX_QUOTE] if listed else ""
+    return Labels({name: c for name, c in labels.items() if name not in problems}, problems, notes, first)
 
 
 CLASS_ALONE = re.compile("-?[0-9]{1,9}|n[0-9]{8}")

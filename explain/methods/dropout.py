@@ -54,7 +54,8 @@ class DropoutMode(TorchFunctionMode):
         if error is None and not any(self.probabilities):
             raise UserError(
                 "this network has no dropout with a probability above 0, so all passes would be the same: give one "
-                "(--dropout P, or the argument p), or use a network with dropout, such as efficientnet_lite0"
+                "(--dropout P, or the argument p), add nn.Dropout to the network, or use another, such as "
+                "efficientnet_lite0"
             )
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:

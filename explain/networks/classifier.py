@@ -361,14 +361,27 @@ def _try(name: str, network: nn.Module, size: int, classes: Collection[int]) -> 
         except Exception as error:  # a network may raise anything for inputs that it does not take
             errors.append((images, error))
     # prefer the error for the number of channels that it does take
-    images, error = next((pair for pair in errors if "channels, but got" not in str(pair[1])), errors[0])
-    needs = "its forward must take images alone, with 3 channels (1 if greyscale), at the size given by --input-size"
-    raise UserError(f"{cannot_run(name, images, error)}: {needs}")
+    images, error = next((pair for pair in errors if not OTHER_CHANNELS.search(str(pair[1]))), errors[0])
+    raise UserError(f"{cannot_run(name, images, error)}: {_cure(error)}")
+
+
+OTHER_CHANNELS = re.compile(r"to have (\d+) channels, but got")  # from a convolution
 
 
 def cannot_run(name: str, images: Tensor, error: Exception) -> str:
     """Return the beginning of an error message about a network that fails on images (N, C, H, W)."""
     return f"{name} cannot run on images {(*images.shape,)} ({type(error).__name__}: {one_line(error)})"
+
+
+def _cure(error: Exception) -> str:
+    """Return the cure of an error in a user's own network, as far as its type and text tell."""
+    if channels := OTHER_CHANNELS.search(str(error)):
+        return f"it takes {channels[1]} channels, and images have 3, or 1 if they are greyscale"
+    if re.search(r"forward\(\).* (missing|takes)", str(error)):
+        return "its forward must take the images alone"
+    of_torch = isinstance(error, (RuntimeError, ValueError, AssertionError))
+    is_size = of_torch and re.search("(?i)size|shape|dimension|height|width", str(error))
+    return "give its --input-size" if is_size else "correct it"
 
 
 def _without_published_oddities(state: dict[str, Any]) -> dict[str, Any]:
