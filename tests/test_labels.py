@@ -49,7 +49,7 @@ BAD_LINES = {  # line -> what is said of it
 
 @pytest.mark.parametrize("line", BAD_LINES)
 def test_a_bad_line_is_a_problem(tmp_path, line):
-    labels, problems, _ = read(tmp_path, "a.jpg 0\nb b.png 2\nc.jpg 2\n" + line)
+    labels, problems, *_ = read(tmp_path, "a.jpg 0\nb b.png 2\nc.jpg 2\n" + line)
     assert set(labels) <= {*FILES} and BAD_LINES[line] in "".join(problems.values())
 
 
