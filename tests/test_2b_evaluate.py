@@ -434,6 +434,16 @@ def test_a_validation_set_without_one_of_the_networks_classes(own, split, capsys
     assert classes == [("0", "red", "3"), ("2", "blue", "3"), ("3", "grey", "3")]
 
 
+def test_a_checkpoint_whose_classes_have_another_order(own, split):
+    """By their places only green, which is the second in both orders, was right: top-1 0.25 for 1."""
+    split(COLOUR_NAMES)
+    state = {"model": {"scale": torch.tensor(40.0)}, "class_to_idx": {name: c for c, name in enumerate(COLOUR_NAMES)}}
+    torch.save(state, own.folder / "w.pth")
+    metrics = own("--model", "net.py:colours", "--weights", "w.pth")
+    assert metrics["results"]["top1_accuracy"] == 1 and metrics["model"]["names"] == "the checkpoint"
+    assert "matched by name, not by id" in metrics["model"]["notes"][-1]
+
+
 @pytest.mark.parametrize("script", ["2b_evaluate", "2g_faithfulness"])
 def test_labels_none_of_which_the_network_knows_are_refused(script, own, split, run):
     split(["red", "lime"])
