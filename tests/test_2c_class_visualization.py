@@ -385,8 +385,8 @@ def test_the_default_judge_is_not_the_network_explained(monkeypatch):
 # ------------------------------------------------------------------------------------------------
 # What figures say
 
-FULL = "gradient ascent, 560 steps, low frequencies favoured, random zoom, random rotation, random noise, "
-FULL += "Gaussian blur every 4 steps until step 448 (standard deviation 1 to 0.5 px)"
+FULL = "gradient ascent, 340 steps, low frequencies favoured, random zoom, random rotation, random noise, "
+FULL += "Gaussian blur every 4 steps until step 272 (standard deviation 1 to 0.5 px)"
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ FULL += "Gaussian blur every 4 steps until step 448 (standard deviation 1 to 0.5
         ("gaussian", {}, FULL),
         ("gaussian", {"blur_px": 0.5}, FULL.replace("1 to 0.5", "0.5")),
         ("gaussian", {"blur_every": 0}, FULL[: FULL.index(", Gaussian")]),
-        ("gaussian", {"steps": 3}, FULL[: FULL.index(", Gaussian")].replace("560", "3")),
+        ("gaussian", {"steps": 3}, FULL[: FULL.index(", Gaussian")].replace("340", "3")),
         ("gaussian", {"statistics": 1}, FULL + ", channel statistics pulled towards those of photos"),
     ],
 )
