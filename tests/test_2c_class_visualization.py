@@ -150,6 +150,19 @@ def test_the_gradient_comes_back_through_the_augmentation():
     assert {tuple(i) for i in (result.abs() > 1e-3).nonzero().tolist()} == {(0, 4, 3), (0, 4, 4)}
 
 
+def test_a_close_crop_has_a_part_of_the_image_and_a_distant_one_all_of_it():
+    """A score that adds all pixels: a crop of half the side moves half of the rows and columns, about."""
+    model = Linear(torch.ones(1, 3 * SIZE * SIZE))
+
+    def moved(zoom: float) -> torch.Tensor:
+        settings = dict(steps=1, l2=0.0, rate=0.01, zoom_from=zoom, zoom_to=zoom)
+        result = script.visualize_classes(model, [0], "plain", seeds(0), SIZE, **settings)[0] - start_of(0)
+        return (result.abs() > 1e-4).float().mean()
+
+    assert moved(2.0) == moved(1.0) == 1
+    assert 0.2 < moved(0.5) < 0.6
+
+
 def test_contrast_is_stretched_about_the_mean_and_never_taken():
     images = torch.rand(3, 3, 8, 8, generator=seeds(0)[0]) * torch.tensor([0.1, 1.0, 0.0]).view(3, 1, 1, 1)
     result = priors.with_contrast(images, 0.2)

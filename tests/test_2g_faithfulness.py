@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 
 import numpy as np
 import pytest
@@ -62,6 +63,26 @@ def test_grid_pointing_by_hand():
 def test_grid_pointing_refuses_what_makes_no_mosaic_and_no_map(says, count, classes, made):
     with pytest.raises(common.UserError, match=says):
         script.grid_pointing(None, torch.ones(count, 3, 5, 7), [*classes] if classes else 0, lambda *_: made)
+
+
+def test_own_maps_leave_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "import os\ndef ones(model, images, classes):\n    os.chdir('/')\n    return images[:, 0]\n"
+    (tmp_path / "m.py").write_text(code)
+    maps = script.import_maps(["m.py:ones"])["ones"](None, torch.ones(1, 3, 4, 4), torch.zeros(1))
+    assert maps.shape == (1, 4, 4) and os.getcwd() == str(tmp_path)
+
+
+def test_a_network_that_looks_at_one_corner_only():
+    """Its maps point there whatever is asked: a share of 1 for the photo in that corner, of 0 for the others."""
+
+    class Corner(nn.Module):
+        def forward(self, x):
+            return x[:, :, : x.shape[2] // 2, : x.shape[3] // 2].mean((2, 3))
+
+    plain = load_script("2e_saliency").saliency_maps
+    images = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert script.grid_pointing(Corner(), images, torch.tensor([0, 1, 2, 0]), plain).tolist() == [1, 0, 0, 0]
 
 
 def test_mosaics_take_different_classes_and_no_photo_twice():

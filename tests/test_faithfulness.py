@@ -67,6 +67,35 @@ def test_known_pixels_by_hand(white_pixels):
     assert [float(a) for a in areas] == pytest.approx([p_image - first, p_copy + first], abs=1e-6)
 
 
+def test_no_order_beats_that_of_the_weights(white_pixels):
+    image, weights = white_pixels
+    model, c = Weights(weights), torch.tensor([0])
+
+    def worth(saliency):
+        insertion, deletion = faithfulness.insertion_deletion(model, image, c, saliency[None], 20)
+        return float(insertion - deletion)
+
+    generators = common.seeded_generators(0, range(20))
+    others = [worth(faithfulness.random_maps(image, [g])[0]) for g in generators]
+    assert worth(weights) > max(others) and worth(-weights) < min(others)
+    assert worth(-weights) == pytest.approx(-worth(weights), abs=1e-6)  # the same steps, the other way round
+
+
+def test_a_constant_map_is_a_random_order(white_pixels):
+    """Neither better nor worse than chance over many pictures, whatever the constant."""
+    generator = torch.Generator().manual_seed(0)
+    images, weights = torch.rand(40, 3, 16, 16, generator=generator), torch.randn(16, 16, generator=generator)
+    classes = torch.zeros(40, dtype=torch.long)
+    model = Weights(weights / 10)
+    ones, zeros = (
+        torch.stack(faithfulness.insertion_deletion(model, images, classes, maps, 16))
+        for maps in (torch.ones(40, 16, 16), torch.zeros(40, 16, 16))
+    )
+    assert torch.equal(ones, zeros)
+    right = faithfulness.insertion_deletion(model, images, classes, weights * (images - 0.5).mean(1), 16)
+    assert abs(float((ones[0] - ones[1]).mean())) < 0.2 * float((right[0] - right[1]).mean())
+
+
 def independent(model, image, c, saliency, steps):
     """Petsiuk et al. 2018, algorithm 1, one picture at a time, in numpy."""
     blurred = image.numpy().copy()

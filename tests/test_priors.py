@@ -70,6 +70,22 @@ def test_a_crop_stays_in_the_image_and_a_shrunk_image_stays_whole(zoom, outside)
     assert len({round(v, 3) for v in augmented[:, 0].amin((1, 2)).tolist()}) > 5 or outside  # moved to many places
 
 
+def test_noise_has_up_to_the_standard_deviation_asked_for():
+    noise = priors.random_noise(generators(*range(200)), 16, 0.5)
+    assert noise.shape == (200, 3, 16, 16) and torch.equal(noise[5:6], priors.random_noise(generators(5), 16, 0.5))
+    spread = noise.flatten(1).std(1)
+    assert 0 < spread.min() < 0.05 and 0.45 < spread.max() < 0.53
+    assert spread.mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_an_augmentation_depends_on_its_own_generator_alone():
+    images = torch.rand(1, 3, 16, 16, generator=generators(0)[0]).expand(3, -1, -1, -1)
+    settings = dict(side=16, zoom_from=0.5, zoom_to=1.2, rotation_degrees=20)
+    together = priors.random_affine(generators(4, 5, 6), **settings)(images)
+    alone = priors.random_affine(generators(5), **settings)(images[:1])
+    assert torch.equal(together[1], alone[0]) and not torch.allclose(together[0], together[1], atol=0.01)
+
+
 def test_the_gradient_of_the_statistics_is_autograds():
     values = torch.rand(2, 5, 6, 7, generator=generators(0)[0]).double().requires_grad_()
     mean, std = torch.rand(2, 5, generator=generators(1)[0]).double() + 0.1
