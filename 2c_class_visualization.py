@@ -40,9 +40,8 @@ CLASSES = ["55", "76", "949", "251", "129", "22"]
 # Chosen with efficientnet_lite0 by the judgement of efficientnet_lite2 and by eye; all but the number of steps and the
 # noise on classes that are neither default ones nor among those reported (docs/archetypes.md). Noise almost to the end
 # leaves only what stands out from it; low frequencies, and a small image at first, give that a shape; close crops give
-# detail, distant ones the whole.
-# A kernel much wider than a pixel removes what lies between outline and grain; after the last blur the image regains as
-# much high frequency as photos have.
+# detail, distant ones the whole. A kernel much wider than a pixel removes what lies between outline and grain; after
+# the last blur the image regains as much high frequency as photos have.
 GAUSSIAN = Settings(
     steps=340,
     rate=0.08,

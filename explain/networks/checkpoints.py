@@ -272,14 +272,12 @@ def load_state(network: nn.Module, state: Mapping[str, Any], path: Path, name: s
 
 def load_checkpoint(
     name: str, create: Callable[..., nn.Module], weights: str, classes: int, rename: Rename = dict
-) -> tuple[nn.Module, Checkpoint | None, dict[str, int]]:
+) -> tuple[nn.Module, Checkpoint, dict[str, int]]:
     """Build a network with as many classes and input channels as a file's weights have, and load them.
 
     `create(num_classes=, in_chans=)` builds it, with `classes` by default. Returns the network, the checkpoint, and the
-    sizes that differ from the defaults. "random" weights, from no file, stay as they are built.
+    sizes that differ from the defaults.
     """
-    if weights == "random":
-        return create(), None, {}
     path, key = split_key(weights)
     checkpoint = read_state_dict(path, key)
     network = create()

