@@ -93,7 +93,7 @@ def mc_dropout_logits(
     dropout.refuse_unreachable(model)
     if share is None:
         share = dropout.passes_can_be_shared(model, images, p)
-    with common.evaluation_mode(model), torch.inference_mode():
+    with common.evaluation_mode(model), torch.no_grad():
         logits = (dropout.shared_passes if share else dropout.separate_passes)(model, images, passes, generators, p)
     common.check_finite(logits[0])
     return logits if deterministic else logits[1:]

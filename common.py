@@ -23,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from explain.run.shell import keep_freed_memory
+from explain.run.shell import keep_freed_memory, return_freed_memory
 
 import numpy as np
 import torch
@@ -400,6 +400,7 @@ def classes_to_explain(
 # ------------------------------------------------------------------------------------------------
 # From image files to rows
 
+RETURN_MEMORY_EVERY = 8  # batches: the gaps between blocks in use grow, but the next batch has to fill them anew
 SECONDS_UNSAVED = 1.0  # seconds of computing that a kill may lose, besides the current image
 
 
@@ -423,8 +424,12 @@ def explain_images(
     rows_on_disk = Rows(output, options, run_settings(options, output.source, model, inputs), len(files))
     todo = [files[index] for index in rows_on_disk.todo]
     batch = min(options.batch_size, len(files))
-    for rows in explain_batches(model, todo, explain, batch, options.strict, upright, options.prefetch):
+    batches = explain_batches(model, todo, explain, batch, options.strict, upright, options.prefetch)
+    for number, rows in enumerate(batches):
         rows_on_disk.append(rows)
+        if number % RETURN_MEMORY_EVERY == 0:
+            return_freed_memory()
+    return_freed_memory()  # the rows of all images take its place
     rows = rows_on_disk.complete()
     warn_of_nearly_black(rows, model.white)
     skipped = files.skipped + [{"path": row["path"], "reason": row["skipped"]} for row in rows if "skipped" in row]

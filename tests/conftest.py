@@ -247,7 +247,7 @@ def run_script(name: str, *arguments: object, cwd: Path) -> subprocess.Completed
 def finish_script(name: str, *arguments: object, cwd: Path) -> str:
     """Run a script by `start_script` to its end, which must be a good one; returns what it printed."""
     process = start_script(name, *arguments, cwd=cwd)
-    process.join(300)
+    process.join(900)
     assert process.exitcode == 0, (cwd / "said.err").read_text()
     return (cwd / "said.out").read_text()
 

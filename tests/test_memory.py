@@ -6,16 +6,19 @@ import ctypes
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections import Counter
 from functools import reduce
 from operator import and_
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
 import torch
-from conftest import SCRIPTS, finish_script, load_script, run_main, save_photo
+from conftest import ROOT, SCRIPTS, finish_script, load_script, run_main, save_photo
 
 import common
 
@@ -134,20 +137,49 @@ def test_the_census_finds_whatever_stays_of_an_image(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------
 # The most memory that a run has
 
+GAP = """
+import ctypes, re
+from explain.run.shell import keep_freed_memory, return_freed_memory
+
+def mb():
+    return int(re.search(r"VmRSS:\\s*(\\d+)", open("/proc/self/status").read())[1]) / 1024
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+keep_freed_memory()
+block, after = (ctypes.c_void_p(libc.malloc(n)) for n in (64 << 20, 1 << 20))
+libc.memset(block, 1, 64 << 20)
+libc.free(block)
+kept = mb()
+return_freed_memory()
+print(kept - mb())
+"""
+
+
+@pytest.mark.skipif(not COUNTS_ALL, reason="needs Linux's /proc and glibc 2.33")
+def test_freed_memory_between_blocks_in_use_is_returned():
+    done = subprocess.run([sys.executable, "-c", GAP], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 60
+
+
 # the default network has activations of hundreds of megabytes, the other one hides less behind them
 NETWORKS = {"default": ["--dataset", "data", "--threads", "2"], "tiny": ["--model", "timm/test_resnet"]}
 NETWORKS["tiny"] += ["--weights", "random", "--dataset", "data", "--threads", "1"]
-MORE = {"2h_mc_dropout": ["--dropout", "0.5"]}
+MORE = {
+    "2e_saliency": ["--copies", "0", "--scores", "0"],
+    "2f_guided_saliency": ["--scores", "1"],
+    "2g_faithfulness": ["--copies", "0", "--steps", "1", "--randomise", "1", "--stages", "1", "--mosaics", "0"],
+    "2h_mc_dropout": ["--dropout", "0.5"],
+}
 
 
 def peak_mb(name: str, network: str, count: int, folder: Path) -> float:
     """Of a run over so many photos."""
     save_photos(name, count, folder)
     given = [] if name == "2b_evaluate" else ["photos"]
-    more = MORE.get(name, []) if network == "tiny" else []
     # forked from one process, all have the same addresses: from start to start they would be others, on which depends
     # where blocks come to lie, and so up to a tenth of the memory
-    finish_script(name, *given, *NETWORKS[network], *more, cwd=folder)
+    finish_script(name, *given, *NETWORKS[network], *MORE.get(name, []), cwd=folder)
     return int((folder / "said.peak").read_text()) / 1024
 
 
@@ -156,7 +188,12 @@ def peak_mb(name: str, network: str, count: int, folder: Path) -> float:
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", PER_IMAGE)
 def test_memory_does_not_grow_with_the_number_of_images(name, network, tmp_path):
-    """At 2,000 images the peak is at most 1.05 times that at 200."""
-    peaks = [peak_mb(name, network, count, tmp_path / str(count)) for count in (200, 2000)]
+    """At 2,000 images the median peak of three runs is at most 1.05 times that at 200.
+
+    Between runs of the same command the peak differs by up to a twentieth, with the order in which threads allocate.
+    """
+    runs = [(count, tmp_path / f"{count} images, run {n}") for count in (200, 2000) for n in range(3)]
+    of_each = [peak_mb(name, network, *run) for run in runs]
+    peaks = median(of_each[:3]), median(of_each[3:])
     print(f"{name}, {network} network: {peaks[0]:.0f} MB at 200 images, {peaks[1]:.0f} MB at 2000")
     assert peaks[1] <= 1.05 * peaks[0]

@@ -158,8 +158,7 @@ def shared_passes(model: nn.Module, images: Tensor, passes: int, generators: Gen
             output = run_network(model, images)
         rows = as_logits(output, mode.passes * len(images))  # (mode.passes * N, classes)
         logits.append(rows.unflatten(0, (mode.passes, len(images))))
-    with torch.inference_mode(False):  # so that the caller can use them under autograd
-        return torch.cat(logits)
+    return torch.cat(logits) if len(logits) > 1 else logits[0]  # without a copy, which can be the peak of the memory
 
 
 def separate_passes(model: nn.Module, images: Tensor, passes: int, generators: Generators, p: float | None) -> Tensor:
@@ -173,8 +172,7 @@ def separate_passes(model: nn.Module, images: Tensor, passes: int, generators: G
             with DropoutMode(partial(torch.rand, generator=g, device=g.device), p):
                 sampled.append(logits_of(model, images[n : n + 1]))
         columns.append(torch.cat([single[n : n + 1], *sampled]))
-    with torch.inference_mode(False):  # as in shared_passes
-        return torch.stack(columns, 1)
+    return torch.stack(columns, 1)
 
 
 _trials: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()  # the last trial of each network

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +118,13 @@ def names_imported(path: Path) -> list[str]:
 
 def read_rows(path: Path) -> list[dict]:
     """Read a file's rows, without damaged lines (torn by a kill, zeros after a power failure)."""
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except FileNotFoundError:
-        return []
     rows = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and isinstance(row.get("index"), int):
-            rows.append(row)
+    with suppress(FileNotFoundError), path.open("rb") as lines:
+        for line in lines:
+            with suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("index"), int):
+                    rows.append(row)
     return rows
 
 

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,12 @@ def keep_freed_memory() -> None:
     mallopt(-8, 1)  # M_ARENA_MAX: one heap for all threads, since only the first can hold tensors of any size
     mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
     mallopt(-4, 0)  # M_MMAP_MAX: no block gets a mapping of its own, which would be unmapped when it is freed
+
+
+def return_freed_memory() -> None:
+    """Return to the system the freed memory that the C library keeps after `keep_freed_memory`."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def run(main: Callable[[], None]) -> None:
