@@ -28,9 +28,10 @@ DROPOUTS = {"dropout", "alpha_dropout"} | WHOLE_CHANNELS
 # Fused attention that drops its weights, and the position of the probability among its arguments
 ATTENTION = {"multi_head_attention_forward": 10, "scaled_dot_product_attention": 4}
 ALPHA = -1.7580993408473766  # SELU's limit at minus infinity: Klambauer et al. 2017, "New Dropout Technique"
-# As many passes run together as keep the inputs of one image's first dropout below this many numbers (16 MB). The rule
-# ignores the batch, on which an image's masks must not depend.
-NUMBERS_TOGETHER = 1 << 22
+# As many passes run together as keep the inputs of one image's first dropout below this many numbers (18 MB): 100
+# of SqueezeNet in two groups, each of which runs the layers before dropout anew. The rule ignores the batch, on which
+# an image's masks must not depend.
+NUMBERS_TOGETHER = 4_500_000
 
 
 class DropoutMode(TorchFunctionMode):
