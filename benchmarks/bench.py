@@ -32,10 +32,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from explain.run.shell import keep_freed_memory  # noqa: E402
-
 from benchmarks import work  # noqa: E402
-from explain.basics.options import COPIES  # noqa: E402
 from explain.run.command_line import EXERCISES  # noqa: E402
 
 LITE0, ALEXNET = "efficientnet_lite0", "alexnet"
@@ -76,7 +73,7 @@ def comparisons() -> Iterator[Row]:
                 yield row(partial(work.our_gradient, guided=False), limit="a plain gradient", goal=1.05)
     pair = work.our_smoothed_maps, work.captums_smoothed_maps, "captum, NoiseTunnel of Saliency"
     for name in (LITE0, "resnet18"):  # the noise differs: two of our own seeds are as far apart
-        yield Row("maps", f"2e smoothed maps, {COPIES} copies", name, *pair, most=0.4)
+        yield Row("maps", f"2e smoothed maps, {work.COPIES} copies", name, *pair, most=0.4)
     pair = work.our_guided_cams, work.pytorch_grad_cams, "pytorch-grad-cam, Grad-CAM times guided map"
     yield Row("maps", "2f guided Grad-CAM", "resnet18", *pair, most=0.05, goal=4)
 
@@ -117,19 +114,15 @@ def comparisons() -> Iterator[Row]:
         yield row(work.one_at_a_time, "one class at a time, through 8 bits")
 
     photo = str(next((ROOT / "dataset" / "DL_data_p").glob("*/*.*"), ""))
-    pair = process("2d_predict.py", photo, *HERE), process("-c", LIBRARIES)
+    pair = partial(work.process, ["2d_predict.py", photo, *HERE]), partial(work.process, ["-c", LIBRARIES])
     yield Row("2d", "2d, first result (whole process)", LITE0, *pair, limit=LIBRARIES, goal=1.15, per=1)
-    bare = process("-c", f"from benchmarks import work; work.bare_passes({LITE0!r})")
+    bare = partial(work.process, ["-c", f"from benchmarks import work; work.bare_passes({LITE0!r})"])
     limit = "the eager network's forward and backward pass alone"
     for script in EXERCISES:
-        ours = process(f"{script}.py", *HERE, *("--steps", "10") * script.startswith("2c"))
+        ours = partial(work.process, [f"{script}.py", *HERE, *("--steps", "10") * script.startswith("2c")])
         yield Row("memory", f"peak memory of {script}", LITE0, ours, bare, limit=limit, unit="GB", once=True)
     for script in EXERCISES:
-        yield Row("report", script, LITE0, process(f"{script}.py", *HERE), None, unit="s", once=True)
-
-
-def process(*command: str) -> Callable[[str], float]:
-    return partial(work.process, command=command)
+        yield Row("report", script, LITE0, partial(work.process, [f"{script}.py", *HERE]), None, unit="s", once=True)
 
 
 def key_of(row: dict) -> tuple[str, str, str]:
@@ -154,7 +147,7 @@ def timed(function: Callable[[str], Any], network: str) -> tuple[Any, float]:
 
 def side(keep_memory: bool) -> ProcessPoolExecutor:
     """Return a process that runs one side's work."""
-    start = keep_freed_memory if keep_memory else None
+    start = work.common.keep_freed_memory if keep_memory else None
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start)
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
@@ -323,7 +323,7 @@ def one_at_a_time(name: str) -> None:
 # Whole processes
 
 
-def process(_: str, command: tuple[str, ...]) -> float:
+def process(command: Sequence[str], _: str) -> float:
     """Run Python; return the largest peak of the resident memory of this process's children, in GB."""
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
