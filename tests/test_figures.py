@@ -139,7 +139,7 @@ def test_a_line_a_minute_where_there_is_no_terminal(monkeypatch, capsys):
         for _ in range(3):
             bar.update()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("1 of 3 images, 00:00 elapsed, ") and "3 of 3 images" in lines[-1]
+    assert [line.partition(" elapsed")[0] for line in lines] == [f"{n} of 3 images, 00:00" for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,12 @@ SECONDS = 60  # between two lines if stderr is not a terminal
 class _Lines(tqdm):
     """Prints each report as a line of its own, for log files."""
 
+    printed = 0  # units done in the last line: tqdm reports the end twice
+
     def display(self, *_: Any, **__: Any) -> None:
         values = self.format_dict
-        if values["elapsed"] >= SECONDS and self.n:
+        if values["elapsed"] >= SECONDS and self.n > self.printed:
+            self.printed = self.n
             elapsed = tqdm.format_interval(values["elapsed"])
             left = tqdm.format_interval((self.total - self.n) * values["elapsed"] / self.n)
             print(f"{self.n:,} of {self.total:,} {self.unit}, {elapsed} elapsed, {left} left", file=sys.stderr)

@@ -176,7 +176,7 @@ class Rows:
             elif self._has_work():
                 raise UserError(
                     f"{self.folder} has an unfinished run with {self._difference(stored)}: "
-                    "give the same settings to resume it, or --fresh to discard it"
+                    "change that back to resume it, or add --fresh to discard it"
                 )
         # Without run.json, a run that is stopped here is cleared away by the next one. Files of this run stay, since
         # another shard may be at work.
