@@ -79,7 +79,7 @@ def test_sharing_gives_the_same_passes_as_whole_ones(images):
 def test_the_deterministic_pass_comes_with_the_sampled_ones(images, share, monkeypatch):
     """Also where the passes come in several batches: the masks are those of the passes alone."""
     net = nn.Sequential(nn.Flatten(), nn.AlphaDropout(0.3), nn.Linear(192, 8), nn.Dropout(0.4), nn.Linear(8, 3))
-    for together in (1 << 22, 192 * 20):
+    for together in (dropout.NUMBERS_TOGETHER, 192 * 20):
         monkeypatch.setattr(dropout, "NUMBERS_TOGETHER", together)
         logits = script.mc_dropout_logits(net, images, 50, generators(*range(5)), share, deterministic=True)
         single, passes = logits[0], logits[1:]
